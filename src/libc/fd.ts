@@ -1,0 +1,193 @@
+/**
+ * File descriptors as owned values.
+ *
+ * @module
+ */
+
+import { Errno } from "../errno.ts";
+import { check, cString } from "./errors.ts";
+import { lastErrno, libc, Words } from "./symbols.ts";
+
+const F_GETFL = 3;
+const F_SETFL = 4;
+const F_GETFD = 1;
+const F_SETFD = 2;
+const FD_CLOEXEC = 1;
+const O_NONBLOCK = 0o4000;
+
+/** Closes a descriptor number that has no owner yet; a failure cannot be acted upon and is ignored. */
+export function closeFd(fd: number): void {
+  libc.close(fd);
+}
+
+/** An open file descriptor with one owner. */
+export class Fd implements Disposable {
+  #fd: number;
+
+  /** Takes ownership of an open descriptor. */
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /** The descriptor number, −1 once closed. */
+  get number(): number {
+    return this.#fd;
+  }
+
+  /** Gives the number away; this object no longer owns it. */
+  release(): number {
+    const fd = this.#fd;
+    this.#fd = -1;
+    return fd;
+  }
+
+  /** Closes the descriptor; further calls do nothing. */
+  close(): void {
+    if (this.#fd < 0) return;
+    libc.close(this.release());
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * Opens a file.
+ *
+ * @param flags As in open(2); O_CLOEXEC is added
+ * @throws {import("./errors.ts").SyscallError}
+ */
+export function openFd(path: string, flags: number, mode = 0): Fd {
+  const O_CLOEXEC = 0o2000000;
+  return new Fd(
+    check(
+      libc.open(cString(path), flags | O_CLOEXEC, mode),
+      "open",
+      `Cannot open ${path}`,
+    ),
+  );
+}
+
+/**
+ * Sets O_NONBLOCK.
+ *
+ * @throws {import("./errors.ts").SyscallError}
+ */
+export function setNonblocking(fd: number): void {
+  const flags = check(libc.fcntl(fd, F_GETFL, 0), "fcntl");
+  check(libc.fcntl(fd, F_SETFL, flags | O_NONBLOCK), "fcntl");
+}
+
+/** Whether the number is an open descriptor of this process. */
+export function isOpen(fd: number): boolean {
+  return libc.fcntl(fd, F_GETFD, 0) >= 0;
+}
+
+/**
+ * Sets FD_CLOEXEC, so that children do not inherit the descriptor.
+ *
+ * @throws {import("./errors.ts").SyscallError}
+ */
+export function setCloseOnExec(fd: number): void {
+  check(libc.fcntl(fd, F_SETFD, FD_CLOEXEC), "fcntl");
+}
+
+/** What {@linkcode statFd} tells of a descriptor. */
+export interface FdStat {
+  /** File type and permission bits, as st_mode. */
+  readonly mode: number;
+  /** Size in bytes; 0 for anything but a regular file. */
+  readonly sizeBytes: number;
+}
+
+const S_IFMT = 0o170000;
+const S_IFREG = 0o100000;
+
+/** Whether the mode is that of a regular file (memfd and hugetlbfs files included). */
+export function isRegularFile(stat: FdStat): boolean {
+  return (stat.mode & S_IFMT) === S_IFREG;
+}
+
+/**
+ * Type and size of an open file, by statx(2), whose layout is the same on every architecture.
+ *
+ * @throws {import("./errors.ts").SyscallError}
+ */
+export function statFd(fd: number): FdStat {
+  const AT_EMPTY_PATH = 0x1000;
+  const STATX_BASIC_STATS = 0x7ff;
+  const STX_MODE = 28;
+  const STX_SIZE = 40;
+  const buffer = new Uint8Array(256);
+  check(
+    libc.statx(fd, cString(""), AT_EMPTY_PATH, STATX_BASIC_STATS, buffer),
+    "statx",
+  );
+  const view = new DataView(buffer.buffer);
+  return {
+    mode: view.getUint16(STX_MODE, true),
+    sizeBytes: Number(view.getBigUint64(STX_SIZE, true)),
+  };
+}
+
+/**
+ * Sets a file's length.
+ *
+ * @throws {import("./errors.ts").SyscallError}
+ */
+export function truncateFd(fd: number, lengthBytes: number): void {
+  check(libc.ftruncate(fd, lengthBytes), "ftruncate");
+}
+
+/**
+ * readv(2) on a nonblocking descriptor.
+ *
+ * @param iovec `count` struct iovec
+ * @returns Bytes read, or −errno
+ */
+export function readv(
+  fd: number,
+  iovec: Deno.PointerValue,
+  count: number,
+): number {
+  for (;;) {
+    const n = libc.readv(fd, iovec, count);
+    if (n >= 0) return n;
+    const errno = lastErrno();
+    if (errno !== Errno.EINTR) return -errno;
+  }
+}
+
+/**
+ * writev(2) on a nonblocking descriptor.
+ *
+ * @param iovec `count` struct iovec
+ * @returns Bytes written, or −errno
+ */
+export function writev(
+  fd: number,
+  iovec: Deno.PointerValue,
+  count: number,
+): number {
+  for (;;) {
+    const n = libc.writev(fd, iovec, count);
+    if (n >= 0) return n;
+    const errno = lastErrno();
+    if (errno !== Errno.EINTR) return -errno;
+  }
+}
+
+const copyArguments = new Words(3);
+
+/** memcpy(3) between two addresses of this process that the caller has checked. */
+export function copyHva(to: number, from: number, lengthBytes: number): void {
+  copyArguments.set(0, to);
+  copyArguments.set(1, from);
+  copyArguments.set(2, lengthBytes);
+  libc.memcpy(
+    copyArguments.at[0]!,
+    copyArguments.at[1]!,
+    copyArguments.at[2]!,
+  );
+}

@@ -1,0 +1,220 @@
+/**
+ * Mapped memory: owners of mmap-ed ranges, memfds, and native scratch buffers with a stable address.
+ *
+ * @module
+ */
+
+import { alignUp, PAGE_SIZE } from "../bits.ts";
+import { check, cString, SyscallError } from "./errors.ts";
+import { Fd, truncateFd } from "./fd.ts";
+import { lastErrno, libc } from "./symbols.ts";
+
+/** Protection bits of mmap(2). */
+export const Prot = { NONE: 0, READ: 1, WRITE: 2 } as const;
+
+const MAP_SHARED = 0x01;
+const MAP_PRIVATE = 0x02;
+const MAP_FIXED = 0x10;
+const MAP_ANONYMOUS = 0x20;
+const MAP_NORESERVE = 0x4000;
+const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
+
+function mmap(
+  address: number,
+  lengthBytes: number,
+  prot: number,
+  flags: number,
+  fd: number,
+  offset: number,
+): Deno.PointerObject {
+  const pointer = libc.mmap(address, lengthBytes, prot, flags, fd, offset);
+  if (pointer === null || Deno.UnsafePointer.value(pointer) === MAP_FAILED) {
+    throw new SyscallError(
+      "mmap",
+      lastErrno(),
+      `Cannot map ${lengthBytes} bytes`,
+    );
+  }
+  return pointer;
+}
+
+/** What to map; offset and length in bytes, offset page-aligned. */
+export interface MappingOptions {
+  /** The file to map; anonymous memory without one. */
+  readonly fd?: number;
+  /** Where in the file. */
+  readonly offset?: number;
+  /** How much. */
+  readonly lengthBytes: number;
+  /** Bits of {@linkcode Prot}; read and write unless told. */
+  readonly prot?: number;
+}
+
+/**
+ * A mapped range of this process with one owner.
+ *
+ * Views made from {@linkcode Mapping.buffer} must not be used after {@linkcode Mapping.close}; the owner sees to
+ * that. {@linkcode Mapping.poison} makes a mistake visible instead of dangerous.
+ */
+export class Mapping implements Disposable {
+  /** Address of the first byte. */
+  readonly hva: number;
+  /** Length in bytes. */
+  readonly lengthBytes: number;
+  readonly #pointer: Deno.PointerObject;
+  #buffer: ArrayBuffer | null = null;
+  #open = true;
+
+  /** @throws {SyscallError} When mmap fails */
+  constructor(options: MappingOptions) {
+    const prot = options.prot ?? (Prot.READ | Prot.WRITE);
+    const flags = options.fd === undefined
+      ? MAP_PRIVATE | MAP_ANONYMOUS
+      : MAP_SHARED;
+    this.#pointer = mmap(
+      0,
+      options.lengthBytes,
+      prot,
+      flags,
+      options.fd ?? -1,
+      options.offset ?? 0,
+    );
+    this.hva = Number(Deno.UnsafePointer.value(this.#pointer));
+    this.lengthBytes = options.lengthBytes;
+  }
+
+  /** The mapping as an ArrayBuffer (made on first use). */
+  get buffer(): ArrayBuffer {
+    // SAFETY: the pages stay mapped until close(); after it #buffer is dropped and a stale view
+    // faults (poison) or reads nothing of ours. The buffer is only used on threads of this process.
+    return this.#buffer ??= Deno.UnsafePointerView.getArrayBuffer(
+      this.#pointer,
+      this.lengthBytes,
+    );
+  }
+
+  /**
+   * Replaces the pages by inaccessible ones but keeps the addresses taken, so that a stale view faults
+   * at once and can never read a later mapping.
+   */
+  poison(): void {
+    if (!this.#open) return;
+    mmap(
+      this.hva,
+      this.lengthBytes,
+      Prot.NONE,
+      MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+      -1,
+      0,
+    );
+    this.#buffer = null;
+    this.#open = false;
+  }
+
+  /**
+   * Puts pages of another file under the same addresses: views stay good and show that file's bytes.
+   *
+   * @param offset Where in the file; page-aligned, with all of the mapping's length inside the file
+   * @throws {SyscallError}
+   */
+  replace(fd: number, offset: number): void {
+    mmap(
+      this.hva,
+      this.lengthBytes,
+      Prot.READ | Prot.WRITE,
+      MAP_FIXED | MAP_SHARED,
+      fd,
+      offset,
+    );
+  }
+
+  /** Unmaps; further calls do nothing. */
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    this.#buffer = null;
+    libc.munmap(this.hva, this.lengthBytes);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * A memfd of the given length: memory that can be passed to another process.
+ *
+ * @throws {SyscallError}
+ */
+export function createMemfd(name: string, lengthBytes: number): Fd {
+  const MFD_CLOEXEC = 1;
+  const MFD_ALLOW_SEALING = 2;
+  const fd = new Fd(
+    check(
+      libc.memfd_create(cString(name), MFD_CLOEXEC | MFD_ALLOW_SEALING),
+      "memfd_create",
+    ),
+  );
+  truncateFd(fd.number, lengthBytes);
+  return fd;
+}
+
+/**
+ * Fixes the length of a memfd for good, so that whoever it is passed to cannot cut it and make our accesses fault.
+ *
+ * @throws {SyscallError}
+ */
+export function sealLength(fd: number): void {
+  const F_ADD_SEALS = 1033;
+  const F_SEAL_SEAL = 1;
+  const F_SEAL_SHRINK = 2;
+  const F_SEAL_GROW = 4;
+  check(
+    libc.fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW),
+    "fcntl",
+  );
+}
+
+/** Scratch memory outside the JavaScript heap: its address never changes, so C may keep it. */
+export class NativeBuffer implements Disposable {
+  readonly #mapping: Mapping;
+  /** All bytes. */
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  /** The same bytes, for multi-byte fields. */
+  readonly view: DataView<ArrayBuffer>;
+
+  /** @param lengthBytes At least; rounded up to whole pages */
+  constructor(lengthBytes: number) {
+    this.#mapping = new Mapping({
+      lengthBytes: alignUp(lengthBytes, PAGE_SIZE),
+    });
+    this.bytes = new Uint8Array(this.#mapping.buffer);
+    this.view = new DataView(this.#mapping.buffer);
+  }
+
+  /** Address of the first byte. */
+  get hva(): number {
+    return this.#mapping.hva;
+  }
+
+  /**
+   * The same address, or one `offset` bytes further, as C calls take it. Make it once: it is an object.
+   */
+  pointer(offset = 0): Deno.PointerObject {
+    return Deno.UnsafePointer.create(BigInt(this.hva + offset))!;
+  }
+
+  /** Usable length in bytes. */
+  get lengthBytes(): number {
+    return this.#mapping.lengthBytes;
+  }
+
+  /** Frees the memory; further calls do nothing. */
+  close(): void {
+    this.#mapping.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

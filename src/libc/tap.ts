@@ -1,0 +1,87 @@
+/**
+ * TAP interfaces through /dev/net/tun.
+ *
+ * @module
+ */
+
+import { Errno } from "../errno.ts";
+import { SyscallError } from "./errors.ts";
+import { type Fd, openFd, setNonblocking } from "./fd.ts";
+import { lastErrno, libc } from "./symbols.ts";
+
+const TUNSETIFF = 0x4004_54ca;
+const TUNSETVNETHDRSZ = 0x4004_54d8;
+const IFF_TAP = 0x0002;
+const IFF_NO_PI = 0x1000;
+const IFF_VNET_HDR = 0x4000;
+
+/** The longest interface name, IFNAMSIZ less its NUL. */
+export const IFNAME_MAX = 15;
+
+function ioctl(
+  fd: number,
+  request: number,
+  argument: Uint8Array<ArrayBuffer>,
+  what: string,
+): void {
+  if (libc.ioctl(fd, request, argument) < 0) {
+    throw new SyscallError("ioctl", lastErrno(), what);
+  }
+}
+
+/** An open TAP interface. */
+export interface Tap {
+  /** Frames are read and written here, each behind a virtio-net header. */
+  readonly fd: Fd;
+  /** The interface's name as the kernel gave it. */
+  readonly ifname: string;
+}
+
+/**
+ * Attaches to a TAP interface, or makes a new one where none has that name (needs CAP_NET_ADMIN).
+ *
+ * @param ifname Interface name; may hold `%d` for the kernel to fill in
+ * @param vnetHeaderBytes Length of the virtio-net header before each frame, 10 or 12
+ * @throws {SyscallError} ENOENT (no tun driver), EPERM (not permitted), EBUSY (in use by another process)
+ */
+export function openTap(ifname: string, vnetHeaderBytes: number): Tap {
+  const O_RDWR = 2;
+  if (ifname.length === 0 || ifname.length > IFNAME_MAX) {
+    throw new SyscallError(
+      "ioctl",
+      Errno.EINVAL,
+      `Cannot use interface name "${ifname}", 1 to ${IFNAME_MAX} characters are allowed`,
+    );
+  }
+  const fd = openFd("/dev/net/tun", O_RDWR);
+  try {
+    // struct ifreq { char ifr_name[16]; short ifr_flags; … } of 40 bytes
+    const ifreq = new Uint8Array(40);
+    new TextEncoder().encodeInto(ifname, ifreq);
+    new DataView(ifreq.buffer).setUint16(
+      16,
+      IFF_TAP | IFF_NO_PI | IFF_VNET_HDR,
+      true,
+    );
+    ioctl(
+      fd.number,
+      TUNSETIFF,
+      ifreq,
+      `Cannot attach to TAP interface ${ifname}`,
+    );
+    const size = new Uint8Array(4);
+    new DataView(size.buffer).setInt32(0, vnetHeaderBytes, true);
+    ioctl(
+      fd.number,
+      TUNSETVNETHDRSZ,
+      size,
+      `Cannot set the header size of ${ifname}`,
+    );
+    setNonblocking(fd.number);
+    const name = new TextDecoder().decode(ifreq.subarray(0, ifreq.indexOf(0)));
+    return { fd, ifname: name };
+  } catch (error) {
+    fd.close();
+    throw error;
+  }
+}

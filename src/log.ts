@@ -1,0 +1,32 @@
+/**
+ * What a part of Outboard needs to say something: a logger with the four levels in use.
+ *
+ * The command line backs it with LogTape; a unit test hands in {@linkcode silentLog} or an array.
+ *
+ * @module
+ */
+
+/** A logger. Properties are for machines; the message alone must make sense to a person. */
+export interface Log {
+  /** For whoever debugs a device or a client; check {@linkcode Log.debugEnabled} before building costly text. */
+  debug(message: string, properties?: Record<string, unknown>): void;
+  /** What an operator wants to know. */
+  info(message: string, properties?: Record<string, unknown>): void;
+  /** Something is wrong and work goes on; say what to do. */
+  warn(message: string, properties?: Record<string, unknown>): void;
+  /** Something failed. */
+  error(message: string, properties?: Record<string, unknown>): void;
+  /** Whether debug messages go anywhere. */
+  readonly debugEnabled: boolean;
+}
+
+function ignore(): void {}
+
+/** A logger that says nothing. */
+export const silentLog: Log = {
+  debug: ignore,
+  info: ignore,
+  warn: ignore,
+  error: ignore,
+  debugEnabled: false,
+};

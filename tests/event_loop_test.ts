@@ -1,0 +1,181 @@
+import { assert, assertEquals } from "@std/assert";
+import { EventLoop } from "../src/event_loop.ts";
+import {
+  createEventFd,
+  Epoll,
+  signalEventFd,
+  socketPair,
+} from "../src/libc/mod.ts";
+import { heapGrowthPerOperation, openFds } from "./resources.ts";
+
+Deno.test("EventLoop calls a watch while its descriptor is ready", () => {
+  const before = openFds();
+  {
+    using loop = new EventLoop();
+    const [a, b] = socketPair();
+    using left = a;
+    using _right = b;
+    const seen: number[] = [];
+    const watch = loop.watch(left.number, Epoll.IN, (events) => {
+      seen.push(events);
+    });
+    assert(!loop.turn());
+    watch.setEvents(Epoll.IN | Epoll.OUT);
+    assert(loop.turn());
+    assertEquals(seen, [Epoll.OUT]);
+    watch.setEvents(0);
+    assert(!loop.turn());
+    watch.setEvents(Epoll.OUT);
+    watch.close();
+    assert(!loop.turn());
+  }
+  assertEquals(openFds(), before);
+});
+
+Deno.test("EventLoop drains an eventfd before its handler", () => {
+  using loop = new EventLoop();
+  using event = createEventFd();
+  let calls = 0;
+  loop.watchEventFd(event.number, () => calls++);
+  signalEventFd(event.number);
+  signalEventFd(event.number);
+  loop.turn();
+  loop.turn();
+  assertEquals(calls, 1);
+});
+
+Deno.test("EventLoop does not call a watch that an earlier handler of the batch closed", () => {
+  using loop = new EventLoop();
+  using first = createEventFd(1);
+  using second = createEventFd(1);
+  let calls = 0;
+  const watches = [first, second].map((fd) =>
+    loop.watch(fd.number, Epoll.IN, () => {
+      calls++;
+      for (const watch of watches) watch.close();
+    })
+  );
+  loop.turn();
+  loop.turn();
+  assertEquals(calls, 1);
+});
+
+Deno.test("EventLoop survives a descriptor number that is reused within a batch", () => {
+  using loop = new EventLoop();
+  const old = createEventFd(1);
+  using trigger = createEventFd(1);
+  let staleCalls = 0;
+  const victim = loop.watch(old.number, Epoll.IN, () => staleCalls++);
+  // Watched first or second: either way only one of the two handlers may see the old descriptor.
+  victim.close();
+  old.close();
+  using reused = createEventFd();
+  let freshCalls = 0;
+  loop.watch(trigger.number, Epoll.IN, () => {});
+  loop.watch(reused.number, Epoll.IN, () => freshCalls++);
+  loop.turn();
+  assertEquals([staleCalls, freshCalls], [0, 0]);
+});
+
+Deno.test("BottomHalf runs once per schedule, after the events, and may schedule itself", () => {
+  using loop = new EventLoop();
+  const order: string[] = [];
+  const half = loop.bottomHalf(() => {
+    order.push("half");
+    if (order.length < 4) half.schedule();
+  });
+  using event = createEventFd(1);
+  loop.watchEventFd(event.number, () => {
+    half.schedule();
+    half.schedule();
+    order.push("event");
+  });
+  loop.turn();
+  assertEquals(order, ["event", "half"]);
+  loop.turn();
+  loop.turn();
+  loop.turn();
+  assertEquals(order, ["event", "half", "half", "half"]);
+  half.schedule();
+  half.cancel();
+  loop.turn();
+  assertEquals(order.length, 4);
+  half.schedule();
+  half.cancel();
+  half.schedule();
+  loop.turn();
+  assertEquals(order.length, 5);
+});
+
+Deno.test("Timer fires in order of deadline, and not after cancel or close", () => {
+  using loop = new EventLoop();
+  const order: string[] = [];
+  const late = loop.timer(() => order.push("late"));
+  const early = loop.timer(() => order.push("early"));
+  const never = loop.timer(() => order.push("never"));
+  const closed = loop.timer(() => order.push("closed"));
+  late.arm(6);
+  early.arm(2);
+  never.arm(1);
+  closed.arm(1);
+  never.cancel();
+  closed.close();
+  while (order.length < 2) loop.turn(-1);
+  assertEquals(order, ["early", "late"]);
+  early.arm(0);
+  while (order.length < 3) loop.turn(-1);
+  assertEquals(order[2], "early");
+});
+
+Deno.test("Poller is asked before the loop sleeps, and its work is all there is to wait for", () => {
+  using loop = new EventLoop({ pollMaxUs: Infinity });
+  let work = 3;
+  const poller = loop.poll(() => work > 0 && work-- > 0);
+  while (work > 0) assert(loop.turn(-1));
+  poller.close();
+  // Descriptors are seen by a loop that never sleeps.
+  using event = createEventFd(1);
+  let calls = 0;
+  loop.poll(() => false);
+  loop.watchEventFd(event.number, () => calls++);
+  loop.turn(-1);
+  assertEquals(calls, 1);
+});
+
+Deno.test("EventLoop.run returns with the number of wake-ups, from another thread too", () => {
+  using loop = new EventLoop();
+  signalEventFd(loop.wakeFd);
+  signalEventFd(loop.wakeFd);
+  assertEquals(loop.run(), 2);
+  const half = loop.bottomHalf(() => loop.stop());
+  half.schedule();
+  assertEquals(loop.run(), 0);
+});
+
+Deno.test("EventLoop hands what a handler throws to onError and goes on", () => {
+  const errors: unknown[] = [];
+  using loop = new EventLoop({ onError: (error) => errors.push(error) });
+  using event = createEventFd(1);
+  loop.watchEventFd(event.number, () => {
+    throw new Error("first");
+  });
+  loop.bottomHalf(() => {
+    throw new Error("second");
+  }).schedule();
+  loop.turn();
+  assertEquals(errors.map((e) => (e as Error).message), ["first", "second"]);
+});
+
+Deno.test("EventLoop turns without allocating", () => {
+  using loop = new EventLoop();
+  using event = createEventFd();
+  const half = loop.bottomHalf(() => {});
+  loop.watchEventFd(event.number, () => half.schedule());
+  const grown = heapGrowthPerOperation(200_000, (n) => {
+    for (let i = 0; i < n; i++) {
+      signalEventFd(event.number);
+      loop.turn();
+    }
+  });
+  assert(grown < 1, `${grown} bytes per turn`);
+});
