@@ -93,7 +93,12 @@ export class MessageHeader implements Disposable {
    * @returns Bytes received, 0 at end of file, or −errno (−EAGAIN when there is nothing)
    */
   receive(fd: number, hva: number, lengthBytes: number): number {
+    // Small enough to be compiled into its caller, so that an address computed there needs no boxed number.
     this.#setIovec(hva, lengthBytes);
+    return this.#receive(fd);
+  }
+
+  #receive(fd: number): number {
     this.#setControl(CONTROL_BYTES);
     this.fdCount = 0;
     this.fdsTruncated = false;
@@ -145,7 +150,12 @@ export class MessageHeader implements Disposable {
     lengthBytes: number,
     fds?: ArrayLike<number>,
   ): number {
+    // Small, for the same reason as receive.
     this.#setIovec(hva, lengthBytes);
+    return this.#send(fd, fds);
+  }
+
+  #send(fd: number, fds: ArrayLike<number> | undefined): number {
     if (fds === undefined || fds.length === 0) this.#setControl(0);
     else this.#putFds(fds);
     let n: number;

@@ -1,0 +1,154 @@
+/**
+ * Guest memory on ArrayBuffers: for unit tests of devices, and for whoever has no memory to share. It needs no
+ * permission and behaves as the real one does, except that C cannot reach it.
+ *
+ * @module
+ */
+
+import { alignUp, PAGE_SIZE } from "../bits.ts";
+import {
+  Access,
+  type GuestMemory,
+  type MemoryListener,
+  type MemoryWindow,
+} from "./guest_memory.ts";
+import { type DmaRange, RegionTable } from "./region_table.ts";
+import { ScatterGather } from "./scatter_gather.ts";
+
+/** A range to map. */
+export interface ArrayRange {
+  /** First guest address. */
+  readonly iova: number;
+  /** Length in bytes. */
+  readonly lengthBytes: number;
+  /** What the device may do; everything unless told. */
+  readonly access?: Access;
+  /** The bytes behind it, as when memory is mapped a second time; fresh zeros without it. */
+  readonly buffer?: ArrayBuffer;
+}
+
+const FIRST_HVA = 0x7f00_0000_0000;
+
+/** Guest memory whose hvas are pretended: base of the mapping + offset. */
+export class ArrayMemory implements GuestMemory {
+  readonly #table = new RegionTable();
+  #nextHva = FIRST_HVA;
+
+  /** @param ranges What is mapped from the start; 1 MiB at address 0 unless told */
+  constructor(
+    ranges: readonly ArrayRange[] = [{ iova: 0, lengthBytes: 0x10_0000 }],
+  ) {
+    for (const range of ranges) this.map(range);
+  }
+
+  get generation(): number {
+    return this.#table.generation;
+  }
+
+  /** The mapped ranges, in order of address. */
+  ranges(): readonly DmaRange[] {
+    return this.#table.regions;
+  }
+
+  /**
+   * Adds a range.
+   *
+   * @returns The bytes behind it, as the guest sees them
+   * @throws {ErrnoError} EEXIST on overlap
+   */
+  map(range: ArrayRange): ArrayBuffer {
+    this.#table.checkFree(range.iova, range.lengthBytes);
+    const buffer = range.buffer ?? new ArrayBuffer(range.lengthBytes);
+    const hva = this.#nextHva;
+    // A page between mappings keeps segments of different buffers apart.
+    this.#nextHva += alignUp(range.lengthBytes, PAGE_SIZE) + PAGE_SIZE;
+    const access = range.access ?? (Access.READ | Access.WRITE);
+    this.#table.add(
+      { iova: range.iova, lengthBytes: range.lengthBytes, access },
+      { buffer, hva, release: () => {} },
+    );
+    return buffer;
+  }
+
+  /**
+   * Removes exactly one range.
+   *
+   * @throws {ErrnoError} ENOENT when no mapping is exactly this range
+   */
+  unmap(iova: number, lengthBytes: number): void {
+    this.#table.remove(iova, lengthBytes);
+  }
+
+  /** Removes everything, as when the client has gone. */
+  unmapAll(): void {
+    this.#table.clear();
+  }
+
+  createScatterGather(capacity: number): ScatterGather {
+    return new ScatterGather(new Uint32Array(capacity * 4));
+  }
+
+  window(
+    iova: number,
+    lengthBytes: number,
+    access: Access,
+  ): MemoryWindow | null {
+    return this.#table.window(iova, lengthBytes, access);
+  }
+
+  translate(
+    iova: number,
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): number {
+    return this.#table.translate(iova, lengthBytes, access, into);
+  }
+
+  translateWords(
+    words: Uint32Array,
+    at: number,
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): number {
+    return this.#table.translateWords(words, at, lengthBytes, access, into);
+  }
+
+  readWords(
+    address: Uint32Array,
+    into: Uint32Array,
+    at: number,
+    count: number,
+  ): number {
+    return this.#table.readWords(address, into, at, count);
+  }
+
+  commit(_list: ScatterGather, _lengthBytes: number): number {
+    return 0;
+  }
+
+  gather(list: ScatterGather, into: Uint8Array, lengthBytes: number): number {
+    return this.#table.gather(list, into, lengthBytes);
+  }
+
+  scatter(list: ScatterGather, from: Uint8Array, lengthBytes: number): number {
+    return this.#table.scatter(list, from, lengthBytes);
+  }
+
+  read(iova: number, into: Uint8Array): number {
+    return this.#table.read(iova, into);
+  }
+
+  write(iova: number, from: Uint8Array): number {
+    return this.#table.write(iova, from);
+  }
+
+  bytes(hva: number, lengthBytes: number): Uint8Array {
+    return this.#table.bytesAt(hva, lengthBytes);
+  }
+
+  subscribe(listener: MemoryListener): () => void {
+    return this.#table.subscribe(listener);
+  }
+}

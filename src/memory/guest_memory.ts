@@ -1,0 +1,183 @@
+/**
+ * The seam between a device and guest memory.
+ *
+ * Nothing above this seam may assume that a view of guest memory exists: with shared guest RAM an access is a
+ * load or store in our own address space, without it a message to the client, and in a unit test a byte of an
+ * ArrayBuffer. Whichever it is, every address and length a guest supplies is checked here and nowhere else.
+ *
+ * @module
+ */
+
+import type { ScatterGather } from "./scatter_gather.ts";
+
+/** What a transfer does to guest memory; the bits of a DMA mapping's protection. */
+export const Access = {
+  /** The device reads guest memory. */
+  READ: 1,
+  /** The device writes guest memory. */
+  WRITE: 2,
+} as const;
+
+/** A bit set of {@linkcode Access}. */
+export type Access = number;
+
+/**
+ * A range of guest memory that is accessed often and in small pieces, such as a ring.
+ *
+ * Offsets are in bytes from the start of the window and belong to the caller: they must lie inside. All values
+ * are little-endian. A window is good while {@linkcode GuestMemory.generation} stays what it was when the window
+ * was made; using it later is a programmer's error.
+ */
+export interface MemoryWindow {
+  /** Length in bytes. */
+  readonly lengthBytes: number;
+  /** Reads 8 bits. */
+  getU8(offset: number): number;
+  /** Reads 16 bits. */
+  getU16(offset: number): number;
+  /** Reads 32 bits. */
+  getU32(offset: number): number;
+  /** Reads 64 bits; a value of 2^53 or more is inexact but stays above 2^53−1. */
+  getU64(offset: number): number;
+  /** Writes 16 bits. */
+  setU16(offset: number, value: number): void;
+  /** Writes 32 bits. */
+  setU32(offset: number, value: number): void;
+  /** Writes 64 bits. */
+  setU64(offset: number, value: number): void;
+  /** Reads a 16-bit index that the other side publishes (sequentially consistent); `offset` is even. */
+  loadU16(offset: number): number;
+  /** Publishes a 16-bit index: everything written before is visible to whoever sees it; `offset` is even. */
+  storeU16(offset: number, value: number): void;
+}
+
+/** The guest's memory as a device sees it. */
+export interface GuestMemory {
+  /** Changes whenever anything is unmapped; windows and translations made before are then no longer valid. */
+  readonly generation: number;
+
+  /**
+   * An empty list for this memory, in storage that back ends can hand to the kernel.
+   *
+   * @param capacity The most segments it will hold, at most 1024 (IOV_MAX)
+   */
+  createScatterGather(capacity: number): ScatterGather;
+
+  /**
+   * Makes a window on a range that must lie inside one mapping.
+   *
+   * @param iova Address of the first byte, as the guest gave it
+   * @param access What will be done; all bits must be allowed by the mapping
+   * @returns The window, or null when the range is not mapped, not allowed, or wraps
+   */
+  window(
+    iova: number,
+    lengthBytes: number,
+    access: Access,
+  ): MemoryWindow | null;
+
+  /**
+   * Appends the range to a scatter-gather list; it may span adjacent mappings.
+   *
+   * The segments stay valid until {@linkcode generation} changes.
+   *
+   * @returns 0, −EFAULT when any part is not mapped or not allowed (the list is then as it was), −E2BIG when
+   * the list is full
+   */
+  translate(
+    iova: number,
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): number;
+
+  /**
+   * As {@linkcode translate}, with the address as a descriptor holds it. For data paths: a number above 2^31 that is
+   * passed to a function costs an allocation wherever the compiler does not inline the call, two words never do.
+   *
+   * @param words Low word of the address at index `at`, high word behind it
+   */
+  translateWords(
+    words: Uint32Array,
+    at: number,
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): number;
+
+  /**
+   * Copies little-endian 32-bit words out of guest memory without allocating: for small tables on data paths that lie
+   * anywhere, such as indirect descriptors. The range may span adjacent mappings.
+   *
+   * @param address Address of the first byte in two words, low first; no alignment needed
+   * @param into Where the words go, from index `at` on
+   * @returns 0, or −EFAULT when any part is not mapped or not readable (what was copied is then unspecified)
+   */
+  readWords(
+    address: Uint32Array,
+    into: Uint32Array,
+    at: number,
+    count: number,
+  ): number;
+
+  /**
+   * Makes the first `lengthBytes` of a list filled under {@linkcode Access.WRITE} visible to the guest. Free of
+   * cost where memory is shared; where it is not, this is when the bytes travel.
+   *
+   * @returns 0 or −errno
+   */
+  commit(list: ScatterGather, lengthBytes: number): number;
+
+  /**
+   * Copies the first bytes of a list out, as for a header. Allocates nothing; meant for a few dozen bytes.
+   *
+   * @param list Filled by {@linkcode translate}, or made of segments of such lists
+   * @param into At least `lengthBytes` long
+   * @returns How many bytes were copied: fewer than `lengthBytes` when the list is shorter
+   */
+  gather(list: ScatterGather, into: Uint8Array, lengthBytes: number): number;
+
+  /**
+   * Copies bytes to the start of a list filled under {@linkcode Access.WRITE}; the counterpart of
+   * {@linkcode gather}.
+   *
+   * @returns How many bytes were copied: fewer than `lengthBytes` when the list is shorter
+   */
+  scatter(list: ScatterGather, from: Uint8Array, lengthBytes: number): number;
+
+  /**
+   * Copies out of guest memory, for control paths.
+   *
+   * @returns 0 or −EFAULT
+   */
+  read(iova: number, into: Uint8Array): number;
+
+  /**
+   * Copies into guest memory, for control paths.
+   *
+   * @returns 0 or −EFAULT
+   */
+  write(iova: number, from: Uint8Array): number;
+
+  /**
+   * The bytes behind a segment that {@linkcode translate} made, for control paths and tests.
+   *
+   * @param hva Address inside one segment; the range must lie in that segment
+   */
+  bytes(hva: number, lengthBytes: number): Uint8Array;
+
+  /**
+   * Calls back before mappings go away (so that nothing is left in use) and after any change.
+   *
+   * @returns A function that ends the subscription
+   */
+  subscribe(listener: MemoryListener): () => void;
+}
+
+/** Told about changes of guest memory. */
+export interface MemoryListener {
+  /** The range is about to go: finish or drop everything that uses it before returning. */
+  onUnmap?(iova: number, lengthBytes: number): void;
+  /** Something was mapped or unmapped. */
+  onChange?(): void;
+}

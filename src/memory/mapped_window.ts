@@ -1,0 +1,63 @@
+/**
+ * A window on memory that lies in our own address space.
+ *
+ * @module
+ */
+
+import type { MemoryWindow } from "./guest_memory.ts";
+
+/** Loads and stores on a mapping. Layout: `lengthBytes` bytes at `offset` of the buffer. */
+export class MappedWindow implements MemoryWindow {
+  readonly lengthBytes: number;
+  readonly #view: DataView<ArrayBuffer>;
+  readonly #indices: Uint16Array<ArrayBuffer>;
+
+  /** @param offset Even, inside the buffer with all of the window */
+  constructor(buffer: ArrayBuffer, offset: number, lengthBytes: number) {
+    this.lengthBytes = lengthBytes;
+    this.#view = new DataView(buffer, offset, lengthBytes);
+    // An odd start has no 16-bit indices; rings are aligned, so only a control structure can be odd.
+    this.#indices = offset % 2 === 0
+      ? new Uint16Array(buffer, offset, lengthBytes >>> 1)
+      : new Uint16Array(0);
+  }
+
+  getU8(offset: number): number {
+    return this.#view.getUint8(offset);
+  }
+
+  getU16(offset: number): number {
+    return this.#view.getUint16(offset, true);
+  }
+
+  getU32(offset: number): number {
+    return this.#view.getUint32(offset, true);
+  }
+
+  getU64(offset: number): number {
+    return this.#view.getUint32(offset + 4, true) * 0x1_0000_0000 +
+      this.#view.getUint32(offset, true);
+  }
+
+  setU16(offset: number, value: number): void {
+    this.#view.setUint16(offset, value, true);
+  }
+
+  setU32(offset: number, value: number): void {
+    this.#view.setUint32(offset, value, true);
+  }
+
+  setU64(offset: number, value: number): void {
+    this.#view.setUint32(offset, value >>> 0, true);
+    this.#view.setUint32(offset + 4, Math.floor(value / 0x1_0000_0000), true);
+  }
+
+  // x86_64 and aarch64 Linux are little-endian, as the rings are, so a plain Uint16Array has the right order.
+  loadU16(offset: number): number {
+    return Atomics.load(this.#indices, offset >>> 1);
+  }
+
+  storeU16(offset: number, value: number): void {
+    Atomics.store(this.#indices, offset >>> 1, value);
+  }
+}

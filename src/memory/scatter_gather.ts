@@ -1,0 +1,174 @@
+/**
+ * A reusable list of memory segments, laid out as the kernel's `struct iovec[]`.
+ *
+ * @module
+ */
+
+import { Errno } from "../errno.ts";
+import { high32, u64 } from "../bits.ts";
+
+// struct iovec { void *iov_base; size_t iov_len; } as four 32-bit words
+const WORDS = 4;
+const BASE_LOW = 0;
+const BASE_HIGH = 1;
+const LEN_LOW = 2;
+/** An address in two words, on its way into a list. */
+const SCRATCH = new Uint32Array(2);
+
+/**
+ * Segments of our own address space (or, in a unit test, of a pretended one).
+ *
+ * Layout: `count` entries of `{ u64 base; u64 length }`, little-endian, so that readv(2), writev(2) and io_uring
+ * take the buffer as it is. A segment is shorter than 4 GiB; adjacent segments are joined.
+ */
+export class ScatterGather {
+  /** The iovec array; the first {@linkcode count} entries are in use. */
+  readonly words: Uint32Array<ArrayBuffer>;
+  /** The most segments it can hold. */
+  readonly capacity: number;
+  /** Address of {@linkcode words} for readv(2) and writev(2); null where there is no C (a test). */
+  readonly iovec: Deno.PointerValue;
+  /** Segments in use. */
+  count = 0;
+  /** Sum of their lengths in bytes. */
+  lengthBytes = 0;
+
+  /**
+   * @param words Storage of four words a segment; at a stable address when C is to read it
+   * @param iovec That address
+   */
+  constructor(
+    words: Uint32Array<ArrayBuffer>,
+    iovec: Deno.PointerValue = null,
+  ) {
+    this.words = words;
+    this.capacity = words.length / WORDS;
+    this.iovec = iovec;
+  }
+
+  /** Empties the list. */
+  clear(): void {
+    this.count = 0;
+    this.lengthBytes = 0;
+  }
+
+  /**
+   * Appends a segment, joining it to the last one where they touch.
+   *
+   * @returns 0, or −E2BIG when the list is full
+   */
+  push(hva: number, lengthBytes: number): number {
+    SCRATCH[0] = hva >>> 0;
+    SCRATCH[1] = high32(hva);
+    return this.pushWords(SCRATCH, lengthBytes);
+  }
+
+  /**
+   * As {@linkcode push}, with the address in two words: no call then passes a number that needs an allocation.
+   *
+   * @param address Low word, high word
+   */
+  pushWords(address: Uint32Array, lengthBytes: number): number {
+    if (lengthBytes === 0) return 0;
+    const words = this.words;
+    const low = address[0]!;
+    const high = address[1]!;
+    let at = this.count * WORDS;
+    if (this.count > 0) {
+      const last = at - WORDS;
+      const joined = words[last + LEN_LOW]! + lengthBytes;
+      const end = words[last + BASE_LOW]! + words[last + LEN_LOW]!;
+      const carry = end >= 0x1_0000_0000 ? 1 : 0;
+      if (
+        joined < 0x1_0000_0000 && end >>> 0 === low &&
+        words[last + BASE_HIGH]! + carry === high
+      ) {
+        words[last + LEN_LOW] = joined;
+        this.lengthBytes += lengthBytes;
+        return 0;
+      }
+    }
+    if (this.count === this.capacity) return -Errno.E2BIG;
+    words[at++] = low;
+    words[at++] = high;
+    words[at++] = lengthBytes;
+    words[at] = 0;
+    this.count++;
+    this.lengthBytes += lengthBytes;
+    return 0;
+  }
+
+  /**
+   * Appends all segments of another list.
+   *
+   * @returns 0, or −E2BIG when they do not all fit (the list then is as it was)
+   */
+  append(other: ScatterGather): number {
+    if (this.count + other.count > this.capacity) {
+      return -Errno.E2BIG;
+    }
+    const from = other.words;
+    const to = this.words;
+    let at = this.count * WORDS;
+    let source = 0;
+    // Copied by words: a 64-bit address as one number would cost a heap number now and then.
+    for (const end = source + other.count * WORDS; source < end; source++) {
+      to[at++] = from[source]!;
+    }
+    this.count += other.count;
+    this.lengthBytes += other.lengthBytes;
+    return 0;
+  }
+
+  /** Address of segment `i`. */
+  base(i: number): number {
+    const at = i * WORDS;
+    return u64(this.words[at + BASE_LOW]!, this.words[at + BASE_HIGH]!);
+  }
+
+  /** Length of segment `i` in bytes. */
+  length(i: number): number {
+    return this.words[i * WORDS + LEN_LOW]!;
+  }
+
+  /** Takes up to `lengthBytes` off the front, as after a partial transfer. */
+  consume(lengthBytes: number): void {
+    let left = Math.min(lengthBytes, this.lengthBytes);
+    this.lengthBytes -= left;
+    const words = this.words;
+    let taken = 0;
+    while (left > 0 && left >= words[taken * WORDS + LEN_LOW]!) {
+      left -= words[taken * WORDS + LEN_LOW]!;
+      taken++;
+    }
+    if (left > 0) {
+      const at = taken * WORDS;
+      const base = u64(words[at + BASE_LOW]!, words[at + BASE_HIGH]!) + left;
+      words[at + BASE_LOW] = base >>> 0;
+      words[at + BASE_HIGH] = high32(base);
+      words[at + LEN_LOW] = words[at + LEN_LOW]! - left;
+    }
+    if (taken > 0) {
+      // The list always begins at its first entry, so that one pointer serves every call.
+      words.copyWithin(0, taken * WORDS, this.count * WORDS);
+      this.count -= taken;
+    }
+  }
+
+  /** Cuts the list down to its first `lengthBytes`. */
+  truncate(lengthBytes: number): void {
+    let excess = this.lengthBytes - lengthBytes;
+    if (excess <= 0) return;
+    this.lengthBytes = lengthBytes;
+    while (excess > 0) {
+      const at = (this.count - 1) * WORDS;
+      const length = this.words[at + LEN_LOW]!;
+      if (excess < length) {
+        this.words[at + LEN_LOW] = length - excess;
+        return;
+      }
+      excess -= length;
+      this.count--;
+    }
+  }
+}

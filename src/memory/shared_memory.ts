@@ -1,0 +1,55 @@
+/**
+ * Device memory that can be handed to clients: a memfd and our own view of it.
+ *
+ * @module
+ */
+
+import { createMemfd, type Fd, Mapping } from "../libc/mod.ts";
+import type { SharedMemory } from "../pci/device.ts";
+
+/** Memory of a device in a memfd. Its creator owns it. */
+export class MemfdMemory implements SharedMemory, Disposable {
+  readonly #fd: Fd;
+  readonly #mapping: Mapping;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+
+  /**
+   * @param name For /proc, up to 249 bytes
+   * @param lengthBytes Whole pages
+   * @throws {import("../libc/mod.ts").SyscallError}
+   */
+  constructor(name: string, lengthBytes: number) {
+    this.#fd = createMemfd(name, lengthBytes);
+    this.#mapping = new Mapping({ fd: this.#fd.number, lengthBytes });
+    this.bytes = new Uint8Array(this.#mapping.buffer);
+  }
+
+  /** The memfd, to be passed to clients. */
+  get fd(): number {
+    return this.#fd.number;
+  }
+
+  /**
+   * Moves the memory, with what is in it, into a part of another file. {@linkcode MemfdMemory.bytes} stays good;
+   * {@linkcode MemfdMemory.fd} is no longer what it shows.
+   *
+   * @param fd A file that the caller keeps the length of; may be closed afterwards
+   * @param offset Where in the file, page-aligned
+   * @throws {import("../libc/mod.ts").SyscallError}
+   */
+  relocate(fd: number, offset: number): void {
+    const content = this.bytes.slice();
+    this.#mapping.replace(fd, offset);
+    this.bytes.set(content);
+  }
+
+  /** Unmaps and closes; clients that mapped it keep their mapping. */
+  close(): void {
+    this.#mapping.close();
+    this.#fd.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

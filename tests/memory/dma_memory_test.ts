@@ -1,0 +1,205 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { Errno, ErrnoError } from "../../src/errno.ts";
+import { createMemfd, type Fd, Mapping } from "../../src/libc/mod.ts";
+import { DmaMemory } from "../../src/memory/dma_memory.ts";
+import { Access } from "../../src/memory/guest_memory.ts";
+import { openFds, sharedMappings } from "../resources.ts";
+
+const RW = Access.READ | Access.WRITE;
+const MIB = 0x10_0000;
+
+/** A memfd and the guest's own mapping of it. */
+class Ram implements Disposable {
+  readonly fd: Fd;
+  readonly mapping: Mapping;
+  readonly bytes: Uint8Array;
+
+  constructor(lengthBytes: number) {
+    this.fd = createMemfd("dma-memory-test", lengthBytes);
+    this.mapping = new Mapping({ fd: this.fd.number, lengthBytes });
+    this.bytes = new Uint8Array(this.mapping.buffer);
+  }
+
+  [Symbol.dispose](): void {
+    this.mapping.close();
+    this.fd.close();
+  }
+}
+
+Deno.test("DmaMemory shares bytes with whoever else maps the descriptor", () => {
+  using ram = new Ram(MIB);
+  using memory = new DmaMemory({ poison: true });
+  memory.map({
+    iova: 0x1_0000_0000,
+    lengthBytes: 0x8000,
+    access: RW,
+    fd: ram.fd.number,
+    offset: 0x4000,
+  });
+  ram.bytes.set([1, 2, 3, 4], 0x4010);
+  const out = new Uint8Array(4);
+  assertEquals(memory.read(0x1_0000_0010, out), 0);
+  assertEquals(out, Uint8Array.of(1, 2, 3, 4));
+  memory.write(0x1_0000_7fff, Uint8Array.of(9));
+  assertEquals(ram.bytes[0xbfff], 9);
+  const window = memory.window(0x1_0000_0010, 4, RW)!;
+  assertEquals(window.getU32(0), 0x0403_0201);
+  window.storeU16(2, 0x7788);
+  assertEquals(ram.bytes[0x4013], 0x77);
+  assertEquals(memory.count, 1);
+});
+
+Deno.test("DmaMemory.translate gives addresses of this process, of the mapping and nothing else", () => {
+  using ram = new Ram(MIB);
+  using memory = new DmaMemory({ poison: true });
+  const fd = ram.fd.number;
+  memory.map({ iova: 0, lengthBytes: 0x1000, access: RW, fd });
+  memory.map({
+    iova: 0x1000,
+    lengthBytes: 0x1000,
+    access: Access.READ,
+    fd,
+    offset: 0x8000,
+  });
+  const list = memory.createScatterGather(8);
+  assert(list.iovec !== null);
+  assertEquals(memory.translate(0xff0, 0x20, Access.READ, list), 0);
+  assertEquals(list.lengthBytes, 0x20);
+  ram.bytes.fill(7, 0xff0, 0x1000);
+  ram.bytes.fill(8, 0x8000, 0x8010);
+  const bytes = new Uint8Array(0x20);
+  assertEquals(memory.gather(list, bytes, 0x20), 0x20);
+  assertEquals(
+    bytes,
+    Uint8Array.from({ length: 32 }, (_, i) => i < 16 ? 7 : 8),
+  );
+  assertEquals(memory.bytes(list.base(0), 16), bytes.subarray(0, 16));
+  assertEquals(memory.translate(0xff0, 0x20, RW, list), -Errno.EFAULT);
+  assertEquals(list.lengthBytes, 0x20);
+  assertEquals(
+    memory.translate(0x1ff0, 0x20, Access.READ, list),
+    -Errno.EFAULT,
+  );
+});
+
+Deno.test("DmaMemory.readWords reads above 4 GiB of one mapping", () => {
+  // A file of holes: no memory is used but for the page that is touched.
+  const length = 17 * 2 ** 30;
+  using fd = createMemfd("dma-memory-test", length);
+  using memory = new DmaMemory({ poison: true });
+  memory.map({ iova: 0x1000, lengthBytes: length, access: RW, fd: fd.number });
+  const iova = 0x1000 + length - 16;
+  memory.write(iova, Uint8Array.of(1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4));
+  const address = Uint32Array.of(iova % 2 ** 32, iova / 2 ** 32);
+  const into = new Uint32Array(4);
+  assertEquals(memory.readWords(address, into, 0, 4), 0);
+  assertEquals(into, Uint32Array.of(1, 2, 3, 4));
+  assertEquals(memory.readWords(address, new Uint32Array(5), 0, 5), -14);
+  const list = memory.createScatterGather(1);
+  assertEquals(memory.translateWords(address, 0, 16, RW, list), 0);
+  assertEquals(memory.bytes(list.base(0), 5), Uint8Array.of(1, 0, 0, 0, 2));
+});
+
+Deno.test("DmaMemory knows a range without a descriptor but cannot reach it", () => {
+  using memory = new DmaMemory();
+  memory.map({ iova: 0x1000, lengthBytes: 0x1000, access: RW });
+  const list = memory.createScatterGather(1);
+  assertEquals(memory.translate(0x1000, 1, RW, list), -Errno.EFAULT);
+  assertEquals(memory.translate(0x1000, 1, 0, list), -Errno.EFAULT);
+  assertEquals(memory.window(0x1000, 1, 0), null);
+  assertEquals(memory.read(0x1000, new Uint8Array(1)), -Errno.EFAULT);
+  assertEquals(
+    memory.readWords(Uint32Array.of(0x1000, 0), new Uint32Array(1), 0, 1),
+    -Errno.EFAULT,
+  );
+  assertEquals(memory.ranges(), memory.ranges());
+  assertEquals([memory.count, memory.ranges()[0]!.lengthBytes], [1, 0x1000]);
+  memory.unmap(0x1000, 0x1000);
+  assertEquals(memory.count, 0);
+});
+
+Deno.test("DmaMemory.map refuses an overlap, and a file that cannot be mapped so, and leaves nothing behind", () => {
+  using ram = new Ram(MIB);
+  using memory = new DmaMemory();
+  const fd = ram.fd.number;
+  memory.map({ iova: 0x1000, lengthBytes: 0x1000, access: RW, fd });
+  const before = sharedMappings();
+  for (const iova of [0x1000, 0x0001, 0x1fff]) {
+    const error = assertThrows(
+      () => memory.map({ iova, lengthBytes: 0x1000, access: RW, fd }),
+      ErrnoError,
+    );
+    assertEquals(error.errno, Errno.EEXIST);
+  }
+  assertThrows(
+    () =>
+      memory.map({
+        iova: 0x8000,
+        lengthBytes: 0x1000,
+        access: RW,
+        fd,
+        offset: 7,
+      }),
+    ErrnoError,
+    "EINVAL",
+  );
+  assertThrows(
+    () =>
+      memory.map({ iova: 0x8000, lengthBytes: 0x1000, access: RW, fd: 9999 }),
+    ErrnoError,
+    "EBADF",
+  );
+  assertEquals(memory.count, 1);
+  assertEquals(sharedMappings(), before);
+});
+
+Deno.test("DmaMemory.unmap removes exactly one range, announces it first, and changes the generation", () => {
+  using ram = new Ram(MIB);
+  using memory = new DmaMemory({ poison: true });
+  const fd = ram.fd.number;
+  for (const iova of [0x3000, 0x1000, 0x2000]) {
+    memory.map({ iova, lengthBytes: 0x1000, access: RW, fd, offset: iova });
+  }
+  assertEquals(memory.ranges().map((it) => it.iova), [0x1000, 0x2000, 0x3000]);
+  const seen: unknown[] = [];
+  memory.subscribe({
+    onUnmap: (iova, length) =>
+      seen.push([iova, length, memory.read(iova, new Uint8Array(1))]),
+  });
+  for (const [iova, length] of [[0x1000, 0x2000], [0x1800, 0x800], [0, 1]]) {
+    const error = assertThrows(() => memory.unmap(iova!, length!), ErrnoError);
+    assertEquals(error.errno, Errno.ENOENT);
+  }
+  const generation = memory.generation;
+  memory.unmap(0x2000, 0x1000);
+  assertEquals(seen, [[0x2000, 0x1000, 0]]);
+  assert(memory.generation !== generation);
+  assertEquals(memory.read(0x2000, new Uint8Array(1)), -Errno.EFAULT);
+  assertEquals(memory.read(0x1fff, new Uint8Array(2)), -Errno.EFAULT);
+  assertEquals(memory.read(0x3000, new Uint8Array(1)), 0);
+});
+
+Deno.test("DmaMemory gives every mapping and descriptor back", () => {
+  // What the runtime opens for itself the first time is open then.
+  openFds();
+  const fds = openFds();
+  const mappings = sharedMappings();
+  {
+    using ram = new Ram(MIB);
+    using memory = new DmaMemory();
+    const fd = ram.fd.number;
+    for (let i = 0; i < 16; i++) {
+      memory.map({ iova: i * 0x1000, lengthBytes: 0x1000, access: RW, fd });
+      memory.createScatterGather(64);
+      memory.window(i * 0x1000, 16, RW)!.getU32(0);
+    }
+    assertEquals(sharedMappings(), mappings + 17);
+    memory.unmap(0x3000, 0x1000);
+    assertEquals(sharedMappings(), mappings + 16);
+    memory.close();
+    memory.close();
+    assertEquals(sharedMappings(), mappings + 1);
+  }
+  assertEquals(sharedMappings(), mappings);
+  assertEquals(openFds(), fds);
+});
