@@ -1,0 +1,191 @@
+/**
+ * Seam 1: what a PCI device model is, to whoever serves it.
+ *
+ * @module
+ */
+
+import type { Loop } from "../event_loop.ts";
+import type { Log } from "../log.ts";
+import type { GuestMemory } from "../memory/guest_memory.ts";
+
+/** Width of a register access in bytes. Wider transfers are split, lowest address first. */
+export type AccessWidth = 1 | 2 | 4;
+
+/** Memory of the device that clients may map into their own address space. */
+export interface SharedMemory {
+  /** The bytes, zero at first; what a client writes appears here. */
+  readonly bytes: Uint8Array<ArrayBuffer>;
+}
+
+/** A part of a BAR that clients may map: accesses to it never reach the model's readBar and writeBar. */
+export interface MmapArea {
+  /** Where in the BAR; page-aligned. */
+  readonly offset: number;
+  /** Whole pages, from {@linkcode DeviceContext.createSharedMemory}. */
+  readonly memory: SharedMemory;
+}
+
+/** A register whose writes a client may replace by signalling an eventfd. */
+export interface Doorbell {
+  /** Where in the BAR. */
+  readonly offset: number;
+  /** Width of the write that rings it; 0 for any. */
+  readonly sizeBytes: 0 | 1 | 2 | 4 | 8;
+  /** When given, only a write of this value rings it. */
+  readonly datamatch?: number;
+}
+
+/** One base address register. */
+export interface BarSpec {
+  /** 0–5; a 64-bit BAR also takes the next index. */
+  readonly index: number;
+  /** Power of two, at least 16 for memory and 4 for I/O. */
+  readonly sizeBytes: number;
+  /** Address space and width. */
+  readonly kind: "memory32" | "memory64" | "io";
+  /** Whether reads have no side effects; memory only. */
+  readonly prefetchable?: boolean;
+  /** Parts that clients may map. */
+  readonly mmap?: readonly MmapArea[];
+  /** Registers that clients may replace by eventfds. */
+  readonly doorbells?: readonly Doorbell[];
+}
+
+/** A vendor-specific capability (PCI Local Bus 3.0, section 6.7; id 09h). */
+export interface VendorCapability {
+  /** Marks the union. */
+  readonly kind: "vendor";
+  /** What follows the id, next and length bytes. */
+  readonly body: Uint8Array;
+  /** Which bits of `body` software may write; none without it. */
+  readonly writable?: Uint8Array;
+  /** Asked before bytes of the body are read; may update `bytes`, a live view of the body in configuration space. */
+  readonly onRead?: (
+    bytes: DataView,
+    offset: number,
+    lengthBytes: number,
+  ) => void;
+  /** Told after bytes of the body were written. */
+  readonly onWrite?: (
+    bytes: DataView,
+    offset: number,
+    lengthBytes: number,
+  ) => void;
+}
+
+/** A capability of configuration space, in the order it is to be linked. */
+export type CapabilitySpec =
+  | { readonly kind: "pm" }
+  | { readonly kind: "pcie" }
+  | { readonly kind: "msi"; readonly vectors: 1 | 2 | 4 | 8 | 16 | 32 }
+  | {
+    readonly kind: "msix";
+    /** 1–2048. */
+    readonly vectors: number;
+    readonly tableBar: number;
+    readonly tableOffset: number;
+    readonly pbaBar: number;
+    readonly pbaOffset: number;
+  }
+  | VendorCapability;
+
+/** The identity and shape of a PCI function, as data. */
+export interface PciSpec {
+  readonly vendorId: number;
+  readonly deviceId: number;
+  /** Revision ID. */
+  readonly revision: number;
+  /** Base class, sub-class and programming interface, 24 bits. */
+  readonly classCode: number;
+  readonly subsystemVendorId: number;
+  readonly subsystemId: number;
+  /** Whether the function has an INTA# line. */
+  readonly intx: boolean;
+  readonly bars: readonly BarSpec[];
+  readonly capabilities: readonly CapabilitySpec[];
+}
+
+/** Why a device is reset. */
+export type ResetReason = "device_reset" | "flr" | "power" | "client_gone";
+
+/**
+ * A PCI device model.
+ *
+ * ```text
+ *   create → running ⇄ stopped → closed
+ *              ↺ reset
+ * ```
+ * All calls come from one event loop and none may block. A register write must return at once: work it asks
+ * for belongs in a bottom half, because the client may hold a lock until the write is answered.
+ */
+export interface PciDevice {
+  /** Identity, BARs and capabilities; constant. */
+  readonly spec: PciSpec;
+  /**
+   * Reads a register. MSI-X tables and mmap areas are served elsewhere and never asked for.
+   *
+   * @param offset Inside the BAR; aligned to `width`
+   * @returns The value, unsigned; all-ones or zero where there is no register, as the hardware would
+   */
+  readBar(bar: number, offset: number, width: AccessWidth): number;
+  /** Writes a register; see {@linkcode PciDevice.readBar}. */
+  writeBar(
+    bar: number,
+    offset: number,
+    width: AccessWidth,
+    value: number,
+  ): void;
+  /** A doorbell of `spec.bars` was rung through its eventfd. */
+  ringDoorbell?(bar: number, doorbell: number): void;
+  /** Back to the state after power-on; requests in flight are dropped, memory is not touched any more. */
+  reset(reason: ResetReason): void;
+  /** Stops touching guest memory and raising interrupts until {@linkcode PciDevice.start}; state is kept. */
+  stop?(): void;
+  /** Goes on after {@linkcode PciDevice.stop}. */
+  start?(): void;
+  /** Commands for a person at run time, such as `link down`. */
+  readonly commands?: Readonly<Record<string, DeviceCommand>>;
+  /** Counters by name, for metrics. */
+  counters?(): Readonly<Record<string, number>>;
+  /** Releases everything; nothing is called afterwards. */
+  close(): void;
+}
+
+/** A run-time command of a device. */
+export interface DeviceCommand {
+  /** One line for help. */
+  readonly help: string;
+  /**
+   * Does it.
+   *
+   * @returns What to tell the person
+   * @throws {Error} With a message for the person
+   */
+  run(args: readonly string[]): string;
+}
+
+/** How a model raises interrupts. */
+export interface Interrupts {
+  /** What the driver has enabled in configuration space. */
+  readonly mode: "intx" | "msi" | "msix";
+  /** Sends the message of an MSI or MSI-X vector; a masked vector stays pending. */
+  raise(vector: number): void;
+  /** Drives the INTA# line: level, not edge. */
+  setLevel(asserted: boolean): void;
+}
+
+/** Everything a model is handed; it needs no import of the system or the transport. */
+export interface DeviceContext {
+  /** Guest memory. */
+  readonly memory: GuestMemory;
+  /** Interrupts towards the guest. */
+  readonly interrupts: Interrupts;
+  /** The event loop the device lives on, with the only clock to use. */
+  readonly loop: Loop;
+  /** Messages for people. */
+  readonly log: Log;
+  /** Cryptographically random bytes, for addresses and serial numbers. */
+  random(lengthBytes: number): Uint8Array;
+  /** Memory for {@linkcode MmapArea}; whole pages. */
+  createSharedMemory(name: string, lengthBytes: number): SharedMemory;
+}

@@ -1,0 +1,292 @@
+/**
+ * One PCI function: what a server of a device model talks to.
+ *
+ * @module
+ */
+
+import { Errno } from "../errno.ts";
+import type { Log } from "../log.ts";
+import { accessWidth, loadWidth, storeWidth } from "./access.ts";
+import { ConfigEffect, ConfigSpace } from "./config_space.ts";
+import {
+  CONFIG_REGION,
+  PCI_CFG_SPACE_EXP_SIZE,
+  PCI_STD_NUM_BARS,
+} from "./defs.ts";
+import type { AccessWidth, BarSpec, PciDevice, ResetReason } from "./device.ts";
+import type { PciInterrupts } from "./interrupts.ts";
+import { MsixTable } from "./msix.ts";
+import { msixPbaBytes, msixTableBytes } from "./validate.ts";
+
+/** What answers for a part of a BAR instead of the model. */
+const Owner = {
+  /** The MSI-X table. */
+  TABLE: 0,
+  /** The MSI-X pending bit array. */
+  PENDING: 1,
+  /** Memory that clients may map. */
+  MEMORY: 2,
+} as const;
+
+/** A part of a BAR that the model never sees; bounds are multiples of 8, so no aligned access straddles them. */
+interface Window {
+  readonly start: number;
+  readonly end: number;
+  readonly owner: typeof Owner[keyof typeof Owner];
+  /** The memory of a mappable area; of no meaning for the others. */
+  readonly memory: DataView;
+}
+
+/**
+ * Routes accesses to configuration space, MSI-X structures, mappable memory and the model, and carries out what a
+ * write to configuration space asks for.
+ *
+ * Region numbers are VFIO's: 0–5 for the BARs, 7 for configuration space. Accesses to a BAR are not refused while
+ * the command register has memory or I/O decoding off: decoding belongs to the client, which may access a BAR
+ * (to size, to poll, to map it) without the guest having enabled it, and some never write the command register.
+ */
+export class PciFunction {
+  /** The model. */
+  readonly device: PciDevice;
+  /** Its configuration space. */
+  readonly config: ConfigSpace;
+  readonly #interrupts: PciInterrupts;
+  readonly #log: Log;
+  readonly #msix: MsixTable | null;
+  readonly #bars: (BarSpec | undefined)[] = [];
+  readonly #sizes: number[] = [];
+  readonly #windows: (readonly Window[])[] = [];
+
+  /**
+   * Builds the function around a model.
+   *
+   * @param interrupts What the model was handed as its interrupts
+   * @throws {ErrnoError} EINVAL when the specification of the model is not sound
+   */
+  constructor(device: PciDevice, interrupts: PciInterrupts, log: Log) {
+    const spec = device.spec;
+    this.device = device;
+    this.config = new ConfigSpace(spec);
+    this.#interrupts = interrupts;
+    this.#log = log;
+    const msix = spec.capabilities.find((it) => it.kind === "msix");
+    this.#msix = msix === undefined ? null : new MsixTable(msix.vectors);
+    for (let region = 0; region < PCI_STD_NUM_BARS; region++) {
+      const bar = spec.bars.find(({ index }) => index === region);
+      this.#bars.push(bar);
+      this.#sizes.push(bar?.sizeBytes ?? 0);
+      this.#windows.push(bar === undefined ? [] : windowsOf(device, bar));
+    }
+    this.#sizes[CONFIG_REGION - 1] = 0;
+    this.#sizes[CONFIG_REGION] = PCI_CFG_SPACE_EXP_SIZE;
+    interrupts.attach(spec, this.config, this.#msix);
+  }
+
+  /** Length of a region; 0 for one that is absent, the upper half of a 64-bit BAR included. */
+  regionSizeBytes(region: number): number {
+    return this.#sizes[region] ?? 0;
+  }
+
+  /** The BAR behind a region; undefined when there is none. */
+  bar(region: number): BarSpec | undefined {
+    return this.#bars[region];
+  }
+
+  /**
+   * Reads `count` bytes of a region to byte `at` of `into`. A BAR is read by aligned accesses of at most 4 bytes,
+   * lowest address first.
+   *
+   * @returns 0, or −EINVAL when the range is not inside the region (nothing is then read)
+   */
+  readRegion(
+    region: number,
+    offset: number,
+    into: DataView,
+    at: number,
+    count: number,
+  ): number {
+    if (!this.#isInside(region, offset, into, at, count)) return -Errno.EINVAL;
+    if (region === CONFIG_REGION) {
+      this.config.read(offset, into, at, count);
+      return 0;
+    }
+    const windows = this.#windows[region]!;
+    while (count > 0) {
+      const width = accessWidth(offset, count);
+      const window = find(windows, offset);
+      const value = window === null
+        ? this.device.readBar(region, offset, width)
+        : this.#readWindow(window, offset - window.start, width);
+      storeWidth(into, at, width, value);
+      offset += width;
+      at += width;
+      count -= width;
+    }
+    return 0;
+  }
+
+  /**
+   * Writes `count` bytes from byte `at` of `from` to a region; a BAR is written as
+   * {@linkcode PciFunction.readRegion} reads it.
+   *
+   * @returns 0, or −EINVAL when the range is not inside the region (nothing is then written)
+   */
+  writeRegion(
+    region: number,
+    offset: number,
+    from: DataView,
+    at: number,
+    count: number,
+  ): number {
+    if (!this.#isInside(region, offset, from, at, count)) return -Errno.EINVAL;
+    if (region === CONFIG_REGION) {
+      this.#writeConfig(offset, from, at, count);
+      return 0;
+    }
+    const windows = this.#windows[region]!;
+    while (count > 0) {
+      const width = accessWidth(offset, count);
+      const window = find(windows, offset);
+      const value = loadWidth(from, at, width);
+      if (window === null) this.device.writeBar(region, offset, width, value);
+      else this.#writeWindow(window, offset - window.start, width, value);
+      offset += width;
+      at += width;
+      count -= width;
+    }
+    return 0;
+  }
+
+  /**
+   * Puts the function back to its state after power-on: configuration space, interrupts, MSI-X table, and at last
+   * the model, which thus finds everything else reset. Where interrupts go (the sink) is the server's and stays.
+   */
+  reset(reason: ResetReason): void {
+    if (this.#log.debugEnabled) this.#log.debug(`reset: ${reason}`);
+    this.config.reset();
+    this.#interrupts.reset();
+    this.device.reset(reason);
+  }
+
+  #isInside(
+    region: number,
+    offset: number,
+    view: DataView,
+    at: number,
+    count: number,
+  ): boolean {
+    const sizeBytes = this.#sizes[region];
+    if (sizeBytes === undefined || sizeBytes === 0) return false;
+    return offset >= 0 && count >= 0 && offset + count <= sizeBytes &&
+      at >= 0 && at + count <= view.byteLength;
+  }
+
+  #writeConfig(
+    offset: number,
+    from: DataView,
+    at: number,
+    count: number,
+  ): void {
+    const effects = this.config.write(offset, from, at, count);
+    if (this.#log.debugEnabled) this.#traceWrite(offset, from, at, count);
+    if ((effects & ConfigEffect.FLR) !== 0) {
+      // Whatever else was written in the same transfer is reset with the rest.
+      this.reset("flr");
+      return;
+    }
+    if ((effects & ConfigEffect.INTERRUPTS) !== 0) {
+      this.#interrupts.configChanged();
+    }
+    // D3hot keeps all state and D0 goes on from there (no soft reset): nothing else is to be done.
+    if ((effects & ConfigEffect.POWER) !== 0 && this.#log.debugEnabled) {
+      this.#log.debug(`power state: ${this.config.powerState}`);
+    }
+  }
+
+  // Apart, so that its closure costs the path without a trace nothing.
+  #traceWrite(offset: number, from: DataView, at: number, count: number): void {
+    this.#log.debug(`write ${this.config.registerName(offset)}`, {
+      offset,
+      bytes: Array.from({ length: count }, (_, i) => from.getUint8(at + i)),
+    });
+  }
+
+  #readWindow(window: Window, offset: number, width: AccessWidth): number {
+    switch (window.owner) {
+      case Owner.TABLE:
+        return this.#msix!.read(offset, width);
+      case Owner.PENDING:
+        return this.#msix!.readPending(offset, width);
+      case Owner.MEMORY:
+        return loadWidth(window.memory, offset, width);
+      default:
+        return window.owner satisfies never;
+    }
+  }
+
+  #writeWindow(
+    window: Window,
+    offset: number,
+    width: AccessWidth,
+    value: number,
+  ): void {
+    switch (window.owner) {
+      case Owner.TABLE:
+        this.#interrupts.vectorUnmasked(
+          this.#msix!.write(offset, width, value),
+        );
+        return;
+      case Owner.PENDING:
+        // Section 6.8.2.10: software should never write it, and the result is undefined; here, nothing.
+        return;
+      case Owner.MEMORY:
+        storeWidth(window.memory, offset, width, value);
+        return;
+      default:
+        window.owner satisfies never;
+    }
+  }
+}
+
+function find(windows: readonly Window[], offset: number): Window | null {
+  for (let i = 0; i < windows.length; i++) {
+    const window = windows[i]!;
+    if (offset >= window.start && offset < window.end) return window;
+  }
+  return null;
+}
+
+const NO_MEMORY = new DataView(new ArrayBuffer(0));
+
+function windowsOf(device: PciDevice, bar: BarSpec): Window[] {
+  const windows: Window[] = [];
+  for (const capability of device.spec.capabilities) {
+    if (capability.kind !== "msix") continue;
+    const { vectors, tableBar, tableOffset, pbaBar, pbaOffset } = capability;
+    if (tableBar === bar.index) {
+      windows.push({
+        start: tableOffset,
+        end: tableOffset + msixTableBytes(vectors),
+        owner: Owner.TABLE,
+        memory: NO_MEMORY,
+      });
+    }
+    if (pbaBar === bar.index) {
+      windows.push({
+        start: pbaOffset,
+        end: pbaOffset + msixPbaBytes(vectors),
+        owner: Owner.PENDING,
+        memory: NO_MEMORY,
+      });
+    }
+  }
+  for (const { offset, memory: { bytes } } of bar.mmap ?? []) {
+    windows.push({
+      start: offset,
+      end: offset + bytes.length,
+      owner: Owner.MEMORY,
+      memory: new DataView(bytes.buffer, bytes.byteOffset, bytes.length),
+    });
+  }
+  return windows;
+}

@@ -1,0 +1,192 @@
+/**
+ * How the interrupts of a model reach whoever can deliver them: INTx, MSI and MSI-X with their masks.
+ *
+ * @module
+ */
+
+import type { ConfigSpace } from "./config_space.ts";
+import { IrqIndex } from "./defs.ts";
+import type { Interrupts, PciSpec } from "./device.ts";
+import { type MsixTable, NO_VECTOR } from "./msix.ts";
+
+/** Delivers interrupts: the side that holds the client's eventfds. */
+export interface IrqSink {
+  /**
+   * Delivers one interrupt.
+   *
+   * @param index An {@linkcode IrqIndex}
+   * @param vector 0 for INTx
+   * @returns False when it could not: no eventfd is assigned, or the client masked it. The interrupt then waits
+   * for {@linkcode PciInterrupts.retry}
+   */
+  deliver(index: number, vector: number): boolean;
+}
+
+/**
+ * The interrupts of one function.
+ *
+ * ```text
+ *   unattached --attach--> attached      (by the PciFunction, once)
+ *   disconnected ⇄ connected             (by the server, as clients come and go)
+ * ```
+ * What a driver enabled in configuration space decides which kind is used, MSI-X before MSI before INTx. A message
+ * that is masked or cannot be delivered sets its pending bit and goes out later; a message raised while neither MSI
+ * nor MSI-X is enabled is lost, as on a bus. INTx is a level: it is delivered when it rises, and again whenever an
+ * obstacle goes away while it is still up.
+ */
+export class PciInterrupts implements Interrupts {
+  #config: ConfigSpace | null = null;
+  #msix: MsixTable | null = null;
+  #sink: IrqSink | null = null;
+  #mode: Interrupts["mode"] = "intx";
+  #hasIntx = false;
+  #msiVectors = 0;
+  #msiPending = 0;
+  #level = false;
+
+  /** What the driver has enabled in configuration space. */
+  get mode(): Interrupts["mode"] {
+    return this.#mode;
+  }
+
+  /** Makes the function's registers known; {@linkcode PciFunction} does so. */
+  attach(spec: PciSpec, config: ConfigSpace, msix: MsixTable | null): void {
+    this.#config = config;
+    this.#msix = msix;
+    this.#hasIntx = spec.intx;
+    this.#msiVectors = 0;
+    for (const capability of spec.capabilities) {
+      if (capability.kind === "msi") this.#msiVectors = capability.vectors;
+    }
+    config.setInterruptStatus(this.#level && this.#hasIntx);
+  }
+
+  /**
+   * Says where interrupts go from now on; null for nowhere. What is pending stays so until
+   * {@linkcode PciInterrupts.retry}.
+   */
+  connect(sink: IrqSink | null): void {
+    this.#sink = sink;
+  }
+
+  /** How many interrupts an {@linkcode IrqIndex} has; 0 for an unknown one. */
+  vectorCount(index: number): number {
+    switch (index) {
+      case IrqIndex.INTX:
+        return this.#hasIntx ? 1 : 0;
+      case IrqIndex.MSI:
+        return this.#msiVectors;
+      case IrqIndex.MSIX:
+        return this.#msix?.vectors ?? 0;
+      // Never raised, but there: without it QEMU warns that it cannot recover from errors.
+      case IrqIndex.ERR:
+        return 1;
+      default:
+        return 0;
+    }
+  }
+
+  /** Sends the message of a vector, or leaves it pending; a vector that the function does not have is ignored. */
+  raise(vector: number): void {
+    if (this.#mode === "msix") {
+      const table = this.#msix!;
+      if (vector >= 0 && vector < table.vectors) {
+        table.setPending(vector, true);
+        this.#sendMsix(vector);
+      }
+    } else if (this.#mode === "msi") {
+      if (vector < 0 || vector >= this.#msiVectors) return;
+      // The vector replaces the low bits of the message data, as many as software allocated: the rest falls off.
+      const sent = vector & (this.#config!.msiAllocated - 1);
+      this.#setMsiPending(this.#msiPending | (1 << sent));
+      this.#sendMsi(sent);
+    }
+  }
+
+  /** Drives INTA#; raising it twice delivers it once. */
+  setLevel(asserted: boolean): void {
+    if (asserted === this.#level) return;
+    this.#level = asserted;
+    this.#config?.setInterruptStatus(asserted && this.#hasIntx);
+    if (asserted) this.#sendIntx();
+  }
+
+  /**
+   * Tries again what could not be delivered, after the client assigned an eventfd to some interrupts or unmasked
+   * them.
+   *
+   * @param index An {@linkcode IrqIndex}
+   * @param start First vector
+   * @param count Number of vectors
+   */
+  retry(index: number, start: number, count: number): void {
+    const end = Math.min(start + count, this.vectorCount(index));
+    for (let vector = start; vector < end; vector++) {
+      if (index === IrqIndex.INTX) this.#sendIntx();
+      else if (index === IrqIndex.MSI) this.#sendMsi(vector);
+      else if (index === IrqIndex.MSIX) this.#sendMsix(vector);
+    }
+  }
+
+  /** Looks again at what configuration space enables and masks, and delivers what it held back. */
+  configChanged(): void {
+    const config = this.#config!;
+    this.#mode = config.msixEnabled
+      ? "msix"
+      : config.msiEnabled
+      ? "msi"
+      : "intx";
+    this.#sendIntx();
+    if (this.#msiPending !== 0) this.retry(IrqIndex.MSI, 0, this.#msiVectors);
+    if (this.#msix !== null) this.retry(IrqIndex.MSIX, 0, this.#msix.vectors);
+  }
+
+  /** The mask bit of a vector in the MSI-X table was cleared; {@linkcode NO_VECTOR} for none. */
+  vectorUnmasked(vector: number): void {
+    if (vector !== NO_VECTOR) this.#sendMsix(vector);
+  }
+
+  /** Forgets level and pending interrupts and, configuration space having been reset, goes back to INTx. */
+  reset(): void {
+    this.#mode = "intx";
+    this.#level = false;
+    this.#msiPending = 0;
+    this.#msix?.reset();
+    this.#config?.setMsiPending(0);
+    this.#config?.setInterruptStatus(false);
+  }
+
+  #sendIntx(): void {
+    if (!this.#level || !this.#hasIntx || this.#mode !== "intx") return;
+    if (this.#config === null || this.#config.intxDisabled) return;
+    // Not delivered: still asserted, so a retry finds it.
+    this.#sink?.deliver(IrqIndex.INTX, 0);
+  }
+
+  #sendMsi(vector: number): void {
+    const bit = 1 << vector;
+    if (this.#mode !== "msi" || (this.#msiPending & bit) === 0) return;
+    if ((this.#config!.msiMask & bit) !== 0 || this.#sink === null) return;
+    // Cleared first: delivering may lead back here.
+    this.#setMsiPending(this.#msiPending & ~bit);
+    if (!this.#sink.deliver(IrqIndex.MSI, vector)) {
+      this.#setMsiPending(this.#msiPending | bit);
+    }
+  }
+
+  #sendMsix(vector: number): void {
+    const table = this.#msix;
+    if (this.#mode !== "msix" || table === null) return;
+    if (!table.isPending(vector) || table.isMasked(vector)) return;
+    if (this.#config!.msixMasked || this.#sink === null) return;
+    table.setPending(vector, false);
+    if (!this.#sink.deliver(IrqIndex.MSIX, vector)) {
+      table.setPending(vector, true);
+    }
+  }
+
+  #setMsiPending(vectors: number): void {
+    this.#msiPending = vectors;
+    this.#config!.setMsiPending(vectors);
+  }
+}

@@ -1,0 +1,98 @@
+import { assert } from "@std/assert";
+import { silentLog } from "../../src/log.ts";
+import {
+  type AccessWidth,
+  PciFunction,
+  PciInterrupts,
+  type ResetReason,
+} from "../../src/pci/mod.ts";
+import { CAP, RecordingSink, sampleSpec, words } from "./sample.ts";
+
+const ROUNDS = 200;
+const OPERATIONS = 5_000;
+
+/**
+ * Bytes that one operation leaves on the heap, over a million operations.
+ *
+ * The median of the rounds: a collection makes a round too cheap and a compilation one too dear, neither makes
+ * the middle one so. A round is short, so that an operation that allocates needs many of them to fill the young
+ * generation: most rounds then show it.
+ */
+function bytesPerOperation(operation: (i: number) => void): number {
+  const WARM_UP_ROUNDS = 20;
+  for (let i = 0; i < WARM_UP_ROUNDS * OPERATIONS; i++) operation(i);
+  const deltas: number[] = [];
+  for (let round = 0; round < ROUNDS; round++) {
+    const before = Deno.memoryUsage().heapUsed;
+    for (let i = 0; i < OPERATIONS; i++) operation(i);
+    deltas.push((Deno.memoryUsage().heapUsed - before) / OPERATIONS);
+  }
+  return deltas.sort((a, b) => a - b)[ROUNDS / 2]!;
+}
+
+class Registers {
+  readonly spec = sampleSpec();
+  readonly values = new Uint32Array(1024);
+  readBar(_bar: number, offset: number, _width: AccessWidth): number {
+    return this.values[(offset >>> 2) & 1023]!;
+  }
+  writeBar(_bar: number, offset: number, _w: AccessWidth, value: number): void {
+    this.values[(offset >>> 2) & 1023] = value;
+  }
+  reset(_reason: ResetReason): void {}
+  close(): void {}
+}
+
+class CountingSink extends RecordingSink {
+  count = 0;
+  override deliver(): boolean {
+    this.count++;
+    return true;
+  }
+}
+
+function setUp() {
+  const interrupts = new PciInterrupts();
+  const pci = new PciFunction(new Registers(), interrupts, silentLog);
+  const sink = new CountingSink();
+  interrupts.connect(sink);
+  return { pci, interrupts, sink };
+}
+
+Deno.test("bytesPerOperation sees an operation that allocates", () => {
+  let last: unknown;
+  const bytes = bytesPerOperation((i) => last = { i });
+  assert(last !== undefined);
+  assert(bytes >= 8, `${bytes} bytes per operation`);
+});
+
+Deno.test("PciFunction.readRegion and writeRegion do not allocate", () => {
+  const { pci } = setUp();
+  const view = words(0x0102_0304, 0x0506_0708, 0, 0);
+  const bytes = bytesPerOperation((i) => {
+    // A doorbell, a register of each width, 64 bits, the MSI-X structures, mapped memory, configuration space.
+    pci.writeRegion(4, 0x3000 + 4 * (i & 7), view, 0, 2);
+    pci.readRegion(0, 4 * (i & 63), view, 8, 4);
+    pci.writeRegion(0, 8 * (i & 63), view, 0, 8);
+    pci.readRegion(0, 1, view, 8, 7);
+    pci.writeRegion(1, 0x80c, view, 0, 4);
+    pci.readRegion(1, 0xf00, view, 8, 8);
+    pci.writeRegion(4, 0x4010, view, 0, 8);
+    pci.readRegion(4, 0x4010, view, 8, 8);
+    pci.readRegion(7, 4, view, 8, 4);
+    pci.writeRegion(7, 0x3c, view, 0, 1);
+    pci.readRegion(3, 0, view, 0, 4);
+  });
+  assert(bytes < 1, `${bytes} bytes per operation`);
+});
+
+Deno.test("PciInterrupts.raise and setLevel do not allocate", () => {
+  const { pci, interrupts, sink } = setUp();
+  const level = bytesPerOperation((i) => interrupts.setLevel((i & 1) === 0));
+  assert(level < 1, `${level} bytes per operation`);
+  pci.writeRegion(7, CAP.MSIX + 2, words(0x8000), 0, 2);
+  sink.count = 0;
+  const raised = bytesPerOperation((i) => interrupts.raise(i & 63));
+  assert(raised < 1, `${raised} bytes per operation`);
+  assert(sink.count > OPERATIONS * ROUNDS);
+});
