@@ -1,0 +1,216 @@
+/**
+ * An event loop that a test turns by hand: time is virtual, descriptors are numbers, nothing ever waits.
+ *
+ * @module
+ */
+
+import type {
+  BottomHalf,
+  FdHandler,
+  FdWatch,
+  Loop,
+  Poller,
+  Timer,
+} from "../event_loop.ts";
+
+interface Watched {
+  events: number;
+  readonly handler: FdHandler;
+}
+
+interface Armed {
+  deadlineMs: number;
+  readonly callback: () => void;
+}
+
+/** EPOLLERR and EPOLLHUP, which are reported whether they are waited for or not. */
+const ALWAYS = 0x08 | 0x10;
+const EPOLLIN = 0x01;
+
+/**
+ * A {@linkcode Loop} without a system beneath it.
+ *
+ * ```ts ignore
+ * device.writeBar(4, 0x3000, 2, 0); // a kick schedules a bottom half
+ * loop.turn(); // which runs now
+ * loop.advance(10); // 10 ms pass: due timers run, and what they scheduled
+ * ```
+ */
+export class ManualLoop implements Loop {
+  readonly #watches = new Map<number, Watched>();
+  readonly #signalled: { fd: number; events: number }[] = [];
+  readonly #timers = new Set<Armed>();
+  readonly #pollers: (() => boolean)[] = [];
+  #scheduled = new Set<() => void>();
+  #running = new Set<() => void>();
+  #nowMs = 0;
+
+  now(): number {
+    return this.#nowMs;
+  }
+
+  watch(fd: number, events: number, handler: FdHandler): FdWatch {
+    if (this.#watches.has(fd)) {
+      throw new Error(`Cannot watch descriptor ${fd}: it is watched already`);
+    }
+    const watched: Watched = { events, handler };
+    this.#watches.set(fd, watched);
+    const close = () => {
+      if (this.#watches.get(fd) === watched) this.#watches.delete(fd);
+    };
+    return {
+      setEvents: (next: number) => {
+        watched.events = next;
+      },
+      close,
+      [Symbol.dispose]: close,
+    };
+  }
+
+  watchEventFd(fd: number, handler: () => void): FdWatch {
+    return this.watch(fd, EPOLLIN, handler);
+  }
+
+  bottomHalf(callback: () => void): BottomHalf {
+    // A function of its own, so that two bottom halves of one callback are two.
+    const run = () => callback();
+    return {
+      schedule: () => {
+        this.#scheduled.add(run);
+      },
+      cancel: () => {
+        this.#scheduled.delete(run);
+        this.#running.delete(run);
+      },
+    };
+  }
+
+  timer(callback: () => void): Timer {
+    const armed: Armed = { deadlineMs: Infinity, callback };
+    const cancel = () => {
+      this.#timers.delete(armed);
+    };
+    return {
+      arm: (delayMs: number) => {
+        armed.deadlineMs = this.#nowMs + Math.max(delayMs, 0);
+        this.#timers.add(armed);
+      },
+      cancel,
+      close: cancel,
+      [Symbol.dispose]: cancel,
+    };
+  }
+
+  poll(handler: () => boolean): Poller {
+    this.#pollers.push(handler);
+    const close = () => {
+      const at = this.#pollers.indexOf(handler);
+      if (at >= 0) this.#pollers.splice(at, 1);
+    };
+    return { close, [Symbol.dispose]: close };
+  }
+
+  /** How many descriptors are watched. */
+  get watchCount(): number {
+    return this.#watches.size;
+  }
+
+  /** How many timers are armed. */
+  get timerCount(): number {
+    return this.#timers.size;
+  }
+
+  /** How many polling handlers there are. */
+  get pollerCount(): number {
+    return this.#pollers.length;
+  }
+
+  /** Whether a bottom half waits to run. */
+  get hasScheduled(): boolean {
+    return this.#scheduled.size > 0;
+  }
+
+  /** Events a descriptor is watched for, or undefined when it is not. */
+  watchedEvents(fd: number): number | undefined {
+    return this.#watches.get(fd)?.events;
+  }
+
+  /** Makes a descriptor ready in the next turn, for events that are then watched for. */
+  signal(fd: number, events: number = EPOLLIN): void {
+    this.#signalled.push({ fd, events });
+  }
+
+  /**
+   * One turn: handlers of signalled descriptors, due timers, then the bottom halves that are scheduled by then.
+   *
+   * @returns Whether anything ran
+   */
+  turn(): boolean {
+    let worked = false;
+    for (const { fd, events } of this.#signalled.splice(0)) {
+      const watched = this.#watches.get(fd);
+      const ready = watched === undefined
+        ? 0
+        : events & (watched.events | ALWAYS);
+      if (watched === undefined || ready === 0) continue;
+      watched.handler(ready);
+      worked = true;
+    }
+    for (const armed of [...this.#timers]) {
+      if (armed.deadlineMs > this.#nowMs || !this.#timers.delete(armed)) {
+        continue;
+      }
+      armed.callback();
+      worked = true;
+    }
+    return this.#runBottomHalves() || worked;
+  }
+
+  /** Turns until nothing is left to do; throws after 1000 turns, for a bottom half that always reschedules itself. */
+  settle(): void {
+    for (let i = 0; i < 1000; i++) if (!this.turn()) return;
+    throw new Error(
+      "Cannot settle the loop: it is still busy after 1000 turns",
+    );
+  }
+
+  /** Lets time pass, stopping at every timer that falls due, and settles. */
+  advance(ms: number): void {
+    const until = this.#nowMs + ms;
+    this.settle();
+    for (;;) {
+      let next = Infinity;
+      for (const armed of this.#timers) next = Math.min(next, armed.deadlineMs);
+      if (next > until) break;
+      this.#nowMs = Math.max(this.#nowMs, next);
+      this.settle();
+    }
+    this.#nowMs = until;
+  }
+
+  /**
+   * Runs every polling handler once.
+   *
+   * @returns Whether one found work
+   */
+  pollOnce(): boolean {
+    let found = false;
+    for (const handler of [...this.#pollers]) if (handler()) found = true;
+    return found;
+  }
+
+  #runBottomHalves(): boolean {
+    if (this.#scheduled.size === 0) return false;
+    // What one of them schedules runs in the next turn; what one of them cancels does not run.
+    const batch = this.#scheduled;
+    this.#scheduled = this.#running;
+    this.#running = batch;
+    let worked = false;
+    for (const run of batch) {
+      batch.delete(run);
+      run();
+      worked = true;
+    }
+    return worked;
+  }
+}

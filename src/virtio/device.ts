@@ -1,0 +1,74 @@
+/**
+ * Seam 2: what a virtio device model is, to a virtio transport.
+ *
+ * @module
+ */
+
+import type { AccessWidth, DeviceCommand } from "../pci/device.ts";
+import type { Features } from "./features.ts";
+import type { Virtqueue } from "./queue.ts";
+
+/** What a device model may ask of its transport. */
+export interface VirtioTransport {
+  /** Tells the driver that `queue` has used buffers; call it when {@linkcode Virtqueue.publish} says so. */
+  interrupt(queue: Virtqueue): void;
+  /** Tells the driver that the device configuration changed, and bumps the generation. */
+  configChanged(): void;
+  /**
+   * Gives up on a driver that broke the rules: DEVICE_NEEDS_RESET, counted and logged once. Nothing of the queues
+   * is touched until the driver resets the device.
+   */
+  fail(reason: string): void;
+}
+
+/**
+ * A virtio device model.
+ *
+ * ```text
+ *   create → idle --start--> running --reset--> idle … → closed
+ * ```
+ * The transport calls, the model answers; all on one event loop, and nothing may block.
+ */
+export interface VirtioDevice {
+  /** Device type (virtio 1.3, section 5). */
+  readonly deviceId: number;
+  /** PCI class code, 24 bits, for the PCI transport. */
+  readonly pciClassCode: number;
+  /** Feature bits of the device type; the transport adds its own (VERSION_1, ring features). */
+  readonly features: Features;
+  /**
+   * Whether the device can work with these bits, which are a subset of what is offered: false when one of them
+   * requires another that is missing. Everything is accepted without it.
+   */
+  acceptsFeatures?(features: Features): boolean;
+  /** The largest size of each queue; powers of two up to 32768. */
+  readonly queueSizes: readonly number[];
+  /** Length of the device configuration structure in bytes. */
+  readonly configLengthBytes: number;
+  /** Reads device configuration; `offset + width` lies inside it. */
+  readConfig(offset: number, width: AccessWidth): number;
+  /** Writes device configuration; read-only fields ignore it. */
+  writeConfig(offset: number, width: AccessWidth, value: number): void;
+  /**
+   * The driver set DRIVER_OK.
+   *
+   * @param features The negotiated bits
+   * @param queues All queues; only those with {@linkcode Virtqueue.enabled} may be used, and a queue may be enabled later
+   */
+  start(features: Features, queues: readonly Virtqueue[]): void;
+  /**
+   * The driver notified a queue (or may have): look at it. Runs in a bottom half, only between start and reset, and only
+   * for an enabled queue.
+   */
+  notify(queue: Virtqueue): void;
+  /** The driver resets one queue (RING_RESET): drop what is in flight on it. */
+  resetQueue(queue: Virtqueue): void;
+  /** Back to idle: drop what is in flight and forget the queues. */
+  reset(): void;
+  /** Commands for a person at run time. */
+  readonly commands?: Readonly<Record<string, DeviceCommand>>;
+  /** Counters by name, for metrics. */
+  counters?(): Readonly<Record<string, number>>;
+  /** Releases everything. */
+  close(): void;
+}

@@ -1,0 +1,380 @@
+/**
+ * The half of a virtio device that no transport and no device type has a say in: status, features, queues and
+ * who may touch them when.
+ *
+ * @module
+ */
+
+import type { BottomHalf } from "../event_loop.ts";
+import type { DeviceContext } from "../pci/device.ts";
+import { VIRTIO_CONFIG_S } from "./defs.ts";
+import type { VirtioDevice, VirtioTransport } from "./device.ts";
+import { Features, VIRTIO_F } from "./features.ts";
+import type { Virtqueue } from "./queue.ts";
+import { type QueueAddresses, SplitQueue } from "./split_queue.ts";
+
+/** How a transport reaches the driver. */
+export interface SessionSignals {
+  /** Sends a used buffer notification for a queue. */
+  notifyUsed(queueIndex: number): void;
+  /** Sends a configuration change notification. */
+  notifyConfig(): void;
+  /** The device is being reset: the transport's registers are reset with it. */
+  onReset(): void;
+}
+
+/** How a session behaves. */
+export interface SessionOptions {
+  /** Features of the transport and the rings that are offered; VERSION_1 is added. All that are built by default. */
+  readonly ringFeatures?: Features;
+  /** Whether the event loop polls all the time, so that drivers need not notify. */
+  readonly polled?: boolean;
+}
+
+/** What {@linkcode VirtioSession} counts. */
+export interface SessionCounters {
+  /** Notifications by the driver. */
+  kicks: number;
+  /** Used buffer notifications by the device. */
+  interrupts: number;
+  /** Configuration change notifications. */
+  configInterrupts: number;
+  /** How often the driver broke a rule. */
+  failures: number;
+  /** How often the device was reset. */
+  resets: number;
+}
+
+/** Ring features that are built and work over every transport. */
+export const RING_FEATURES: Features = Features.of(
+  VIRTIO_F.RING_INDIRECT_DESC,
+  VIRTIO_F.RING_EVENT_IDX,
+  VIRTIO_F.RING_RESET,
+);
+
+const VERSION_1 = Features.of(VIRTIO_F.VERSION_1);
+const NONE = new Features(0, 0);
+
+/**
+ * Status, features and queues of one virtio device (virtio 1.3, sections 2.1, 2.2, 2.4, 2.6.1 and 3.1).
+ *
+ * ```text
+ *   reset --FEATURES_OK--> negotiated --DRIVER_OK--> running --fail, FAILED--> halted
+ *     ↑___________________________|__________________|__________________________|
+ * ```
+ * The queues are touched in `running` only, and there not while the session is stopped. Register writes change
+ * state and schedule bottom halves; the device model is notified from those.
+ */
+export class VirtioSession implements VirtioTransport {
+  /** The device model. */
+  readonly device: VirtioDevice;
+  /** Its queues. */
+  readonly queues: readonly SplitQueue[];
+  /** What the driver may choose from. */
+  readonly offered: Features;
+  /** Counts since the device was made. */
+  readonly counters: SessionCounters = {
+    kicks: 0,
+    interrupts: 0,
+    configInterrupts: 0,
+    failures: 0,
+    resets: 0,
+  };
+  readonly #context: DeviceContext;
+  readonly #signals: SessionSignals;
+  readonly #kicks: BottomHalf[] = [];
+  readonly #unsubscribe: () => void;
+  readonly #owedInterrupts: Uint8Array;
+  #owesConfigInterrupt = false;
+  #status = 0;
+  #accepted = NONE;
+  #acceptedBeyond = false;
+  #started = false;
+  #halted = false;
+  #stopped = false;
+  #configDirty = false;
+  #configGeneration = 0;
+
+  /** @param create Makes the device model; it may keep the transport but use it only after it has returned */
+  constructor(
+    context: DeviceContext,
+    create: (transport: VirtioTransport) => VirtioDevice,
+    signals: SessionSignals,
+    options: SessionOptions = {},
+  ) {
+    this.#context = context;
+    this.#signals = signals;
+    this.device = create(this);
+    this.offered = this.device.features.union(
+      options.ringFeatures ?? RING_FEATURES,
+    ).union(VERSION_1);
+    this.queues = this.device.queueSizes.map((size, i) =>
+      new SplitQueue(context.memory, i, size, options.polled ?? false)
+    );
+    this.#owedInterrupts = new Uint8Array(this.queues.length);
+    for (const queue of this.queues) {
+      this.#kicks.push(context.loop.bottomHalf(() => this.#serve(queue)));
+    }
+    this.#unsubscribe = context.memory.subscribe({
+      onChange: () => this.#onMemoryChange(),
+    });
+  }
+
+  /** The device status as the driver reads it. */
+  get status(): number {
+    return this.#status;
+  }
+
+  /** The bits the driver has accepted, final once FEATURES_OK is set. */
+  get accepted(): Features {
+    return this.#accepted;
+  }
+
+  /** Whether the queues may be touched, apart from {@linkcode stop}. */
+  get running(): boolean {
+    return (this.#status & VIRTIO_CONFIG_S.DRIVER_OK) !== 0 && !this.#halted;
+  }
+
+  /** The configuration generation, which covers what {@linkcode readConfig} has returned. */
+  get configGeneration(): number {
+    return this.#configGeneration;
+  }
+
+  /** Replaces word `select` of the accepted features; too late once FEATURES_OK is set. */
+  acceptFeatures(select: number, word: number): void {
+    if (this.#has(VIRTIO_CONFIG_S.FEATURES_OK)) return;
+    const old = this.#accepted;
+    if (select === 0) this.#accepted = new Features(word, old.word(1));
+    else if (select === 1) this.#accepted = new Features(old.word(0), word);
+    // There are no features above 63: accepting one makes FEATURES_OK fail.
+    else if (word !== 0) this.#acceptedBeyond = true;
+  }
+
+  /** The driver writes the device status (section 2.1): 0 resets, bits are set one after the other. */
+  writeStatus(value: number): void {
+    if (value === 0) return this.reset();
+    // A driver must not clear a bit (2.1.1), and DEVICE_NEEDS_RESET is the device's.
+    let set = value & ~this.#status & ~VIRTIO_CONFIG_S.NEEDS_RESET & 0xff;
+    if ((set & VIRTIO_CONFIG_S.FEATURES_OK) !== 0 && !this.#featuresAreGood()) {
+      set &= ~VIRTIO_CONFIG_S.FEATURES_OK;
+    }
+    const negotiated = ((this.#status | set) & VIRTIO_CONFIG_S.FEATURES_OK) !==
+      0;
+    if (!negotiated) set &= ~VIRTIO_CONFIG_S.DRIVER_OK;
+    this.#status |= set;
+    if ((set & VIRTIO_CONFIG_S.FAILED) !== 0) this.#halt();
+    if ((set & VIRTIO_CONFIG_S.DRIVER_OK) !== 0 && !this.#halted) {
+      this.#started = true;
+      this.device.start(this.#accepted, this.queues);
+      // The driver may have made buffers available before, without a notification (3.1.1, step 7).
+      this.#kickAll();
+    }
+  }
+
+  /**
+   * The driver enables a queue.
+   *
+   * Before FEATURES_OK the layout of the ring is not known, so that is a violation (section 3.1.1, steps 5 to 7).
+   */
+  enableQueue(index: number, addresses: QueueAddresses): void {
+    const queue = this.queues[index];
+    if (queue === undefined || queue.enabled || this.#halted) return;
+    if (!this.#has(VIRTIO_CONFIG_S.FEATURES_OK)) {
+      this.fail(`queue ${index} is enabled before FEATURES_OK (3.1.1)`);
+      return;
+    }
+    if (queue.enable(this.#accepted, addresses) < 0) {
+      this.fail(`queue ${index}: ${queue.lastError}`);
+      return;
+    }
+    if (this.#stopped) queue.suspend();
+  }
+
+  /** The driver resets one queue (section 2.6.1); false when RING_RESET was not negotiated. */
+  resetQueue(index: number): boolean {
+    const queue = this.queues[index];
+    if (queue === undefined || !this.#accepted.has(VIRTIO_F.RING_RESET)) {
+      return false;
+    }
+    if (!this.#has(VIRTIO_CONFIG_S.FEATURES_OK)) return false;
+    this.#kicks[index]!.cancel();
+    this.#owedInterrupts[index] = 0;
+    if (queue.enabled && this.#started) this.device.resetQueue(queue);
+    queue.disable();
+    return true;
+  }
+
+  /** The driver notifies a queue; the device model hears of it in a bottom half. */
+  kick(index: number): void {
+    if (index >= this.queues.length) return;
+    this.counters.kicks++;
+    // Before DRIVER_OK nothing may be consumed (2.1.2); setting it looks at every queue.
+    if (this.running) this.#kicks[index]!.schedule();
+  }
+
+  /**
+   * Looks at every queue for new chains, without a notification.
+   *
+   * @returns Whether there were any
+   */
+  poll(): boolean {
+    if (!this.running || this.#stopped) return false;
+    let found = false;
+    for (let i = 0; i < this.queues.length; i++) {
+      const queue = this.queues[i]!;
+      if (!queue.poll()) continue;
+      found = true;
+      this.#serve(queue);
+    }
+    return found;
+  }
+
+  /** Everything as it was when the device was made (section 2.4.1). */
+  reset(): void {
+    const began = this.#status !== 0;
+    this.#status = 0;
+    this.#accepted = NONE;
+    this.#acceptedBeyond = false;
+    this.#started = false;
+    this.#halted = false;
+    this.#owesConfigInterrupt = false;
+    this.#owedInterrupts.fill(0);
+    for (const kick of this.#kicks) kick.cancel();
+    if (began) {
+      this.counters.resets++;
+      this.device.reset();
+    }
+    for (const queue of this.queues) queue.disable();
+    this.#signals.onReset();
+  }
+
+  /** Stops touching guest memory and notifying the driver; what happens meanwhile is made up for. */
+  stop(): void {
+    this.#stopped = true;
+    for (const queue of this.queues) queue.suspend();
+  }
+
+  /** Goes on after {@linkcode stop}. */
+  start(): void {
+    if (!this.#stopped) return;
+    this.#stopped = false;
+    if (!this.#halted) { for (const queue of this.queues) queue.resume(); }
+    for (let i = 0; i < this.#owedInterrupts.length; i++) {
+      if (this.#owedInterrupts[i] === 0) continue;
+      this.#owedInterrupts[i] = 0;
+      this.interrupt(this.queues[i]!);
+    }
+    if (this.#owesConfigInterrupt) this.#notifyConfig();
+    this.#kickAll();
+  }
+
+  /** Ends everything; the device model is closed too. */
+  close(): void {
+    for (const kick of this.#kicks) kick.cancel();
+    this.#unsubscribe();
+    for (const queue of this.queues) queue.disable();
+    this.device.close();
+  }
+
+  /** Reads device configuration; what lies beyond it is 0. */
+  readConfig(offset: number, width: 1 | 2 | 4): number {
+    if (this.#configDirty) {
+      // Counting changes could wrap between two reads; counting reads that saw a change cannot (4.1.4.3.1).
+      this.#configDirty = false;
+      this.#configGeneration = (this.#configGeneration + 1) & 0xff;
+    }
+    const length = this.device.configLengthBytes;
+    if (offset + width <= length) return this.device.readConfig(offset, width);
+    let value = 0;
+    for (let i = 0; i < width && offset + i < length; i++) {
+      value |= this.device.readConfig(offset + i, 1) << (i * 8);
+    }
+    return value >>> 0;
+  }
+
+  /** Writes device configuration; what lies beyond it is ignored. */
+  writeConfig(offset: number, width: 1 | 2 | 4, value: number): void {
+    if (offset + width > this.device.configLengthBytes) return;
+    this.device.writeConfig(offset, width, value);
+  }
+
+  interrupt(queue: Virtqueue): void {
+    if (!this.running) return;
+    if (this.#stopped) {
+      this.#owedInterrupts[queue.index] = 1;
+      return;
+    }
+    this.counters.interrupts++;
+    this.#signals.notifyUsed(queue.index);
+  }
+
+  configChanged(): void {
+    this.#configDirty = true;
+    if (this.running) this.#notifyConfig();
+  }
+
+  fail(reason: string): void {
+    if (this.#has(VIRTIO_CONFIG_S.NEEDS_RESET)) return;
+    const first = this.counters.failures++ === 0;
+    const message =
+      `The driver broke the rules and must reset the device: ${reason}`;
+    // A hostile driver can fail and reset for ever; it shall not fill the disk.
+    if (first) this.#context.log.warn(message);
+    else this.#context.log.debug(message);
+    this.#status |= VIRTIO_CONFIG_S.NEEDS_RESET;
+    this.#halt();
+    if (this.#has(VIRTIO_CONFIG_S.DRIVER_OK)) this.#notifyConfig();
+  }
+
+  #has(bits: number): boolean {
+    return (this.#status & bits) !== 0;
+  }
+
+  #featuresAreGood(): boolean {
+    const accepted = this.#accepted;
+    const good = !this.#acceptedBeyond && accepted.isSubsetOf(this.offered) &&
+      accepted.has(VIRTIO_F.VERSION_1) &&
+      (this.device.acceptsFeatures?.(accepted) ?? true);
+    if (!good) {
+      this.#context.log.debug(
+        `Refused FEATURES_OK: the driver accepts ${accepted} of ${this.offered}`,
+      );
+    }
+    return good;
+  }
+
+  #halt(): void {
+    this.#halted = true;
+    for (const kick of this.#kicks) kick.cancel();
+    for (const queue of this.queues) queue.suspend();
+  }
+
+  #notifyConfig(): void {
+    this.#owesConfigInterrupt = this.#stopped;
+    if (this.#stopped) return;
+    this.counters.configInterrupts++;
+    this.#signals.notifyConfig();
+  }
+
+  #serve(queue: SplitQueue): void {
+    // After a stop, start() looks at every queue again.
+    if (!this.running || this.#stopped || !queue.enabled) return;
+    this.device.notify(queue);
+  }
+
+  #kickAll(): void {
+    if (!this.running) return;
+    for (let i = 0; i < this.queues.length; i++) {
+      if (this.queues[i]!.enabled) this.#kicks[i]!.schedule();
+    }
+  }
+
+  /** A ring that could not be reached may be back, and a chain that was kept from the driver can be shown to it. */
+  #onMemoryChange(): void {
+    if (!this.running) return;
+    for (let i = 0; i < this.queues.length; i++) {
+      const queue = this.queues[i]!;
+      if (queue.enabled && !queue.resolved) this.#kicks[i]!.schedule();
+    }
+  }
+}

@@ -1,0 +1,82 @@
+/** A queue of the device and a naive driver of it on the same memory. */
+
+import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
+import { ArrayMemory } from "../../src/memory/array_memory.ts";
+import { Chain } from "../../src/virtio/queue.ts";
+import { SplitQueue } from "../../src/virtio/split_queue.ts";
+import { NaiveRing, type RingPlaces } from "./naive_ring.ts";
+
+export interface FixtureOptions {
+  readonly size?: number;
+  readonly maxSize?: number;
+  readonly eventIdx?: boolean;
+  readonly indirect?: boolean;
+  readonly segments?: number;
+  readonly polled?: boolean;
+}
+
+export interface Fixture {
+  readonly memory: ArrayMemory;
+  readonly buffer: ArrayBuffer;
+  readonly queue: SplitQueue;
+  readonly ring: NaiveRing;
+  readonly chain: Chain;
+  readonly features: Features;
+  readonly places: RingPlaces;
+}
+
+/** Guest memory begins here, so that an offset taken for an address shows. */
+export const BASE = 0x10_0000;
+export const LENGTH = 0x20_0000;
+/** Buffers go here. */
+export const DATA = BASE + 0x10_0000;
+/** Indirect tables go here. */
+export const TABLES = BASE + 0x18_0000;
+
+export function fixture(options: FixtureOptions = {}): Fixture {
+  const size = options.size ?? 8;
+  const memory = new ArrayMemory([]);
+  const buffer = memory.map({ iova: BASE, lengthBytes: LENGTH });
+  const places = {
+    desc: BASE + 0x1000,
+    avail: BASE + 0x9_0000 + 2,
+    used: BASE + 0xb_0000 + 4,
+  };
+  const bits: number[] = [VIRTIO_F.VERSION_1];
+  if (options.eventIdx) bits.push(VIRTIO_F.RING_EVENT_IDX);
+  if (options.indirect ?? true) bits.push(VIRTIO_F.RING_INDIRECT_DESC);
+  const features = Features.of(...bits);
+  const queue = new SplitQueue(
+    memory,
+    3,
+    options.maxSize ?? size,
+    options.polled ?? false,
+  );
+  const result = queue.enable(features, {
+    size,
+    descIova: places.desc,
+    availIova: places.avail,
+    usedIova: places.used,
+  });
+  if (result !== 0) throw new Error(queue.lastError);
+  const ring = new NaiveRing(
+    buffer,
+    BASE,
+    size,
+    places,
+    options.eventIdx ?? false,
+  );
+  const chain = new Chain(memory, options.segments ?? 1024);
+  return { memory, buffer, queue, ring, chain, features, places };
+}
+
+/** Pops and pushes `count` single-buffer chains, so that both indices have moved by as much. */
+export function turnRing(at: Fixture, count: number): void {
+  for (let i = 0; i < count; i++) {
+    at.ring.add([{ iova: DATA, length: 1 }]);
+    if (at.queue.pop(at.chain) !== 1) throw new Error(at.queue.lastError);
+    at.queue.push(at.chain.head, 0);
+    at.queue.publish();
+    at.ring.collect();
+  }
+}
