@@ -1,0 +1,365 @@
+/**
+ * Messages over a UNIX stream socket: framing, descriptors, and queues that never block the loop.
+ *
+ * @module
+ */
+
+import { Errno, errnoName } from "../errno.ts";
+import type { BottomHalf, FdWatch, Loop } from "../event_loop.ts";
+import { Epoll, type Fd, MessageHeader, NativeBuffer } from "../libc/mod.ts";
+import {
+  HEADER,
+  VFIO_USER_F_ERROR,
+  VFIO_USER_F_NO_REPLY,
+  VFIO_USER_F_TYPE_MASK,
+  VFIO_USER_F_TYPE_REPLY,
+} from "./defs.ts";
+import { FdList } from "./fd_list.ts";
+
+/** How many messages are handled before others on the loop have their turn. */
+export const MESSAGES_PER_TURN = 64;
+
+/** The room to receive into beside the largest message, in bytes. */
+const RECEIVE_SLACK = 65_536;
+
+/** What a connection tells its owner. */
+export interface ConnectionHandler {
+  /**
+   * A whole message is in {@linkcode Connection.incoming}, its descriptors in {@linkcode Connection.fds};
+   * descriptors that are not taken are closed on return. Must not throw.
+   *
+   * @param at Offset of its header
+   * @param sizeBytes Its size, header included
+   */
+  onMessage(at: number, sizeBytes: number): void;
+  /** The connection has ended; called once, and nothing is called afterwards. */
+  onClose(reason: string): void;
+}
+
+interface QueuedFds {
+  at: number;
+  readonly fds: readonly number[];
+}
+
+/**
+ * One connected socket.
+ *
+ * ```text
+ *  receiving ⇄ paused (the queue of unsent messages is full: nothing is read)
+ *      └───────────┴→ closed
+ * ```
+ *
+ * A message to send is composed in {@linkcode Connection.outgoing} at {@linkcode Connection.outAt} and sent with
+ * {@linkcode Connection.send}, in one sendmsg. What the socket does not take waits and leaves when it can.
+ */
+export class Connection {
+  /** Received bytes. */
+  readonly incoming: DataView<ArrayBuffer>;
+  /** Bytes to send. */
+  readonly outgoing: DataView<ArrayBuffer>;
+  /** The largest message either way, in bytes. */
+  readonly maxMessageBytes: number;
+  readonly #fd: Fd;
+  readonly #handler: ConnectionHandler;
+  readonly #watch: FdWatch;
+  readonly #again: BottomHalf;
+  readonly #header = new MessageHeader();
+  readonly #receiveBuffer: NativeBuffer;
+  readonly #sendBuffer: NativeBuffer;
+  readonly #queuedFds: QueuedFds[] = [];
+  #fds = new FdList();
+  #laterFds = new FdList();
+  /** Offset of the message that #laterFds belong to, −1 for none. */
+  #laterAt = -1;
+  /** Unhandled bytes are from #start to #end. */
+  #start = 0;
+  #end = 0;
+  /** Whether whole messages may be among them. */
+  #backlog = false;
+  /** Unsent bytes are from #sendStart to #sendEnd. */
+  #sendStart = 0;
+  #sendEnd = 0;
+  /** Bytes left of the message at #sendStart once a part of it is sent; 0 when it is whole. */
+  #sendLeft = 0;
+  #running = false;
+  #closeReason: string | null = null;
+
+  /**
+   * @param fd A nonblocking connected stream socket; owned from here on
+   * @param maxMessageBytes The largest message, header included
+   */
+  constructor(
+    loop: Loop,
+    fd: Fd,
+    maxMessageBytes: number,
+    handler: ConnectionHandler,
+  ) {
+    this.#fd = fd;
+    this.#handler = handler;
+    this.maxMessageBytes = maxMessageBytes;
+    this.#receiveBuffer = new NativeBuffer(maxMessageBytes + RECEIVE_SLACK);
+    this.#sendBuffer = new NativeBuffer(2 * maxMessageBytes);
+    this.incoming = this.#receiveBuffer.view;
+    this.outgoing = this.#sendBuffer.view;
+    this.#again = loop.bottomHalf(() => this.#run(0));
+    this.#watch = loop.watch(
+      fd.number,
+      Epoll.IN,
+      (events) => this.#run(events),
+    );
+  }
+
+  /** Descriptors of the message at hand. */
+  get fds(): FdList {
+    return this.#fds;
+  }
+
+  /** Where to compose the next message in {@linkcode Connection.outgoing}; there is room for the largest. */
+  get outAt(): number {
+    return this.#sendEnd;
+  }
+
+  /** Whether the connection has ended. */
+  get closed(): boolean {
+    return this.#closeReason !== null;
+  }
+
+  /** Bytes that wait to be sent. */
+  get queuedBytes(): number {
+    return this.#sendEnd - this.#sendStart;
+  }
+
+  /**
+   * Sends the message composed at {@linkcode Connection.outAt}, now or when the socket takes it.
+   *
+   * @param fds Descriptors to go along; they stay the caller's and must stay open while the connection lasts
+   */
+  send(sizeBytes: number, fds?: readonly number[]): void {
+    if (this.closed) return;
+    const at = this.#sendEnd;
+    this.#sendEnd += sizeBytes;
+    if (fds !== undefined && fds.length > 0) this.#queuedFds.push({ at, fds });
+    // With messages waiting, this one must wait too, for order.
+    if (at === this.#sendStart) this.#flush();
+  }
+
+  /** Ends the connection; everything received and not handled, and everything not sent, is dropped. */
+  close(reason: string): void {
+    if (this.closed) return;
+    this.#closeReason = reason;
+    this.#watch.close();
+    this.#again.cancel();
+    this.#fd.close();
+    // A handler further up the stack may still look at the buffers.
+    if (!this.#running) this.#finish();
+  }
+
+  #finish(): void {
+    this.#fds.closeAll();
+    this.#laterFds.closeAll();
+    this.#header.close();
+    this.#receiveBuffer.close();
+    this.#sendBuffer.close();
+    this.#handler.onClose(this.#closeReason!);
+  }
+
+  #run(events: number): void {
+    if (this.closed) return;
+    this.#running = true;
+    try {
+      if (this.#sendStart !== this.#sendEnd) this.#flush();
+      if (
+        (events & (Epoll.IN | Epoll.HUP | Epoll.ERR)) !== 0 && !this.#backlog
+      ) this.#receive();
+      this.#handleMessages();
+    } finally {
+      this.#running = false;
+      if (this.closed) this.#finish();
+    }
+  }
+
+  #receive(): void {
+    if (this.closed) return;
+    const at = this.#end;
+    const n = this.#header.receive(
+      this.#fd.number,
+      this.#receiveBuffer.hva + at,
+      this.#receiveBuffer.lengthBytes - at,
+    );
+    if (n <= 0) {
+      if (n === 0) this.close("the client closed the connection");
+      else if (n !== -Errno.EAGAIN) {
+        this.close(`cannot receive: ${errnoName(-n)}`);
+      }
+      return;
+    }
+    this.#end = at + n;
+    if (this.#header.fdCount > 0 || this.#header.fdsTruncated) {
+      this.#takeFds();
+    }
+  }
+
+  /**
+   * Gives the descriptors just received to the message that starts last in the bytes just received: the kernel
+   * ends a receive after the bytes that descriptors were sent with. Where none starts, it is the one in progress.
+   */
+  #takeFds(): void {
+    let last = this.#start;
+    for (let at = this.#start; at < this.#end;) {
+      last = at;
+      if (this.#end - at < HEADER.FLAGS) break;
+      const size = this.incoming.getUint32(at + HEADER.MSG_SIZE, true);
+      if (size < HEADER.SIZE || size > this.maxMessageBytes) break;
+      at += size;
+    }
+    const list = last === this.#start ? this.#fds : this.#laterFds;
+    // Nothing is received while a whole message waits, so only the one at #start can have begun before.
+    if (last !== this.#start) this.#laterAt = last;
+    if (this.#header.fdsTruncated) list.truncated = true;
+    const { fds, fdCount } = this.#header;
+    let dropped = false;
+    for (let i = 0; i < fdCount; i++) if (!list.add(fds[i]!)) dropped = true;
+    if (dropped) this.close("it sent too many file descriptors");
+  }
+
+  #handleMessages(): void {
+    let budget = MESSAGES_PER_TURN;
+    while (!this.closed) {
+      if (this.#laterAt === this.#start && this.#laterAt >= 0) this.#swapFds();
+      const available = this.#end - this.#start;
+      if (available < HEADER.SIZE) break;
+      const at = this.#start;
+      const size = this.incoming.getUint32(at + HEADER.MSG_SIZE, true);
+      if (size < HEADER.SIZE || size > this.maxMessageBytes) {
+        this.#refuse(at, size < HEADER.SIZE ? Errno.EINVAL : Errno.EMSGSIZE);
+        return;
+      }
+      if (available < size) break;
+      if (!this.#hasRoom()) {
+        this.#backlog = true;
+        // Until some of the queue has left.
+        this.#watch.setEvents(Epoll.OUT);
+        return;
+      }
+      if (budget-- === 0) {
+        this.#backlog = true;
+        this.#again.schedule();
+        return;
+      }
+      this.#handler.onMessage(at, size);
+      this.#fds.closeAll();
+      this.#start = at + size;
+    }
+    this.#backlog = false;
+    if (!this.closed) this.#makeRoom();
+  }
+
+  #swapFds(): void {
+    const empty = this.#fds;
+    this.#fds = this.#laterFds;
+    this.#laterFds = empty;
+    this.#laterAt = -1;
+  }
+
+  /** Moves a partial message to the front when the rest of it may not fit behind. */
+  #makeRoom(): void {
+    if (this.#start === this.#end) {
+      this.#start = 0;
+      this.#end = 0;
+    } else if (
+      this.#start > 0 &&
+      this.#receiveBuffer.lengthBytes - this.#start < this.maxMessageBytes
+    ) {
+      this.#receiveBuffer.bytes.copyWithin(0, this.#start, this.#end);
+      this.#end -= this.#start;
+      this.#start = 0;
+    }
+  }
+
+  /** The next message cannot be found: says why, as far as the socket takes it, and ends the connection. */
+  #refuse(at: number, errno: number): void {
+    const flags = this.incoming.getUint32(at + HEADER.FLAGS, true);
+    const isReply = (flags & VFIO_USER_F_TYPE_MASK) === VFIO_USER_F_TYPE_REPLY;
+    if ((flags & VFIO_USER_F_NO_REPLY) === 0 && !isReply && this.#hasRoom()) {
+      this.sendError(at, errno);
+    }
+    this.close(
+      errno === Errno.EMSGSIZE
+        ? `it sent a message above ${this.maxMessageBytes} bytes`
+        : "it sent a message shorter than its header",
+    );
+  }
+
+  /** Sends the header-only reply that says a message failed. */
+  sendError(at: number, errno: number): void {
+    const out = this.outgoing;
+    const to = this.outAt;
+    const { incoming } = this;
+    out.setUint16(to, incoming.getUint16(at + HEADER.MSG_ID, true), true);
+    out.setUint16(
+      to + HEADER.CMD,
+      incoming.getUint16(at + HEADER.CMD, true),
+      true,
+    );
+    out.setUint32(to + HEADER.MSG_SIZE, HEADER.SIZE, true);
+    out.setUint32(
+      to + HEADER.FLAGS,
+      VFIO_USER_F_TYPE_REPLY | VFIO_USER_F_ERROR,
+      true,
+    );
+    out.setUint32(to + HEADER.ERROR_NO, errno, true);
+    this.send(HEADER.SIZE);
+  }
+
+  /** Whether the largest message fits behind what waits to be sent. */
+  #hasRoom(): boolean {
+    const capacity = this.#sendBuffer.lengthBytes;
+    if (capacity - this.#sendEnd >= this.maxMessageBytes) return true;
+    const queued = this.#sendEnd - this.#sendStart;
+    if (capacity - queued < this.maxMessageBytes) return false;
+    const moved = this.#sendStart;
+    this.#sendBuffer.bytes.copyWithin(0, moved, this.#sendEnd);
+    this.#sendStart = 0;
+    this.#sendEnd = queued;
+    for (const entry of this.#queuedFds) entry.at -= moved;
+    return true;
+  }
+
+  /**
+   * Sends what waits, one message a call: the kernel then never splits one within its header, which some clients
+   * take for a broken stream.
+   */
+  #flush(): void {
+    while (this.#sendStart !== this.#sendEnd) {
+      const at = this.#sendStart;
+      const whole = this.#sendLeft === 0;
+      if (whole) {
+        this.#sendLeft = this.outgoing.getUint32(at + HEADER.MSG_SIZE, true);
+      }
+      const asked = this.#sendLeft;
+      const queued = this.#queuedFds[0];
+      const fds = queued !== undefined && queued.at === at && whole
+        ? queued.fds
+        : undefined;
+      const hva = this.#sendBuffer.hva + at;
+      const n = this.#header.send(this.#fd.number, hva, asked, fds);
+      if (n < 0) {
+        if (whole) this.#sendLeft = 0;
+        if (n === -Errno.EAGAIN) this.#watch.setEvents(Epoll.IN | Epoll.OUT);
+        else this.close(`cannot send: ${errnoName(-n)}`);
+        return;
+      }
+      // Descriptors go with the first byte.
+      if (fds !== undefined && n > 0) this.#queuedFds.shift();
+      this.#sendStart = at + n;
+      this.#sendLeft = asked - n;
+      if (n < asked) {
+        this.#watch.setEvents(Epoll.IN | Epoll.OUT);
+        return;
+      }
+    }
+    this.#sendStart = 0;
+    this.#sendEnd = 0;
+    this.#watch.setEvents(Epoll.IN);
+  }
+}

@@ -1,0 +1,174 @@
+/**
+ * DMA_MAP and DMA_UNMAP: which guest memory the device reaches.
+ *
+ * @module
+ */
+
+import { getU64, hex, PAGE_SIZE } from "../bits.ts";
+import { Errno, ErrnoError } from "../errno.ts";
+import { isRegularFile, statFd } from "../libc/mod.ts";
+import type { DmaMemory } from "../memory/dma_memory.ts";
+import { Access } from "../memory/guest_memory.ts";
+import {
+  DMA_MAP,
+  DMA_UNMAP,
+  VFIO_DMA_UNMAP_FLAG_ALL,
+  VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+  VFIO_USER_F_DMA_REGION_FILE_IO,
+  VFIO_USER_F_DMA_REGION_MMAP,
+  VFIO_USER_F_DMA_REGION_READ,
+  VFIO_USER_F_DMA_REGION_WRITE,
+} from "./defs.ts";
+import { checkArgsz, invalid, type Request } from "./request.ts";
+
+const KNOWN_FLAGS = VFIO_USER_F_DMA_REGION_READ |
+  VFIO_USER_F_DMA_REGION_WRITE | VFIO_USER_F_DMA_REGION_MMAP |
+  VFIO_USER_F_DMA_REGION_FILE_IO;
+
+function checkFlags(flags: number, fd: number): void {
+  if ((flags & ~KNOWN_FLAGS) !== 0) {
+    throw invalid(`Cannot map memory: flags are ${hex(flags)}`);
+  }
+  if (
+    (flags & (VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE)) === 0
+  ) {
+    throw invalid("Cannot map memory: it is neither readable nor writable");
+  }
+  const needsFd = flags &
+    (VFIO_USER_F_DMA_REGION_MMAP | VFIO_USER_F_DMA_REGION_FILE_IO);
+  if (needsFd !== 0 && fd < 0) {
+    throw invalid("Cannot map memory: its flags need a file descriptor");
+  }
+  if ((flags & VFIO_USER_F_DMA_REGION_FILE_IO) !== 0) {
+    throw new ErrnoError(
+      Errno.EOPNOTSUPP,
+      "Cannot map memory: access by file I/O is not supported",
+    );
+  }
+}
+
+function checkRange(iova: number, lengthBytes: number, offset: number): void {
+  if (lengthBytes === 0) throw invalid("Cannot map memory: its size is 0");
+  if (
+    iova + lengthBytes > Number.MAX_SAFE_INTEGER ||
+    offset + lengthBytes > Number.MAX_SAFE_INTEGER
+  ) {
+    throw invalid(`Cannot map memory: it ends above 2^53 − 1`);
+  }
+  if (
+    iova % PAGE_SIZE !== 0 || lengthBytes % PAGE_SIZE !== 0 ||
+    offset % PAGE_SIZE !== 0
+  ) {
+    throw invalid(
+      `Cannot map ${hex(iova)}: address, size or offset is not page-aligned`,
+    );
+  }
+}
+
+/** A page behind the end of its file faults when touched, so the file must reach. */
+function checkFile(fd: number, end: number): void {
+  const stat = statFd(fd);
+  if (isRegularFile(stat) && stat.sizeBytes < end) {
+    throw invalid(
+      `Cannot map memory: its file has ${stat.sizeBytes} bytes, ${end} are needed`,
+    );
+  }
+}
+
+/** The DMA commands of one client. */
+export class DmaCommands {
+  readonly #memory: DmaMemory;
+  readonly #maxDmaMaps: number;
+  readonly #onUnsharedMemory: () => void;
+  #sharedSeen = false;
+
+  /**
+   * @param onUnsharedMemory The client's main memory is not shared; called once at most. A writable range without
+   * a descriptor says so when it comes before any with one: VMMs map from address 0 up, main memory first, and even
+   * with shared memory they map ROMs (read-only) and later some video memory (writable) without a descriptor.
+   */
+  constructor(
+    memory: DmaMemory,
+    maxDmaMaps: number,
+    onUnsharedMemory: () => void,
+  ) {
+    this.#memory = memory;
+    this.#maxDmaMaps = maxDmaMaps;
+    this.#onUnsharedMemory = onUnsharedMemory;
+  }
+
+  /**
+   * DMA_MAP; the reply is empty.
+   *
+   * @throws {ErrnoError} EINVAL, EEXIST (overlap), ENOSPC (too many ranges), EOPNOTSUPP (file I/O), and what mmap says
+   */
+  map(request: Request): number {
+    checkArgsz(request, "map memory", DMA_MAP.SIZE);
+    const { in: view, at } = request;
+    const flags = view.getUint32(at + DMA_MAP.FLAGS, true);
+    const offset = getU64(view, at + DMA_MAP.OFFSET);
+    const iova = getU64(view, at + DMA_MAP.ADDR);
+    const lengthBytes = getU64(view, at + DMA_MAP.LENGTH);
+    const fd = request.fds.peek(0);
+    checkFlags(flags, fd);
+    checkRange(iova, lengthBytes, fd < 0 ? 0 : offset);
+    if (this.#memory.count >= this.#maxDmaMaps) {
+      throw new ErrnoError(
+        Errno.ENOSPC,
+        `Cannot map ${hex(iova)}: there are ${this.#memory.count} mappings`,
+      );
+    }
+    const access = (flags & VFIO_USER_F_DMA_REGION_READ ? Access.READ : 0) |
+      (flags & VFIO_USER_F_DMA_REGION_WRITE ? Access.WRITE : 0);
+    if (fd < 0) {
+      this.#memory.map({ iova, lengthBytes, access });
+      this.#noteUnshared(access);
+    } else {
+      checkFile(fd, offset + lengthBytes);
+      this.#memory.map({ iova, lengthBytes, access, fd, offset });
+      this.#sharedSeen = true;
+    }
+    return 0;
+  }
+
+  #noteUnshared(access: Access): void {
+    if (this.#sharedSeen || (access & Access.WRITE) === 0) return;
+    this.#sharedSeen = true;
+    this.#onUnsharedMemory();
+  }
+
+  /**
+   * DMA_UNMAP; the reply repeats the request.
+   *
+   * @throws {ErrnoError} EINVAL, ENOENT (no such range), EOPNOTSUPP (dirty bitmap)
+   */
+  unmap(request: Request): number {
+    checkArgsz(request, "unmap memory", DMA_UNMAP.SIZE);
+    const { in: view, at, out, outAt } = request;
+    const flags = view.getUint32(at + DMA_UNMAP.FLAGS, true);
+    const iova = getU64(view, at + DMA_UNMAP.ADDR);
+    const lengthBytes = getU64(view, at + DMA_UNMAP.LENGTH);
+    switch (flags) {
+      case 0:
+        this.#memory.unmap(iova, lengthBytes);
+        break;
+      case VFIO_DMA_UNMAP_FLAG_ALL:
+        if (iova !== 0 || lengthBytes !== 0) {
+          throw invalid("Cannot unmap everything: address and size are not 0");
+        }
+        this.#memory.unmapAll();
+        break;
+      case VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP:
+        throw new ErrnoError(
+          Errno.EOPNOTSUPP,
+          "Cannot unmap memory: dirty pages are not logged",
+        );
+      default:
+        throw invalid(`Cannot unmap memory: flags are ${hex(flags)}`);
+    }
+    for (let i = 0; i < DMA_UNMAP.SIZE; i += 4) {
+      out.setUint32(outAt + i, view.getUint32(at + i, true), true);
+    }
+    return DMA_UNMAP.SIZE;
+  }
+}

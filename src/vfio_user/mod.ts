@@ -1,0 +1,8 @@
+/**
+ * The server side of the vfio-user protocol.
+ *
+ * @module
+ */
+
+export * from "./server.ts";
+export type { ServerLimits } from "./version.ts";

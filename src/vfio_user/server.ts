@@ -1,0 +1,191 @@
+/**
+ * The server of one device: takes clients, one at a time.
+ *
+ * @module
+ */
+
+import { ErrnoError } from "../errno.ts";
+import type { EventLoop, FdWatch, Timer } from "../event_loop.ts";
+import type { Log } from "../log.ts";
+import {
+  acceptUnix,
+  Epoll,
+  type Fd,
+  peerPid,
+  setNonblocking,
+} from "../libc/mod.ts";
+import type { DmaMemory } from "../memory/dma_memory.ts";
+import type { PciFunction } from "../pci/function.ts";
+import type { PciInterrupts } from "../pci/interrupts.ts";
+import { VERSION_DEFAULTS } from "./defs.ts";
+import { RegionFiles } from "./region_files.ts";
+import { type Counters, Session } from "./session.ts";
+import type { ServerLimits } from "./version.ts";
+
+/** How long to leave waiting clients alone after accepting one has failed. */
+const ACCEPT_RETRY_MS = 100;
+
+const DEFAULT_LIMITS: ServerLimits = {
+  maxDataXferSize: VERSION_DEFAULTS.max_data_xfer_size,
+  maxDmaMaps: VERSION_DEFAULTS.max_dma_maps,
+  // More than 16 would make QEMU refuse us.
+  maxMsgFds: 16,
+};
+
+/** What a server works with. */
+export interface VfioUserServerOptions {
+  /** The loop that the device lives on. */
+  readonly loop: EventLoop;
+  /** For messages to people. */
+  readonly log: Log;
+  /** A listening UNIX stream socket; stays the caller's, and is made nonblocking. */
+  readonly listener: number;
+  /** The function to offer. */
+  readonly pci: PciFunction;
+  /** Its interrupts. */
+  readonly interrupts: PciInterrupts;
+  /** Its guest memory, which clients fill. */
+  readonly memory: DmaMemory;
+  /** What clients may ask for at most. */
+  readonly limits?: Partial<ServerLimits>;
+  /** A client maps its main memory without sharing it, so the device will not reach it; once a client at most. */
+  readonly onUnsharedMemory?: () => void;
+  /** A client has come or gone. */
+  readonly onClient?: (pid: number, event: "connected" | "gone") => void;
+}
+
+/**
+ * Offers a PCI function over vfio-user.
+ *
+ * ```text
+ *   created --start--> waiting ⇄ serving --close--> closed
+ * ```
+ * One client is served at a time; others wait in the backlog of the socket and disturb nobody. When a client has
+ * gone the device is reset and kept for the next one.
+ */
+export class VfioUserServer implements Disposable {
+  readonly #options: VfioUserServerOptions;
+  readonly #limits: ServerLimits;
+  readonly #files: RegionFiles;
+  readonly #counters: Counters & { clients: number } = {
+    clients: 0,
+    messages: 0,
+    errors: 0,
+    strayReplies: 0,
+    regionReads: 0,
+    regionWrites: 0,
+    interrupts: 0,
+    doorbells: 0,
+  };
+  #session: Session | null = null;
+  #watch: FdWatch | null = null;
+  #retry: Timer | null = null;
+  #acceptFailed = false;
+  #closed = false;
+
+  /** @throws {ErrnoError} When the mappable parts of a BAR cannot be offered */
+  constructor(options: VfioUserServerOptions) {
+    this.#options = options;
+    this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
+    this.#files = new RegionFiles(options.pci);
+  }
+
+  /** Begins to take clients. */
+  start(): void {
+    if (this.#watch !== null || this.#closed) return;
+    const { loop, listener } = this.#options;
+    setNonblocking(listener);
+    this.#retry = loop.timer(() => this.#listen());
+    this.#watch = loop.watch(listener, Epoll.IN, () => this.#onWaiting());
+  }
+
+  /** Drops the client and takes no more; the listening socket stays open. Further calls do nothing. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#watch?.close();
+    this.#retry?.close();
+    this.#session?.close("the server is closing");
+    this.#files.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** What was counted since the server was made, over all clients. */
+  counters(): Readonly<Record<string, number>> {
+    return { ...this.#counters };
+  }
+
+  #listen(): void {
+    if (!this.#closed) this.#watch?.setEvents(Epoll.IN);
+  }
+
+  #onWaiting(): void {
+    const { log, listener } = this.#options;
+    if (this.#session !== null) {
+      // The watch is one-shot while somebody is served, so this is said once a client.
+      log.info("another client is waiting until the present one has gone");
+      return;
+    }
+    let fd: Fd | null;
+    try {
+      fd = acceptUnix(listener);
+    } catch (error) {
+      this.#onAcceptFailed(error);
+      return;
+    }
+    if (fd === null) return;
+    this.#acceptFailed = false;
+    this.#serve(fd);
+  }
+
+  /** Whoever waits goes on waiting, and so would the loop find it without end: it looks away for a while. */
+  #onAcceptFailed(error: unknown): void {
+    this.#watch?.setEvents(0);
+    this.#retry?.arm(ACCEPT_RETRY_MS);
+    if (this.#acceptFailed) return;
+    this.#acceptFailed = true;
+    const reason = error instanceof ErrnoError ? error.code : String(error);
+    this.#options.log.error(
+      `cannot accept a client (${reason}), trying again until it works`,
+      { error },
+    );
+  }
+
+  #serve(fd: Fd): void {
+    const { loop, log, pci, interrupts, memory, onClient } = this.#options;
+    let pid: number;
+    try {
+      pid = peerPid(fd.number);
+      this.#session = new Session({
+        loop,
+        log,
+        fd,
+        pci,
+        interrupts,
+        memory,
+        files: this.#files,
+        limits: this.#limits,
+        counters: this.#counters,
+        onUnsharedMemory: () => this.#options.onUnsharedMemory?.(),
+        onClose: (reason) => this.#onGone(pid, reason),
+      });
+    } catch (error) {
+      fd.close();
+      this.#onAcceptFailed(error);
+      return;
+    }
+    this.#counters.clients++;
+    this.#watch?.setEvents(Epoll.IN | Epoll.ONESHOT);
+    onClient?.(pid, "connected");
+  }
+
+  #onGone(pid: number, reason: string): void {
+    this.#session = null;
+    this.#options.log.debug(`client ${pid} is gone: ${reason}`);
+    this.#options.onClient?.(pid, "gone");
+    this.#listen();
+  }
+}
