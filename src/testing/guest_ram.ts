@@ -1,0 +1,72 @@
+/**
+ * Guest memory that a server can map: a memfd, lent to it by DMA_MAP.
+ *
+ * @module
+ */
+
+import { createMemfd, type Fd, Mapping } from "../libc/mod.ts";
+import type { VfioUserClient } from "../vfio_user/client/client.ts";
+import { DriverMemory } from "./driver_memory.ts";
+
+/** How guest memory is lent to the server. */
+export interface ShareOptions {
+  /** Pass no descriptor, so that the server must ask for every byte by message. */
+  readonly byMessage?: boolean;
+  /** Whether the device may read it; yes unless told. */
+  readonly readable?: boolean;
+  /** Whether the device may write it; yes unless told. */
+  readonly writable?: boolean;
+}
+
+/** Where QEMU's q35 puts the memory above 4 GiB: an address that needs 64 bits. */
+const DEFAULT_IOVA = 0x1_0000_0000;
+
+/** Guest memory in a memfd; owns it. */
+export class GuestRam implements Disposable {
+  /** The memory, for drivers. */
+  readonly memory: DriverMemory;
+  readonly #fd: Fd;
+  readonly #mapping: Mapping;
+
+  /**
+   * @param lengthBytes Whole pages
+   * @param iova Where the device sees it; page-aligned
+   */
+  constructor(lengthBytes: number, iova: number = DEFAULT_IOVA) {
+    this.#fd = createMemfd("outboard-guest-ram", lengthBytes);
+    this.#mapping = new Mapping({ fd: this.#fd.number, lengthBytes });
+    this.memory = new DriverMemory(this.#mapping.buffer, iova);
+  }
+
+  /** The memfd. */
+  get fd(): number {
+    return this.#fd.number;
+  }
+
+  /** Lends all of it to a server. */
+  share(client: VfioUserClient, options: ShareOptions = {}): void {
+    client.dmaMap({
+      iova: this.memory.iova,
+      lengthBytes: this.memory.lengthBytes,
+      readable: options.readable ?? true,
+      writable: options.writable ?? true,
+      bytes: this.memory.bytes,
+      ...(options.byMessage ? {} : { fd: this.#fd.number }),
+    });
+  }
+
+  /** Takes it back. */
+  unshare(client: VfioUserClient): void {
+    client.dmaUnmap(this.memory.iova, this.memory.lengthBytes);
+  }
+
+  /** Unmaps and closes; a server that mapped it keeps its mapping until told otherwise. */
+  close(): void {
+    this.#mapping.close();
+    this.#fd.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
