@@ -1,0 +1,37 @@
+/**
+ * A card that is not plugged in.
+ *
+ * @module
+ */
+
+import { Errno } from "../errno.ts";
+import type { ScatterGather } from "../memory/scatter_gather.ts";
+import type { NetBackend, NetPeer } from "./backend.ts";
+
+/** Takes every frame and has none. */
+export class NoneBackend implements NetBackend {
+  readonly description = "none";
+  readonly hasVnetHeader = false;
+  #sent = 0;
+
+  start(_peer: NetPeer): void {}
+
+  stop(): void {}
+
+  send(_frame: ScatterGather): number {
+    this.#sent++;
+    return 0;
+  }
+
+  receive(_into: ScatterGather): number {
+    return -Errno.EAGAIN;
+  }
+
+  setReceiving(_on: boolean): void {}
+
+  counters(): Readonly<Record<string, number>> {
+    return { txDropped: this.#sent };
+  }
+
+  close(): void {}
+}

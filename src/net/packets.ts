@@ -1,0 +1,146 @@
+/**
+ * Layouts of the packets the built-in gateway reads and writes; all fields are big-endian.
+ *
+ * @module
+ */
+
+/** Ethernet II header (IEEE 802.3 clause 3): `{ u8 dst[6]; u8 src[6]; u16 type; }`. */
+export const ETH = { DST: 0, SRC: 6, TYPE: 12, SIZE: 14 } as const;
+
+/** EtherTypes. */
+export const ETH_P_IP = 0x0800;
+/** EtherType of ARP. */
+export const ETH_P_ARP = 0x0806;
+
+/**
+ * ARP for IPv4 over Ethernet (RFC 826):
+ * `{ u16 hrd, pro; u8 hln, pln; u16 op; u8 sha[6], spa[4], tha[6], tpa[4]; }`.
+ */
+export const ARP = {
+  HRD: 0,
+  PRO: 2,
+  HLN: 4,
+  PLN: 5,
+  OP: 6,
+  SHA: 8,
+  SPA: 14,
+  THA: 18,
+  TPA: 24,
+  SIZE: 28,
+} as const;
+
+/** ARP operations. */
+export const ARPOP = { REQUEST: 1, REPLY: 2 } as const;
+
+/** IPv4 header without options (RFC 791 section 3.1). */
+export const IP = {
+  VERSION_IHL: 0,
+  TOS: 1,
+  TOTAL_LENGTH: 2,
+  ID: 4,
+  FRAGMENT: 6,
+  TTL: 8,
+  PROTOCOL: 9,
+  CHECKSUM: 10,
+  SRC: 12,
+  DST: 16,
+  SIZE: 20,
+} as const;
+
+/** The "more fragments" bit and the fragment offset: zero in a whole packet. */
+export const IP_FRAGMENT_MASK = 0x3fff;
+
+/** IP protocol numbers. */
+export const IPPROTO = { ICMP: 1, TCP: 6, UDP: 17 } as const;
+
+/** ICMP header (RFC 792). */
+export const ICMP = { TYPE: 0, CODE: 1, CHECKSUM: 2, SIZE: 8 } as const;
+
+/** ICMP echo. */
+export const ICMP_ECHO = 8;
+/** ICMP echo reply. */
+export const ICMP_ECHOREPLY = 0;
+
+/** UDP header (RFC 768). */
+export const UDP = {
+  SRC_PORT: 0,
+  DST_PORT: 2,
+  LENGTH: 4,
+  CHECKSUM: 6,
+  SIZE: 8,
+} as const;
+
+/** BOOTP ports (RFC 951). */
+export const BOOTP_PORT = { SERVER: 67, CLIENT: 68 } as const;
+
+/** DHCP message (RFC 2131 section 2); the options follow the magic cookie. */
+export const DHCP = {
+  OP: 0,
+  HTYPE: 1,
+  HLEN: 2,
+  HOPS: 3,
+  XID: 4,
+  SECS: 8,
+  FLAGS: 10,
+  CIADDR: 12,
+  YIADDR: 16,
+  SIADDR: 20,
+  GIADDR: 24,
+  CHADDR: 28,
+  SNAME: 44,
+  FILE: 108,
+  COOKIE: 236,
+  OPTIONS: 240,
+  /** The shortest message a client must take (a BOOTP message). */
+  MIN_SIZE: 300,
+} as const;
+
+/** BOOTP operations. */
+export const BOOTP_OP = { REQUEST: 1, REPLY: 2 } as const;
+
+/** What precedes DHCP options (RFC 2132 section 2). */
+export const DHCP_COOKIE = 0x6382_5363;
+
+/** DHCP message types (RFC 2132 section 9.6). */
+export const DHCP_TYPE = {
+  DISCOVER: 1,
+  OFFER: 2,
+  REQUEST: 3,
+  ACK: 5,
+  NAK: 6,
+  INFORM: 8,
+} as const;
+
+/** DHCP options (RFC 2132). */
+export const DHCP_OPTION = {
+  PAD: 0,
+  SUBNET_MASK: 1,
+  ROUTER: 3,
+  HOST_NAME: 12,
+  DOMAIN_NAME: 15,
+  INTERFACE_MTU: 26,
+  REQUESTED_ADDRESS: 50,
+  LEASE_TIME: 51,
+  MESSAGE_TYPE: 53,
+  SERVER_ID: 54,
+  END: 255,
+} as const;
+
+/**
+ * The Internet checksum (RFC 1071) of a range.
+ *
+ * @param sum What was summed up before, as of a pseudo-header
+ * @returns The checksum to be stored; 0 over a range that holds a right one
+ */
+export function internetChecksum(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  sum = 0,
+): number {
+  for (let i = start; i < end; i += 2) {
+    sum += bytes[i]! * 256 + (i + 1 < end ? bytes[i + 1]! : 0);
+  }
+  while (sum > 0xffff) sum = (sum & 0xffff) + Math.floor(sum / 0x1_0000);
+  return ~sum & 0xffff;
+}
