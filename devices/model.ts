@@ -1,0 +1,55 @@
+/**
+ * What a device model's module offers to whoever wants to run the device.
+ *
+ * @module
+ */
+
+import type { DeviceContext, PciDevice } from "../src/pci/device.ts";
+
+/** One `key=value` of `--device MODEL,key=value`, as data for help texts. */
+export interface OptionSpec {
+  /** The key. */
+  readonly name: string;
+  /** What the value looks like, such as `bytes` or `up|down`. */
+  readonly syntax: string;
+  /** One line for people. */
+  readonly help: string;
+  /** The value when the key is not given; none when absent. */
+  readonly default?: string;
+  /** Whether the key may be given more than once. */
+  readonly repeatable?: boolean;
+}
+
+/**
+ * A device model.
+ *
+ * ```text
+ *   main thread: parse(text options) ── structured clone ──> IOThread: create(context, options) → PciDevice
+ * ```
+ * The module is loaded on both threads; between them only what `parse` returned travels, so it must consist of plain
+ * data. A file that is to be used as `--device ./path/to/model.ts` exports its model as `model` or as its default.
+ */
+export interface DeviceModel<Options = unknown> {
+  /** The name in `--device NAME`. */
+  readonly name: string;
+  /** One line on what it is. */
+  readonly help: string;
+  /** Every option that {@linkcode DeviceModel.parse} knows. */
+  readonly options: readonly OptionSpec[];
+  /**
+   * Checks and converts options; touches nothing outside.
+   *
+   * @param options As on the command line; a repeated key has all its values
+   * @returns Plain data that survives a structured clone
+   * @throws {Error} With one line that says what is wrong and what would be right
+   */
+  parse(
+    options: Readonly<Record<string, string | readonly string[]>>,
+  ): Options;
+  /**
+   * Makes a device, and opens what it needs.
+   *
+   * @throws {Error} With one line and the remedy; nothing is left behind
+   */
+  create(context: DeviceContext, options: Options): PciDevice;
+}

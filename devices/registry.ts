@@ -1,0 +1,168 @@
+/**
+ * Finds device models: built-in ones by name, others by path or URL.
+ *
+ * @module
+ */
+
+import type { DeviceModel } from "./model.ts";
+
+/** A built-in model that has not been loaded. */
+export interface ModelEntry {
+  /** The name in `--device NAME`. */
+  readonly name: string;
+  /** One line on what it is; the same as the model's own. */
+  readonly help: string;
+  /** Loads it. */
+  load(): Promise<DeviceModel>;
+}
+
+/** The models that come with Outboard, by name; none is loaded until it is asked for. */
+export const builtinModels: ReadonlyMap<string, ModelEntry> = new Map(
+  ([
+    {
+      name: "virtio-net",
+      help: "virtio network card",
+      load: async () =>
+        (await import("./virtio_net/mod.ts")).virtioNetModel as DeviceModel,
+    },
+  ] as readonly ModelEntry[]).map((entry) => [entry.name, entry]),
+);
+
+/** Whether the word names a file or URL and not a built-in model. */
+export function isModelPath(reference: string): boolean {
+  return reference.includes("/") || /\.[mc]?[jt]s$/.test(reference) ||
+    /^[a-z][a-z0-9+.-]*:/i.test(reference);
+}
+
+/**
+ * The URL of a model's module, which means the same on every thread.
+ *
+ * @param reference Path or URL
+ * @param base Folder that relative paths start from; absolute
+ */
+export function modelUrl(
+  reference: string,
+  base: string = Deno.cwd(),
+): string {
+  if (/^[a-z][a-z0-9+.-]+:/i.test(reference)) return reference;
+  // Percent signs, question marks and hashes of a path are not syntax.
+  const encoded = reference.split("/").map(encodeURIComponent).join("/");
+  const folder = base.split("/").map(encodeURIComponent).join("/");
+  return new URL(encoded, `file://${folder}/`).href;
+}
+
+function describe(value: unknown): string {
+  return value === null
+    ? "null"
+    : Array.isArray(value)
+    ? "array"
+    : typeof value;
+}
+
+function optionsProblem(options: unknown): string | null {
+  if (!Array.isArray(options)) {
+    return `its \`options\` must be an array, not ${describe(options)}`;
+  }
+  for (const [i, option] of options.entries()) {
+    for (const field of ["name", "syntax", "help"]) {
+      if (typeof option?.[field] !== "string") {
+        return `its \`options[${i}].${field}\` must be a string, not ${
+          describe(option?.[field])
+        }`;
+      }
+    }
+  }
+  return null;
+}
+
+function modelProblem(model: object): string | null {
+  const candidate = model as Record<string, unknown>;
+  for (const field of ["name", "help"]) {
+    const value = candidate[field];
+    if (typeof value !== "string" || value === "") {
+      return `its \`${field}\` must be a non-empty string, not ${
+        value === "" ? "an empty one" : describe(value)
+      }`;
+    }
+  }
+  const problem = optionsProblem(candidate.options);
+  if (problem !== null) return problem;
+  for (const field of ["parse", "create"]) {
+    if (typeof candidate[field] !== "function") {
+      return `its \`${field}\` must be a function, not ${
+        describe(candidate[field])
+      }`;
+    }
+  }
+  return null;
+}
+
+/**
+ * The device model that a module exports as `model` or as its default.
+ *
+ * @param module What `import()` gave
+ * @param reference How the person called it, for messages
+ * @throws {Error} When it has none, or one of the wrong shape
+ */
+export function modelOfModule(
+  module: Readonly<Record<string, unknown>>,
+  reference: string,
+): DeviceModel {
+  const model = module.model ?? module.default;
+  if (model === undefined) {
+    throw new Error(
+      `Cannot use ${reference} as a device model: it exports neither \`model\` nor a default`,
+    );
+  }
+  if (typeof model !== "object" || model === null) {
+    throw new Error(
+      `Cannot use ${reference} as a device model: its export must be an object, not ${
+        describe(model)
+      }`,
+    );
+  }
+  const problem = modelProblem(model);
+  if (problem !== null) {
+    throw new Error(`Cannot use ${reference} as a device model: ${problem}`);
+  }
+  return model as DeviceModel;
+}
+
+async function importModule(
+  reference: string,
+): Promise<Record<string, unknown>> {
+  const url = modelUrl(reference);
+  try {
+    return await import(url);
+  } catch (error) {
+    const text = error instanceof Error ? error.message : String(error);
+    // Another file may be missing too: one that this one imports.
+    const missing = text.startsWith("Module not found") && text.includes(url) &&
+      !text.includes("\n    at file:");
+    throw new Error(
+      `Cannot load device model ${reference}: ${
+        missing ? "there is no such file" : text.split("\n")[0]
+      }`,
+      { cause: error },
+    );
+  }
+}
+
+/**
+ * Loads a device model.
+ *
+ * @param reference Name of a built-in model, or path (from the working folder) or URL of a module
+ * @throws {Error} With one line that says what is wrong, and what would be right
+ */
+export async function loadModel(reference: string): Promise<DeviceModel> {
+  const builtin = builtinModels.get(reference);
+  if (builtin !== undefined) return await builtin.load();
+  if (!isModelPath(reference)) {
+    throw new Error(
+      `Cannot find device model "${reference}": the built-in ones are ${
+        [...builtinModels.keys()].join(", ")
+      }; a file is given as ./${reference}.ts`,
+    );
+  }
+  return modelOfModule(await importModule(reference), reference);
+}

@@ -1,0 +1,219 @@
+/**
+ * The card's options, and its device configuration structure.
+ *
+ * @module
+ */
+
+import { isPowerOfTwo } from "../../src/bits.ts";
+import { NET_OPTIONS, type NetOptions } from "../../src/net/option_table.ts";
+import { parseNetOptions } from "../../src/net/options.ts";
+import type { AccessWidth } from "../../src/pci/device.ts";
+import type { OptionSpec } from "../model.ts";
+import {
+  ETH_ALEN,
+  MTU_DEFAULT,
+  MTU_MAX,
+  MTU_MIN,
+  VIRTIO_NET_CONFIG,
+} from "./defs.ts";
+
+const QUEUE_SIZE_MIN = 8;
+const QUEUE_SIZE_MAX = 32768;
+const QUEUE_SIZE_DEFAULT = 256;
+
+/** What a card is made with; plain data. */
+export interface VirtioNetOptions {
+  /** Six bytes; null for one made up at random. */
+  readonly mac: readonly number[] | null;
+  /** Largest IP packet in bytes. */
+  readonly mtu: number;
+  /** Whether the link is up at first. */
+  readonly linkUp: boolean;
+  /** Largest size of the receive and transmit queues. */
+  readonly queueSize: number;
+  /** What it is plugged into. */
+  readonly net: NetOptions;
+}
+
+const CARD_OPTIONS: readonly OptionSpec[] = [
+  {
+    name: "mac",
+    syntax: "xx:xx:xx:xx:xx:xx",
+    help: "the card's address; 52:54:00 and a random rest unless given",
+  },
+  {
+    name: "mtu",
+    syntax: "bytes",
+    help: `largest IP packet, ${MTU_MIN} to ${MTU_MAX}`,
+    default: `${MTU_DEFAULT}`,
+  },
+  {
+    name: "link",
+    syntax: "up|down",
+    help: "state of the link at first",
+    default: "up",
+  },
+  {
+    name: "queue-size",
+    syntax: "entries",
+    help:
+      `largest size of a queue, a power of two from ${QUEUE_SIZE_MIN} to ${QUEUE_SIZE_MAX}`,
+    default: `${QUEUE_SIZE_DEFAULT}`,
+  },
+];
+
+/** Every option of the model: the card's own, then those of what it is plugged into. */
+export const VIRTIO_NET_OPTIONS: readonly OptionSpec[] = [
+  ...CARD_OPTIONS,
+  ...NET_OPTIONS,
+];
+
+function parseMac(text: string): number[] {
+  if (!/^[0-9a-f]{2}([:-][0-9a-f]{2}){5}$/i.test(text)) {
+    throw new Error(
+      `Cannot use mac=${text}: six bytes are wanted, such as 52:54:00:12:34:56`,
+    );
+  }
+  const mac = text.split(/[:-]/).map((byte) => parseInt(byte, 16));
+  if ((mac[0]! & 1) !== 0) {
+    throw new Error(
+      `Cannot use mac=${text}: it is a multicast address, the first byte must be even`,
+    );
+  }
+  if (mac.every((byte) => byte === 0)) {
+    throw new Error(
+      `Cannot use mac=${text}: the zero address belongs to nobody; leave mac= out for a random one`,
+    );
+  }
+  return mac;
+}
+
+function parseMtu(text: string): number {
+  const mtu = Number(text);
+  if (!/^\d+$/.test(text) || mtu < MTU_MIN || mtu > MTU_MAX) {
+    throw new Error(
+      `Cannot use mtu=${text}: ${MTU_MIN} to ${MTU_MAX} bytes are allowed`,
+    );
+  }
+  return mtu;
+}
+
+function parseLink(text: string): boolean {
+  if (text !== "up" && text !== "down") {
+    throw new Error(`Cannot use link=${text}: it is up or down`);
+  }
+  return text === "up";
+}
+
+function parseQueueSize(text: string): number {
+  const size = Number(text);
+  if (
+    !/^\d+$/.test(text) || !isPowerOfTwo(size) || size < QUEUE_SIZE_MIN ||
+    size > QUEUE_SIZE_MAX
+  ) {
+    throw new Error(
+      `Cannot use queue-size=${text}: a power of two from ${QUEUE_SIZE_MIN} to ${QUEUE_SIZE_MAX} is wanted`,
+    );
+  }
+  return size;
+}
+
+/**
+ * Parses and checks the options of `--device virtio-net,…`.
+ *
+ * @throws {Error} With what is wrong and what would be right
+ */
+export function parseVirtioNetOptions(
+  options: Readonly<Record<string, string | readonly string[]>>,
+): VirtioNetOptions {
+  const own = new Map<string, string>();
+  const net: Record<string, string | readonly string[]> = {};
+  for (const [key, value] of Object.entries(options)) {
+    if (NET_OPTIONS.some(({ name }) => name === key)) {
+      net[key] = value;
+      continue;
+    }
+    if (!CARD_OPTIONS.some(({ name }) => name === key)) {
+      const known = VIRTIO_NET_OPTIONS.map(({ name }) => name).join(", ");
+      throw new Error(
+        `Cannot use option ${key}: virtio-net has ${known}`,
+      );
+    }
+    if (typeof value !== "string") {
+      throw new Error(`Cannot use ${key} ${value.length} times: give it once`);
+    }
+    own.set(key, value);
+  }
+  const mac = own.get("mac");
+  return {
+    mac: mac === undefined ? null : parseMac(mac),
+    mtu: parseMtu(own.get("mtu") ?? `${MTU_DEFAULT}`),
+    linkUp: parseLink(own.get("link") ?? "up"),
+    queueSize: parseQueueSize(own.get("queue-size") ?? `${QUEUE_SIZE_DEFAULT}`),
+    net: parseNetOptions(net),
+  };
+}
+
+/**
+ * A made-up address: QEMU's and KVM's locally administered prefix 52:54:00, three random bytes.
+ *
+ * @param random As of the device's context
+ */
+export function randomMac(
+  random: (lengthBytes: number) => Uint8Array,
+): Uint8Array<ArrayBuffer> {
+  const mac = new Uint8Array(ETH_ALEN);
+  mac.set([0x52, 0x54, 0x00]);
+  mac.set(random(3), 3);
+  return mac;
+}
+
+/** An address as people write it, such as `52:54:00:12:34:56`. */
+export function formatMac(mac: Uint8Array): string {
+  return Array.from(mac, (byte) => byte.toString(16).padStart(2, "0"))
+    .join(":");
+}
+
+/** The device configuration structure; see {@linkcode VIRTIO_NET_CONFIG}. */
+export class NetConfig {
+  readonly #bytes = new Uint8Array(VIRTIO_NET_CONFIG.SIZE);
+  readonly #view = new DataView(this.#bytes.buffer);
+
+  /** @param mac Six bytes @param mtu In bytes */
+  constructor(mac: Uint8Array, mtu: number) {
+    this.setMac(mac);
+    this.#view.setUint16(VIRTIO_NET_CONFIG.MAX_VIRTQUEUE_PAIRS, 1, true);
+    this.#view.setUint16(VIRTIO_NET_CONFIG.MTU, mtu, true);
+  }
+
+  /** The card's address: a live view. */
+  get mac(): Uint8Array<ArrayBuffer> {
+    return this.#bytes.subarray(
+      VIRTIO_NET_CONFIG.MAC,
+      VIRTIO_NET_CONFIG.MAC + ETH_ALEN,
+    );
+  }
+
+  /** Changes the address. */
+  setMac(mac: Uint8Array): void {
+    this.#bytes.set(mac, VIRTIO_NET_CONFIG.MAC);
+  }
+
+  /** Link and announcement bits, VIRTIO_NET_S_*. */
+  get status(): number {
+    return this.#view.getUint16(VIRTIO_NET_CONFIG.STATUS, true);
+  }
+
+  set status(bits: number) {
+    this.#view.setUint16(VIRTIO_NET_CONFIG.STATUS, bits, true);
+  }
+
+  /** Reads `width` bytes, little-endian; they lie inside. */
+  read(offset: number, width: AccessWidth): number {
+    let value = 0;
+    for (let i = width - 1; i >= 0; i--) {
+      value = value * 256 + this.#bytes[offset + i]!;
+    }
+    return value;
+  }
+}

@@ -1,0 +1,119 @@
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import {
+  builtinModels,
+  isModelPath,
+  loadModel,
+  modelOfModule,
+  modelUrl,
+} from "../../devices/registry.ts";
+import { model } from "./fixtures/by_name.ts";
+
+const FIXTURES = new URL("./fixtures/", import.meta.url);
+
+Deno.test("builtinModels agree with what they load", async () => {
+  assert(builtinModels.size > 0);
+  for (const [name, entry] of builtinModels) {
+    const loaded = await entry.load();
+    assertEquals([entry.name, loaded.name], [name, name]);
+    assertEquals(entry.help, loaded.help);
+    assertEquals(modelOfModule({ model: loaded }, name), loaded);
+    assertEquals(await loadModel(name), loaded);
+  }
+});
+
+Deno.test("loadModel says which models there are", async () => {
+  const error = await assertRejects(() => loadModel("virtio-nte"), Error);
+  assertStringIncludes(error.message, "virtio-net");
+  assertStringIncludes(error.message, "./virtio-nte.ts");
+});
+
+Deno.test("loadModel takes a path or a URL, and either kind of export", async () => {
+  const byName = new URL("by_name.ts", FIXTURES);
+  assertEquals((await loadModel(byName.pathname)).name, "by-name");
+  assertEquals((await loadModel(byName.href)).name, "by-name");
+  const byDefault = new URL("by_default.ts", FIXTURES);
+  assertEquals((await loadModel(byDefault.pathname)).name, "by-default");
+});
+
+Deno.test("loadModel explains what it cannot load", async () => {
+  const at = (name: string) => new URL(name, FIXTURES).pathname;
+  await assertRejects(
+    () => loadModel(at("missing.ts")),
+    Error,
+    "missing.ts: there is no such file",
+  );
+  await assertRejects(
+    () => loadModel(at("throws.ts")),
+    Error,
+    "throws.ts: the fixture fails",
+  );
+  const nested = await assertRejects(
+    () => loadModel(at("imports_missing.ts")),
+    Error,
+  );
+  assertStringIncludes(nested.message, "there_is_no_such_file.ts");
+  assertEquals(nested.message.includes("\n"), false);
+});
+
+Deno.test("isModelPath tells names from paths and URLs", () => {
+  for (
+    const path of [
+      "./a.ts",
+      "../a",
+      "/a",
+      "dir/a",
+      "a.ts",
+      "a.mjs",
+      "file:///a",
+      "https://host/a.ts",
+    ]
+  ) {
+    assertEquals(isModelPath(path), true, path);
+  }
+  for (const name of ["virtio-net", "nvme", "a.b"]) {
+    assertEquals(isModelPath(name), false, name);
+  }
+});
+
+Deno.test("modelUrl resolves paths and keeps their odd characters", () => {
+  assertEquals(modelUrl("./m.ts", "/work/dir"), "file:///work/dir/m.ts");
+  assertEquals(modelUrl("../m.ts", "/work/dir"), "file:///work/m.ts");
+  assertEquals(modelUrl("/m.ts", "/work/dir"), "file:///m.ts");
+  assertEquals(
+    modelUrl("m#1?%20.ts", "/a b"),
+    "file:///a%20b/m%231%3F%2520.ts",
+  );
+  assertEquals(modelUrl("https://host/m.ts", "/"), "https://host/m.ts");
+});
+
+Deno.test("modelOfModule refuses what is no device model", () => {
+  const cases: [Record<string, unknown>, string][] = [
+    [{}, "neither `model` nor a default"],
+    [{ model: () => {} }, "must be an object, not function"],
+    [{ default: null }, "must be an object, not null"],
+    [{ model: { ...model, name: "" } }, "`name` must be a non-empty string"],
+    [{ model: { ...model, help: 7 } }, "`help` must be a non-empty string"],
+    [{ model: { ...model, options: {} } }, "`options` must be an array"],
+    [
+      { model: { ...model, options: [{ name: "a", syntax: "b" }] } },
+      "`options[0].help` must be a string, not undefined",
+    ],
+    [{ model: { ...model, options: [null] } }, "`options[0].name`"],
+    [{ model: { ...model, parse: undefined } }, "`parse` must be a function"],
+    [{ model: { ...model, create: [] } }, "must be a function, not array"],
+  ];
+  for (const [module, message] of cases) {
+    assertThrows(
+      () => modelOfModule(module, "./x.ts"),
+      Error,
+      message,
+    );
+    assertThrows(() => modelOfModule(module, "./x.ts"), Error, "./x.ts");
+  }
+});

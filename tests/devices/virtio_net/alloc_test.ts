@@ -1,0 +1,183 @@
+import { assert, assertEquals } from "@std/assert";
+import { VirtioNet } from "../../../devices/virtio_net/device.ts";
+import { Errno } from "../../../src/errno.ts";
+import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
+import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
+import type { NetBackend, NetPeer } from "../../../src/net/backend.ts";
+import { DriverMemory } from "../../../src/testing/driver_memory.ts";
+import { fakeContext } from "../../../src/testing/fake_context.ts";
+import { ArrayMemory } from "../../../src/memory/array_memory.ts";
+import { Features } from "../../../src/virtio/features.ts";
+import { SplitQueue } from "../../../src/virtio/split_queue.ts";
+import { Vring } from "../../../src/testing/vring.ts";
+import { frame, MAC, NF } from "./harness.ts";
+
+const SIZE = 256;
+const ROUND = 20_480;
+const ROUNDS = 14;
+const FRAME_BYTES = 60;
+
+/** A network that has frames without end and takes any, allocating nothing. */
+class EndlessBackend implements NetBackend {
+  readonly description = "endless";
+  readonly hasVnetHeader: boolean;
+  readonly #memory: GuestMemory;
+  readonly #frame: Uint8Array;
+  left = 0;
+  taken = 0;
+
+  constructor(memory: GuestMemory, hasVnetHeader: boolean) {
+    this.#memory = memory;
+    this.hasVnetHeader = hasVnetHeader;
+    this.#frame = hasVnetHeader
+      ? Uint8Array.from([...new Uint8Array(12), ...frame(FRAME_BYTES)])
+      : frame(FRAME_BYTES);
+  }
+
+  start(_peer: NetPeer): void {}
+  stop(): void {}
+  setReceiving(_on: boolean): void {}
+  close(): void {}
+
+  send(list: ScatterGather): number {
+    this.taken++;
+    return list.lengthBytes;
+  }
+
+  receive(into: ScatterGather): number {
+    if (this.left === 0) return -Errno.EAGAIN;
+    this.left--;
+    return this.#memory.scatter(into, this.#frame, this.#frame.length);
+  }
+}
+
+/** A card between two bare queues, so that nothing else allocates. */
+function makeCard(vnetHeader: boolean) {
+  const memory = new ArrayMemory([]);
+  const iova = 0x1_0000_0000;
+  const buffer = memory.map({ iova, lengthBytes: 4 << 20 });
+  const ram = new DriverMemory(buffer, iova);
+  const backend = new EndlessBackend(memory, vnetHeader);
+  const card = new VirtioNet({
+    context: fakeContext({ memory }),
+    transport: {
+      interrupt: () => {},
+      configChanged: () => {},
+      fail: (reason) => {
+        throw new Error(reason);
+      },
+    },
+    backend,
+    options: {
+      mac: Uint8Array.from(MAC),
+      mtu: 1500,
+      linkUp: true,
+      queueSize: SIZE,
+    },
+  });
+  const features = Features.of(
+    NF.MRG_RXBUF,
+    NF.MTU,
+    NF.CTRL_VQ,
+    NF.CTRL_RX,
+    29,
+    32,
+  );
+  const rings = [0, 1, 2].map(() =>
+    new Vring(ram, { size: SIZE, eventIdx: true })
+  );
+  const queues = rings.map((ring, i) => {
+    const queue = new SplitQueue(memory, i, SIZE);
+    const { descIova, availIova, usedIova } = ring;
+    const result = queue.enable(features, {
+      size: SIZE,
+      descIova,
+      availIova,
+      usedIova,
+    });
+    assertEquals(result, 0);
+    return queue;
+  });
+  card.start(features, queues);
+  return { card, ram, backend, rings, queues };
+}
+
+/** The median of what a round leaves on the heap: some rounds meet a garbage collection. */
+function heapBytesPerPacket(round: () => void): number {
+  for (let i = 0; i < 4; i++) round();
+  const deltas: number[] = [];
+  for (let i = 0; i < ROUNDS; i++) {
+    const before = Deno.memoryUsage().heapUsed;
+    round();
+    deltas.push(Deno.memoryUsage().heapUsed - before);
+  }
+  return deltas.toSorted((a, b) => a - b)[ROUNDS >> 1]! / ROUND;
+}
+
+for (const vnetHeader of [false, true]) {
+  Deno.test(`VirtioNet allocates nothing per received frame (vnet header ${vnetHeader})`, () => {
+    const { card, ram, backend, rings, queues } = makeCard(vnetHeader);
+    const [ring, , ctrl] = rings as [Vring, Vring, Vring];
+    // PROMISC off, so that every frame goes through the filter.
+    const at = ram.alloc(4);
+    ram.write(at, Uint8Array.of(0, 0, 0, 0xee));
+    ctrl.begin(2);
+    ctrl.readable(at, 3);
+    ctrl.writable(at + 3, 1);
+    ctrl.end();
+    ctrl.publish();
+    card.notify(queues[2]!);
+    assertEquals(ram.at(at + 3, 1)[0], 0);
+    // Two chains a frame, one of which goes back.
+    const buffer = ram.alloc(1024);
+    const post = () => {
+      ring.begin(1);
+      ring.writable(buffer, 1024);
+      ring.end();
+    };
+    while (ring.free > 0) post();
+    ring.publish();
+    let frames = 0;
+    const round = () => {
+      for (let done = 0; done < ROUND; done += 64) {
+        backend.left = 64;
+        card.onReadable();
+        while (ring.take()) {
+          frames++;
+          post();
+        }
+        if (ring.publish()) card.notify(queues[0]!);
+      }
+    };
+    const perPacket = heapBytesPerPacket(round);
+    assertEquals(frames, ROUND * (ROUNDS + 4));
+    assertEquals(card.counters().rxPackets, frames);
+    assert(perPacket < 1, `${perPacket} bytes per packet`);
+  });
+
+  Deno.test(`VirtioNet allocates nothing per transmitted frame (vnet header ${vnetHeader})`, () => {
+    const { card, ram, backend, rings, queues } = makeCard(vnetHeader);
+    const ring = rings[1]!;
+    const buffer = ram.alloc(12 + FRAME_BYTES);
+    // Not computed below: an address above 2^31 is a heap number.
+    const body = buffer + 12;
+    let reclaimed = 0;
+    const round = () => {
+      for (let done = 0; done < ROUND; done += 64) {
+        for (let i = 0; i < 64; i++) {
+          ring.begin(2);
+          ring.readable(buffer, 12);
+          ring.readable(body, FRAME_BYTES);
+          ring.end();
+        }
+        ring.publish();
+        card.notify(queues[1]!);
+        while (ring.take()) reclaimed++;
+      }
+    };
+    const perPacket = heapBytesPerPacket(round);
+    assertEquals(reclaimed, ROUND * (ROUNDS + 4));
+    assertEquals(backend.taken, reclaimed);
+    assert(perPacket < 1, `${perPacket} bytes per packet`);
+  });
+}

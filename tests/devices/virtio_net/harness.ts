@@ -1,0 +1,473 @@
+/**
+ * A virtio-net card with a driver on one side and a scripted network on the other.
+ *
+ * @module
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { VirtioNet } from "../../../devices/virtio_net/device.ts";
+import { Errno } from "../../../src/errno.ts";
+import { ArrayMemory } from "../../../src/memory/array_memory.ts";
+import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
+import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
+import type { NetBackend, NetPeer } from "../../../src/net/backend.ts";
+import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
+import { DriverMemory } from "../../../src/testing/driver_memory.ts";
+import {
+  fakeContext,
+  type RecordingLog,
+} from "../../../src/testing/fake_context.ts";
+import type { ManualLoop } from "../../../src/testing/manual_loop.ts";
+import type {
+  Bell,
+  InterruptLines,
+  PciAccess,
+  PciWidth,
+} from "../../../src/testing/pci_access.ts";
+import { F, STATUS } from "../../../src/testing/virtio_defs.ts";
+import {
+  type DriverQueue,
+  VirtioDriver,
+} from "../../../src/testing/virtio_driver.ts";
+import { VirtioPci } from "../../../src/virtio/virtio_pci.ts";
+
+export const HDR_BYTES = 12;
+export const MAC = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56] as const;
+export const PEER_MAC = [0x52, 0x55, 0x0a, 0x00, 0x02, 0x02] as const;
+export const VECTOR = { CONFIG: 0, RX: 1, TX: 2, CTRL: 3 } as const;
+
+/** Feature bits, as numbers of their own (virtio 1.3, section 5.1.3). */
+export const NF = {
+  MTU: 3,
+  MAC: 5,
+  MRG_RXBUF: 15,
+  STATUS: 16,
+  CTRL_VQ: 17,
+  CTRL_RX: 18,
+  CTRL_VLAN: 19,
+  CTRL_RX_EXTRA: 20,
+  GUEST_ANNOUNCE: 21,
+  CTRL_MAC_ADDR: 23,
+} as const;
+
+/** A network that gives the frames it was given and keeps those it gets, moving bytes through guest memory. */
+export class ScriptedBackend implements NetBackend {
+  readonly description = "scripted";
+  readonly hasVnetHeader: boolean;
+  readonly #memory: GuestMemory;
+  /** Frames that wait for the card; a number is what receive() returns in place of one. */
+  readonly incoming: (Uint8Array | number)[] = [];
+  /** What the card sent, with the header if there is one. */
+  readonly sent: Uint8Array[] = [];
+  /** What send() returns next, in place of taking the frame. */
+  readonly sendResults: number[] = [];
+  /** Called inside send() and receive(), before anything else. */
+  onSend: (() => void) | null = null;
+  onReceive: (() => void) | null = null;
+  peer: NetPeer | null = null;
+  receiving = true;
+  closed = false;
+  starts = 0;
+
+  constructor(memory: GuestMemory, hasVnetHeader: boolean) {
+    this.#memory = memory;
+    this.hasVnetHeader = hasVnetHeader;
+  }
+
+  start(peer: NetPeer): void {
+    assertEquals(this.peer, null, "started twice");
+    this.peer = peer;
+    this.starts++;
+  }
+
+  stop(): void {
+    this.peer = null;
+    this.incoming.length = 0;
+  }
+
+  send(frame: ScatterGather): number {
+    this.onSend?.();
+    const result = this.sendResults.shift();
+    if (result !== undefined) return result;
+    const bytes = new Uint8Array(frame.lengthBytes);
+    let at = 0;
+    for (let i = 0; i < frame.count; i++) {
+      bytes.set(this.#memory.bytes(frame.base(i), frame.length(i)), at);
+      at += frame.length(i);
+    }
+    assertEquals(at, frame.lengthBytes);
+    this.sent.push(bytes);
+    // The contract allows it.
+    frame.consume(frame.lengthBytes);
+    return bytes.length;
+  }
+
+  receive(into: ScatterGather): number {
+    this.onReceive?.();
+    const next = this.incoming.shift();
+    if (next === undefined) return -Errno.EAGAIN;
+    if (typeof next === "number") return next;
+    // What the kernel puts before a frame on a TAP, with a flag that was not negotiated.
+    const bytes = this.hasVnetHeader
+      ? Uint8Array.from([2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0xad, 0xde, ...next])
+      : next;
+    let at = 0;
+    for (let i = 0; i < into.count && at < bytes.length; i++) {
+      const part = bytes.subarray(at, at + into.length(i));
+      this.#memory.bytes(into.base(i), part.length).set(part);
+      at += part.length;
+    }
+    // As readv(2) does it: what did not fit is lost in silence.
+    return at;
+  }
+
+  setReceiving(on: boolean): void {
+    this.receiving = on;
+  }
+
+  counters(): Record<string, number> {
+    return { sent: this.sent.length };
+  }
+
+  close(): void {
+    assert(!this.closed, "closed twice");
+    this.closed = true;
+  }
+
+  /** Level-triggered: calls the card while frames wait and it wants them; how often it did. */
+  pump(): number {
+    let calls = 0;
+    while (this.peer !== null && this.receiving && this.incoming.length > 0) {
+      assert(++calls < 1000, "the card takes no frames");
+      this.peer.onReadable();
+    }
+    return calls;
+  }
+}
+
+/** A PCI function as its driver sees it. */
+class LocalPci implements PciAccess, InterruptLines {
+  readonly #pci: PciFunction;
+  readonly #view = new DataView(new ArrayBuffer(4));
+  /** How often each vector was raised since it was last looked at. */
+  readonly raised: number[] = [];
+
+  constructor(pci: PciFunction, interrupts: PciInterrupts) {
+    this.#pci = pci;
+    interrupts.connect({
+      deliver: (_index, vector) => {
+        this.raised[vector] = (this.raised[vector] ?? 0) + 1;
+        return true;
+      },
+    });
+  }
+
+  readConfig(offset: number, width: PciWidth): number {
+    return this.readBar(7, offset, width);
+  }
+
+  writeConfig(offset: number, width: PciWidth, value: number): void {
+    this.writeBar(7, offset, width, value);
+  }
+
+  readBar(bar: number, offset: number, width: PciWidth): number {
+    this.#view.setUint32(0, 0);
+    assertEquals(this.#pci.readRegion(bar, offset, this.#view, 0, width), 0);
+    return this.#view.getUint32(0, true);
+  }
+
+  writeBar(bar: number, offset: number, width: PciWidth, value: number): void {
+    this.#view.setUint32(0, value, true);
+    assertEquals(this.#pci.writeRegion(bar, offset, this.#view, 0, width), 0);
+  }
+
+  bell(bar: number, offset: number): Bell {
+    const view = new DataView(new ArrayBuffer(2));
+    return {
+      ring: (value) => {
+        view.setUint16(0, value, true);
+        this.#pci.writeRegion(bar, offset, view, 0, 2);
+      },
+    };
+  }
+
+  enableMsix(vectors: number): InterruptLines {
+    const MSIX = 0x11;
+    let at = this.readConfig(0x34, 1);
+    while (this.readConfig(at, 1) !== MSIX) at = this.readConfig(at + 1, 1);
+    const table = this.readConfig(at + 4, 4);
+    for (let i = 0; i < vectors; i++) {
+      this.writeBar(table & 7, (table & ~7) + i * 16 + 12, 4, 0);
+    }
+    this.writeConfig(at + 2, 2, this.readConfig(at + 2, 2) | 0x8000);
+    return this;
+  }
+
+  wait(vector: number, _timeoutMs: number): number {
+    const times = this.raised[vector] ?? 0;
+    this.raised[vector] = 0;
+    return times;
+  }
+}
+
+/** How a {@linkcode Rig} differs from the usual. */
+export interface RigOptions {
+  readonly mtu?: number;
+  readonly linkUp?: boolean;
+  readonly queueSize?: number;
+  readonly vnetHeader?: boolean;
+  /** What the driver asks for; all that is offered unless told. */
+  readonly features?: readonly number[];
+  /** Leave the driver before negotiation. */
+  readonly bare?: boolean;
+}
+
+/** A received frame as the driver found it. */
+export interface Received {
+  readonly header: number[];
+  readonly frame: Uint8Array;
+  /** What the device says it wrote to each buffer. */
+  readonly lengths: number[];
+}
+
+const RAM_IOVA = 0x1_0000_0000;
+const RAM_BYTES = 8 << 20;
+
+/** The whole set-up. */
+export class Rig {
+  readonly memory: ArrayMemory;
+  readonly ram: DriverMemory;
+  readonly loop: ManualLoop;
+  readonly log: RecordingLog;
+  readonly backend: ScriptedBackend;
+  readonly device: VirtioPci;
+  readonly pci: LocalPci;
+  readonly driver: VirtioDriver;
+  card!: VirtioNet;
+  rx!: DriverQueue;
+  tx!: DriverQueue;
+  ctrl: DriverQueue | null = null;
+  readonly #rxBuffers = new Map<number, readonly (readonly number[])[]>();
+
+  constructor(options: RigOptions = {}) {
+    this.memory = new ArrayMemory([]);
+    const buffer = this.memory.map({ iova: RAM_IOVA, lengthBytes: RAM_BYTES });
+    this.ram = new DriverMemory(buffer, RAM_IOVA);
+    const interrupts = new PciInterrupts();
+    const fake = fakeContext({ memory: this.memory });
+    this.loop = fake.loop;
+    this.log = fake.log;
+    const context = { ...fake, interrupts };
+    this.backend = new ScriptedBackend(
+      this.memory,
+      options.vnetHeader ?? false,
+    );
+    this.device = new VirtioPci(
+      context,
+      (transport) =>
+        this.card = new VirtioNet({
+          context,
+          transport,
+          backend: this.backend,
+          options: {
+            mac: Uint8Array.from(MAC),
+            mtu: options.mtu ?? 1500,
+            linkUp: options.linkUp ?? true,
+            queueSize: options.queueSize ?? 256,
+          },
+        }),
+    );
+    this.pci = new LocalPci(
+      new PciFunction(this.device, interrupts, fake.log),
+      interrupts,
+    );
+    this.driver = new VirtioDriver(this.pci, this.ram, { vectors: 4 });
+    if (options.bare !== true) this.bringUp(options.features);
+  }
+
+  /** As a driver begins: negotiates, sets up its queues, starts. */
+  bringUp(features?: readonly number[]): void {
+    this.driver.negotiate(
+      features ?? [
+        ...Object.values(NF),
+        F.RING_EVENT_IDX,
+        F.RING_INDIRECT_DESC,
+        F.RING_RESET,
+      ],
+    );
+    this.#rxBuffers.clear();
+    this.driver.setConfigVector(VECTOR.CONFIG);
+    this.rx = this.driver.setupQueue(0, { vector: VECTOR.RX });
+    this.tx = this.driver.setupQueue(1, { vector: VECTOR.TX });
+    this.ctrl = this.driver.has(NF.CTRL_VQ)
+      ? this.driver.setupQueue(2, { vector: VECTOR.CTRL })
+      : null;
+    this.driver.driverOk();
+    this.settle();
+  }
+
+  /** Lets everything happen that can. */
+  settle(): void {
+    do this.loop.settle(); while (this.backend.pump() > 0);
+  }
+
+  /** Frames come in, and are handled. */
+  arrive(...frames: (Uint8Array | number)[]): void {
+    this.backend.incoming.push(...frames);
+    this.settle();
+  }
+
+  /** Posts receive buffers, one descriptor each or several; the device is told once. */
+  postRx(...buffers: readonly (number | readonly number[])[]): boolean {
+    for (const buffer of buffers) {
+      const lengths = typeof buffer === "number" ? [buffer] : buffer;
+      assert(this.rx.ring.begin(lengths.length));
+      const pieces = lengths.map((length) => {
+        const iova = this.ram.alloc(length, 1);
+        this.ram.at(iova, length).fill(0xee);
+        this.rx.ring.writable(iova, length);
+        return [iova, length];
+      });
+      this.#rxBuffers.set(this.rx.ring.end(), pieces);
+    }
+    const kick = this.rx.ring.publish();
+    if (kick) this.rx.kick();
+    this.settle();
+    return kick;
+  }
+
+  /** Takes the received frames. */
+  received(): Received[] {
+    const frames: Received[] = [];
+    while (this.rx.ring.hasUsed) {
+      const lengths: number[] = [];
+      const bytes: number[] = [];
+      let left = 1;
+      while (left-- > 0) {
+        assert(this.rx.ring.take(), "a buffer of the frame is missing");
+        const head = this.rx.ring.usedHead;
+        const written = this.rx.ring.usedLength;
+        const content = this.#rxBuffers.get(head)!
+          .flatMap(([iova, length]) => [...this.ram.at(iova!, length!)]);
+        assert(written <= content.length);
+        lengths.push(written);
+        bytes.push(...content.slice(0, written));
+        if (lengths.length === 1 && this.driver.has(NF.MRG_RXBUF)) {
+          left = bytes[10]! + bytes[11]! * 256 - 1;
+        }
+      }
+      frames.push({
+        header: bytes.slice(0, HDR_BYTES),
+        frame: Uint8Array.from(bytes.slice(HDR_BYTES)),
+        lengths,
+      });
+    }
+    return frames;
+  }
+
+  /** Makes a chain of device-readable buffers available, without telling. */
+  queueTx(...parts: readonly Uint8Array[]): number {
+    assert(this.tx.ring.begin(parts.length));
+    for (const part of parts) {
+      const iova = this.ram.alloc(part.length, 1);
+      this.ram.write(iova, part);
+      this.tx.ring.readable(iova, part.length);
+    }
+    return this.tx.ring.end();
+  }
+
+  /** Transmits frames behind empty headers. */
+  transmit(...frames: readonly Uint8Array[]): void {
+    for (const frame of frames) {
+      this.queueTx(Uint8Array.from([...new Uint8Array(HDR_BYTES), ...frame]));
+    }
+    this.tx.flush();
+    this.settle();
+  }
+
+  /** Takes transmitted buffers back; how many. */
+  reclaim(): number {
+    let taken = 0;
+    while (this.tx.ring.take()) {
+      assertEquals(this.tx.ring.usedLength, 0);
+      taken++;
+    }
+    return taken;
+  }
+
+  /**
+   * Sends a control command.
+   *
+   * @param data All device-readable bytes, class and command first
+   * @param ackBytes Length of the device-writable part
+   * @returns The acknowledgement; −1 when none was written
+   */
+  command(data: readonly number[], ackBytes = 1): number {
+    const queue = this.ctrl!;
+    const at = this.ram.alloc(data.length + 1, 1);
+    const ack = this.ram.alloc(ackBytes + 1, 1);
+    this.ram.write(at, Uint8Array.from(data));
+    const readable = data.length > 0 ? 1 : 0;
+    const writable = ackBytes > 0 ? 1 : 0;
+    queue.ring.begin(readable + writable);
+    if (readable > 0) queue.ring.readable(at, data.length);
+    if (writable > 0) queue.ring.writable(ack, ackBytes);
+    queue.ring.end();
+    queue.flush();
+    this.settle();
+    assert(queue.ring.take(), "the command was not answered");
+    if (queue.ring.usedLength === 0) return -1;
+    assertEquals(queue.ring.usedLength, 1);
+    return this.ram.at(ack, 1)[0]!;
+  }
+
+  /** How often a vector was raised since it was last asked for. */
+  interrupts(vector: number): number {
+    return this.pci.wait(vector, 0);
+  }
+
+  /** A counter of the card. */
+  counter(name: string): number {
+    const value = this.device.counters()[name];
+    if (value === undefined) throw new Error(`There is no counter ${name}`);
+    return value;
+  }
+
+  /** Whether the device wants to be reset. */
+  get needsReset(): boolean {
+    return (this.driver.status & STATUS.NEEDS_RESET) !== 0;
+  }
+
+  close(): void {
+    this.device.close();
+    assert(this.backend.closed);
+    assertEquals(this.backend.peer, null);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** An Ethernet frame of `lengthBytes` with a body that tells `seed`. */
+export function frame(
+  lengthBytes: number,
+  seed = 1,
+  destination: readonly number[] = MAC,
+): Uint8Array {
+  const bytes = new Uint8Array(lengthBytes);
+  for (let i = 0; i < lengthBytes; i++) bytes[i] = seed * 31 + i * 7;
+  bytes.set([...destination, ...PEER_MAC, 0x08, 0x00].slice(0, lengthBytes));
+  return bytes;
+}
+
+/** The same with an 802.1Q tag. */
+export function taggedFrame(
+  lengthBytes: number,
+  vid: number,
+  destination: readonly number[] = MAC,
+): Uint8Array {
+  const bytes = frame(lengthBytes, 1, destination);
+  bytes.set([0x81, 0x00, 0xa0 | (vid >> 8), vid & 0xff], 12);
+  return bytes;
+}

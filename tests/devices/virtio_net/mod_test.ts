@@ -1,0 +1,56 @@
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { virtioNetModel } from "../../../devices/virtio_net/mod.ts";
+import { fakeContext } from "../../../src/testing/fake_context.ts";
+
+Deno.test("virtioNetModel.create makes a card with an address that it tells", () => {
+  const context = fakeContext({ seed: 7 });
+  const options = virtioNetModel.parse({ net: "none" });
+  const device = virtioNetModel.create(context, structuredClone(options));
+  try {
+    assertEquals(device.spec.deviceId, 0x1041);
+    assertEquals(device.spec.classCode, 0x020000);
+    const [message] = context.log.at("info");
+    const [, told] = /network card ([0-9a-f:]{17}),.* none$/.exec(message!)!;
+    assertMatch(told!, /^52:54:00:/);
+    const read = Array.from(
+      { length: 6 },
+      (_, i) => device.readBar(4, 0x2000 + i, 1).toString(16).padStart(2, "0"),
+    );
+    assertEquals(read.join(":"), told);
+  } finally {
+    device.close();
+  }
+});
+
+Deno.test("virtioNetModel.create honours its options", () => {
+  const device = virtioNetModel.create(
+    fakeContext(),
+    virtioNetModel.parse({
+      net: "none",
+      mac: "02:00:00:00:00:01",
+      mtu: "9000",
+      link: "down",
+      "queue-size": "512",
+    }),
+  );
+  try {
+    assertEquals(device.readBar(4, 0x2000, 4), 2);
+    assertEquals(device.readBar(4, 0x2004, 4), 0x0100);
+    assertEquals(device.readBar(4, 0x200a, 2), 9000);
+    assertEquals(device.readBar(4, 0x18, 2), 512);
+    assertEquals(device.commands!.link!.run([]), "link is down");
+  } finally {
+    device.close();
+  }
+});
+
+Deno.test("virtioNetModel.create leaves nothing behind when the device cannot be made", () => {
+  const context = fakeContext();
+  const options = virtioNetModel.parse({ net: "none" });
+  // More queue entries than an array may have: the transport refuses.
+  assertThrows(() =>
+    virtioNetModel.create(context, { ...options, queueSize: -1 })
+  );
+  assertEquals(context.loop.pollerCount, 0);
+  assert(!context.loop.hasScheduled);
+});
