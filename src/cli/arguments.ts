@@ -1,0 +1,234 @@
+/**
+ * From command-line words to what was asked for.
+ *
+ * @module
+ */
+
+import { parseArgs } from "node:util";
+import {
+  LOG_FORMATS,
+  LOG_LEVELS,
+  type LogFormat,
+  type LogLevel,
+} from "../process/logging.ts";
+import type { Endpoint } from "../process/sockets.ts";
+
+/** A command line that makes no sense; the message says what would. Exit status 2. */
+export class UsageError extends Error {
+  override readonly name: string = "UsageError";
+}
+
+/** `MODEL,key=value,…` taken apart. */
+export interface DeviceArgument {
+  /** Name in the registry, or path or URL of a module. */
+  readonly model: string;
+  /** Options in the order given; a repeated key holds all its values. */
+  readonly options: Readonly<Record<string, string | string[]>>;
+  /** Whether `help` was asked for: `MODEL,help`. */
+  readonly help: boolean;
+}
+
+/** What the command line asks for. */
+export type Command =
+  | { readonly kind: "help" }
+  | { readonly kind: "version" }
+  | { readonly kind: "device-help"; readonly model: string | null }
+  | {
+    readonly kind: "run";
+    readonly devices: readonly {
+      readonly device: DeviceArgument;
+      readonly endpoint: Endpoint;
+    }[];
+    readonly control: string | null;
+    readonly logLevel: LogLevel;
+    readonly logFormat: LogFormat;
+  };
+
+/**
+ * Takes `MODEL[,key=value…]` apart. A comma inside a value is written twice, as in QEMU; a key alone means `on`.
+ *
+ * @throws {UsageError}
+ */
+export function parseDeviceArgument(text: string): DeviceArgument {
+  const parts = text.replaceAll(",,", "\0").split(",")
+    .map((part) => part.replaceAll("\0", ","));
+  const model = parts.shift()!;
+  if (model === "" || model.includes("=")) {
+    throw new UsageError(
+      `Cannot use --device ${text}: a model comes first, as in --device virtio-net,key=value; see --device help`,
+    );
+  }
+  const options: Record<string, string | string[]> = Object.create(null);
+  let help = false;
+  for (const part of parts) {
+    const equals = part.indexOf("=");
+    const key = equals < 0 ? part : part.slice(0, equals);
+    const value = equals < 0 ? "on" : part.slice(equals + 1);
+    if (key === "") {
+      throw new UsageError(
+        `Cannot use --device ${text}: "${part}" has no key; options are key=value (write a comma in a value twice)`,
+      );
+    }
+    if (key === "help" && equals < 0) {
+      help = true;
+      continue;
+    }
+    const before = options[key];
+    if (before === undefined) options[key] = value;
+    else if (Array.isArray(before)) before.push(value);
+    else options[key] = [before, value];
+  }
+  return { model, options, help };
+}
+
+function parseFd(text: string): Endpoint {
+  const fd = Number(text);
+  if (!/^\d+$/.test(text) || fd < 3) {
+    throw new UsageError(
+      `Cannot use --fd ${text}: give the number of a listening socket, 3 or more`,
+    );
+  }
+  return { kind: "fd", fd };
+}
+
+function parsePath(option: string, path: string): Endpoint {
+  if (path === "") {
+    throw new UsageError(`Cannot use --${option} without a path`);
+  }
+  return { kind: "path", path };
+}
+
+function oneOf<T extends string>(
+  option: string,
+  value: string,
+  allowed: readonly T[],
+): T {
+  const found = allowed.find((candidate) => candidate === value);
+  if (found === undefined) {
+    throw new UsageError(
+      `Cannot use --${option} ${value}: choose one of ${allowed.join(", ")}`,
+    );
+  }
+  return found;
+}
+
+const OPTIONS = {
+  "device": { type: "string" },
+  "socket": { type: "string" },
+  "socket-path": { type: "string" },
+  "fd": { type: "string" },
+  "control": { type: "string" },
+  "log-level": { type: "string" },
+  "log-format": { type: "string" },
+  "help": { type: "boolean", short: "h" },
+  "version": { type: "boolean", short: "V" },
+} as const;
+
+interface Seen {
+  readonly devices: DeviceArgument[];
+  readonly endpoints: Endpoint[];
+  control: string | null;
+  logLevel: LogLevel;
+  logFormat: LogFormat;
+}
+
+function tokenize(args: readonly string[]) {
+  try {
+    return parseArgs({
+      args: [...args],
+      options: OPTIONS,
+      strict: true,
+      tokens: true,
+    }).tokens;
+  } catch (error) {
+    const reason = (error as Error).message.split(/\. |\n/)[0];
+    throw new UsageError(
+      `Cannot understand the command line: ${reason}; see --help`,
+    );
+  }
+}
+
+function take(seen: Seen, name: string, value: string): void {
+  switch (name) {
+    case "device":
+      seen.devices.push(parseDeviceArgument(value));
+      return;
+    case "socket":
+    case "socket-path":
+      seen.endpoints.push(parsePath(name, value));
+      return;
+    case "fd":
+      seen.endpoints.push(parseFd(value));
+      return;
+    case "control":
+      seen.control = value;
+      return;
+    case "log-level":
+      seen.logLevel = oneOf(name, value, LOG_LEVELS);
+      return;
+    case "log-format":
+      seen.logFormat = oneOf(name, value, LOG_FORMATS);
+      return;
+  }
+}
+
+function checkPairs(seen: Seen): void {
+  const { devices, endpoints } = seen;
+  if (devices.length === 0) {
+    throw new UsageError(
+      "Cannot start without a device: try --device virtio-net --socket /tmp/dev.sock, or --help",
+    );
+  }
+  if (devices.length !== endpoints.length) {
+    throw new UsageError(
+      `Cannot pair ${devices.length} --device with ${endpoints.length} --socket or --fd: give one for each, in the same order`,
+    );
+  }
+  const taken = new Set<string>();
+  for (const endpoint of endpoints) {
+    const key = endpoint.kind === "path" ? endpoint.path : `fd ${endpoint.fd}`;
+    if (taken.has(key)) {
+      throw new UsageError(
+        `Cannot serve two devices on ${key}: each needs a socket of its own`,
+      );
+    }
+    taken.add(key);
+  }
+}
+
+/**
+ * Parses the command line.
+ *
+ * @throws {UsageError}
+ */
+export function parseCommandLine(args: readonly string[]): Command {
+  const seen: Seen = {
+    devices: [],
+    endpoints: [],
+    control: null,
+    logLevel: "info",
+    logFormat: "text",
+  };
+  for (const token of tokenize(args)) {
+    if (token.kind !== "option") continue;
+    if (token.name === "help") return { kind: "help" };
+    if (token.name === "version") return { kind: "version" };
+    if (token.name === "device" && token.value === "help") {
+      return { kind: "device-help", model: null };
+    }
+    take(seen, token.name, token.value ?? "");
+  }
+  const asked = seen.devices.find((device) => device.help);
+  if (asked !== undefined) return { kind: "device-help", model: asked.model };
+  checkPairs(seen);
+  return {
+    kind: "run",
+    devices: seen.devices.map((device, i) => ({
+      device,
+      endpoint: seen.endpoints[i]!,
+    })),
+    control: seen.control,
+    logLevel: seen.logLevel,
+    logFormat: seen.logFormat,
+  };
+}

@@ -1,0 +1,135 @@
+/**
+ * Texts for people: help, the version, and what to do next.
+ *
+ * @module
+ */
+
+import type { DeviceModel, OptionSpec } from "../../devices/model.ts";
+import { builtinModels } from "../../devices/registry.ts";
+import type { ServedDevice } from "../process/run.ts";
+
+/** Options that every device has, whatever its model. */
+export const COMMON_DEVICE_OPTIONS: readonly OptionSpec[] = [
+  {
+    name: "id",
+    syntax: "NAME",
+    help: "name in logs and on the control socket",
+    default: "MODEL and a number",
+  },
+];
+
+/** The text of `--help`. */
+export const HELP = `\
+Outboard emulates PCI devices outside the VMM, over vfio-user.
+
+Usage: outboard --device MODEL[,key=value...] --socket PATH [...]
+
+Devices (repeat the pair for more devices in one process):
+  --device MODEL[,key=value...]  a device; "--device help" lists models,
+                                 "--device MODEL,help" its options;
+                                 a path such as ./my_device.ts loads a model
+  --socket PATH                  UNIX socket that the VMM connects to
+  --socket-path PATH             the same
+  --fd N                         a listening socket that was handed over
+
+Running:
+  --control PATH                 UNIX socket for commands, such as
+                                 "virtio-net0 link down"; say "help" to it
+  --log-level LEVEL              debug, info (default), warn or error
+  --log-format FORMAT            text (default) or json
+  -h, --help                     this text
+  -V, --version                  the version
+
+Example:
+  outboard --device virtio-net,hostfwd=tcp:127.0.0.1:2222-:22 --socket /tmp/dev.sock
+
+Environment:
+  OUTBOARD_LIBSLIRP=FILE         libslirp to use; "none" for the built-in gateway
+
+SIGINT and SIGTERM stop it cleanly.
+`;
+
+function optionLines(options: readonly OptionSpec[]): string[] {
+  const heads = options.map((option) => `${option.name}=${option.syntax}`);
+  const width = Math.min(34, Math.max(...heads.map((head) => head.length)));
+  return options.map((option, i) => {
+    const notes = [
+      option.default === undefined ? "" : `default ${option.default}`,
+      option.repeatable ? "repeatable" : "",
+    ].filter((note) => note !== "").join(", ");
+    const help = option.help + (notes === "" ? "" : ` (${notes})`);
+    const head = heads[i]!;
+    const gap = head.length > width
+      ? `\n  ${" ".repeat(width)}`
+      : " ".repeat(width - head.length);
+    return `  ${head}${gap}  ${help}`;
+  });
+}
+
+/** The text of `--device help`. */
+export function deviceList(): string {
+  const width = Math.max(...[...builtinModels.keys()].map((n) => n.length));
+  return [
+    "Device models:",
+    ...[...builtinModels.values()].map((model) =>
+      `  ${model.name.padEnd(width)}  ${model.help}`
+    ),
+    "",
+    "Options of a model: --device MODEL,help",
+    "A model of your own: --device ./path/to/model.ts",
+    "",
+  ].join("\n");
+}
+
+/** The text of `--device MODEL,help`. */
+export function deviceHelp(model: DeviceModel): string {
+  return [
+    `${model.name}: ${model.help}`,
+    "",
+    "Options:",
+    ...optionLines([...COMMON_DEVICE_OPTIONS, ...model.options]),
+    "",
+  ].join("\n");
+}
+
+/** A word that a POSIX shell takes as one, whatever is in it. */
+function shellQuote(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word)
+    ? word
+    : `'${word.replaceAll("'", `'\\''`)}'`;
+}
+
+/** The arguments of one device for QEMU's command line, ready for a shell. */
+export function qemuDeviceArguments(path: string): string {
+  const device = {
+    driver: "vfio-user-pci",
+    socket: { type: "unix", path },
+  };
+  return `-device ${shellQuote(JSON.stringify(device))}`;
+}
+
+/** QEMU's arguments that share guest memory with us, for a guest of 1 GiB. */
+export const QEMU_MEMORY_ARGUMENTS =
+  "-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem";
+
+/** What is printed when everything listens: the exact QEMU arguments. */
+export function readyText(devices: readonly ServedDevice[]): string {
+  const at = devices.map((device) =>
+    `${device.id} listens on ${device.path ?? `fd ${device.fd}`}`
+  );
+  const paths = devices.flatMap((device) =>
+    device.path === null ? [] : [device.path]
+  );
+  const lines = paths.map((path) =>
+    qemuDeviceArguments(Deno.realPathSync(path))
+  );
+  return [
+    ...at,
+    "",
+    `Arguments for QEMU 10.1 or newer${
+      lines.length > 1 ? " (a -device each, in one VM or several)" : ""
+    }:`,
+    `  ${[QEMU_MEMORY_ARGUMENTS, ...lines].join(" \\\n  ")}`,
+    "",
+  ].join("\n");
+}

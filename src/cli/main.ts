@@ -1,0 +1,171 @@
+/**
+ * The command: from words on the command line to an exit status.
+ *
+ * @module
+ */
+
+import type { DeviceModel } from "../../devices/model.ts";
+import { isModelPath, loadModel, modelUrl } from "../../devices/registry.ts";
+import denoJson from "../../deno.json" with { type: "json" };
+import {
+  configureLogging,
+  createLog,
+  type LogFormat,
+} from "../process/logging.ts";
+import { Outboard, type RunDevice, runUntilSignal } from "../process/run.ts";
+import {
+  type Command,
+  type DeviceArgument,
+  parseCommandLine,
+  UsageError,
+} from "./arguments.ts";
+import {
+  deviceHelp,
+  deviceList,
+  HELP,
+  qemuDeviceArguments,
+  readyText,
+} from "./help.ts";
+
+/** The version of this program. */
+export const VERSION: string = denoJson.version;
+
+/** Exit statuses. */
+const Exit = { OK: 0, FAILED: 1, USAGE: 2 } as const;
+
+function print(text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  for (let at = 0; at < bytes.length;) {
+    at += Deno.stdout.writeSync(bytes.subarray(at));
+  }
+}
+
+async function modelOf(reference: string): Promise<DeviceModel> {
+  try {
+    return await loadModel(reference);
+  } catch (error) {
+    throw new UsageError((error as Error).message, { cause: error });
+  }
+}
+
+type RunCommand = Extract<Command, { kind: "run" }>;
+
+/** Takes the options that every device has off the model's own. */
+function splitOptions(
+  argument: DeviceArgument,
+): { id: string | undefined; own: DeviceArgument["options"] } {
+  const { id, ...own } = argument.options;
+  if (id === undefined) return { id, own };
+  if (Array.isArray(id) || !/^[A-Za-z][\w.-]*$/.test(id)) {
+    throw new UsageError(
+      `Cannot use id=${id}: one name of letters, digits, ".", "_" and "-" is wanted, starting with a letter`,
+    );
+  }
+  return { id, own };
+}
+
+async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
+  const devices: RunDevice[] = [];
+  const counts = new Map<string, number>();
+  for (const { device, endpoint } of command.devices) {
+    const model = await modelOf(device.model);
+    const { id: given, own } = splitOptions(device);
+    const count = counts.get(model.name) ?? 0;
+    counts.set(model.name, count + 1);
+    const id = given ?? `${model.name}${count}`;
+    if (devices.some((other) => other.id === id)) {
+      throw new UsageError(
+        `Cannot use id=${id} twice: give each device a name of its own`,
+      );
+    }
+    let options: unknown;
+    try {
+      options = model.parse(own);
+    } catch (error) {
+      throw new UsageError(
+        `--device ${device.model}: ${(error as Error).message}`,
+        { cause: error },
+      );
+    }
+    // The IOThread need not share our working folder's meaning of a path.
+    const reference = isModelPath(device.model)
+      ? modelUrl(device.model)
+      : device.model;
+    devices.push({ id, model: reference, options, endpoint });
+  }
+  return devices;
+}
+
+/** Tells people or machines that clients may connect, and how. */
+function announce(outboard: Outboard, format: LogFormat): void {
+  if (format === "text") return print(readyText(outboard.devices));
+  const log = createLog();
+  for (const { id, path, fd } of outboard.devices) {
+    log.info(`${id} listens on ${path ?? `fd ${fd}`}`, {
+      id,
+      ...(path === null ? { fd } : {
+        socket: path,
+        qemu: qemuDeviceArguments(Deno.realPathSync(path)),
+      }),
+    });
+  }
+}
+
+async function run(command: RunCommand): Promise<number> {
+  configureLogging(command.logLevel, command.logFormat);
+  const outboard = new Outboard();
+  try {
+    await outboard.serve({
+      devices: await devicesOf(command),
+      ...(command.control === null ? {} : { control: command.control }),
+    });
+  } catch (error) {
+    await outboard.stop();
+    throw error;
+  }
+  try {
+    return await runUntilSignal(
+      outboard,
+      () => announce(outboard, command.logFormat),
+    );
+  } catch (error) {
+    createLog().error(error instanceof Error ? error.message : String(error));
+    return Exit.FAILED;
+  }
+}
+
+/**
+ * Runs the command line.
+ *
+ * @returns The exit status: 0 done or stopped by a signal, 1 failed while running, 2 wrong command line or something
+ * that is missing
+ */
+export async function main(args: readonly string[]): Promise<number> {
+  try {
+    const command = parseCommandLine(args);
+    switch (command.kind) {
+      case "help":
+        print(HELP);
+        return Exit.OK;
+      case "version":
+        print(`outboard ${VERSION}\n`);
+        return Exit.OK;
+      case "device-help":
+        print(
+          command.model === null
+            ? deviceList()
+            : deviceHelp(await modelOf(command.model)),
+        );
+        return Exit.OK;
+      case "run":
+        return await run(command);
+      default:
+        return command satisfies never;
+    }
+  } catch (error) {
+    console.error(
+      `outboard: ${error instanceof Error ? error.message : String(error)}`,
+    );
+    return Exit.USAGE;
+  }
+}

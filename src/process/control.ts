@@ -1,0 +1,143 @@
+/**
+ * The control socket: run-time commands, one a line, for people and scripts.
+ *
+ * @module
+ */
+
+import type { DeviceDescription } from "./messages.ts";
+
+/** What the control socket acts on. */
+export interface Controllable {
+  /** All devices of the process. */
+  describe(): Promise<readonly DeviceDescription[]>;
+  /** Runs a device's command and returns what to tell. */
+  command(
+    device: string,
+    name: string,
+    args: readonly string[],
+  ): Promise<string>;
+}
+
+const HELP = [
+  "help                      this text",
+  "list                      devices, their clients and their commands",
+  "counters [DEVICE]         counters, one a line",
+  "DEVICE COMMAND [ARG...]   run a command of a device, such as: virtio-net0 link down",
+];
+
+function list(devices: readonly DeviceDescription[]): string[] {
+  return devices.flatMap((device) => [
+    `${device.id} (${device.model}) ${
+      device.clientPid === null ? "no client" : `client pid ${device.clientPid}`
+    }`,
+    ...Object.entries(device.commands).map(([name, help]) =>
+      `  ${name}: ${help}`
+    ),
+  ]);
+}
+
+async function answer(line: string, target: Controllable): Promise<string[]> {
+  const [first, second, ...rest] = line.trim().split(/\s+/);
+  switch (first) {
+    case "help":
+      return HELP;
+    case "list":
+      return list(await target.describe());
+    case "counters":
+      return (await target.describe())
+        .filter((device) => second === undefined || device.id === second)
+        .flatMap((device) =>
+          Object.entries(device.counters).map(([name, value]) =>
+            `${device.id} ${name} ${value}`
+          )
+        );
+    default:
+      if (second === undefined) {
+        throw new Error(`Cannot understand "${line.trim()}": try help`);
+      }
+      return (await target.command(first!, second, rest)).split("\n")
+        .filter((text) => text !== "");
+  }
+}
+
+/** The longest line taken; a longer one closes the connection. */
+const MAX_LINE = 4096;
+
+async function* lines(stream: ReadableStream<Uint8Array>) {
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const bytes of stream) {
+    rest += decoder.decode(bytes, { stream: true });
+    const parts = rest.split("\n");
+    rest = parts.pop()!;
+    if (rest.length > MAX_LINE) return;
+    yield* parts;
+  }
+  if (rest !== "") yield rest;
+}
+
+async function serve(conn: Deno.Conn, target: Controllable): Promise<void> {
+  const encoder = new TextEncoder();
+  const writer = conn.writable.getWriter();
+  try {
+    for await (const line of lines(conn.readable)) {
+      if (line.trim() === "") continue;
+      let reply: string[];
+      try {
+        reply = [...await answer(line, target), "ok"];
+      } catch (error) {
+        reply = [`error: ${error instanceof Error ? error.message : error}`];
+      }
+      await writer.write(encoder.encode(reply.join("\n") + "\n"));
+    }
+    await writer.close();
+  } catch {
+    // The person hung up; there is nobody to tell.
+  } finally {
+    try {
+      conn.close();
+    } catch {
+      // Closed with its streams already.
+    }
+  }
+}
+
+/** A listening control socket. Each request line is answered by lines of text and a last line `ok` or `error: …`. */
+export class ControlSocket {
+  readonly #listener: Deno.UnixListener;
+  readonly #connections = new Set<Deno.Conn>();
+
+  /**
+   * @param path Owner-only; must not exist
+   * @throws {Error} What Deno.listen says
+   */
+  constructor(path: string, target: Controllable) {
+    const mask = Deno.umask(0o177);
+    try {
+      this.#listener = Deno.listen({ transport: "unix", path });
+    } finally {
+      Deno.umask(mask);
+    }
+    this.#accept(target);
+  }
+
+  async #accept(target: Controllable): Promise<void> {
+    for await (const conn of this.#listener) {
+      this.#connections.add(conn);
+      serve(conn, target).finally(() => this.#connections.delete(conn));
+    }
+  }
+
+  /** Stops listening, hangs up, and removes the socket file. */
+  close(): void {
+    this.#listener.close();
+    for (const conn of this.#connections) {
+      try {
+        conn.close();
+      } catch {
+        // Closed by its server already.
+      }
+    }
+    Deno.removeSync((this.#listener.addr as Deno.UnixAddr).path);
+  }
+}

@@ -1,0 +1,97 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import {
+  parseCommandLine,
+  parseDeviceArgument,
+  UsageError,
+} from "../../src/cli/arguments.ts";
+
+Deno.test("parseDeviceArgument takes model and options apart", () => {
+  const parsed = parseDeviceArgument(
+    "virtio-net,mac=52:54:00:00:00:01,hostfwd=tcp::1-:1,hostfwd=tcp::2-:2,restrict,ifname=a,,b",
+  );
+  assertEquals(parsed.model, "virtio-net");
+  assertEquals({ ...parsed.options }, {
+    mac: "52:54:00:00:00:01",
+    hostfwd: ["tcp::1-:1", "tcp::2-:2"],
+    restrict: "on",
+    ifname: "a,b",
+  });
+  assert(!parsed.help);
+  assert(parseDeviceArgument("virtio-net,help").help);
+  assert(!parseDeviceArgument("virtio-net,help=me").help);
+});
+
+Deno.test("parseDeviceArgument keeps keys of Object.prototype apart", () => {
+  const { options } = parseDeviceArgument("m,__proto__=1,constructor=2");
+  assertEquals(Object.entries(options), [["__proto__", "1"], [
+    "constructor",
+    "2",
+  ]]);
+});
+
+Deno.test("parseCommandLine pairs devices and endpoints in order", () => {
+  const command = parseCommandLine([
+    "--device=a",
+    "--fd",
+    "3",
+    "--device",
+    "b,x=1",
+    "--socket-path=/tmp/b",
+    "--device",
+    "c",
+    "--socket",
+    "/tmp/c",
+    "--log-level",
+    "warn",
+  ]);
+  if (command.kind !== "run") throw new Error(command.kind);
+  assertEquals(command.devices.map((d) => [d.device.model, d.endpoint]), [
+    ["a", { kind: "fd", fd: 3 }],
+    ["b", { kind: "path", path: "/tmp/b" }],
+    ["c", { kind: "path", path: "/tmp/c" }],
+  ]);
+  assertEquals(command.logLevel, "warn");
+  assertEquals(command.logFormat, "text");
+});
+
+Deno.test("parseCommandLine knows the questions", () => {
+  assertEquals(parseCommandLine(["--help"]).kind, "help");
+  assertEquals(parseCommandLine(["-h"]).kind, "help");
+  assertEquals(parseCommandLine(["--version"]).kind, "version");
+  assertEquals(parseCommandLine(["--device", "help"]), {
+    kind: "device-help",
+    model: null,
+  });
+  assertEquals(parseCommandLine(["--device", "virtio-net,help"]), {
+    kind: "device-help",
+    model: "virtio-net",
+  });
+});
+
+Deno.test("parseCommandLine says in one line what would be right", () => {
+  const cases: [string[], string][] = [
+    [[], "--device virtio-net --socket"],
+    [["--device", "a"], "one for each"],
+    [["--socket", "/tmp/a"], "--device"],
+    [["--bogus"], "--bogus"],
+    [["stray"], "stray"],
+    [["--device"], "--device"],
+    [["--device", "a", "--fd", "2"], "3 or more"],
+    [["--device", "a", "--fd", "x"], "3 or more"],
+    [["--device", "a", "--socket", ""], "without a path"],
+    [["--device", "", "--socket", "/a"], "a model comes first"],
+    [["--device", "x=1", "--socket", "/a"], "a model comes first"],
+    [["--device", "a,=1", "--socket", "/a"], "has no key"],
+    [["--device", "a", "--socket", "/a", "--log-level", "loud"], "debug, info"],
+    [["--device", "a", "--socket", "/a", "--log-format", "xml"], "text, json"],
+    [
+      ["--device", "a", "--socket", "/a", "--device", "b", "--socket", "/a"],
+      "a socket of its own",
+    ],
+  ];
+  for (const [args, expected] of cases) {
+    const error = assertThrows(() => parseCommandLine(args), UsageError);
+    assert(error.message.includes(expected), `${args}: ${error.message}`);
+    assert(!error.message.includes("\n"), error.message);
+  }
+});

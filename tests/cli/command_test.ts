@@ -1,0 +1,205 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { listenUnix } from "../../src/libc/mod.ts";
+import { libc } from "../../src/libc/symbols.ts";
+import { startOutboard } from "../../src/testing/outboard_process.ts";
+import { VfioUserClient } from "../../src/vfio_user/client/mod.ts";
+
+const program = new URL("../../mod.ts", import.meta.url).pathname;
+
+async function outboard(...args: string[]) {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", program, ...args],
+    env: { NO_COLOR: "1" },
+  }).output();
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  return { code, stdout: text(stdout), stderr: text(stderr) };
+}
+
+async function inFolder(run: (folder: string) => Promise<void>): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await run(folder);
+    assertEquals([...Deno.readDirSync(folder)].map((e) => e.name), []);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+Deno.test("the command answers questions with status 0", async () => {
+  const help = await outboard("--help");
+  assertEquals([help.code, help.stderr], [0, ""]);
+  for (const option of ["--device", "--socket", "--fd", "--log-level"]) {
+    assert(help.stdout.includes(option), option);
+  }
+  const version = await outboard("--version");
+  assertMatch(version.stdout, /^outboard \d+\.\d+\.\d+\n$/);
+  const models = await outboard("--device", "help");
+  assertMatch(models.stdout, /^ {2}virtio-net /m);
+  const options = await outboard("--device", "virtio-net,help");
+  for (const option of ["mac=", "net=user|tap|none", "hostfwd=", "ifname="]) {
+    assert(options.stdout.includes(option), option);
+  }
+});
+
+Deno.test("the command refuses with status 2 and one line that says what would be right", async () => {
+  const folder = await Deno.makeTempDir();
+  const socket = `${folder}/s`;
+  const cases: [string[], RegExp][] = [
+    [[], /--device virtio-net --socket/],
+    [["--device", "nope", "--socket", socket], /virtio-net/],
+    [["--device", "./nope.ts", "--socket", socket], /no such file/],
+    [["--device", "virtio-net,mtu=3", "--socket", socket], /mtu=3/],
+    [["--device", "virtio-net,colour=red", "--socket", socket], /colour/],
+    [["--device", "virtio-net,net=wifi", "--socket", socket], /user, tap/],
+    [["--device", "virtio-net", "--fd", "77"], /not open/],
+    [
+      ["--device", "virtio-net", "--socket", `${folder}/no/s`],
+      /folder does not exist/,
+    ],
+    [
+      ["--device", "virtio-net,id=a", "--socket", socket].concat(
+        ["--device", "virtio-net,id=a", "--socket", `${folder}/t`],
+      ),
+      /id=a twice/,
+    ],
+  ];
+  try {
+    for (const [args, expected] of cases) {
+      const { code, stdout, stderr } = await outboard(...args);
+      assertEquals([code, stdout], [2, ""], stderr);
+      assertMatch(stderr, /^outboard: .*\n$/);
+      assertMatch(stderr, expected);
+    }
+    assertEquals([...Deno.readDirSync(folder)], []);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  Deno.test(`the command stops cleanly on ${signal}, with a client connected`, () =>
+    inFolder(async (folder) => {
+      const sockets = [`${folder}/a`, `${folder}/b`];
+      await using child = await startOutboard([
+        ...["--device", "virtio-net,net=none", "--socket", sockets[0]!],
+        ...["--device", "virtio-net,net=none", "--socket", sockets[1]!],
+        ...["--control", `${folder}/control`],
+      ]);
+      using client = new VfioUserClient(sockets[0]!);
+      client.negotiate();
+      child.signal(signal);
+      assertEquals(await child.exitCode(), 0);
+    }));
+}
+
+Deno.test("the command prints the QEMU arguments for each socket", () =>
+  inFolder(async (folder) => {
+    const socket = `${folder}/it's here`;
+    await using child = await startOutboard(
+      ["--device", "virtio-net,net=none", "--socket", socket],
+    );
+    const quoted = child.stdout.split("\n")
+      .find((line) => line.includes("vfio-user-pci"))!
+      .trim().replace("-device ", "");
+    const { stdout } = await new Deno.Command("sh", {
+      args: ["-c", `printf %s ${quoted}`],
+    }).output();
+    assertEquals(JSON.parse(new TextDecoder().decode(stdout)), {
+      driver: "vfio-user-pci",
+      socket: { type: "unix", path: Deno.realPathSync(socket) },
+    });
+    assertMatch(child.stdout, /memory-backend-memfd,id=mem,size=1G,share=on/);
+  }));
+
+Deno.test("the command logs JSON lines when asked to", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const socket = `${folder}/s`;
+    const child = new Deno.Command(Deno.execPath(), {
+      args: [
+        ...["run", "-A", program, "--device", "virtio-net,net=none"],
+        ...["--socket", socket, "--log-format", "json"],
+      ],
+      stdout: "null",
+      stderr: "piped",
+    }).spawn();
+    let text = "";
+    for await (
+      const part of child.stderr.pipeThrough(new TextDecoderStream())
+    ) {
+      text += part;
+      if (text.includes("listens")) break;
+    }
+    child.kill("SIGTERM");
+    assertEquals((await child.status).code, 0);
+    const records = text.trimEnd().split("\n").map((line) => JSON.parse(line));
+    const ready = records.find((record) => record.socket === socket);
+    assertEquals([ready.level, ready.id], ["info", "virtio-net0"]);
+    assertMatch(ready.qemu, /vfio-user-pci/);
+    assert(records.every((record) => !Number.isNaN(Date.parse(record.time))));
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("the command serves an inherited listening socket and leaves its file", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const path = `${folder}/s`;
+    using listener = listenUnix(path);
+    const F_SETFD = 2;
+    libc.fcntl(listener.number, F_SETFD, 0);
+    const child = new Deno.Command(Deno.execPath(), {
+      args: [
+        ...["run", "-A", program, "--device", "virtio-net,net=none"],
+        ...["--fd", String(listener.number)],
+      ],
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+    const reader = child.stdout.getReader();
+    const { value } = await reader.read();
+    assertMatch(new TextDecoder().decode(value), new RegExp(path));
+    {
+      using client = new VfioUserClient(path);
+      client.negotiate();
+      assertEquals(client.deviceInfo().numRegions, 9);
+    }
+    child.kill("SIGTERM");
+    await reader.cancel();
+    assertEquals((await child.status).code, 0);
+    assertEquals([...Deno.readDirSync(folder)].map((e) => e.name), ["s"]);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("the control socket answers, and says what it does not understand", () =>
+  inFolder(async (folder) => {
+    const control = `${folder}/control`;
+    await using _child = await startOutboard([
+      ...["--device", "virtio-net,net=none,id=lan", "--socket", `${folder}/s`],
+      ...["--control", control],
+    ]);
+    assertEquals(Deno.statSync(control).mode! & 0o777, 0o600);
+    const conn = await Deno.connect({ transport: "unix", path: control });
+    const lines = [
+      "list",
+      "lan link",
+      "lan link down",
+      "lan link",
+      "lan jump",
+      "wan link",
+      "what",
+      "help",
+    ];
+    await conn.write(new TextEncoder().encode(lines.join("\n") + "\n"));
+    await conn.closeWrite();
+    const text = await new Response(conn.readable).text();
+    assertMatch(text, /^lan \(virtio-net\) no client$/m);
+    assertMatch(text, /link is up[\s\S]*link is down/);
+    assertMatch(text, /^error: Cannot run "jump" on lan/m);
+    assertMatch(text, /^error: Cannot find device wan/m);
+    assertMatch(text, /^error: Cannot understand "what"/m);
+    assertEquals(text.match(/^ok$/gm)?.length, 5);
+  }));

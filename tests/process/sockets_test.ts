@@ -1,0 +1,89 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { connectUnix, listenUnix } from "../../src/libc/mod.ts";
+import { openEndpoint } from "../../src/process/sockets.ts";
+import { openFds } from "../resources.ts";
+
+function inFolder(name: string, run: (folder: string) => void): void {
+  Deno.test(name, () => {
+    const folder = Deno.makeTempDirSync();
+    const before = openFds();
+    try {
+      run(folder);
+      assertEquals(openFds(), before);
+    } finally {
+      Deno.removeSync(folder, { recursive: true });
+    }
+  });
+}
+
+function names(folder: string): string[] {
+  return [...Deno.readDirSync(folder)].map((entry) => entry.name);
+}
+
+inFolder("openEndpoint makes and removes an owner-only socket", (folder) => {
+  const path = `${folder}/s`;
+  const listening = openEndpoint({ kind: "path", path });
+  assertEquals(Deno.statSync(path).mode! & 0o777, 0o600);
+  connectUnix(path).close();
+  listening.close();
+  listening.close();
+  assertEquals(names(folder), []);
+});
+
+inFolder(
+  "openEndpoint replaces a stale socket but not a live one",
+  (folder) => {
+    const path = `${folder}/s`;
+    listenUnix(path).close();
+    const listening = openEndpoint({ kind: "path", path });
+    const error = assertThrows(
+      () => openEndpoint({ kind: "path", path }),
+      Error,
+    );
+    assert(error.message.includes("another process is serving it"));
+    connectUnix(path).close();
+    listening.close();
+  },
+);
+
+inFolder("openEndpoint leaves other files alone", (folder) => {
+  const path = `${folder}/file`;
+  Deno.writeTextFileSync(path, "precious");
+  const error = assertThrows(() => openEndpoint({ kind: "path", path }), Error);
+  assert(error.message.includes("is not a socket"));
+  assertEquals(Deno.readTextFileSync(path), "precious");
+  // A socket that somebody else put in our place is not ours to remove.
+  const ours = openEndpoint({ kind: "path", path: `${folder}/s` });
+  Deno.removeSync(`${folder}/s`);
+  using theirs = listenUnix(`${folder}/s`);
+  ours.close();
+  assertEquals(names(folder).sort(), ["file", "s"]);
+  theirs.close();
+});
+
+inFolder("openEndpoint names the remedy for a bad folder", (folder) => {
+  const error = assertThrows(
+    () => openEndpoint({ kind: "path", path: `${folder}/no/s` }),
+    Error,
+  );
+  assert(error.message.includes("folder does not exist"), error.message);
+});
+
+inFolder("openEndpoint takes an inherited listening socket only", (folder) => {
+  using listener = listenUnix(`${folder}/s`);
+  const listening = openEndpoint({ kind: "fd", fd: listener.number });
+  assertEquals(listening.path, `${folder}/s`);
+  listening.close();
+  assertEquals(names(folder), ["s"], "its owner removes it");
+  using client = connectUnix(`${folder}/s`);
+  const notListening = assertThrows(
+    () => openEndpoint({ kind: "fd", fd: client.number }),
+    Error,
+  );
+  assert(notListening.message.includes("not a listening"));
+  const closed = assertThrows(
+    () => openEndpoint({ kind: "fd", fd: 999 }),
+    Error,
+  );
+  assert(closed.message.includes("not open"));
+});
