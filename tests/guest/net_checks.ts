@@ -1,0 +1,155 @@
+/**
+ * What every guest with a virtio-net card must be able to do, in the guest's own words.
+ *
+ * @module
+ */
+
+import { assertEquals, assertMatch } from "@std/assert";
+import type { Guest } from "./guest.ts";
+import { sha256, TcpSink, TcpSource, testPattern } from "./tcp_peer.ts";
+
+/** How much the TCP tests move each way. */
+export const TRANSFER_BYTES = 64 * 1024 * 1024;
+
+/** Transfers under TCG on a busy machine take their time. */
+const TRANSFER_TIMEOUT_MS = 180_000;
+
+/** Checks that Linux's own driver has the card and uses MSI-X. */
+export async function assertBound(guest: Guest): Promise<void> {
+  const driver = await guest.output(
+    "basename $(readlink /sys/class/net/eth0/device/driver)",
+  );
+  assertEquals(driver.trim(), "virtio_net");
+  assertMatch(
+    await guest.output("cat /proc/interrupts"),
+    /PCI-MSIX.*virtio\d+-input\.0/,
+  );
+}
+
+/** Sum of the interrupts that the guest counted on vectors whose name matches. */
+export async function interruptCount(
+  guest: Guest,
+  name: RegExp,
+): Promise<number> {
+  const lines = (await guest.output("cat /proc/interrupts")).split("\n");
+  return lines.filter((line) => name.test(line)).reduce((sum, line) => {
+    const counts = line.split(":")[1]!.trim().split(/\s+/);
+    return sum + (Number(counts[0]) || 0);
+  }, 0);
+}
+
+/**
+ * Gets a DHCP lease and sets the interface up with it.
+ *
+ * @returns The address
+ */
+export async function dhcp(guest: Guest): Promise<string> {
+  await guest.output("ip link set eth0 up");
+  const text = await guest.output(
+    "udhcpc -i eth0 -n -q -f -t 10 -T 2 -s /bin/udhcpc.script 2>&1",
+  );
+  const address = /lease of (\S+) obtained/.exec(text)?.[1];
+  if (address === undefined) throw new Error(`no lease:\n${text}`);
+  return address.replace(/,$/, "");
+}
+
+/** Files that {@linkcode dhcp} needs in the guest. */
+export const DHCP_FILES: Readonly<Record<string, string>> = {
+  "/bin/udhcpc.script": [
+    "#!/bin/busybox sh",
+    '[ "$1" = bound ] || exit 0',
+    'ip addr replace "$ip/$mask" dev "$interface"',
+    '[ -z "$router" ] || ip route replace default via "$router"',
+    "",
+  ].join("\n"),
+};
+
+/** What ping(1) measured. */
+export interface PingResult {
+  readonly sent: number;
+  readonly received: number;
+  readonly averageMs: number;
+}
+
+/** Pings an address. */
+export async function ping(
+  guest: Guest,
+  address: string,
+  count: number,
+): Promise<PingResult> {
+  const { output } = await guest.run(
+    `ping -c ${count} -i 0.2 -W 5 ${address}`,
+    { timeoutMs: 60_000 },
+  );
+  const packets = /(\d+) packets transmitted, (\d+) packets received/
+    .exec(output);
+  const times = /min\/avg\/max = [\d.]+\/([\d.]+)\//.exec(output);
+  if (packets === null) throw new Error(output);
+  return {
+    sent: Number(packets[1]),
+    received: Number(packets[2]),
+    averageMs: Number(times?.[1] ?? Infinity),
+  };
+}
+
+/** Pings an address and wants every answer. */
+export async function assertPing(
+  guest: Guest,
+  address: string,
+  count = 10,
+): Promise<void> {
+  const result = await ping(guest, address, count);
+  assertEquals([result.sent, result.received], [count, count]);
+}
+
+/** Sends a file of the guest to a port of the host and gives its SHA-256. */
+export async function guestSends(
+  guest: Guest,
+  address: string,
+  port: number,
+): Promise<string> {
+  const text = await guest.output(
+    `head -c ${TRANSFER_BYTES} /dev/urandom > /tmp/blob && nc ${address} ${port} < /tmp/blob && sha256sum < /tmp/blob && rm /tmp/blob`,
+    { timeoutMs: TRANSFER_TIMEOUT_MS },
+  );
+  return text.split(" ")[0]!;
+}
+
+/** Receives from a port of the host until the end and gives the SHA-256. */
+export async function guestReceives(
+  guest: Guest,
+  address: string,
+  port: number,
+): Promise<string> {
+  const text = await guest.output(
+    `nc ${address} ${port} < /dev/null | sha256sum`,
+    { timeoutMs: TRANSFER_TIMEOUT_MS },
+  );
+  return text.split(" ")[0]!;
+}
+
+/**
+ * Moves {@linkcode TRANSFER_BYTES} each way and compares.
+ *
+ * @param hostname Where the host listens
+ * @param address The same place as the guest knows it
+ */
+export async function assertTransfers(
+  guest: Guest,
+  hostname: string,
+  address: string,
+): Promise<void> {
+  {
+    using sink = new TcpSink(hostname);
+    const sent = await guestSends(guest, address, sink.port);
+    assertEquals(await sink.received, {
+      lengthBytes: TRANSFER_BYTES,
+      sha256: sent,
+    });
+  }
+  const bytes = testPattern(TRANSFER_BYTES);
+  using source = new TcpSource(hostname, bytes);
+  const received = await guestReceives(guest, address, source.port);
+  await source.sent;
+  assertEquals(received, await sha256(bytes));
+}

@@ -1,0 +1,159 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { Guest, vfioUserDevice } from "./guest.ts";
+import { guestTest } from "./harness.ts";
+import {
+  assertBound,
+  assertPing,
+  assertTransfers,
+  dhcp,
+  DHCP_FILES,
+  interruptCount,
+  ping,
+} from "./net_checks.ts";
+import { Serving } from "./serving.ts";
+
+guestTest("virtio-net through libslirp", async ({ kit, t }) => {
+  await using serving = await Serving.start({
+    devices: ["virtio-net,mac=52:54:00:12:34:56,mtu=1400"],
+  });
+  await using guest = await Guest.boot({
+    kit,
+    devices: [vfioUserDevice(serving.sockets[0]!)],
+    files: DHCP_FILES,
+  });
+
+  await t.step("is bound with MSI-X and its own address and MTU", async () => {
+    await assertBound(guest);
+    assertEquals(
+      (await guest.output("cat /sys/class/net/eth0/address")).trim(),
+      "52:54:00:12:34:56",
+    );
+    assertEquals(
+      (await guest.output("cat /sys/class/net/eth0/mtu")).trim(),
+      "1400",
+    );
+  });
+
+  await t.step("gets an address by DHCP and reaches the gateway", async () => {
+    assertEquals(await dhcp(guest), "10.0.2.15");
+    const before = await interruptCount(guest, /virtio\d+-input/);
+    await assertPing(guest, "10.0.2.2");
+    const after = await interruptCount(guest, /virtio\d+-input/);
+    assert(after - before >= 10, `${after - before} interrupts for 10 answers`);
+  });
+
+  await t.step("moves 64 MiB each way unchanged", async () => {
+    await assertTransfers(guest, "127.0.0.1", "10.0.2.2");
+  });
+
+  await t.step("link goes down and up at run time", async () => {
+    const carrier = async () =>
+      (await guest.output("cat /sys/class/net/eth0/carrier")).trim();
+    assertEquals(await carrier(), "1");
+    await serving.control("virtio-net0 link down");
+    await guest.output(
+      "until [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do :; done",
+    );
+    assertEquals((await ping(guest, "10.0.2.2", 1)).received, 0);
+    await serving.control("virtio-net0 link up");
+    await guest.output(
+      "until [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do :; done",
+    );
+    await assertPing(guest, "10.0.2.2", 3);
+    const { output } = await guest.run("ethtool eth0");
+    assertMatch(output, /Link detected: yes/);
+  });
+
+  await t.step("takes filter, VLAN and address changes", async () => {
+    await guest.output("ip link set eth0 promisc on");
+    await guest.output("ip link set eth0 promisc off");
+    await guest.output("ip link set eth0 allmulticast on");
+    await guest.output("ip link set eth0 allmulticast off");
+    await guest.output(
+      "ip link add link eth0 name eth0.7 type vlan id 7 && ip link set eth0.7 up && ip link del eth0.7",
+    );
+    await guest.output("ip link set eth0 address 52:54:00:aa:bb:cc");
+    await assertPing(guest, "10.0.2.2", 3);
+    assertEquals((await guest.output("dmesg | grep -i fail || :")).trim(), "");
+  });
+
+  await t.step("survives unbinding and binding the driver", async () => {
+    await guest.output(
+      "D=$(basename $(readlink -f /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net; for i in 1 2 3; do echo $D > unbind; echo $D > bind; done",
+    );
+    assertEquals(await dhcp(guest), "10.0.2.15");
+    await assertPing(guest, "10.0.2.2", 3);
+  });
+
+  await t.step("survives a reboot of the guest", async () => {
+    await guest.reboot();
+    assertEquals(await dhcp(guest), "10.0.2.15");
+    await assertPing(guest, "10.0.2.2", 3);
+  });
+
+  await t.step("counts, and complains of nothing", async () => {
+    const counters = await serving.counters("virtio-net0");
+    assert(counters["rxPackets"]! > 1000, JSON.stringify(counters));
+    assert(counters["txPackets"]! > 1000, JSON.stringify(counters));
+    assert(!/warning|error/.test(serving.outboard.stderr));
+  });
+});
+
+guestTest("virtio-net forwards ports of the host", async ({ kit }) => {
+  // A port that was free a moment ago: the operating system picks it.
+  const probe = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = probe.addr;
+  probe.close();
+  await using serving = await Serving.start({
+    devices: [`virtio-net,hostfwd=tcp:127.0.0.1:${port}-:7`],
+  });
+  await using guest = await Guest.boot({
+    kit,
+    machine: "pc",
+    devices: [vfioUserDevice(serving.sockets[0]!)],
+    files: DHCP_FILES,
+  });
+  await dhcp(guest);
+  await guest.output(
+    "(nc -ll -p 7 -e cat > /dev/null 2>&1 &); until netstat -ltn | grep -q :7; do :; done",
+  );
+  using conn = await Deno.connect({ hostname: "127.0.0.1", port });
+  await conn.write(new TextEncoder().encode("echo this"));
+  const answer = new Uint8Array(64);
+  const n = await conn.read(answer);
+  assertEquals(new TextDecoder().decode(answer.subarray(0, n!)), "echo this");
+});
+
+guestTest("virtio-net through the embedded gateway", async ({ kit }) => {
+  await using serving = await Serving.start({
+    devices: ["virtio-net"],
+    user: "gateway",
+  });
+  await using guest = await Guest.boot({
+    kit,
+    devices: [vfioUserDevice(serving.sockets[0]!)],
+    files: DHCP_FILES,
+  });
+  await assertBound(guest);
+  assertEquals(await dhcp(guest), "10.0.2.15");
+  await assertPing(guest, "10.0.2.2");
+  assertMatch(serving.outboard.stderr, /built-in gateway/);
+});
+
+guestTest(
+  "virtio-net without shared memory tells how to share it",
+  async ({ kit }) => {
+    await using serving = await Serving.start({
+      devices: ["virtio-net"],
+      user: "gateway",
+    });
+    await using guest = await Guest.boot({
+      kit,
+      sharedMemory: false,
+      devices: [vfioUserDevice(serving.sockets[0]!)],
+    });
+    await serving.waitForLog(/guest RAM is not shared/);
+    assertMatch(serving.outboard.stderr, /share=on/);
+    await guest.output("true");
+  },
+);
