@@ -1,0 +1,83 @@
+/**
+ * How figures are kept and shown: a table for people, JSON for machines.
+ *
+ * @module
+ */
+
+/** One figure. */
+export interface Figure {
+  /** What was measured. */
+  readonly name: string;
+  readonly value: number;
+  readonly unit: string;
+  /** What it is compared with, from the same run; the ratio is value / baseline. */
+  readonly baseline?: { readonly name: string; readonly value: number };
+  /** What it should be, as text, and whether it is. */
+  readonly target?: { readonly text: string; readonly met: boolean };
+}
+
+/** A figure that must stay below a limit. */
+export function atMost(
+  name: string,
+  value: number,
+  unit: string,
+  limit: number,
+): Figure {
+  const target = { text: `≤ ${limit} ${unit}`, met: value <= limit };
+  return { name, value, unit, target };
+}
+
+function format(value: number): string {
+  if (value === 0) return "0";
+  return Math.abs(value) >= 1000
+    ? Math.round(value).toLocaleString("en-US")
+    : value.toPrecision(3);
+}
+
+/** The figures as an aligned table. */
+export function table(title: string, figures: readonly Figure[]): string {
+  const rows = figures.map((figure) => [
+    figure.name,
+    format(figure.value),
+    figure.unit,
+    figure.baseline === undefined
+      ? ""
+      : `${
+        (figure.value / figure.baseline.value).toFixed(2)
+      }× ${figure.baseline.name}`,
+    figure.target === undefined
+      ? ""
+      : `${figure.target.met ? "met" : "MISSED"}: ${figure.target.text}`,
+  ]);
+  const widths = [0, 1, 2, 3].map((column) =>
+    Math.max(...rows.map((row) => row[column]!.length))
+  );
+  const lines = rows.map((row) =>
+    row.map((cell, column) =>
+      column === 1
+        ? cell.padStart(widths[column]!)
+        : cell.padEnd(widths[column] ?? 0)
+    ).join("  ").trimEnd()
+  );
+  return [title, ...lines.map((line) => `  ${line}`), ""].join("\n");
+}
+
+/** The value below which the given share of the sorted samples lies. */
+export function percentile(sorted: Float64Array, share: number): number {
+  return sorted[
+    Math.min(sorted.length - 1, Math.floor(sorted.length * share))
+  ]!;
+}
+
+/** Counts how often `step` (which returns how much it did) gets done per second, over about `seconds`. */
+export function rate(seconds: number, step: () => number): number {
+  const start = performance.now();
+  const end = start + seconds * 1000;
+  let done = 0;
+  let now = start;
+  while (now < end) {
+    for (let i = 0; i < 16; i++) done += step();
+    now = performance.now();
+  }
+  return done / ((now - start) / 1000);
+}
