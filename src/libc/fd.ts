@@ -132,6 +132,23 @@ export function statFd(fd: number): FdStat {
 }
 
 /**
+ * The page size of a file on hugetlbfs, whose mappings must be made of whole pages: munmap(2) fails for any other.
+ *
+ * @returns 0 for a file elsewhere
+ * @throws {import("./errors.ts").SyscallError}
+ */
+export function hugePageBytes(fd: number): number {
+  const HUGETLBFS_MAGIC = 0x9584_58f6;
+  // struct statfs { long f_type; long f_bsize; … } of 120 bytes
+  const buffer = new Uint8Array(120);
+  check(libc.fstatfs(fd, buffer), "fstatfs");
+  const view = new DataView(buffer.buffer);
+  return view.getUint32(0, true) === HUGETLBFS_MAGIC
+    ? view.getUint32(8, true)
+    : 0;
+}
+
+/**
  * Sets a file's length.
  *
  * @throws {import("./errors.ts").SyscallError}

@@ -155,7 +155,12 @@ export function createMemfd(name: string, lengthBytes: number): Fd {
       "memfd_create",
     ),
   );
-  truncateFd(fd.number, lengthBytes);
+  try {
+    truncateFd(fd.number, lengthBytes);
+  } catch (error) {
+    fd.close();
+    throw error;
+  }
   return fd;
 }
 

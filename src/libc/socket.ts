@@ -20,6 +20,7 @@ const SO_TYPE = 3;
 const SO_ERROR = 4;
 const SO_PEERCRED = 17;
 const SO_ACCEPTCONN = 30;
+const SO_DOMAIN = 39;
 const SCM_RIGHTS = 1;
 const MSG_DONTWAIT = 0x40;
 const MSG_CTRUNC = 0x08;
@@ -197,8 +198,27 @@ export class MessageHeader implements Disposable {
   }
 }
 
-// struct sockaddr_un { sa_family_t sun_family; char sun_path[108]; }
-function sockaddrUn(path: string): Uint8Array<ArrayBuffer> {
+/**
+ * sendmsg(2), once, without blocking and without SIGPIPE.
+ *
+ * @param message A struct msghdr
+ * @returns Bytes sent, or −errno
+ */
+export function sendMessage(fd: number, message: Deno.PointerObject): number {
+  for (;;) {
+    const n = libc.sendmsg(fd, message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n >= 0) return n;
+    const errno = lastErrno();
+    if (errno !== Errno.EINTR) return -errno;
+  }
+}
+
+/**
+ * struct sockaddr_un { sa_family_t sun_family; char sun_path[108]; }
+ *
+ * @throws {SyscallError} ENAMETOOLONG
+ */
+export function sockaddrUn(path: string): Uint8Array<ArrayBuffer> {
   const bytes = new TextEncoder().encode(path);
   if (bytes.length > 107) {
     throw new SyscallError(
@@ -263,6 +283,43 @@ export function connectUnix(path: string): Fd {
 }
 
 /**
+ * A UNIX datagram socket at `path`, to which only its owner may send.
+ *
+ * @throws {SyscallError} EADDRINUSE when the path exists
+ */
+export function bindUnixDatagram(path: string): Fd {
+  const SOCK_DGRAM = 2;
+  const flags = SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  const fd = new Fd(check(libc.socket(AF_UNIX, flags, 0), "socket"));
+  const previous = libc.umask(0o177);
+  try {
+    check(
+      libc.bind(fd.number, sockaddrUn(path), 110),
+      "bind",
+      `Cannot create socket ${path}`,
+    );
+    return fd;
+  } catch (error) {
+    fd.close();
+    throw error;
+  } finally {
+    libc.umask(previous);
+  }
+}
+
+/**
+ * What becomes of connecting a datagram socket to a path, which its owner does not notice.
+ *
+ * @returns 0, or errno: ECONNREFUSED when a socket of whatever type is there that nobody has open
+ */
+export function probeUnix(path: string): number {
+  const SOCK_DGRAM = 2;
+  const flags = SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  using fd = new Fd(check(libc.socket(AF_UNIX, flags, 0), "socket"));
+  return libc.connect(fd.number, sockaddrUn(path), 110) < 0 ? lastErrno() : 0;
+}
+
+/**
  * Accepts one connection.
  *
  * @returns The connection, or null when nobody waits any more
@@ -309,10 +366,11 @@ function socketOption(fd: number, name: number): number {
   return value[0]!;
 }
 
-/** Whether the descriptor is a listening stream socket, as `--fd N` wants. */
+/** Whether the descriptor is a listening UNIX stream socket, as `--fd N` wants. */
 export function isListeningSocket(fd: number): boolean {
   try {
-    return socketOption(fd, SO_TYPE) === SOCK_STREAM &&
+    return socketOption(fd, SO_DOMAIN) === AF_UNIX &&
+      socketOption(fd, SO_TYPE) === SOCK_STREAM &&
       socketOption(fd, SO_ACCEPTCONN) === 1;
   } catch (error) {
     if (error instanceof SyscallError) return false;

@@ -6,6 +6,8 @@
  * - A computed address or length is a `usize`. Control paths pass a Number. A data path passes a bigint that it loads
  *   from a BigUint64Array (see {@linkcode Words}), which the compiler turns into a plain load: 25 ns and no
  *   allocation, where a Number makes optimised code bail out on every call: 210 ns.
+ * - A call that mixes `pointer` and 64-bit integers boxes the integers (40 bytes a call); on data paths that count, give
+ *   the address as `usize` too, from the same Words. Mixing with `i32` costs nothing.
  * - `ssize_t` results are taken as `i32`: every length passed is below 2 GiB, so the low half is the value.
  * - A variadic function appears once per shape it is called with, under a name of its own.
  *
@@ -25,6 +27,14 @@ const TABLE = {
   readv: { parameters: ["i32", "pointer", "i32"], result: "i32" },
   // ssize_t writev(int fd, const struct iovec *iov, int iovcnt)
   writev: { parameters: ["i32", "pointer", "i32"], result: "i32" },
+  // ssize_t preadv2(int fd, const struct iovec *iov, int iovcnt, off_t offset, int flags)
+  preadv2: { parameters: ["i32", "usize", "i32", "i64", "i32"], result: "i32" },
+  // ssize_t pwritev2(int fd, const struct iovec *iov, int iovcnt, off_t offset, int flags)
+  pwritev2: { parameters: ["i32", "usize", "i32", "i64", "i32"], result: "i32" },
+  // int fdatasync(int fd)
+  fdatasync: { parameters: ["i32"], result: "i32" },
+  // int fallocate(int fd, int mode, off_t offset, off_t len)
+  fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
   // int open(const char *path, int flags, mode_t mode)
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
   // int close(int fd)
@@ -33,16 +43,22 @@ const TABLE = {
   dup3: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int fcntl(int fd, int cmd, int arg)
   fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int fcntl(int fd, int cmd, struct flock *lock)
+  fcntl_lock: { name: "fcntl", parameters: ["i32", "i32", "buffer"], result: "i32" },
   // int ftruncate(int fd, off_t length)
   ftruncate: { parameters: ["i32", "i64"], result: "i32" },
   // int statx(int dirfd, const char *path, int flags, unsigned mask, struct statx *buf)
   statx: { parameters: ["i32", "buffer", "i32", "u32", "buffer"], result: "i32" },
+  // int fstatfs(int fd, struct statfs *buf)
+  fstatfs: { parameters: ["i32", "buffer"], result: "i32" },
   // int unlink(const char *path)
   unlink: { parameters: ["buffer"], result: "i32" },
   // mode_t umask(mode_t mask)
   umask: { parameters: ["u32"], result: "u32" },
   // int ioctl(int fd, unsigned long request, void *argp)
   ioctl: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  // int ioctl(int fd, unsigned long request, unsigned long argument)
+  ioctl_value: { name: "ioctl", parameters: ["i32", "usize", "usize"], result: "i32" },
 
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
@@ -52,6 +68,8 @@ const TABLE = {
   memfd_create: { parameters: ["buffer", "u32"], result: "i32" },
   // void *memcpy(void *dest, const void *src, size_t n)
   memcpy: { parameters: ["usize", "usize", "usize"], result: "void" },
+  // void *memset(void *s, int c, size_t n)
+  memset: { parameters: ["usize", "i32", "usize"], result: "void" },
 
   // int socket(int domain, int type, int protocol)
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
@@ -78,8 +96,45 @@ const TABLE = {
   // ssize_t recvmsg(int fd, struct msghdr *msg, int flags)
   recvmsg: { parameters: ["i32", "pointer", "i32"], result: "i32" },
 
+  // int pipe2(int pipefd[2], int flags)
+  pipe2: { parameters: ["buffer", "i32"], result: "i32" },
+  // int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
+  //                 const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
+  posix_spawn: { parameters: ["pointer", "pointer", "pointer", "pointer", "pointer", "pointer"], result: "i32" },
+  // int posix_spawn_file_actions_init(posix_spawn_file_actions_t *actions)
+  posix_spawn_file_actions_init: { parameters: ["pointer"], result: "i32" },
+  // int posix_spawn_file_actions_adddup2(posix_spawn_file_actions_t *actions, int fd, int newfd)
+  posix_spawn_file_actions_adddup2: { parameters: ["pointer", "i32", "i32"], result: "i32" },
+  // int posix_spawn_file_actions_destroy(posix_spawn_file_actions_t *actions)
+  posix_spawn_file_actions_destroy: { parameters: ["pointer"], result: "i32" },
+  // int posix_spawnattr_init(posix_spawnattr_t *attr)
+  posix_spawnattr_init: { parameters: ["pointer"], result: "i32" },
+  // int posix_spawnattr_setflags(posix_spawnattr_t *attr, short flags)
+  posix_spawnattr_setflags: { parameters: ["pointer", "i16"], result: "i32" },
+  // int posix_spawnattr_setsigdefault(posix_spawnattr_t *attr, const sigset_t *signals)
+  posix_spawnattr_setsigdefault: { parameters: ["pointer", "buffer"], result: "i32" },
+  // int posix_spawnattr_setsigmask(posix_spawnattr_t *attr, const sigset_t *mask)
+  posix_spawnattr_setsigmask: { parameters: ["pointer", "buffer"], result: "i32" },
+  // int posix_spawnattr_destroy(posix_spawnattr_t *attr)
+  posix_spawnattr_destroy: { parameters: ["pointer"], result: "i32" },
+  // pid_t waitpid(pid_t pid, int *wstatus, int options)
+  waitpid: { parameters: ["i32", "buffer", "i32"], result: "i32" },
+  // int kill(pid_t pid, int sig)
+  kill: { parameters: ["i32", "i32"], result: "i32" },
+  // long syscall(SYS_pidfd_open, pid_t pid, unsigned flags)
+  pidfd_open: { name: "syscall", parameters: ["i32", "i32", "u32"], result: "i32" },
+
+  // int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **res)
+  getaddrinfo: { parameters: ["buffer", "buffer", "buffer", "buffer"], result: "i32" },
+  // void freeaddrinfo(struct addrinfo *res)
+  freeaddrinfo: { parameters: ["pointer"], result: "void" },
+  // const char *gai_strerror(int errcode)
+  gai_strerror: { parameters: ["i32"], result: "pointer" },
+
   // int eventfd(unsigned initval, int flags)
   eventfd: { parameters: ["u32", "i32"], result: "i32" },
+  // int clock_gettime(clockid_t clock, struct timespec *tp)
+  clock_gettime: { parameters: ["i32", "pointer"], result: "i32" },
   // int timerfd_create(int clockid, int flags)
   timerfd_create: { parameters: ["i32", "i32"], result: "i32" },
   // int timerfd_settime(int fd, int flags, const struct itimerspec *new, struct itimerspec *old)
@@ -92,6 +147,13 @@ const TABLE = {
   epoll_wait: { parameters: ["i32", "pointer", "i32", "i32"], result: "i32" },
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
   poll: { parameters: ["pointer", "usize", "i32"], result: "i32" },
+
+  // long syscall(SYS_io_uring_setup, u32 entries, struct io_uring_params *p)
+  io_uring_setup: { name: "syscall", parameters: ["i32", "u32", "buffer"], result: "i32" },
+  // long syscall(SYS_io_uring_enter, unsigned fd, u32 to_submit, u32 min_complete, u32 flags, const void *arg, size_t argsz)
+  io_uring_enter: { name: "syscall", parameters: ["i32", "i32", "u32", "u32", "u32", "pointer", "i32"], result: "i32" },
+  // long syscall(SYS_io_uring_register, unsigned fd, unsigned opcode, void *arg, unsigned nr_args)
+  io_uring_register: { name: "syscall", parameters: ["i32", "i32", "u32", "buffer", "u32"], result: "i32" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
 function open(): Deno.DynamicLibrary<typeof TABLE> {
@@ -136,18 +198,19 @@ export type WithNumbers<T> = {
 export class Words {
   /** The words as the call takes them. */
   readonly at: BigUint64Array<ArrayBuffer>;
-  readonly #halves: Uint32Array<ArrayBuffer>;
+  /** The same words as pairs of halves, low first, for code that has an address in two words already. */
+  readonly halves: Uint32Array<ArrayBuffer>;
 
   /** @param count How many */
   constructor(count: number) {
     this.at = new BigUint64Array(count);
-    this.#halves = new Uint32Array(this.at.buffer);
+    this.halves = new Uint32Array(this.at.buffer);
   }
 
   /** Sets word `i` to a non-negative integer below 2^53. */
   set(i: number, value: number): void {
-    this.#halves[2 * i] = value >>> 0;
-    this.#halves[2 * i + 1] = Math.floor(value / 0x1_0000_0000);
+    this.halves[2 * i] = value >>> 0;
+    this.halves[2 * i + 1] = Math.floor(value / 0x1_0000_0000);
   }
 }
 

@@ -10,10 +10,18 @@ import { type Fd, openFd, setNonblocking } from "./fd.ts";
 import { lastErrno, libc } from "./symbols.ts";
 
 const TUNSETIFF = 0x4004_54ca;
+const TUNSETOFFLOAD = 0x4004_54d0;
 const TUNSETVNETHDRSZ = 0x4004_54d8;
+const TUNSETQUEUE = 0x4004_54d9;
 const IFF_TAP = 0x0002;
+const IFF_MULTI_QUEUE = 0x0100;
+const IFF_ATTACH_QUEUE = 0x0200;
+const IFF_DETACH_QUEUE = 0x0400;
 const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
+
+// struct ifreq { char ifr_name[16]; short ifr_flags; … }
+const IFREQ = { NAME: 0, FLAGS: 16, SIZE: 40 } as const;
 
 /** The longest interface name, IFNAMSIZ less its NUL. */
 export const IFNAME_MAX = 15;
@@ -29,7 +37,7 @@ function ioctl(
   }
 }
 
-/** An open TAP interface. */
+/** An open TAP interface, or one queue of it. */
 export interface Tap {
   /** Frames are read and written here, each behind a virtio-net header. */
   readonly fd: Fd;
@@ -42,9 +50,15 @@ export interface Tap {
  *
  * @param ifname Interface name; may hold `%d` for the kernel to fill in
  * @param vnetHeaderBytes Length of the virtio-net header before each frame, 10 or 12
- * @throws {SyscallError} ENOENT (no tun driver), EPERM (not permitted), EBUSY (in use by another process)
+ * @param multiQueue Whether the interface has several queues, each of which is opened by a call of its own
+ * @throws {SyscallError} ENOENT (no tun driver), EPERM (not permitted), EBUSY (in use by another process), EINVAL (an
+ * interface of another kind), E2BIG (too many queues)
  */
-export function openTap(ifname: string, vnetHeaderBytes: number): Tap {
+export function openTap(
+  ifname: string,
+  vnetHeaderBytes: number,
+  multiQueue = false,
+): Tap {
   const O_RDWR = 2;
   if (ifname.length === 0 || ifname.length > IFNAME_MAX) {
     throw new SyscallError(
@@ -55,12 +69,11 @@ export function openTap(ifname: string, vnetHeaderBytes: number): Tap {
   }
   const fd = openFd("/dev/net/tun", O_RDWR);
   try {
-    // struct ifreq { char ifr_name[16]; short ifr_flags; … } of 40 bytes
-    const ifreq = new Uint8Array(40);
+    const ifreq = new Uint8Array(IFREQ.SIZE);
     new TextEncoder().encodeInto(ifname, ifreq);
     new DataView(ifreq.buffer).setUint16(
-      16,
-      IFF_TAP | IFF_NO_PI | IFF_VNET_HDR,
+      IFREQ.FLAGS,
+      IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (multiQueue ? IFF_MULTI_QUEUE : 0),
       true,
     );
     ioctl(
@@ -84,4 +97,30 @@ export function openTap(ifname: string, vnetHeaderBytes: number): Tap {
     fd.close();
     throw error;
   }
+}
+
+/**
+ * Chooses what the kernel may leave to the reader of a TAP; of all queues, whichever is named.
+ *
+ * @param offloads Bits TUN_F_*; 0 has it give whole, checksummed frames
+ * @returns 0, or −errno: −EINVAL when the kernel does not know all bits
+ */
+export function setTapOffloads(fd: number, offloads: number): number {
+  // The argument is the number itself.
+  return libc.ioctl_value(fd, TUNSETOFFLOAD, offloads) < 0 ? -lastErrno() : 0;
+}
+
+/**
+ * Takes a queue of a TAP out of service, so that the kernel gives it no frames, or back into it.
+ *
+ * @returns 0 or −errno
+ */
+export function setTapQueueAttached(fd: number, attached: boolean): number {
+  const ifreq = new Uint8Array(IFREQ.SIZE);
+  new DataView(ifreq.buffer).setUint16(
+    IFREQ.FLAGS,
+    attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE,
+    true,
+  );
+  return libc.ioctl(fd, TUNSETQUEUE, ifreq) < 0 ? -lastErrno() : 0;
 }

@@ -11,6 +11,7 @@ import {
   type GuestMemory,
   type MemoryListener,
   type MemoryWindow,
+  type ScratchMemory,
 } from "./guest_memory.ts";
 import { type DmaRange, RegionTable } from "./region_table.ts";
 import { ScatterGather } from "./scatter_gather.ts";
@@ -86,6 +87,16 @@ export class ArrayMemory implements GuestMemory {
 
   createScatterGather(capacity: number): ScatterGather {
     return new ScatterGather(new Uint32Array(capacity * 4));
+  }
+
+  createScratch(lengthBytes: number): ScratchMemory {
+    const hva = this.#nextHva;
+    this.#nextHva += alignUp(lengthBytes, PAGE_SIZE) + PAGE_SIZE;
+    const buffer = new ArrayBuffer(lengthBytes);
+    return this.#table.addScratch(
+      { buffer, hva, release: () => {} },
+      lengthBytes,
+    );
   }
 
   window(

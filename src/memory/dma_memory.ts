@@ -11,6 +11,7 @@ import {
   type GuestMemory,
   type MemoryListener,
   type MemoryWindow,
+  type ScratchMemory,
 } from "./guest_memory.ts";
 import { type Backing, type DmaRange, RegionTable } from "./region_table.ts";
 import { ScatterGather } from "./scatter_gather.ts";
@@ -85,6 +86,17 @@ export class DmaMemory implements GuestMemory, Disposable {
     this.#lists.push(storage);
     const words = new Uint32Array(storage.bytes.buffer, 0, capacity * 4);
     return new ScatterGather(words, storage.pointer());
+  }
+
+  createScratch(lengthBytes: number): ScratchMemory {
+    const storage = new NativeBuffer(lengthBytes);
+    this.#lists.push(storage);
+    // SAFETY: `close` takes the storage away, after which nothing of this memory may be used.
+    return this.#table.addScratch({
+      buffer: storage.bytes.buffer,
+      hva: storage.hva,
+      release: () => {},
+    }, lengthBytes);
   }
 
   window(

@@ -49,6 +49,22 @@ export interface MemoryWindow {
   loadU16(offset: number): number;
   /** Publishes a 16-bit index: everything written before is visible to whoever sees it; `offset` is even. */
   storeU16(offset: number, value: number): void;
+  /** As {@linkcode loadU16}, 32 bits; `offset` is a multiple of 4, in memory and in the window. */
+  loadU32(offset: number): number;
+  /** As {@linkcode storeU16}, 32 bits; `offset` is a multiple of 4, in memory and in the window. */
+  storeU32(offset: number, value: number): void;
+}
+
+/** Memory of a device's own that is used as guest memory is: see {@linkcode GuestMemory.createScratch}. */
+export interface ScratchMemory {
+  /** The bytes. */
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  /**
+   * Appends the first `lengthBytes` to a list.
+   *
+   * @returns 0, or −E2BIG when the list is full
+   */
+  append(lengthBytes: number, into: ScatterGather): number;
 }
 
 /** The guest's memory as a device sees it. */
@@ -62,6 +78,12 @@ export interface GuestMemory {
    * @param capacity The most segments it will hold, at most 1024 (IOV_MAX)
    */
   createScatterGather(capacity: number): ScatterGather;
+
+  /**
+   * Memory that no guest can see but that lists of this memory may hold, so that back ends fill it and take from it
+   * as they do with the guest's. Lasts as long as this object.
+   */
+  createScratch(lengthBytes: number): ScratchMemory;
 
   /**
    * Makes a window on a range that must lie inside one mapping.

@@ -11,6 +11,7 @@ export class MappedWindow implements MemoryWindow {
   readonly lengthBytes: number;
   readonly #view: DataView<ArrayBuffer>;
   readonly #indices: Uint16Array<ArrayBuffer>;
+  readonly #words: Uint32Array<ArrayBuffer>;
 
   /** @param offset Even, inside the buffer with all of the window */
   constructor(buffer: ArrayBuffer, offset: number, lengthBytes: number) {
@@ -20,6 +21,9 @@ export class MappedWindow implements MemoryWindow {
     this.#indices = offset % 2 === 0
       ? new Uint16Array(buffer, offset, lengthBytes >>> 1)
       : new Uint16Array(0);
+    this.#words = offset % 4 === 0
+      ? new Uint32Array(buffer, offset, lengthBytes >>> 2)
+      : new Uint32Array(0);
   }
 
   getU8(offset: number): number {
@@ -59,5 +63,13 @@ export class MappedWindow implements MemoryWindow {
 
   storeU16(offset: number, value: number): void {
     Atomics.store(this.#indices, offset >>> 1, value);
+  }
+
+  loadU32(offset: number): number {
+    return Atomics.load(this.#words, offset >>> 2);
+  }
+
+  storeU32(offset: number, value: number): void {
+    Atomics.store(this.#words, offset >>> 2, value);
   }
 }

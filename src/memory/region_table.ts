@@ -7,7 +7,11 @@
 
 import { Errno, ErrnoError } from "../errno.ts";
 import { hex, high32, u64 } from "../bits.ts";
-import { Access, type MemoryListener } from "./guest_memory.ts";
+import {
+  Access,
+  type MemoryListener,
+  type ScratchMemory,
+} from "./guest_memory.ts";
 import { MappedWindow } from "./mapped_window.ts";
 import type { ScatterGather } from "./scatter_gather.ts";
 
@@ -68,6 +72,8 @@ const NOWHERE = new Region({ iova: 0, lengthBytes: 0, access: 0 }, null);
 /** Ranges, sorted by iova, never overlapping. Addresses of 2^53 and above are never mapped. */
 export class RegionTable {
   readonly #regions: Region[] = [];
+  /** What lists may hold though no guest address leads there. */
+  readonly #scratch: Region[] = [];
   readonly #listeners = new Set<MemoryListener>();
   /**
    * The address that is looked for, and what it is here. On data paths addresses go from function to function by way
@@ -134,6 +140,16 @@ export class RegionTable {
     this.#regions.splice(at, 1);
     this.#drop(region);
     this.#changed();
+  }
+
+  /** See {@linkcode GuestMemory.createScratch}; it stays when everything is removed. */
+  addScratch(backing: Backing, lengthBytes: number): ScratchMemory {
+    const region = new Region({ iova: 0, lengthBytes, access: 0 }, backing);
+    this.#scratch.push(region);
+    return {
+      bytes: region.bytes.subarray(0, lengthBytes),
+      append: (length, into) => into.push(backing.hva, length),
+    };
   }
 
   /** Removes everything. */
@@ -224,7 +240,7 @@ export class RegionTable {
    * @throws {ErrnoError} EFAULT when the address is in no region
    */
   bytesAt(hva: number, lengthBytes: number): Uint8Array {
-    for (const region of this.#regions) {
+    for (const region of [...this.#regions, ...this.#scratch]) {
       if (region.backing === null || hva < region.hva) continue;
       const offset = hva - region.hva;
       if (offset + lengthBytes <= region.lengthBytes) {
@@ -415,6 +431,12 @@ export class RegionTable {
         region.backing !== null && hva >= region.hva &&
         hva < region.hva + region.lengthBytes
       ) return this.#lastByHva = region;
+    }
+    for (let i = 0; i < this.#scratch.length; i++) {
+      const region = this.#scratch[i]!;
+      if (hva >= region.hva && hva < region.hva + region.lengthBytes) {
+        return this.#lastByHva = region;
+      }
     }
     return NOWHERE;
   }

@@ -20,7 +20,12 @@ export class MemfdMemory implements SharedMemory, Disposable {
    */
   constructor(name: string, lengthBytes: number) {
     this.#fd = createMemfd(name, lengthBytes);
-    this.#mapping = new Mapping({ fd: this.#fd.number, lengthBytes });
+    try {
+      this.#mapping = new Mapping({ fd: this.#fd.number, lengthBytes });
+    } catch (error) {
+      this.#fd.close();
+      throw error;
+    }
     this.bytes = new Uint8Array(this.#mapping.buffer);
   }
 

@@ -13,6 +13,7 @@ import {
   writev,
 } from "../../src/libc/mod.ts";
 import { ScatterGather } from "../../src/memory/scatter_gather.ts";
+import { MemfdMemory } from "../../src/memory/shared_memory.ts";
 import { openFds, sharedMappings } from "../resources.ts";
 
 Deno.test("Mapping shows the same memory as another mapping of the file", () => {
@@ -43,6 +44,14 @@ Deno.test("Mapping keeps errno and the call when mmap fails", () => {
   assertEquals(error.errno, Errno.EINVAL);
   assertEquals(error.syscall, "mmap");
   assert(error.message.includes("EINVAL"));
+});
+
+Deno.test("createMemfd and MemfdMemory keep no descriptor when they fail", () => {
+  const fds = openFds();
+  assertThrows(() => createMemfd("outboard-test", -4096), SyscallError);
+  // Nothing of no length can be mapped.
+  assertThrows(() => new MemfdMemory("outboard-test", 0), SyscallError);
+  assertEquals(openFds(), fds);
 });
 
 Deno.test("Mapping.poison makes stale addresses unreadable but keeps them taken", () => {
