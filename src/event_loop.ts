@@ -44,6 +44,18 @@ export interface Timer extends Disposable {
   close(): void;
 }
 
+/** What a polling handler does around a stretch of polling. */
+export interface PollHooks {
+  /** Polling begins: notifications are not needed for now. */
+  begin(): void;
+  /**
+   * Polling ends: notifications are needed again.
+   *
+   * @returns Whether work came in meanwhile, so that the loop must not sleep yet
+   */
+  end(): boolean;
+}
+
 /** A handler that looks for work without waiting for an event. */
 export interface Poller extends Disposable {
   /** Stops polling. */
@@ -65,8 +77,10 @@ export interface Loop {
   /**
    * Registers a polling handler, which returns whether it found work. Pollers run while the loop has polling
    * budget left, before it sleeps.
+   *
+   * @param hooks Told when the loop begins to poll and when it goes to sleep, so that what is polled need not notify
    */
-  poll(handler: () => boolean): Poller;
+  poll(handler: () => boolean, hooks?: PollHooks): Poller;
 }
 
 class Watch implements FdWatch {
@@ -138,6 +152,11 @@ class Deferred implements BottomHalf {
   }
 }
 
+function remove<T>(list: T[], item: T): void {
+  const at = list.indexOf(item);
+  if (at >= 0) list.splice(at, 1);
+}
+
 class LoopTimer implements Timer {
   readonly callback: () => void;
   readonly #timers: Set<LoopTimer>;
@@ -180,8 +199,8 @@ export interface EventLoopOptions {
 
 /** The shortest budget that adaptive polling grows from, in microseconds. */
 const POLL_START_US = 4;
-/** How many turns may find work by polling alone before descriptors are looked at again. */
-const POLLED_TURNS_MAX = 16;
+/** How many rounds of polling handlers go by for each look at the descriptors, which costs a system call. */
+const POLLS_PER_LOOK = 8;
 
 /**
  * A blocking event loop. All methods are to be called on the thread that made it; other threads may only
@@ -200,7 +219,8 @@ export class EventLoop implements Loop, Disposable {
   readonly #timers = new Set<LoopTimer>();
   readonly #onError: ((error: unknown) => void) | undefined;
   readonly #pollers: (() => boolean)[] = [];
-  readonly #pollMaxUs: number;
+  readonly #pollHooks: PollHooks[] = [];
+  #pollMaxUs: number;
   readonly #enqueue = (deferred: Deferred): void => {
     if (this.#lastReady === null) this.#firstReady = deferred;
     else this.#lastReady.next = deferred;
@@ -209,7 +229,8 @@ export class EventLoop implements Loop, Disposable {
   #firstReady: Deferred | null = null;
   #lastReady: Deferred | null = null;
   #pollBudgetUs = 0;
-  #polledTurns = 0;
+  #polling = false;
+  #untilLook = POLLS_PER_LOOK;
   #serial = 0;
   #wakeUps = 0;
   #returning = false;
@@ -218,7 +239,7 @@ export class EventLoop implements Loop, Disposable {
   constructor(options: EventLoopOptions = {}) {
     this.#onError = options.onError;
     this.#pollMaxUs = options.pollMaxUs ?? 0;
-    if (this.#pollMaxUs === Infinity) this.#pollBudgetUs = Infinity;
+    this.setPolling(this.#pollMaxUs);
     this.watchEventFd(this.#timerFd.number, () => {
       this.#timerDeadlineMs = Infinity;
       this.#runTimers();
@@ -264,13 +285,27 @@ export class EventLoop implements Loop, Disposable {
     return new LoopTimer(this.#timers, () => this.#armTimers(), callback);
   }
 
-  poll(handler: () => boolean): Poller {
+  poll(handler: () => boolean, hooks?: PollHooks): Poller {
     this.#pollers.push(handler);
+    if (hooks !== undefined) {
+      this.#pollHooks.push(hooks);
+      if (this.#polling) hooks.begin();
+    }
     const close = () => {
-      const at = this.#pollers.indexOf(handler);
-      if (at >= 0) this.#pollers.splice(at, 1);
+      remove(this.#pollers, handler);
+      if (hooks !== undefined) remove(this.#pollHooks, hooks);
     };
     return { close, [Symbol.dispose]: close };
+  }
+
+  /**
+   * Sets the longest the loop polls before it sleeps.
+   *
+   * @param maxUs In microseconds; 0 never polls, Infinity never sleeps
+   */
+  setPolling(maxUs: number): void {
+    this.#pollMaxUs = maxUs;
+    this.#pollBudgetUs = maxUs === Infinity ? Infinity : 0;
   }
 
   /**
@@ -298,18 +333,14 @@ export class EventLoop implements Loop, Disposable {
    * @returns Whether anything was done
    */
   turn(timeoutMs = 0): boolean {
-    let worked = false;
-    if (this.#firstReady !== null) {
-      timeoutMs = 0;
-    } else if (
-      this.#pollBudgetUs > 0 && this.#pollers.length > 0 && this.#pollForWork()
-    ) {
+    let worked: boolean;
+    if (this.#firstReady !== null || timeoutMs === 0) {
+      worked = this.#look(0);
+    } else if (this.#pollBudgetUs > 0 && this.#poll()) {
       worked = true;
-      timeoutMs = 0;
-    }
-    if (!worked || ++this.#polledTurns >= POLLED_TURNS_MAX) {
-      this.#polledTurns = 0;
-      if (this.#waitAndDispatch(timeoutMs)) worked = true;
+    } else {
+      // What came in since the last look would otherwise wait for a notification that nobody sends.
+      worked = this.#endPolling() || this.#wait(timeoutMs);
     }
     if (this.#firstReady !== null) {
       this.#runBottomHalves();
@@ -329,7 +360,13 @@ export class EventLoop implements Loop, Disposable {
     this.close();
   }
 
-  #pollForWork(): boolean {
+  /**
+   * Polls until there is work, or the loop is to return, or the budget is used up.
+   *
+   * @returns false when the budget is used up
+   */
+  #poll(): boolean {
+    if (!this.#polling) this.#beginPolling();
     const until = performance.now() + this.#pollBudgetUs / 1000;
     do {
       let found = false;
@@ -340,19 +377,42 @@ export class EventLoop implements Loop, Disposable {
           this.#fail(error);
         }
       }
-      if (found) return true;
-      // A loop that never sleeps must still see its descriptors.
-      if (this.#pollBudgetUs === Infinity) return false;
+      if (--this.#untilLook <= 0) {
+        this.#untilLook = POLLS_PER_LOOK;
+        if (this.#look(0)) found = true;
+      }
+      if (found || this.#returning) return true;
     } while (performance.now() < until);
     return false;
   }
 
-  #waitAndDispatch(timeoutMs: number): boolean {
-    const adapt = this.#pollMaxUs > 0 && this.#pollMaxUs !== Infinity &&
-      timeoutMs !== 0;
-    const before = adapt ? performance.now() : 0;
-    const n = this.#epoll.wait(this.#pollBudgetUs === Infinity ? 0 : timeoutMs);
-    if (adapt) this.#adapt((performance.now() - before) * 1000);
+  #beginPolling(): void {
+    this.#polling = true;
+    for (let i = 0; i < this.#pollHooks.length; i++) {
+      this.#pollHooks[i]!.begin();
+    }
+  }
+
+  #endPolling(): boolean {
+    if (!this.#polling) return false;
+    this.#polling = false;
+    let found = false;
+    for (let i = 0; i < this.#pollHooks.length; i++) {
+      if (this.#pollHooks[i]!.end()) found = true;
+    }
+    return found;
+  }
+
+  /** Sleeps until there is something to do, and learns from how long that took. */
+  #wait(timeoutMs: number): boolean {
+    if (this.#pollMaxUs === 0) return this.#look(timeoutMs);
+    return this.#look(timeoutMs, performance.now());
+  }
+
+  /** Looks at the descriptors and calls the handlers of those that are ready. */
+  #look(timeoutMs: number, since = -1): boolean {
+    const n = this.#epoll.wait(timeoutMs);
+    if (since >= 0) this.#adapt((performance.now() - since) * 1000);
     for (let i = 0; i < n; i++) {
       const watch = this.#watches[this.#epoll.fd(i)];
       // An earlier handler of this batch may have closed the watch, and the number may be in use again.
@@ -370,7 +430,6 @@ export class EventLoop implements Loop, Disposable {
 
   /** Grows the budget when a little more polling would have caught the event, drops it when not. */
   #adapt(waitedUs: number): void {
-    if (waitedUs <= this.#pollBudgetUs) return;
     if (waitedUs > this.#pollMaxUs) this.#pollBudgetUs = 0;
     else {
       this.#pollBudgetUs = Math.min(

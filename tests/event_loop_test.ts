@@ -179,3 +179,53 @@ Deno.test("EventLoop turns without allocating", () => {
   });
   assert(grown < 1, `${grown} bytes per turn`);
 });
+
+Deno.test("PollHooks see each stretch of polling, and the loop does not sleep on late work", () => {
+  using loop = new EventLoop({ pollMaxUs: 1000 });
+  using event = createEventFd();
+  const seen: string[] = [];
+  let late = 0;
+  loop.watchEventFd(event.number, () => seen.push("event"));
+  loop.poll(() => {
+    seen.push("poll");
+    return false;
+  }, {
+    begin: () => seen.push("begin"),
+    end: () => {
+      seen.push("end");
+      return late-- > 0;
+    },
+  });
+  // An event that comes at once tells that polling would have caught it.
+  signalEventFd(event.number);
+  loop.turn(-1);
+  assertEquals(seen, ["event"]);
+  late = 1;
+  assert(loop.turn(-1), "work that came in late keeps the loop awake");
+  assertEquals([seen[1], seen.at(-1)], ["begin", "end"]);
+  assert(seen.includes("poll"));
+  // An event that takes longer than the loop may poll ends polling.
+  seen.length = 0;
+  const timer = loop.timer(() => seen.push("timer"));
+  timer.arm(20);
+  while (!seen.includes("timer")) loop.turn(-1);
+  seen.length = 0;
+  timer.arm(20);
+  while (!seen.includes("timer")) loop.turn(-1);
+  assertEquals(seen, ["timer"]);
+});
+
+Deno.test("EventLoop.setPolling ends a stretch of polling when it is turned off", () => {
+  using loop = new EventLoop({ pollMaxUs: Infinity });
+  const seen: string[] = [];
+  loop.poll(() => true, {
+    begin: () => seen.push("begin"),
+    end: () => seen.push("end") < 0,
+  });
+  loop.turn(-1);
+  loop.setPolling(0);
+  using event = createEventFd(1);
+  loop.watchEventFd(event.number, () => seen.push("event"));
+  loop.turn(-1);
+  assertEquals(seen, ["begin", "end", "event"]);
+});

@@ -10,7 +10,7 @@ interface Counts {
   ignored: number;
 }
 
-const root = new URL("..", import.meta.url).pathname;
+const root = `${import.meta.dirname}/..`;
 
 /** Runs a suite with its output shown as it comes, and reads the runner's closing line. */
 async function runSuite(args: readonly string[]): Promise<Counts> {

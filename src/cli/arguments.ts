@@ -4,6 +4,7 @@
  * @module
  */
 
+import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import {
   LOG_FORMATS,
@@ -40,6 +41,8 @@ export type Command =
       readonly endpoint: Endpoint;
     }[];
     readonly control: string | null;
+    /** Longest polling before an IOThread sleeps, in microseconds; Infinity for always. */
+    readonly pollMaxUs: number;
     readonly logLevel: LogLevel;
     readonly logFormat: LogFormat;
   };
@@ -91,11 +94,26 @@ function parseFd(text: string): Endpoint {
   return { kind: "fd", fd };
 }
 
-function parsePath(option: string, path: string): Endpoint {
+function parsePath(option: string, path: string): string {
   if (path === "") {
     throw new UsageError(`Cannot use --${option} without a path`);
   }
-  return { kind: "path", path };
+  return path;
+}
+
+/** A loop that nobody told to poll sleeps at once. */
+const POLL_MAX_US_DEFAULT = 0;
+
+/** `off`, `always`, or the longest polling in nanoseconds. */
+function parsePoll(text: string): number {
+  if (text === "off") return 0;
+  if (text === "always") return Infinity;
+  if (!/^\d{1,9}$/.test(text)) {
+    throw new UsageError(
+      `Cannot use --poll ${text}: choose off, always, or the longest polling in nanoseconds, such as 50000`,
+    );
+  }
+  return Number(text) / 1000;
 }
 
 function oneOf<T extends string>(
@@ -118,6 +136,7 @@ const OPTIONS = {
   "socket-path": { type: "string" },
   "fd": { type: "string" },
   "control": { type: "string" },
+  "poll": { type: "string" },
   "log-level": { type: "string" },
   "log-format": { type: "string" },
   "help": { type: "boolean", short: "h" },
@@ -128,6 +147,7 @@ interface Seen {
   readonly devices: DeviceArgument[];
   readonly endpoints: Endpoint[];
   control: string | null;
+  pollMaxUs: number;
   logLevel: LogLevel;
   logFormat: LogFormat;
 }
@@ -155,13 +175,16 @@ function take(seen: Seen, name: string, value: string): void {
       return;
     case "socket":
     case "socket-path":
-      seen.endpoints.push(parsePath(name, value));
+      seen.endpoints.push({ kind: "path", path: parsePath(name, value) });
       return;
     case "fd":
       seen.endpoints.push(parseFd(value));
       return;
     case "control":
-      seen.control = value;
+      seen.control = parsePath(name, value);
+      return;
+    case "poll":
+      seen.pollMaxUs = parsePoll(value);
       return;
     case "log-level":
       seen.logLevel = oneOf(name, value, LOG_LEVELS);
@@ -186,7 +209,9 @@ function checkPairs(seen: Seen): void {
   }
   const taken = new Set<string>();
   for (const endpoint of endpoints) {
-    const key = endpoint.kind === "path" ? endpoint.path : `fd ${endpoint.fd}`;
+    const key = endpoint.kind === "path"
+      ? resolve(endpoint.path)
+      : `fd ${endpoint.fd}`;
     if (taken.has(key)) {
       throw new UsageError(
         `Cannot serve two devices on ${key}: each needs a socket of its own`,
@@ -206,6 +231,7 @@ export function parseCommandLine(args: readonly string[]): Command {
     devices: [],
     endpoints: [],
     control: null,
+    pollMaxUs: POLL_MAX_US_DEFAULT,
     logLevel: "info",
     logFormat: "text",
   };
@@ -228,6 +254,7 @@ export function parseCommandLine(args: readonly string[]): Command {
       endpoint: seen.endpoints[i]!,
     })),
     control: seen.control,
+    pollMaxUs: seen.pollMaxUs,
     logLevel: seen.logLevel,
     logFormat: seen.logFormat,
   };

@@ -35,6 +35,8 @@ Devices (repeat the pair for more devices in one process):
 Running:
   --control PATH                 UNIX socket for commands, such as
                                  "virtio-net0 link down"; say "help" to it
+  --poll off|always|NANOSECONDS  poll for work before sleeping, up to that long
+                                 where it pays; "always" burns a core
   --log-level LEVEL              debug, info (default), warn or error
   --log-format FORMAT            text (default) or json
   -h, --help                     this text
@@ -99,6 +101,18 @@ function shellQuote(word: string): string {
     : `'${word.replaceAll("'", `'\\''`)}'`;
 }
 
+/**
+ * A path that is good in any folder. That of a socket that was handed over may mean nothing here, when it was bound
+ * in another folder or removed; it is then told as it is.
+ */
+export function absolutePath(path: string): string {
+  try {
+    return Deno.realPathSync(path);
+  } catch {
+    return path;
+  }
+}
+
 /** The arguments of one device for QEMU's command line, ready for a shell. */
 export function qemuDeviceArguments(path: string): string {
   const device = {
@@ -120,9 +134,7 @@ export function readyText(devices: readonly ServedDevice[]): string {
   const paths = devices.flatMap((device) =>
     device.path === null ? [] : [device.path]
   );
-  const lines = paths.map((path) =>
-    qemuDeviceArguments(Deno.realPathSync(path))
-  );
+  const lines = paths.map((path) => qemuDeviceArguments(absolutePath(path)));
   return [
     ...at,
     "",

@@ -7,12 +7,18 @@
 import type { DeviceModel } from "../../devices/model.ts";
 import { isModelPath, loadModel, modelUrl } from "../../devices/registry.ts";
 import denoJson from "../../deno.json" with { type: "json" };
+import { CONTROL_WORDS } from "../process/control.ts";
 import {
   configureLogging,
   createLog,
   type LogFormat,
 } from "../process/logging.ts";
-import { Outboard, type RunDevice, runUntilSignal } from "../process/run.ts";
+import {
+  Outboard,
+  type RunDevice,
+  runUntilSignal,
+  StopSignal,
+} from "../process/run.ts";
 import {
   type Command,
   type DeviceArgument,
@@ -20,6 +26,7 @@ import {
   UsageError,
 } from "./arguments.ts";
 import {
+  absolutePath,
   deviceHelp,
   deviceList,
   HELP,
@@ -56,9 +63,14 @@ function splitOptions(
 ): { id: string | undefined; own: DeviceArgument["options"] } {
   const { id, ...own } = argument.options;
   if (id === undefined) return { id, own };
-  if (Array.isArray(id) || !/^[A-Za-z][\w.-]*$/.test(id)) {
+  if (
+    Array.isArray(id) || !/^[A-Za-z][\w.-]*$/.test(id) ||
+    CONTROL_WORDS.includes(id)
+  ) {
     throw new UsageError(
-      `Cannot use id=${id}: one name of letters, digits, ".", "_" and "-" is wanted, starting with a letter`,
+      `Cannot use id=${id}: one name of letters, digits, ".", "_" and "-" is wanted, starting with a letter, and none of ${
+        CONTROL_WORDS.join(", ")
+      }`,
     );
   }
   return { id, own };
@@ -98,36 +110,53 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
 
 /** Tells people or machines that clients may connect, and how. */
 function announce(outboard: Outboard, format: LogFormat): void {
-  if (format === "text") return print(readyText(outboard.devices));
+  if (format === "text") {
+    try {
+      print(readyText(outboard.devices));
+    } catch (error) {
+      // Clients may come all the same, so this is no reason to stop.
+      createLog().warn(
+        `cannot say on standard output that clients may connect: ${
+          (error as Error).message
+        }`,
+      );
+    }
+    return;
+  }
   const log = createLog();
   for (const { id, path, fd } of outboard.devices) {
     log.info(`${id} listens on ${path ?? `fd ${fd}`}`, {
       id,
       ...(path === null ? { fd } : {
         socket: path,
-        qemu: qemuDeviceArguments(Deno.realPathSync(path)),
+        qemu: qemuDeviceArguments(absolutePath(path)),
       }),
     });
   }
 }
 
+async function serve(outboard: Outboard, command: RunCommand): Promise<void> {
+  await outboard.serve({
+    devices: await devicesOf(command),
+    pollMaxUs: command.pollMaxUs,
+    ...(command.control === null ? {} : { control: command.control }),
+  });
+}
+
 async function run(command: RunCommand): Promise<number> {
   configureLogging(command.logLevel, command.logFormat);
+  // Before the first socket is made, so that no signal leaves one behind.
+  using signal = new StopSignal();
   const outboard = new Outboard();
   try {
-    await outboard.serve({
-      devices: await devicesOf(command),
-      ...(command.control === null ? {} : { control: command.control }),
-    });
+    await Promise.race([serve(outboard, command), signal.heard]);
+    if (!signal.received) announce(outboard, command.logFormat);
   } catch (error) {
     await outboard.stop();
     throw error;
   }
   try {
-    return await runUntilSignal(
-      outboard,
-      () => announce(outboard, command.logFormat),
-    );
+    return await runUntilSignal(outboard, signal);
   } catch (error) {
     createLog().error(error instanceof Error ? error.message : String(error));
     return Exit.FAILED;

@@ -5,6 +5,11 @@
  */
 
 import type { DeviceDescription } from "./messages.ts";
+import {
+  explainListening,
+  prepareSocketPath,
+  socketRemover,
+} from "./sockets.ts";
 
 /** What the control socket acts on. */
 export interface Controllable {
@@ -17,6 +22,9 @@ export interface Controllable {
     args: readonly string[],
   ): Promise<string>;
 }
+
+/** Words that begin a request and so cannot be the id of a device. */
+export const CONTROL_WORDS: readonly string[] = ["help", "list", "counters"];
 
 const HELP = [
   "help                      this text",
@@ -106,18 +114,23 @@ async function serve(conn: Deno.Conn, target: Controllable): Promise<void> {
 export class ControlSocket {
   readonly #listener: Deno.UnixListener;
   readonly #connections = new Set<Deno.Conn>();
+  readonly #remove: () => void;
 
   /**
-   * @param path Owner-only; must not exist
-   * @throws {Error} What Deno.listen says
+   * @param path Where to listen, owner-only; a socket that nobody serves any more is replaced
+   * @throws {Error} With the remedy
    */
   constructor(path: string, target: Controllable) {
     const mask = Deno.umask(0o177);
     try {
+      prepareSocketPath(path);
       this.#listener = Deno.listen({ transport: "unix", path });
+    } catch (error) {
+      throw explainListening(path, error);
     } finally {
       Deno.umask(mask);
     }
+    this.#remove = socketRemover(path);
     this.#accept(target);
   }
 
@@ -138,6 +151,6 @@ export class ControlSocket {
         // Closed by its server already.
       }
     }
-    Deno.removeSync((this.#listener.addr as Deno.UnixAddr).path);
+    this.#remove();
   }
 }

@@ -38,6 +38,15 @@ const UNSHARED_ADVICE =
   "-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem " +
   "(SIZE as in -m; or memory-backend-file with share=on)";
 
+/**
+ * How many mappings one client may have: the kernel gives a process so many (vm.max_map_count), and one client must
+ * not take them all.
+ */
+function dmaMapsMax(): number {
+  const all = Number(Deno.readTextFileSync("/proc/sys/vm/max_map_count"));
+  return Math.min(65_535, all >> 2);
+}
+
 /** A device, its memory and interrupts, and the server that offers it. */
 export class DeviceHost implements Disposable {
   readonly id: string;
@@ -79,6 +88,7 @@ export class DeviceHost implements Disposable {
         pci: new PciFunction(device, interrupts, log),
         interrupts,
         memory: this.#memory,
+        limits: { maxDmaMaps: dmaMapsMax() },
         onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
         onClient: (pid, event) => this.#onClient(log, pid, event),
       });

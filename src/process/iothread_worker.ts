@@ -45,6 +45,9 @@ const hosts = new Map<string, DeviceHost>();
 
 async function handleRequest(request: Request): Promise<unknown> {
   switch (request.kind) {
+    case "configure":
+      loop.setPolling(request.pollMaxUs);
+      return null;
     case "serve": {
       const { device, debug } = request;
       const model = await loadModel(device.model);

@@ -49,10 +49,23 @@ function text(record: LogRecord): string {
   return record.message.map((part) => String(part)).join("");
 }
 
+/** What went wrong, for the author of a device: of the other properties the message says all that people need. */
+function cause({ stack, error }: Readonly<Record<string, unknown>>): string {
+  if (typeof stack === "string") return `\n${stack}`;
+  return error instanceof Error ? `: ${error.message}` : "";
+}
+
 function formatText(record: LogRecord): string {
   const source = record.category.slice(1).join(" ");
   const label = LABEL[record.level] ?? `${record.level}: `;
-  return `${source ? `${source}: ` : ""}${label}${text(record)}\n`;
+  return `${source ? `${source}: ` : ""}${label}${text(record)}${
+    cause(record.properties)
+  }\n`;
+}
+
+/** An error has no properties that JSON would show. */
+function plain(_key: string, value: unknown): unknown {
+  return value instanceof Error ? value.message : value;
 }
 
 function formatJson(record: LogRecord): string {
@@ -62,7 +75,7 @@ function formatJson(record: LogRecord): string {
     ...(record.category[1] === undefined ? {} : { device: record.category[1] }),
     message: text(record),
     ...record.properties,
-  }) + "\n";
+  }, plain) + "\n";
 }
 
 /** Sets up logging for this thread; called once by the command line. */

@@ -20,6 +20,7 @@ export interface DeviceSpec {
 
 /** Requests of the main thread. */
 export type Request =
+  | { readonly kind: "configure"; readonly pollMaxUs: number }
   | {
     readonly kind: "serve";
     readonly device: DeviceSpec;
@@ -36,6 +37,7 @@ export type Request =
 
 /** What a request is answered with. */
 export interface ReplyOf {
+  configure: null;
   serve: null;
   command: string;
   describe: readonly DeviceDescription[];

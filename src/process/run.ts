@@ -15,12 +15,7 @@ import { ControlSocket } from "./control.ts";
 import { IOThread } from "./iothread.ts";
 import { createLog } from "./logging.ts";
 import type { DeviceDescription } from "./messages.ts";
-import {
-  type Endpoint,
-  type Listening,
-  openEndpoint,
-  prepareSocketPath,
-} from "./sockets.ts";
+import { type Endpoint, type Listening, openEndpoint } from "./sockets.ts";
 
 /** A device and where it is served. */
 export interface RunDevice {
@@ -36,6 +31,8 @@ export interface RunDevice {
 /** What to run. */
 export interface RunOptions {
   readonly devices: readonly RunDevice[];
+  /** Longest polling before an IOThread sleeps, in microseconds; 0 never polls, Infinity never sleeps. */
+  readonly pollMaxUs?: number;
   /** Path of the control socket, if one is wanted. */
   readonly control?: string;
 }
@@ -84,7 +81,13 @@ export class Outboard {
    * @throws {Error} With the remedy; what was opened stays until {@linkcode Outboard.stop}
    */
   async serve(options: RunOptions): Promise<void> {
+    if (options.pollMaxUs !== undefined) {
+      const { pollMaxUs } = options;
+      await this.#iothread.request({ kind: "configure", pollMaxUs });
+    }
     for (const { id, model, options: own, endpoint } of options.devices) {
+      // A signal may come before everything is set up.
+      if (this.#stopping) return;
       const listening = openEndpoint(endpoint);
       this.#listening.push(listening);
       await this.#iothread.request({
@@ -99,8 +102,7 @@ export class Outboard {
         fd: listening.fd,
       });
     }
-    if (options.control !== undefined) {
-      prepareSocketPath(options.control);
+    if (options.control !== undefined && !this.#stopping) {
       this.#control = new ControlSocket(options.control, this);
     }
   }
@@ -161,33 +163,47 @@ export class Outboard {
   }
 }
 
+/** Hears SIGINT and SIGTERM from its making until it is disposed of; a second one ends the process at once. */
+export class StopSignal implements Disposable {
+  readonly #heard = Promise.withResolvers<void>();
+  readonly #onSignal = (): void => {
+    if (this.received) Deno.exit(130);
+    this.received = true;
+    this.#heard.resolve();
+  };
+  /** Whether one has come. */
+  received = false;
+
+  constructor() {
+    Deno.addSignalListener("SIGINT", this.#onSignal);
+    Deno.addSignalListener("SIGTERM", this.#onSignal);
+  }
+
+  /** Resolves when one comes. */
+  get heard(): Promise<void> {
+    return this.#heard.promise;
+  }
+
+  [Symbol.dispose](): void {
+    Deno.removeSignalListener("SIGINT", this.#onSignal);
+    Deno.removeSignalListener("SIGTERM", this.#onSignal);
+  }
+}
+
 /**
- * Waits for SIGINT, SIGTERM or the death of an IOThread, then stops.
+ * Waits for a signal or the death of an IOThread, then stops.
  *
- * @param onReady Called when signals are heard: what it says may be answered with one at once
  * @returns The exit status: 0 after a signal
  * @throws {Error} When an IOThread died
  */
 export async function runUntilSignal(
   outboard: Outboard,
-  onReady: () => void,
+  signal: StopSignal,
 ): Promise<number> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  let signals = 0;
-  const onSignal = () => {
-    // A second signal means now.
-    if (++signals > 1) Deno.exit(130);
-    resolve();
-  };
-  Deno.addSignalListener("SIGINT", onSignal);
-  Deno.addSignalListener("SIGTERM", onSignal);
   try {
-    onReady();
-    await Promise.race([promise, outboard.failed]);
+    await Promise.race([signal.heard, outboard.failed]);
     return 0;
   } finally {
     await outboard.stop();
-    Deno.removeSignalListener("SIGINT", onSignal);
-    Deno.removeSignalListener("SIGTERM", onSignal);
   }
 }

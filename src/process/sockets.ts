@@ -40,7 +40,7 @@ function inherit(fd: number): Listening {
   }
   if (!isListeningSocket(fd)) {
     throw new Error(
-      `Cannot use --fd ${fd}: it is not a listening stream socket; bind it and call listen() before handing it over`,
+      `Cannot use --fd ${fd}: it is not a listening UNIX stream socket; bind it and call listen() before handing it over`,
     );
   }
   setNonblocking(fd);
@@ -50,15 +50,28 @@ function inherit(fd: number): Listening {
   return { fd, path: socketPath(fd), close, [Symbol.dispose]: close };
 }
 
-/** Whether somebody accepts connections at the path. */
+/** Whether somebody may be serving the path. */
 function isLive(path: string): boolean {
   try {
     connectUnix(path).close();
     return true;
   } catch (error) {
     if (!(error instanceof SyscallError)) throw error;
-    // EAGAIN: a listener with a full backlog is alive all the same.
-    return error.errno === Errno.EAGAIN;
+    // Nothing else says that nobody listens: a backlog may be full (EAGAIN), the server another user's (EACCES) or
+    // the socket of another type (EPROTOTYPE), and all of them alive.
+    return error.errno !== Errno.ECONNREFUSED && error.errno !== Errno.ENOENT;
+  }
+}
+
+/** The longest path of a UNIX socket, in bytes. */
+const SOCKET_PATH_MAX = 107;
+
+function checkLength(path: string): void {
+  const lengthBytes = new TextEncoder().encode(path).length;
+  if (lengthBytes > SOCKET_PATH_MAX) {
+    throw new Error(
+      `Cannot listen on ${path}: its path has ${lengthBytes} bytes and a UNIX socket takes ${SOCKET_PATH_MAX}; choose a shorter one`,
+    );
   }
 }
 
@@ -68,6 +81,7 @@ function isLive(path: string): boolean {
  * @throws {Error} With the remedy, when the path is taken
  */
 export function prepareSocketPath(path: string): void {
+  checkLength(path);
   let info: Deno.FileInfo;
   try {
     info = Deno.lstatSync(path);
@@ -85,7 +99,50 @@ export function prepareSocketPath(path: string): void {
       `Cannot listen on ${path}: another process is serving it; stop that process or choose another path`,
     );
   }
-  Deno.removeSync(path);
+  removeIfThere(path);
+}
+
+function removeIfThere(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+/**
+ * Makes the function that removes a socket file that was just made, unless somebody has removed it or put one of
+ * their own there meanwhile.
+ */
+export function socketRemover(path: string): () => void {
+  const inode = Deno.lstatSync(path).ino;
+  return () => {
+    try {
+      if (Deno.lstatSync(path).ino === inode) Deno.removeSync(path);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
+  };
+}
+
+/** What keeps a socket from being made at the path, with the remedy. */
+export function explainListening(path: string, error: unknown): unknown {
+  const errno = error instanceof SyscallError ? error.errno : 0;
+  if (errno === Errno.ENOENT || error instanceof Deno.errors.NotFound) {
+    return new Error(
+      `Cannot listen on ${path}: its folder does not exist; make it first`,
+    );
+  }
+  if (
+    errno === Errno.EACCES || error instanceof Deno.errors.PermissionDenied
+  ) {
+    return new Error(
+      `Cannot listen on ${path}: permission denied; choose a folder you may write to, such as ${
+        Deno.env.get("XDG_RUNTIME_DIR") ?? "/tmp"
+      }`,
+    );
+  }
+  return error;
 }
 
 function listenAt(path: string): Listening {
@@ -94,33 +151,13 @@ function listenAt(path: string): Listening {
     prepareSocketPath(path);
     fd = listenUnix(path);
   } catch (error) {
-    if (error instanceof SyscallError && error.errno === Errno.ENOENT) {
-      throw new Error(
-        `Cannot listen on ${path}: its folder does not exist; make it first`,
-      );
-    }
-    if (
-      (error instanceof SyscallError && error.errno === Errno.EACCES) ||
-      error instanceof Deno.errors.PermissionDenied
-    ) {
-      throw new Error(
-        `Cannot listen on ${path}: permission denied; choose a folder you may write to, such as ${
-          Deno.env.get("XDG_RUNTIME_DIR") ?? "/tmp"
-        }`,
-      );
-    }
-    throw error;
+    throw explainListening(path, error);
   }
-  const inode = Deno.lstatSync(path).ino;
+  const remove = socketRemover(path);
   const close = () => {
     if (fd.number < 0) return;
     fd.close();
-    try {
-      // Somebody may have put a socket of their own there meanwhile.
-      if (Deno.lstatSync(path).ino === inode) Deno.removeSync(path);
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-    }
+    remove();
   };
   return { fd: fd.number, path, close, [Symbol.dispose]: close };
 }

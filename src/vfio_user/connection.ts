@@ -19,6 +19,12 @@ import { FdList } from "./fd_list.ts";
 /** How many messages are handled before others on the loop have their turn. */
 export const MESSAGES_PER_TURN = 64;
 
+/**
+ * How many bytes are received and sent before others have their turn; the message that reaches it is the last. A
+ * large access to a register takes as many calls of the device model as it has words.
+ */
+export const BYTES_PER_TURN = 65_536;
+
 /** The room to receive into beside the largest message, in bytes. */
 const RECEIVE_SLACK = 65_536;
 
@@ -81,12 +87,15 @@ export class Connection {
   #sendEnd = 0;
   /** Bytes left of the message at #sendStart once a part of it is sent; 0 when it is whole. */
   #sendLeft = 0;
+  /** Bytes received and sent in this turn. */
+  #turnBytes = 0;
   #running = false;
   #closeReason: string | null = null;
 
   /**
    * @param fd A nonblocking connected stream socket; owned from here on
    * @param maxMessageBytes The largest message, header included
+   * @throws {ErrnoError} When there is no memory or the socket cannot be watched; it is then still the caller's
    */
   constructor(
     loop: Loop,
@@ -97,16 +106,24 @@ export class Connection {
     this.#fd = fd;
     this.#handler = handler;
     this.maxMessageBytes = maxMessageBytes;
-    this.#receiveBuffer = new NativeBuffer(maxMessageBytes + RECEIVE_SLACK);
-    this.#sendBuffer = new NativeBuffer(2 * maxMessageBytes);
+    const owned: Disposable[] = [this.#header];
+    try {
+      this.#receiveBuffer = new NativeBuffer(maxMessageBytes + RECEIVE_SLACK);
+      owned.push(this.#receiveBuffer);
+      this.#sendBuffer = new NativeBuffer(2 * maxMessageBytes);
+      owned.push(this.#sendBuffer);
+      this.#watch = loop.watch(
+        fd.number,
+        Epoll.IN,
+        (events) => this.#run(events),
+      );
+    } catch (error) {
+      for (const resource of owned) resource[Symbol.dispose]();
+      throw error;
+    }
     this.incoming = this.#receiveBuffer.view;
     this.outgoing = this.#sendBuffer.view;
     this.#again = loop.bottomHalf(() => this.#run(0));
-    this.#watch = loop.watch(
-      fd.number,
-      Epoll.IN,
-      (events) => this.#run(events),
-    );
   }
 
   /** Descriptors of the message at hand. */
@@ -138,6 +155,7 @@ export class Connection {
     if (this.closed) return;
     const at = this.#sendEnd;
     this.#sendEnd += sizeBytes;
+    this.#turnBytes += sizeBytes;
     if (fds !== undefined && fds.length > 0) this.#queuedFds.push({ at, fds });
     // With messages waiting, this one must wait too, for order.
     if (at === this.#sendStart) this.#flush();
@@ -224,6 +242,7 @@ export class Connection {
 
   #handleMessages(): void {
     let budget = MESSAGES_PER_TURN;
+    this.#turnBytes = 0;
     while (!this.closed) {
       if (this.#laterAt === this.#start && this.#laterAt >= 0) this.#swapFds();
       const available = this.#end - this.#start;
@@ -241,11 +260,12 @@ export class Connection {
         this.#watch.setEvents(Epoll.OUT);
         return;
       }
-      if (budget-- === 0) {
+      if (budget-- === 0 || this.#turnBytes >= BYTES_PER_TURN) {
         this.#backlog = true;
         this.#again.schedule();
         return;
       }
+      this.#turnBytes += size;
       this.#handler.onMessage(at, size);
       this.#fds.closeAll();
       this.#start = at + size;

@@ -54,6 +54,19 @@ Deno.test("parseCommandLine pairs devices and endpoints in order", () => {
   assertEquals(command.logFormat, "text");
 });
 
+Deno.test("parseCommandLine takes polling in nanoseconds, or in words", () => {
+  const pollMaxUs = (...words: string[]) => {
+    const command = parseCommandLine(
+      ["--device", "a", "--socket", "/tmp/a", ...words],
+    );
+    if (command.kind !== "run") throw new Error(command.kind);
+    return command.pollMaxUs;
+  };
+  assertEquals(pollMaxUs("--poll", "off"), 0);
+  assertEquals(pollMaxUs("--poll", "always"), Infinity);
+  assertEquals(pollMaxUs("--poll", "50000"), 50);
+});
+
 Deno.test("parseCommandLine knows the questions", () => {
   assertEquals(parseCommandLine(["--help"]).kind, "help");
   assertEquals(parseCommandLine(["-h"]).kind, "help");
@@ -83,6 +96,7 @@ Deno.test("parseCommandLine says in one line what would be right", () => {
     [["--device", "x=1", "--socket", "/a"], "a model comes first"],
     [["--device", "a,=1", "--socket", "/a"], "has no key"],
     [["--device", "a", "--socket", "/a", "--log-level", "loud"], "debug, info"],
+    [["--device", "a", "--socket", "/a", "--poll", "often"], "off, always"],
     [["--device", "a", "--socket", "/a", "--log-format", "xml"], "text, json"],
     [
       ["--device", "a", "--socket", "/a", "--device", "b", "--socket", "/a"],
@@ -94,4 +108,21 @@ Deno.test("parseCommandLine says in one line what would be right", () => {
     assert(error.message.includes(expected), `${args}: ${error.message}`);
     assert(!error.message.includes("\n"), error.message);
   }
+});
+
+Deno.test("parseCommandLine refuses one socket under two names, and a control socket without any", () => {
+  assertThrows(
+    () =>
+      parseCommandLine([
+        ...["--device", "a", "--socket", "s"],
+        ...["--device", "b", "--socket", "./x/../s"],
+      ]),
+    UsageError,
+    "two devices",
+  );
+  assertThrows(
+    () => parseCommandLine(["--device", "a", "--socket", "s", "--control", ""]),
+    UsageError,
+    "--control without a path",
+  );
 });

@@ -4,7 +4,7 @@ import { libc } from "../../src/libc/symbols.ts";
 import { startOutboard } from "../../src/testing/outboard_process.ts";
 import { VfioUserClient } from "../../src/vfio_user/client/mod.ts";
 
-const program = new URL("../../mod.ts", import.meta.url).pathname;
+const program = `${import.meta.dirname}/../../mod.ts`;
 
 async function outboard(...args: string[]) {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
@@ -36,7 +36,7 @@ Deno.test("the command answers questions with status 0", async () => {
   const models = await outboard("--device", "help");
   assertMatch(models.stdout, /^ {2}virtio-net /m);
   const options = await outboard("--device", "virtio-net,help");
-  for (const option of ["mac=", "net=user|tap|none", "hostfwd=", "ifname="]) {
+  for (const option of ["mac=", "net=user|tap|", "hostfwd=", "ifname="]) {
     assert(options.stdout.includes(option), option);
   }
 });
@@ -202,4 +202,109 @@ Deno.test("the control socket answers, and says what it does not understand", ()
     assertMatch(text, /^error: Cannot find device wan/m);
     assertMatch(text, /^error: Cannot understand "what"/m);
     assertEquals(text.match(/^ok$/gm)?.length, 5);
+  }));
+
+Deno.test("the command serves a handed-over socket whose path is gone", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const path = `${folder}/s`;
+    using listener = listenUnix(path);
+    await Deno.remove(path);
+    const F_SETFD = 2;
+    libc.fcntl(listener.number, F_SETFD, 0);
+    const child = new Deno.Command(Deno.execPath(), {
+      args: [
+        ...["run", "-A", program, "--device", "virtio-net,net=none"],
+        ...["--fd", String(listener.number)],
+      ],
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+    const reader = child.stdout.getReader();
+    const { value } = await reader.read();
+    assertMatch(new TextDecoder().decode(value), new RegExp(path));
+    child.kill("SIGTERM");
+    await reader.cancel();
+    assertEquals((await child.status).code, 0);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("the command goes on when nobody reads what it prints", () =>
+  inFolder(async (folder) => {
+    const socket = `${folder}/s`;
+    const child = new Deno.Command("sh", {
+      args: [
+        "-c",
+        'exec "$@" >/dev/full',
+        "sh",
+        ...[Deno.execPath(), "run", "-A", program],
+        ...["--device", "virtio-net,net=none", "--socket", socket],
+      ],
+      stdout: "null",
+      stderr: "piped",
+    }).spawn();
+    const reader = child.stderr.pipeThrough(new TextDecoderStream())
+      .getReader();
+    for (let text = ""; !text.includes("cannot say on standard output");) {
+      const { value, done } = await reader.read();
+      if (done) throw new Error(text);
+      text += value;
+    }
+    {
+      using client = new VfioUserClient(socket);
+      client.negotiate();
+    }
+    child.kill("SIGTERM");
+    await reader.cancel();
+    assertEquals((await child.status).code, 0);
+  }));
+
+Deno.test("the command leaves no socket behind when it is stopped while it starts", () =>
+  inFolder(async (folder) => {
+    const model = `${folder}/slow.ts`;
+    await Deno.writeTextFile(
+      model,
+      `export const model = { name: "slow", help: "sleeps", options: [], parse: () => null, create() {
+        Deno.stderr.writeSync(new TextEncoder().encode("begun"));
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300);
+        throw new Error("never used");
+      } };`,
+    );
+    const child = new Deno.Command(Deno.execPath(), {
+      args: [
+        ...["run", "-A", program, "--device", model],
+        ...["--socket", `${folder}/s`],
+      ],
+      stdout: "null",
+      stderr: "piped",
+    }).spawn();
+    const reader = child.stderr.getReader();
+    const { value } = await reader.read();
+    assertEquals(new TextDecoder().decode(value), "begun");
+    child.kill("SIGTERM");
+    await reader.cancel();
+    assertEquals((await child.status).code, 0);
+    await Deno.remove(model);
+  }));
+
+Deno.test("the command stops cleanly without its control socket's file, and says where it cannot be", () =>
+  inFolder(async (folder) => {
+    const device = ["--device", "virtio-net,net=none"];
+    const socket = ["--socket", `${folder}/s`];
+    const control = `${folder}/control`;
+    const child = await startOutboard([
+      ...device,
+      ...socket,
+      "--control",
+      control,
+    ]);
+    await Deno.remove(control);
+    await child.stop();
+    const refused = await outboard(
+      ...[...device, ...socket, "--control", `${folder}/no/control`],
+    );
+    assertEquals(refused.code, 2);
+    assertMatch(refused.stderr, /control: its folder does not exist/);
   }));

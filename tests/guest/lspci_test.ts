@@ -18,9 +18,19 @@ function dump(bytes: Uint8Array): string {
   return lines.join("\n") + "\n";
 }
 
+const PCI_COMMAND = 0x04;
+const PCI_COMMAND_MEMORY = 0x02;
+const PCI_BASE_ADDRESS_0 = 0x10;
+
 function readConfig(socket: string): Uint8Array {
   using client = new VfioUserClient(socket);
   client.negotiate();
+  // An address each, as firmware would give: lspci leaves out BARs that are all zeroes.
+  for (const bar of [0, 1, 2, 4]) {
+    const at = PCI_BASE_ADDRESS_0 + 4 * bar;
+    client.writeRegion32(CONFIG_REGION, at, 0xe000_0000 + bar * 0x10_0000);
+  }
+  client.writeRegion16(CONFIG_REGION, PCI_COMMAND, PCI_COMMAND_MEMORY);
   return client.readRegion(CONFIG_REGION, 0, CONFIG_BYTES);
 }
 
@@ -31,7 +41,7 @@ function assertGolden(name: string, text: string): void {
   assertEquals(text, Deno.readTextFileSync(path));
 }
 
-const ticker = new URL("../../examples/ticker.ts", import.meta.url).pathname;
+const ticker = `${import.meta.dirname}/../../examples/ticker.ts`;
 
 for (
   const [name, device] of [

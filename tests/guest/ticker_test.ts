@@ -3,7 +3,7 @@ import { Guest, vfioUserDevice } from "./guest.ts";
 import { guestTest } from "./harness.ts";
 import { Serving } from "./serving.ts";
 
-const ticker = new URL("../../examples/ticker.ts", import.meta.url).pathname;
+const ticker = `${import.meta.dirname}/../../examples/ticker.ts`;
 
 guestTest("a model from a file works in a guest", async ({ kit, t }) => {
   await using serving = await Serving.start({ devices: [ticker] });

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { connectUnix, listenUnix } from "../../src/libc/mod.ts";
+import { connectUnix, Fd, listenUnix } from "../../src/libc/mod.ts";
+import { libc } from "../../src/libc/symbols.ts";
 import { openEndpoint } from "../../src/process/sockets.ts";
 import { openFds } from "../resources.ts";
 
@@ -86,4 +87,46 @@ inFolder("openEndpoint takes an inherited listening socket only", (folder) => {
     Error,
   );
   assert(closed.message.includes("not open"));
+});
+
+inFolder(
+  "openEndpoint leaves a socket alone that it cannot tell to be stale",
+  (folder) => {
+    const path = `${folder}/datagrams`;
+    const AF_UNIX = 1;
+    const SOCK_DGRAM = 2;
+    using live = new Fd(libc.socket(AF_UNIX, SOCK_DGRAM, 0));
+    const address = new Uint8Array(110);
+    address[0] = AF_UNIX;
+    address.set(new TextEncoder().encode(path), 2);
+    assertEquals(libc.bind(live.number, address, address.length), 0);
+    const error = assertThrows(
+      () => openEndpoint({ kind: "path", path }),
+      Error,
+    );
+    assert(error.message.includes("another process is serving it"));
+    assertEquals(names(folder), ["datagrams"]);
+  },
+);
+
+inFolder("openEndpoint says that a path is too long", (folder) => {
+  const path = `${folder}/${"x".repeat(108 - folder.length)}`;
+  const error = assertThrows(() => openEndpoint({ kind: "path", path }), Error);
+  assert(error.message.includes("has 109 bytes"), error.message);
+  const longest = openEndpoint({ kind: "path", path: path.slice(0, 107) });
+  longest.close();
+  assertEquals(names(folder), []);
+});
+
+Deno.test("openEndpoint does not take a listening TCP socket", () => {
+  const AF_INET = 2;
+  const SOCK_STREAM = 1;
+  using listener = new Fd(libc.socket(AF_INET, SOCK_STREAM, 0));
+  // Without bind, listen picks a port.
+  assertEquals(libc.listen(listener.number, 1), 0);
+  const error = assertThrows(
+    () => openEndpoint({ kind: "fd", fd: listener.number }),
+    Error,
+  );
+  assert(error.message.includes("not a listening UNIX stream socket"));
 });

@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { EventLoop } from "../../src/event_loop.ts";
 import {
   closeFd,
@@ -6,8 +6,10 @@ import {
   createMemfd,
   type Fd,
   socketPair,
+  SyscallError,
 } from "../../src/libc/mod.ts";
 import {
+  BYTES_PER_TURN,
   Connection,
   type ConnectionHandler,
   MESSAGES_PER_TURN,
@@ -145,6 +147,20 @@ Deno.test("Connection handles a bounded number of messages a turn", () => {
     before = now;
   }
   assertEquals(pair.ids, Array.from({ length: count }, (_, i) => i));
+});
+
+Deno.test("Connection handles a bounded number of bytes a turn, replies included", () => {
+  using pair = new Pair(BYTES_PER_TURN);
+  pair.recorder.replyBytes = BYTES_PER_TURN / 4;
+  const count = 9;
+  pair.client.send(
+    concat(...Array.from({ length: count }, (_, i) => numbered(i, 0))),
+  );
+  // Once from the descriptor, once from the bottom half.
+  for (const handled of [8, 9]) {
+    pair.loop.turn(0);
+    assertEquals(pair.ids.length, handled);
+  }
 });
 
 Deno.test("Connection gives descriptors to the message they came with", () => {
@@ -327,6 +343,23 @@ Deno.test("Connection ends when the client goes, also while it is not read from"
   pair.connection.close("again");
   assertEquals(pair.recorder.closed.length, 1);
   assert(!pair.loop.turn(0));
+});
+
+Deno.test("Connection that cannot watch its socket gives its buffers back", () => {
+  const mappedPages = () =>
+    Number(Deno.readTextFileSync("/proc/self/statm").split(" ")[0]);
+  using loop = new EventLoop();
+  // A file cannot be watched.
+  using file = createMemfd("test-no-socket", 0);
+  const maxMessageBytes = 1 << 30;
+  const before = mappedPages();
+  assertThrows(
+    () => new Connection(loop, file, maxMessageBytes, new Recorder()),
+    SyscallError,
+    "EPERM",
+  );
+  assert(mappedPages() - before < maxMessageBytes / 4096);
+  assert(file.number >= 0);
 });
 
 Deno.test("Connection may be closed by the handler of a message", () => {

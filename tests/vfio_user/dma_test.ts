@@ -1,5 +1,11 @@
-import { assertEquals } from "@std/assert";
-import { createEventFd, createMemfd, type Fd } from "../../src/libc/mod.ts";
+import { assert, assertEquals } from "@std/assert";
+import {
+  createEventFd,
+  createMemfd,
+  Fd,
+  truncateFd,
+} from "../../src/libc/mod.ts";
+import { libc } from "../../src/libc/symbols.ts";
 import { message, type RawClient, type Reply, words } from "./raw_client.ts";
 import { memfdMappings, openFds, Rig } from "./rig.ts";
 
@@ -147,6 +153,36 @@ Deno.test("DMA_MAP refuses to write a file that is open for reading only", () =>
     file.close();
     Deno.removeSync(path);
   }
+});
+
+const HUGE_PAGE_BYTES = 1 << 21;
+
+/** A file of one huge page, which need not exist until it is mapped; null where there is no hugetlbfs. */
+function hugeFile(): Fd | null {
+  const MFD_CLOEXEC = 1;
+  const MFD_HUGETLB = 4;
+  const MFD_HUGE_2MB = 21 << 26;
+  const name = new TextEncoder().encode("test-huge\0");
+  const number = libc.memfd_create(
+    name,
+    MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB,
+  );
+  if (number < 0) return null;
+  const fd = new Fd(number);
+  truncateFd(fd.number, HUGE_PAGE_BYTES);
+  return fd;
+}
+
+Deno.test("DMA_MAP refuses a part of a huge page, which could not be unmapped", () => {
+  using rig = new Rig();
+  using client = rig.client();
+  using file = hugeFile();
+  if (file === null) return;
+  const part = map(rig, client, { size: 0x1000n }, file);
+  assertEquals(part.errno, EINVAL);
+  const ENOMEM = 12;
+  const whole = map(rig, client, { size: BigInt(HUGE_PAGE_BYTES) }, file);
+  assert(whole.errno === 0 || whole.errno === ENOMEM, "without a free page");
 });
 
 Deno.test("DMA_MAP refuses overlaps and a repetition", () => {
