@@ -10,6 +10,7 @@ import type {
   FdWatch,
   Loop,
   Poller,
+  PollHooks,
   Timer,
 } from "../event_loop.ts";
 
@@ -101,7 +102,8 @@ export class ManualLoop implements Loop {
     };
   }
 
-  poll(handler: () => boolean): Poller {
+  poll(handler: () => boolean, _hooks?: PollHooks): Poller {
+    // Without adaptive polling there is no stretch of it to tell of.
     this.#pollers.push(handler);
     const close = () => {
       const at = this.#pollers.indexOf(handler);

@@ -24,10 +24,12 @@
 
 export * from "../memory/array_memory.ts";
 export * from "./driver_memory.ts";
+export * from "./driver_ring.ts";
 export * from "./fake_context.ts";
 export * from "./manual_loop.ts";
 export * from "./net_driver.ts";
 export * from "./outboard_process.ts";
+export * from "./packed_vring.ts";
 export * from "./pci_access.ts";
 export * from "./virtio_defs.ts";
 export * from "./virtio_driver.ts";

@@ -5,6 +5,8 @@
  */
 
 import type { DriverMemory } from "./driver_memory.ts";
+import type { DriverRing } from "./driver_ring.ts";
+import { PackedVring } from "./packed_vring.ts";
 import {
   type Bell,
   type InterruptLines,
@@ -20,7 +22,7 @@ import {
   VIRTIO_CAP,
   VIRTIO_PCI_CAP,
 } from "./virtio_defs.ts";
-import { Vring } from "./vring.ts";
+import { Vring, type VringOptions } from "./vring.ts";
 
 /** Where a structure of the device is. */
 export interface VirtioStructure {
@@ -50,12 +52,12 @@ export interface VirtioDriverOptions {
   readonly vectors?: number;
 }
 
-/** A queue that is in use. */
-export class DriverQueue {
+/** A queue that is in use; its ring is a split one unless told. */
+export class DriverQueue<R extends DriverRing = Vring> {
   /** Its number. */
   readonly index: number;
   /** Its rings. */
-  readonly ring: Vring;
+  readonly ring: R;
   /** Its MSI-X vector, or 0xffff. */
   readonly vector: number;
   readonly #bell: Bell;
@@ -65,7 +67,7 @@ export class DriverQueue {
 
   constructor(
     index: number,
-    ring: Vring,
+    ring: R,
     vector: number,
     bell: Bell,
     lines: InterruptLines | null,
@@ -134,7 +136,7 @@ export class VirtioDriver {
   /** The device's structures by VIRTIO_CAP type; the first of each type counts. */
   readonly structures: ReadonlyMap<number, VirtioStructure>;
   /** The queues that were set up. */
-  readonly queues: DriverQueue[] = [];
+  readonly queues: DriverQueue<DriverRing>[] = [];
   /** The interrupts, when vectors were asked for. */
   readonly lines: InterruptLines | null;
   readonly #notifyMultiplier: number;
@@ -295,23 +297,75 @@ export class VirtioDriver {
   }
 
   /**
-   * Sets up and enables a queue.
+   * Sets up and enables a split queue.
+   *
+   * @throws {Error} When it does not exist, the device does not take the vector, or RING_PACKED was agreed upon
+   */
+  setupQueue(index: number, options: QueueOptions = {}): DriverQueue {
+    if (this.has(F.RING_PACKED)) {
+      throw new Error(
+        `Cannot set up queue ${index}: packed rings were agreed upon`,
+      );
+    }
+    const ring = new Vring(this.memory, this.#ringOptions(index, options));
+    return this.#enableQueue(index, ring, options);
+  }
+
+  /**
+   * Sets up and enables a packed queue.
+   *
+   * @throws {Error} When it does not exist, the device does not take the vector, or RING_PACKED was not agreed upon
+   */
+  setupPackedQueue(
+    index: number,
+    options: QueueOptions = {},
+  ): DriverQueue<PackedVring> {
+    if (!this.has(F.RING_PACKED)) {
+      throw new Error(
+        `Cannot set up queue ${index}: packed rings were not agreed upon`,
+      );
+    }
+    const ring = new PackedVring(
+      this.memory,
+      this.#ringOptions(index, options),
+    );
+    return this.#enableQueue(index, ring, options);
+  }
+
+  /**
+   * Sets up and enables a queue of the format that was agreed upon.
    *
    * @throws {Error} When it does not exist or the device does not take the vector
    */
-  setupQueue(index: number, options: QueueOptions = {}): DriverQueue {
+  setupAnyQueue(
+    index: number,
+    options: QueueOptions = {},
+  ): DriverQueue<DriverRing> {
+    return this.has(F.RING_PACKED)
+      ? this.setupPackedQueue(index, options)
+      : this.setupQueue(index, options);
+  }
+
+  #ringOptions(index: number, options: QueueOptions): VringOptions {
     const most = this.queueMaxSize(index);
     if (most === 0) {
       throw new Error(`Cannot set up queue ${index}: the device has none`);
     }
-    const size = options.size ?? most;
-    const ring = new Vring(this.memory, {
-      size,
+    return {
+      size: options.size ?? most,
       eventIdx: this.has(F.RING_EVENT_IDX),
+      inOrder: this.has(F.IN_ORDER),
       indirect: this.has(F.RING_INDIRECT_DESC) ? options.indirect ?? 0 : 0,
-    });
+    };
+  }
+
+  #enableQueue<R extends DriverRing>(
+    index: number,
+    ring: R,
+    options: QueueOptions,
+  ): DriverQueue<R> {
     const vector = options.vector ?? NO_VECTOR;
-    this.writeCommon(COMMON.QUEUE_SIZE, 2, size);
+    this.writeCommon(COMMON.QUEUE_SIZE, 2, ring.size);
     this.writeQueueAddress(COMMON.QUEUE_DESC, ring.descIova);
     this.writeQueueAddress(COMMON.QUEUE_DRIVER, ring.availIova);
     this.writeQueueAddress(COMMON.QUEUE_DEVICE, ring.usedIova);
@@ -322,16 +376,25 @@ export class VirtioDriver {
         `Cannot set up queue ${index}: the device took vector ${taken}`,
       );
     }
-    const notify = this.structure(VIRTIO_CAP.NOTIFY_CFG);
-    const bell = this.pci.bell(
-      notify.bar,
-      notify.offset +
-        this.readCommon(COMMON.QUEUE_NOTIFY_OFF, 2) * this.#notifyMultiplier,
-    );
+    const bell = this.#bell(ring);
     this.writeCommon(COMMON.QUEUE_ENABLE, 2, 1);
     const queue = new DriverQueue(index, ring, vector, bell, this.lines);
     this.queues.push(queue);
     return queue;
+  }
+
+  /** The doorbell of the selected queue. */
+  #bell(ring: DriverRing): Bell {
+    const { pci } = this;
+    const { bar, offset } = this.structure(VIRTIO_CAP.NOTIFY_CFG);
+    const at = offset +
+      this.readCommon(COMMON.QUEUE_NOTIFY_OFF, 2) * this.#notifyMultiplier;
+    if (!this.has(F.NOTIFICATION_DATA)) return pci.bell(bar, at);
+    // 32 bits (4.1.5.2), which an eventfd in place of the register could not tell.
+    return {
+      ring: (index) =>
+        pci.writeBar(bar, at, 4, ((ring.notifyData << 16) | index) >>> 0),
+    };
   }
 
   /** Writes an address of the selected queue, low half first. */
@@ -347,7 +410,7 @@ export class VirtioDriver {
   }
 
   /** Resets one queue (needs VIRTIO_F_RING_RESET) and waits until the device says so; its rings are cleared. */
-  resetQueue(queue: DriverQueue): void {
+  resetQueue(queue: DriverQueue<DriverRing>): void {
     this.writeCommon(COMMON.QUEUE_SELECT, 2, queue.index);
     this.writeCommon(COMMON.QUEUE_RESET, 2, 1);
     for (let tries = 0; this.readCommon(COMMON.QUEUE_RESET, 2) !== 0; tries++) {
@@ -361,7 +424,7 @@ export class VirtioDriver {
   }
 
   /** Enables a queue again after {@linkcode resetQueue}, where it was. */
-  reenableQueue(queue: DriverQueue): void {
+  reenableQueue(queue: DriverQueue<DriverRing>): void {
     this.writeCommon(COMMON.QUEUE_SELECT, 2, queue.index);
     this.writeCommon(COMMON.QUEUE_SIZE, 2, queue.ring.size);
     this.writeQueueAddress(COMMON.QUEUE_DESC, queue.ring.descIova);

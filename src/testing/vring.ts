@@ -6,6 +6,7 @@
 
 import { high32 } from "../bits.ts";
 import type { DriverMemory } from "./driver_memory.ts";
+import type { DriverRing } from "./driver_ring.ts";
 
 // struct virtq_desc { le64 addr; le32 len; le16 flags; le16 next; }
 const DESC = { ADDR: 0, LEN: 8, FLAGS: 12, NEXT: 14, SIZE: 16 } as const;
@@ -25,10 +26,12 @@ const USED_F_NO_NOTIFY = 1;
 
 /** What a ring is made with. */
 export interface VringOptions {
-  /** Entries: a power of two up to 32768. */
+  /** Entries: a power of two up to 32768 (for a packed ring, any number up to that). */
   readonly size: number;
   /** Whether VIRTIO_F_RING_EVENT_IDX was negotiated. */
   readonly eventIdx?: boolean;
+  /** Whether VIRTIO_F_IN_ORDER was negotiated. */
+  readonly inOrder?: boolean;
   /** The most descriptors of an indirect table (needs VIRTIO_F_RING_INDIRECT_DESC); 0, the default, uses none. */
   readonly indirect?: number;
 }
@@ -47,7 +50,7 @@ export interface VringOptions {
  * while (ring.take()) done(ring.usedHead, ring.usedLength);
  * ```
  */
-export class Vring {
+export class Vring implements DriverRing {
   /** Entries. */
   readonly size: number;
   /** Where the descriptor table is. */
@@ -67,12 +70,20 @@ export class Vring {
   readonly #avail: number;
   readonly #used: number;
   readonly #eventIdx: boolean;
+  readonly #inOrder: boolean;
   readonly #indirect: number;
   readonly #tablesIova: number;
   /** The free descriptors, linked. */
   readonly #nextFree: Uint16Array;
   /** How many ring descriptors the chain of a head has; 0 when it is not in flight. */
   readonly #chainLength: Uint16Array;
+  /** By head: how many bytes the device may write. */
+  readonly #writableBytes: Uint32Array;
+  /** Heads by the slot of the available ring they were put in. */
+  readonly #slots: Uint16Array;
+  /** With IN_ORDER: the last chain of the batch of used chains that is being taken, or −1; and its length. */
+  #batchLast = -1;
+  #batchLength = 0;
   #freeHead = 0;
   #freeCount: number;
   #availIdx = 0;
@@ -90,6 +101,7 @@ export class Vring {
     this.size = size;
     this.#memory = memory;
     this.#eventIdx = options.eventIdx ?? false;
+    this.#inOrder = options.inOrder ?? false;
     this.#indirect = options.indirect ?? 0;
     this.descIova = memory.alloc(DESC.SIZE * size, 16);
     this.availIova = memory.alloc(this.#availBytes, 2);
@@ -104,6 +116,8 @@ export class Vring {
     this.#used = memory.offset(this.usedIova);
     this.#nextFree = new Uint16Array(size);
     this.#chainLength = new Uint16Array(size);
+    this.#writableBytes = new Uint32Array(size);
+    this.#slots = new Uint16Array(size);
     for (let i = 0; i < size; i++) this.#nextFree[i] = i + 1;
     this.#freeCount = size;
   }
@@ -120,6 +134,11 @@ export class Vring {
 
   /** The next available index to publish, as the device will see it. */
   get availIdx(): number {
+    return this.#availIdx;
+  }
+
+  /** What a notification says with NOTIFICATION_DATA: the available index (2.9). */
+  get notifyData(): number {
     return this.#availIdx;
   }
 
@@ -141,6 +160,7 @@ export class Vring {
     this.#useTable = descriptors > 1 && descriptors <= this.#indirect;
     if ((this.#useTable ? 1 : descriptors) > this.#freeCount) return false;
     this.#head = this.#freeHead;
+    this.#writableBytes[this.#head] = 0;
     this.#last = -1;
     this.#count = 0;
     this.#wanted = descriptors;
@@ -154,6 +174,7 @@ export class Vring {
 
   /** Adds a buffer that the device writes. */
   writable(iova: number, lengthBytes: number): void {
+    this.#writableBytes[this.#head]! += lengthBytes;
     this.#add(iova, lengthBytes, VRING_DESC_F_WRITE);
   }
 
@@ -189,6 +210,7 @@ export class Vring {
   /** Puts a head into the available ring, whatever it is. */
   makeAvailable(head: number): void {
     const slot = this.#availIdx & (this.size - 1);
+    this.#slots[slot] = head;
     this.#view.setUint16(this.#avail + AVAIL.RING + slot * 2, head, true);
     this.#availIdx = (this.#availIdx + 1) & 0xffff;
   }
@@ -231,16 +253,41 @@ export class Vring {
   take(): boolean {
     if (!this.hasUsed) return false;
     const slot = this.#lastUsed & (this.size - 1);
+    if (this.#inOrder) {
+      this.#takeInOrder(slot);
+    } else {
+      this.usedHead = this.#readUsed(slot);
+    }
+    this.#lastUsed = (this.#lastUsed + 1) & 0xffff;
+    this.#release(this.usedHead);
+    return true;
+  }
+
+  /** Reads a used entry: returns its head, its length is {@linkcode usedLength} then. */
+  #readUsed(slot: number): number {
     const at = this.#used + USED.RING + slot * USED.ELEM_SIZE;
     const head = this.#view.getUint32(at, true);
     if (head >= this.size || this.#chainLength[head] === 0) {
       throw new Error(`Cannot take chain ${head}: it is not in flight`);
     }
-    this.usedHead = head;
     this.usedLength = this.#view.getUint32(at + 4, true);
-    this.#lastUsed = (this.#lastUsed + 1) & 0xffff;
-    this.#release(head);
-    return true;
+    return head;
+  }
+
+  /** Takes the oldest chain in flight: it is used, whichever later one the device has named (2.7.9). */
+  #takeInOrder(slot: number): void {
+    if (this.#batchLast < 0) {
+      this.#batchLast = this.#readUsed(slot);
+      this.#batchLength = this.usedLength;
+    }
+    const head = this.#slots[slot]!;
+    this.usedHead = head;
+    if (head === this.#batchLast) {
+      this.usedLength = this.#batchLength;
+      this.#batchLast = -1;
+    } else {
+      this.usedLength = this.#writableBytes[head]!;
+    }
   }
 
   /**
@@ -282,6 +329,7 @@ export class Vring {
     this.#freeHead = 0;
     this.#freeCount = this.size;
     this.#availIdx = this.#publishedIdx = this.#lastUsed = 0;
+    this.#batchLast = -1;
   }
 
   /** Gives the memory of the rings back. */
@@ -380,7 +428,10 @@ export class Vring {
 
   #takeFree(): number {
     const index = this.#freeHead;
-    this.#freeHead = this.#nextFree[index]!;
+    // With IN_ORDER descriptors are taken in the order of the table (2.7.5.2), and are freed in that order.
+    this.#freeHead = this.#inOrder
+      ? (index + 1) & (this.size - 1)
+      : this.#nextFree[index]!;
     this.#freeCount--;
     return index;
   }
@@ -389,12 +440,13 @@ export class Vring {
   #release(head: number): void {
     const length = this.#chainLength[head]!;
     this.#chainLength[head] = 0;
+    this.#freeCount += length;
+    if (this.#inOrder) return;
     // While in flight, a chain's entries still hold the order in which they were taken.
     let last = head;
     for (let i = 1; i < length; i++) last = this.#nextFree[last]!;
     this.#nextFree[last] = this.#freeHead;
     this.#freeHead = head;
-    this.#freeCount += length;
   }
 
   #writeDescriptor(

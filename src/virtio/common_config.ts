@@ -4,7 +4,7 @@
  * @module
  */
 
-import { isPowerOfTwo, u64 } from "../bits.ts";
+import { u64 } from "../bits.ts";
 import type { AccessWidth } from "../pci/device.ts";
 import { type Register, RegisterMap } from "../pci/register_map.ts";
 import { VIRTIO_MSI_NO_VECTOR, VIRTIO_PCI_COMMON } from "./defs.ts";
@@ -229,7 +229,9 @@ export class CommonConfig {
     // All other fields are to be written before the queue is enabled (4.1.4.3.2).
     if (queue.enabled) return;
     if (at === VIRTIO_PCI_COMMON.Q_SIZE) {
-      if (isPowerOfTwo(value) && value <= queue.maxSize) setup.size = value;
+      if (this.#session.acceptsQueueSize(this.#queueSelect, value)) {
+        setup.size = value;
+      }
     } else if (
       at >= VIRTIO_PCI_COMMON.Q_DESCLO && at <= VIRTIO_PCI_COMMON.Q_USEDHI
     ) {

@@ -7,7 +7,7 @@
  * @module
  */
 
-/** The largest split queue (section 2.7). */
+/** The largest queue of either format (sections 2.7 and 2.8). */
 export const VIRTQUEUE_MAX_SIZE = 32768;
 
 /** Flags of a descriptor (section 2.7.5). */
@@ -75,6 +75,56 @@ export const VRING_USED = {
 
 /** Alignment of the three parts of a queue in bytes (section 2.7). */
 export const VRING_ALIGN = { DESC: 16, AVAIL: 2, USED: 4 } as const;
+
+/**
+ * A descriptor of a packed queue, `struct vring_packed_desc` (section 2.8.13); flags NEXT, WRITE and INDIRECT are
+ * those of {@linkcode VRING_DESC_F}.
+ *
+ * ```c
+ * __le64 addr; __le32 len; __le16 id; __le16 flags;
+ * ```
+ */
+export const VRING_PACKED_DESC = {
+  ADDR: 0,
+  LEN: 8,
+  ID: 12,
+  FLAGS: 14,
+  SIZE: 16,
+} as const;
+
+/** Bit numbers in the flags of a packed descriptor: which side it belongs to (section 2.8.1). */
+export const VRING_PACKED_DESC_F_AVAIL = 7;
+/** See {@linkcode VRING_PACKED_DESC_F_AVAIL}. */
+export const VRING_PACKED_DESC_F_USED = 15;
+
+/**
+ * Event suppression of a packed queue, `struct vring_packed_desc_event` (section 2.8.14).
+ *
+ * ```c
+ * __le16 off_wrap; __le16 flags;
+ * ```
+ */
+export const VRING_PACKED_EVENT = {
+  OFF_WRAP: 0,
+  FLAGS: 2,
+  SIZE: 4,
+} as const;
+
+/** Values of the flags of event suppression (section 2.8.10); 3 is reserved. */
+export const VRING_PACKED_EVENT_FLAG = {
+  /** Notify of everything. */
+  ENABLE: 0,
+  /** Notify of nothing. */
+  DISABLE: 1,
+  /** Notify of the descriptor that `off_wrap` names; with EVENT_IDX only. */
+  DESC: 2,
+} as const;
+
+/** Bit number of the wrap counter in `off_wrap` (section 2.8.14). */
+export const VRING_PACKED_EVENT_F_WRAP_CTR = 15;
+
+/** Alignment of the three parts of a packed queue in bytes (section 2.8.10.1). */
+export const VRING_PACKED_ALIGN = { DESC: 16, EVENT: 4 } as const;
 
 /** Bits of the device status (section 2.1). */
 export const VIRTIO_CONFIG_S = {

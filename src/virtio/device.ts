@@ -65,6 +65,13 @@ export interface VirtioDevice {
   resetQueue(queue: Virtqueue): void;
   /** Back to idle: drop what is in flight and forget the queues. */
   reset(): void;
+  /**
+   * Stop touching guest memory, until {@linkcode VirtioDevice.resume} or a reset: the queues find nothing and keep what
+   * is pushed. Only for devices that work between calls, such as one with requests in flight.
+   */
+  pause?(): void;
+  /** Goes on after {@linkcode VirtioDevice.pause}; every queue is notified afterwards. */
+  resume?(): void;
   /** Commands for a person at run time. */
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** Counters by name, for metrics. */

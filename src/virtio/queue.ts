@@ -1,5 +1,5 @@
 /**
- * What every kind of virtqueue offers to a device model: the split ring now, others behind the same calls.
+ * What every kind of virtqueue offers to a device model: split and packed rings behind the same calls.
  *
  * @module
  */
@@ -43,7 +43,7 @@ export class Chain {
 export interface Virtqueue {
   /** Number of the queue in its device. */
   readonly index: number;
-  /** Entries of the ring, as the driver chose. */
+  /** Entries of the ring, as the driver chose; of a packed ring any number, not only powers of two. */
   readonly size: number;
   /** Whether the driver has enabled it. */
   readonly enabled: boolean;
@@ -59,7 +59,8 @@ export interface Virtqueue {
   /** Gives the last `count` chains that were popped, and not pushed, back to the available ring. */
   unpop(count: number): void;
   /**
-   * Returns a chain to the driver; it sees it after {@linkcode publish}.
+   * Returns a chain to the driver; it sees it after {@linkcode publish}. Chains may be pushed in any order: where the
+   * driver was promised another (IN_ORDER), the queue holds them back until it is their turn.
    *
    * @param writtenBytes How much of the writable buffers was written, from the start
    */

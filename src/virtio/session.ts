@@ -5,13 +5,17 @@
  * @module
  */
 
+import { isPowerOfTwo } from "../bits.ts";
 import type { BottomHalf } from "../event_loop.ts";
 import type { DeviceContext } from "../pci/device.ts";
 import { VIRTIO_CONFIG_S } from "./defs.ts";
 import type { VirtioDevice, VirtioTransport } from "./device.ts";
 import { Features, VIRTIO_F } from "./features.ts";
+import { ringFeatures, VIRTIO_DEFAULTS } from "./options.ts";
+import { PackedQueue } from "./packed_queue.ts";
 import type { Virtqueue } from "./queue.ts";
-import { type QueueAddresses, SplitQueue } from "./split_queue.ts";
+import type { QueueAddresses, Ring } from "./ring.ts";
+import { SplitQueue } from "./split_queue.ts";
 
 /** How a transport reaches the driver. */
 export interface SessionSignals {
@@ -25,7 +29,7 @@ export interface SessionSignals {
 
 /** How a session behaves. */
 export interface SessionOptions {
-  /** Features of the transport and the rings that are offered; VERSION_1 is added. All that are built by default. */
+  /** Features of the transport and the rings that are offered; VERSION_1 is added. {@linkcode RING_FEATURES} unless told. */
   readonly ringFeatures?: Features;
   /** Whether the event loop polls all the time, so that drivers need not notify. */
   readonly polled?: boolean;
@@ -35,6 +39,8 @@ export interface SessionOptions {
 export interface SessionCounters {
   /** Notifications by the driver. */
   kicks: number;
+  /** Notifications of what the device had taken already, as their data say. */
+  lateKicks: number;
   /** Used buffer notifications by the device. */
   interrupts: number;
   /** Configuration change notifications. */
@@ -45,12 +51,8 @@ export interface SessionCounters {
   resets: number;
 }
 
-/** Ring features that are built and work over every transport. */
-export const RING_FEATURES: Features = Features.of(
-  VIRTIO_F.RING_INDIRECT_DESC,
-  VIRTIO_F.RING_EVENT_IDX,
-  VIRTIO_F.RING_RESET,
-);
+/** Ring features that are offered unless someone chooses. */
+export const RING_FEATURES: Features = ringFeatures(VIRTIO_DEFAULTS);
 
 const VERSION_1 = Features.of(VIRTIO_F.VERSION_1);
 const NONE = new Features(0, 0);
@@ -68,13 +70,12 @@ const NONE = new Features(0, 0);
 export class VirtioSession implements VirtioTransport {
   /** The device model. */
   readonly device: VirtioDevice;
-  /** Its queues. */
-  readonly queues: readonly SplitQueue[];
   /** What the driver may choose from. */
   readonly offered: Features;
   /** Counts since the device was made. */
   readonly counters: SessionCounters = {
     kicks: 0,
+    lateKicks: 0,
     interrupts: 0,
     configInterrupts: 0,
     failures: 0,
@@ -83,6 +84,11 @@ export class VirtioSession implements VirtioTransport {
   readonly #context: DeviceContext;
   readonly #signals: SessionSignals;
   readonly #kicks: BottomHalf[] = [];
+  readonly #split: readonly Ring[];
+  readonly #polled: boolean;
+  /** Made when a driver first wants them: a process that never meets one keeps its calls monomorphic. */
+  #packed: readonly Ring[] | null = null;
+  #queues: readonly Ring[];
   readonly #unsubscribe: () => void;
   readonly #owedInterrupts: Uint8Array;
   #owesConfigInterrupt = false;
@@ -108,16 +114,22 @@ export class VirtioSession implements VirtioTransport {
     this.offered = this.device.features.union(
       options.ringFeatures ?? RING_FEATURES,
     ).union(VERSION_1);
-    this.queues = this.device.queueSizes.map((size, i) =>
-      new SplitQueue(context.memory, i, size, options.polled ?? false)
+    this.#polled = options.polled ?? false;
+    this.#queues = this.#split = this.device.queueSizes.map((size, i) =>
+      new SplitQueue(context.memory, i, size, this.#polled)
     );
-    this.#owedInterrupts = new Uint8Array(this.queues.length);
-    for (const queue of this.queues) {
-      this.#kicks.push(context.loop.bottomHalf(() => this.#serve(queue)));
+    this.#owedInterrupts = new Uint8Array(this.#queues.length);
+    for (let i = 0; i < this.#queues.length; i++) {
+      this.#kicks.push(context.loop.bottomHalf(() => this.#serve(i)));
     }
     this.#unsubscribe = context.memory.subscribe({
       onChange: () => this.#onMemoryChange(),
     });
+  }
+
+  /** Its queues, of the format that was negotiated; split until then. */
+  get queues(): readonly Ring[] {
+    return this.#queues;
   }
 
   /** The device status as the driver reads it. */
@@ -162,13 +174,21 @@ export class VirtioSession implements VirtioTransport {
       0;
     if (!negotiated) set &= ~VIRTIO_CONFIG_S.DRIVER_OK;
     this.#status |= set;
+    if ((set & VIRTIO_CONFIG_S.FEATURES_OK) !== 0) this.#chooseQueues();
     if ((set & VIRTIO_CONFIG_S.FAILED) !== 0) this.#halt();
     if ((set & VIRTIO_CONFIG_S.DRIVER_OK) !== 0 && !this.#halted) {
       this.#started = true;
-      this.device.start(this.#accepted, this.queues);
+      this.device.start(this.#accepted, this.#queues);
       // The driver may have made buffers available before, without a notification (3.1.1, step 7).
       this.#kickAll();
     }
+  }
+
+  /** Whether a driver may give a queue this size: a power of two, unless it is a packed one (4.1.4.3). */
+  acceptsQueueSize(index: number, size: number): boolean {
+    const queue = this.#queues[index];
+    if (queue === undefined || size < 1 || size > queue.maxSize) return false;
+    return isPowerOfTwo(size) || this.#isPacked();
   }
 
   /**
@@ -177,7 +197,7 @@ export class VirtioSession implements VirtioTransport {
    * Before FEATURES_OK the layout of the ring is not known, so that is a violation (section 3.1.1, steps 5 to 7).
    */
   enableQueue(index: number, addresses: QueueAddresses): void {
-    const queue = this.queues[index];
+    const queue = this.#queues[index];
     if (queue === undefined || queue.enabled || this.#halted) return;
     if (!this.#has(VIRTIO_CONFIG_S.FEATURES_OK)) {
       this.fail(`queue ${index} is enabled before FEATURES_OK (3.1.1)`);
@@ -192,7 +212,7 @@ export class VirtioSession implements VirtioTransport {
 
   /** The driver resets one queue (section 2.6.1); false when RING_RESET was not negotiated. */
   resetQueue(index: number): boolean {
-    const queue = this.queues[index];
+    const queue = this.#queues[index];
     if (queue === undefined || !this.#accepted.has(VIRTIO_F.RING_RESET)) {
       return false;
     }
@@ -206,10 +226,29 @@ export class VirtioSession implements VirtioTransport {
 
   /** The driver notifies a queue; the device model hears of it in a bottom half. */
   kick(index: number): void {
-    if (index >= this.queues.length) return;
+    if (index >= this.#queues.length) return;
     this.counters.kicks++;
     // Before DRIVER_OK nothing may be consumed (2.1.2); setting it looks at every queue.
     if (this.running) this.#kicks[index]!.schedule();
+  }
+
+  /**
+   * The driver notifies a queue and says how far it has come. When the device has come as far there is nothing to look
+   * at: it was faster than the notification. A driver that lies keeps its own chains waiting.
+   *
+   * @param next As {@linkcode Ring.hasTaken} wants it; does not count without NOTIFICATION_DATA
+   */
+  kickWithData(index: number, next: number): void {
+    const queue = this.#queues[index];
+    if (
+      queue !== undefined && this.#accepted.has(VIRTIO_F.NOTIFICATION_DATA) &&
+      this.running && queue.hasTaken(next)
+    ) {
+      this.counters.kicks++;
+      this.counters.lateKicks++;
+      return;
+    }
+    this.kick(index);
   }
 
   /**
@@ -220,11 +259,11 @@ export class VirtioSession implements VirtioTransport {
   poll(): boolean {
     if (!this.running || this.#stopped) return false;
     let found = false;
-    for (let i = 0; i < this.queues.length; i++) {
-      const queue = this.queues[i]!;
+    for (let i = 0; i < this.#queues.length; i++) {
+      const queue = this.#queues[i]!;
       if (!queue.poll()) continue;
       found = true;
-      this.#serve(queue);
+      this.#serve(i);
     }
     return found;
   }
@@ -244,25 +283,29 @@ export class VirtioSession implements VirtioTransport {
       this.counters.resets++;
       this.device.reset();
     }
-    for (const queue of this.queues) queue.disable();
+    for (const queue of this.#queues) queue.disable();
+    this.#queues = this.#split;
     this.#signals.onReset();
   }
 
   /** Stops touching guest memory and notifying the driver; what happens meanwhile is made up for. */
   stop(): void {
+    if (this.#stopped) return;
     this.#stopped = true;
-    for (const queue of this.queues) queue.suspend();
+    this.device.pause?.();
+    for (const queue of this.#queues) queue.suspend();
   }
 
   /** Goes on after {@linkcode stop}. */
   start(): void {
     if (!this.#stopped) return;
     this.#stopped = false;
-    if (!this.#halted) { for (const queue of this.queues) queue.resume(); }
+    if (!this.#halted) { for (const queue of this.#queues) queue.resume(); }
+    this.device.resume?.();
     for (let i = 0; i < this.#owedInterrupts.length; i++) {
       if (this.#owedInterrupts[i] === 0) continue;
       this.#owedInterrupts[i] = 0;
-      this.interrupt(this.queues[i]!);
+      this.interrupt(this.#queues[i]!);
     }
     if (this.#owesConfigInterrupt) this.#notifyConfig();
     this.#kickAll();
@@ -272,7 +315,7 @@ export class VirtioSession implements VirtioTransport {
   close(): void {
     for (const kick of this.#kicks) kick.cancel();
     this.#unsubscribe();
-    for (const queue of this.queues) queue.disable();
+    for (const queue of this.#queues) queue.disable();
     this.device.close();
   }
 
@@ -330,6 +373,19 @@ export class VirtioSession implements VirtioTransport {
     return (this.#status & bits) !== 0;
   }
 
+  #isPacked(): boolean {
+    return this.#has(VIRTIO_CONFIG_S.FEATURES_OK) &&
+      this.#accepted.has(VIRTIO_F.RING_PACKED);
+  }
+
+  #chooseQueues(): void {
+    if (!this.#isPacked()) return;
+    this.#packed ??= this.#split.map(({ index, maxSize }) =>
+      new PackedQueue(this.#context.memory, index, maxSize, this.#polled)
+    );
+    this.#queues = this.#packed;
+  }
+
   #featuresAreGood(): boolean {
     const accepted = this.#accepted;
     const good = !this.#acceptedBeyond && accepted.isSubsetOf(this.offered) &&
@@ -346,7 +402,7 @@ export class VirtioSession implements VirtioTransport {
   #halt(): void {
     this.#halted = true;
     for (const kick of this.#kicks) kick.cancel();
-    for (const queue of this.queues) queue.suspend();
+    for (const queue of this.#queues) queue.suspend();
   }
 
   #notifyConfig(): void {
@@ -356,7 +412,8 @@ export class VirtioSession implements VirtioTransport {
     this.#signals.notifyConfig();
   }
 
-  #serve(queue: SplitQueue): void {
+  #serve(index: number): void {
+    const queue = this.#queues[index]!;
     // After a stop, start() looks at every queue again.
     if (!this.running || this.#stopped || !queue.enabled) return;
     this.device.notify(queue);
@@ -364,16 +421,16 @@ export class VirtioSession implements VirtioTransport {
 
   #kickAll(): void {
     if (!this.running) return;
-    for (let i = 0; i < this.queues.length; i++) {
-      if (this.queues[i]!.enabled) this.#kicks[i]!.schedule();
+    for (let i = 0; i < this.#queues.length; i++) {
+      if (this.#queues[i]!.enabled) this.#kicks[i]!.schedule();
     }
   }
 
   /** A ring that could not be reached may be back, and a chain that was kept from the driver can be shown to it. */
   #onMemoryChange(): void {
     if (!this.running) return;
-    for (let i = 0; i < this.queues.length; i++) {
-      const queue = this.queues[i]!;
+    for (let i = 0; i < this.#queues.length; i++) {
+      const queue = this.#queues[i]!;
       if (queue.enabled && !queue.resolved) this.#kicks[i]!.schedule();
     }
   }

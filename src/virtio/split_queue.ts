@@ -5,17 +5,17 @@
  */
 
 import { Errno } from "../errno.ts";
-import { hex, isPowerOfTwo } from "../bits.ts";
+import { isPowerOfTwo } from "../bits.ts";
 import {
   Access,
   type GuestMemory,
   type MemoryWindow,
 } from "../memory/guest_memory.ts";
 import { MappedWindow } from "../memory/mapped_window.ts";
+import { assumedBytes, ChainLedger } from "./chain_ledger.ts";
 import { ChainReader } from "./chain_reader.ts";
 import {
   VIRTQUEUE_MAX_SIZE,
-  VRING_ALIGN,
   VRING_AVAIL,
   VRING_AVAIL_F_NO_INTERRUPT,
   VRING_DESC,
@@ -23,19 +23,15 @@ import {
   VRING_USED_F_NO_NOTIFY,
 } from "./defs.ts";
 import { type Features, VIRTIO_F } from "./features.ts";
-import type { Chain, Virtqueue } from "./queue.ts";
-
-/** Where a driver has put a queue. */
-export interface QueueAddresses {
-  /** Entries of the ring. */
-  readonly size: number;
-  /** Address of the descriptor table. */
-  readonly descIova: number;
-  /** Address of the available ring. */
-  readonly availIova: number;
-  /** Address of the used ring. */
-  readonly usedIova: number;
-}
+import type { Chain } from "./queue.ts";
+import type { QueueAddresses, Ring } from "./ring.ts";
+import {
+  availBytes,
+  availEventOffset,
+  checkSplitAddresses,
+  usedBytes,
+  usedEventOffset,
+} from "./ring_layout.ts";
 
 /** No generation of any memory: the ring must be resolved before it is touched. */
 const UNRESOLVED = -1;
@@ -44,17 +40,15 @@ const INDEX_MASK = 0xffff;
 /** Stands for a part of the ring that is not resolved; it is never accessed. */
 const NO_WINDOW: MemoryWindow = new MappedWindow(new ArrayBuffer(0), 0, 0);
 
+/** What a disabled queue holds. */
+const NO_CHAINS = new ChainLedger(0, false);
+
 /**
  * A split virtqueue as the device sees it.
  *
- * ```text
- *   disabled --enable--> enabled ⇄ suspended
- *      ↑                    |          |
- *      └───── disable ──────┴──────────┘
- * ```
- * The transport enables, disables, suspends and resumes; the device model does everything else. While the queue is
- * suspended, or its ring is not mapped, {@linkcode SplitQueue.pop} finds nothing and what is pushed is kept until
- * the ring can be reached again.
+ * The transport enables, disables, suspends and resumes ({@linkcode Ring}); the device model does everything else.
+ * With IN_ORDER chains go back in the order in which they were available, whatever the order of
+ * {@linkcode SplitQueue.push}, and one used entry stands for several where the driver cannot tell (section 2.7.9).
  *
  * Memory ordering: both indices, `flags` and the event words are accessed by Atomics, which JavaScript defines to be
  * sequentially consistent. A load of an index thus comes before the loads of what it covers, a store of an index
@@ -62,9 +56,8 @@ const NO_WINDOW: MemoryWindow = new MappedWindow(new ArrayBuffer(0), 0, 0);
  * 2.7.13.4.1 and its mirror image for the device), a store of an index or event word before a later load of the
  * other side's word: on x86-64 the store is an XCHG, on AArch64 the pair is STLR and LDAR.
  */
-export class SplitQueue implements Virtqueue {
+export class SplitQueue implements Ring {
   readonly index: number;
-  /** The largest size the device offers. */
   readonly maxSize: number;
   /** Whether the queue is polled all the time, so that the driver is never asked to notify. */
   readonly polled: boolean;
@@ -75,6 +68,7 @@ export class SplitQueue implements Virtqueue {
   #suspended = false;
   #eventIdx = false;
   #indirect = false;
+  #inOrder = false;
   #size = 0;
   #mask = 0;
 
@@ -89,18 +83,10 @@ export class SplitQueue implements Virtqueue {
   #availIdx = 0;
   /** The driver's `idx` when it was last looked at by anything, polling included. */
   #polledIdx = 0;
-  /** Which used entry is written next, and which is the first that the driver has not been shown. */
-  #nextUsed = 0;
-  #publishedUsed = 0;
-  /** How many of the unpublished used entries are not in the ring yet, because it could not be reached. */
-  #stashed = 0;
-  #stash = new Uint32Array(0);
+  /** The used index as the driver knows it. */
+  #usedIdx = 0;
   #notificationsOff = false;
-
-  /** Heads that were popped, by available entry, and which heads are with the device. */
-  #heads = new Uint16Array(0);
-  #busy = new Uint8Array(0);
-  #inFlight = 0;
+  #ledger = NO_CHAINS;
 
   #lastError = "";
 
@@ -137,26 +123,17 @@ export class SplitQueue implements Virtqueue {
     return this.#lastError;
   }
 
-  /** How many chains the device has popped and not pushed. */
   get inFlight(): number {
-    return this.#inFlight;
+    return this.#ledger.held;
   }
 
-  /** Whether the ring was found in memory, and nothing has been unmapped since. */
   get resolved(): boolean {
     return this.#generation === this.#memory.generation;
   }
 
-  /**
-   * Starts the queue from index 0. The ring is not touched yet: a driver may zero it after it has enabled the queue
-   * (SPDK does), and may map it later.
-   *
-   * @param features The negotiated features
-   * @returns 0, or −EINVAL when the driver broke a rule ({@linkcode lastError}); the queue is then disabled
-   */
   enable(features: Features, addresses: QueueAddresses): number {
     this.disable();
-    const wrong = checkAddresses(addresses, this.maxSize);
+    const wrong = checkSplitAddresses(addresses, this.maxSize);
     if (wrong !== null) {
       this.#lastError = wrong;
       return -Errno.EINVAL;
@@ -167,41 +144,37 @@ export class SplitQueue implements Virtqueue {
     this.#mask = size - 1;
     this.#eventIdx = features.has(VIRTIO_F.RING_EVENT_IDX);
     this.#indirect = features.has(VIRTIO_F.RING_INDIRECT_DESC);
-    this.#heads = new Uint16Array(size);
-    this.#busy = new Uint8Array(size);
-    this.#stash = new Uint32Array(size * 2);
+    this.#inOrder = features.has(VIRTIO_F.IN_ORDER);
+    this.#ledger = new ChainLedger(size, this.#inOrder);
     return 0;
   }
 
-  /** Forgets the ring and what is in flight; until it is enabled again pop finds nothing and push does nothing. */
   disable(): void {
     this.#addresses = null;
     this.#size = 0;
     this.#mask = 0;
     this.#forgetWindows();
     this.#lastAvail = this.#availIdx = this.#polledIdx = 0;
-    this.#nextUsed = this.#publishedUsed = this.#stashed = 0;
-    this.#inFlight = 0;
+    this.#usedIdx = 0;
+    this.#ledger = NO_CHAINS;
     this.#notificationsOff = false;
     this.#suspended = false;
     this.#lastError = "";
   }
 
-  /** Stops touching the ring, until {@linkcode resume}; nothing is lost. */
   suspend(): void {
     this.#suspended = true;
     this.#forgetWindows();
   }
 
-  /** Touches the ring again. */
   resume(): void {
     this.#suspended = false;
   }
 
-  /**
-   * Whether the driver has made something available since anything here last looked: for polling handlers, which
-   * must tell new chains from those a device has left in the ring.
-   */
+  hasTaken(next: number): boolean {
+    return next === this.#lastAvail && this.#addresses !== null;
+  }
+
   poll(): boolean {
     if (!this.#ready()) return false;
     const idx = this.#avail.loadU16(VRING_AVAIL.IDX);
@@ -217,7 +190,7 @@ export class SplitQueue implements Virtqueue {
       const result = this.#lookForAvailable();
       if (result <= 0) return result;
     }
-    if (this.#inFlight === this.#size) {
+    if (this.#ledger.outstanding === this.#size) {
       return this.#fail(
         Errno.EINVAL,
         `more than ${this.#size} chains are available at once (2.7.13)`,
@@ -233,7 +206,7 @@ export class SplitQueue implements Virtqueue {
         `available entry ${slot} names descriptor ${head} of ${this.#size} (2.7.6)`,
       );
     }
-    if (this.#busy[head] !== 0) {
+    if (this.#ledger.has(head)) {
       return this.#fail(
         Errno.EINVAL,
         `descriptor ${head} is made available again before it was used (2.7.13.1)`,
@@ -248,9 +221,7 @@ export class SplitQueue implements Virtqueue {
     );
     if (result < 0) return this.#fail(-result, this.#reader.lastError);
     chain.head = head;
-    this.#heads[slot] = head;
-    this.#busy[head] = 1;
-    this.#inFlight++;
+    this.#ledger.pop(head, this.#inOrder ? assumedBytes(chain) : 0);
     this.#lastAvail = (next + 1) & INDEX_MASK;
     return 1;
   }
@@ -263,10 +234,8 @@ export class SplitQueue implements Virtqueue {
   unpop(count: number): void {
     if (this.#addresses === null) return;
     for (let i = 0; i < count; i++) {
-      const previous = (this.#lastAvail - 1) & INDEX_MASK;
-      const head = this.#heads[previous & this.#mask]!;
-      this.#takeBack(head, "unpop");
-      this.#lastAvail = previous;
+      if (this.#ledger.unpop() < 0) throw this.#notHeld("unpop a chain");
+      this.#lastAvail = (this.#lastAvail - 1) & INDEX_MASK;
     }
   }
 
@@ -277,27 +246,18 @@ export class SplitQueue implements Virtqueue {
    */
   push(head: number, writtenBytes: number): void {
     if (this.#addresses === null) return;
-    this.#takeBack(head, "push");
-    const reachable = this.#ready();
-    if (reachable && this.#stashed > 0) this.#flushStash();
-    const slot = this.#nextUsed & this.#mask;
-    this.#nextUsed = (this.#nextUsed + 1) & INDEX_MASK;
-    if (!reachable) {
-      this.#stash[slot * 2] = head;
-      this.#stash[slot * 2 + 1] = writtenBytes;
-      this.#stashed++;
-      return;
+    if (!this.#ledger.push(head, writtenBytes)) {
+      throw this.#notHeld(`push chain ${head}`);
     }
-    this.#writeUsed(slot, head, writtenBytes);
   }
 
   publish(): boolean {
-    const before = this.#publishedUsed;
-    const after = this.#nextUsed;
-    if (before === after || !this.#ready()) return false;
-    if (this.#stashed > 0) this.#flushStash();
+    if (!this.#ready()) return false;
+    const before = this.#usedIdx;
+    const after = this.#inOrder ? this.#writeBatches() : this.#writeAll();
+    if (before === after) return false;
     this.#used.storeU16(VRING_USED.IDX, after);
-    this.#publishedUsed = after;
+    this.#usedIdx = after;
     // The store above comes before these loads for everyone (see the class), so either we see that the driver
     // wants an interrupt, or the driver sees the new index after it asked for one.
     if (this.#eventIdx) {
@@ -396,23 +356,44 @@ export class SplitQueue implements Virtqueue {
     this.#used.setU32(at + VRING_USED.ENTRY_LEN, writtenBytes);
   }
 
-  #flushStash(): void {
-    const stash = this.#stash;
-    for (let i = this.#stashed; i > 0; i--) {
-      const slot = (this.#nextUsed - i) & this.#mask;
-      this.#writeUsed(slot, stash[slot * 2]!, stash[slot * 2 + 1]!);
+  /** Writes a used entry for every chain that is done; returns the index behind them. */
+  #writeAll(): number {
+    const ledger = this.#ledger;
+    let idx = this.#usedIdx;
+    for (let head = ledger.next(); head >= 0; head = ledger.next()) {
+      this.#writeUsed(idx & this.#mask, head, ledger.written(head));
+      idx = (idx + 1) & INDEX_MASK;
     }
-    this.#stashed = 0;
+    return idx;
   }
 
-  #takeBack(head: number, verb: string): void {
-    if (this.#busy[head] !== 1) {
-      throw new Error(
-        `Cannot ${verb} chain ${head} of queue ${this.index}: the device does not hold it`,
-      );
+  /**
+   * Writes one used entry for a batch: where that of its first chain would be, with what is to be said of its last
+   * (2.7.9). A batch ends with a chain of which the driver must be told how much was written.
+   */
+  #writeBatches(): number {
+    const ledger = this.#ledger;
+    let first = this.#usedIdx;
+    let idx = first;
+    let last = -1;
+    for (let head = ledger.next(); head >= 0; head = ledger.next()) {
+      idx = (idx + 1) & INDEX_MASK;
+      last = head;
+      if (ledger.canBeSkipped(head)) continue;
+      this.#writeUsed(first & this.#mask, head, ledger.written(head));
+      first = idx;
+      last = -1;
     }
-    this.#busy[head] = 0;
-    this.#inFlight--;
+    if (last >= 0) {
+      this.#writeUsed(first & this.#mask, last, ledger.written(last));
+    }
+    return idx;
+  }
+
+  #notHeld(action: string): Error {
+    return new Error(
+      `Cannot ${action} of queue ${this.index}: the device does not hold it`,
+    );
   }
 
   #fail(errno: number, message: string): number {
@@ -430,53 +411,4 @@ export function needsEvent(
   before: number,
 ): boolean {
   return ((after - event - 1) & INDEX_MASK) < ((after - before) & INDEX_MASK);
-}
-
-function usedEventOffset(size: number): number {
-  return VRING_AVAIL.RING + size * VRING_AVAIL.ENTRY_SIZE;
-}
-
-function availEventOffset(size: number): number {
-  return VRING_USED.RING + size * VRING_USED.ENTRY_SIZE;
-}
-
-// Without EVENT_IDX the event words are not accessed (2.7.7.2), so they need not be mapped.
-function availBytes(size: number, eventIdx: boolean): number {
-  return usedEventOffset(size) + (eventIdx ? VRING_AVAIL.EVENT_SIZE : 0);
-}
-
-function usedBytes(size: number, eventIdx: boolean): number {
-  return availEventOffset(size) + (eventIdx ? VRING_USED.EVENT_SIZE : 0);
-}
-
-function checkAddresses(at: QueueAddresses, maxSize: number): string | null {
-  if (!isPowerOfTwo(at.size) || at.size > maxSize) {
-    return `queue size ${at.size} is not a power of two up to ${maxSize} (2.7)`;
-  }
-  const parts: readonly [string, number, number, number][] = [
-    [
-      "descriptor table",
-      at.descIova,
-      VRING_ALIGN.DESC,
-      at.size * VRING_DESC.SIZE,
-    ],
-    [
-      "available ring",
-      at.availIova,
-      VRING_ALIGN.AVAIL,
-      availBytes(at.size, true),
-    ],
-    ["used ring", at.usedIova, VRING_ALIGN.USED, usedBytes(at.size, true)],
-  ];
-  for (const [name, iova, alignment, lengthBytes] of parts) {
-    if (iova + lengthBytes > Number.MAX_SAFE_INTEGER) {
-      return `${name} at ${hex(iova)} ends above 2^53-1`;
-    }
-    if (iova % alignment !== 0) {
-      return `${name} at ${
-        hex(iova)
-      } is not aligned to ${alignment} bytes (2.7.1)`;
-    }
-  }
-  return null;
 }

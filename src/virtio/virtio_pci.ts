@@ -31,6 +31,7 @@ import {
   VIRTIO_PCI_MODERN_DEVICE_ID_BASE,
 } from "./defs.ts";
 import type { VirtioDevice, VirtioTransport } from "./device.ts";
+import { VIRTIO_F } from "./features.ts";
 import { type SessionOptions, VirtioSession } from "./session.ts";
 
 /** The BAR of the MSI-X table and pending bits. */
@@ -142,9 +143,12 @@ export class VirtioPci implements PciDevice {
     if (bar !== VIRTIO_PCI_MODERN_BAR) return;
     if (offset >= LAYOUT.NOTIFY) {
       // The address names the queue; the value does too, but need not be trusted (4.1.5.2).
-      this.session.kick(
-        Math.floor((offset - LAYOUT.NOTIFY) / LAYOUT.NOTIFY_OFF_MULTIPLIER),
+      const queue = Math.floor(
+        (offset - LAYOUT.NOTIFY) / LAYOUT.NOTIFY_OFF_MULTIPLIER,
       );
+      // With NOTIFICATION_DATA the upper half says how far the driver has come.
+      if (width === 4) this.session.kickWithData(queue, value >>> 16);
+      else this.session.kick(queue);
     } else if (offset >= LAYOUT.DEVICE) {
       this.session.writeConfig(offset - LAYOUT.DEVICE, width, value);
     } else if (offset < LAYOUT.ISR) {
@@ -218,10 +222,14 @@ export class VirtioPci implements PciDevice {
   }
 
   #modernBar(): BarSpec {
+    // A driver writes the 16-bit queue index, or 32 bits when it takes NOTIFICATION_DATA up (4.1.5.2), which is not
+    // known yet. An eventfd carries no data, so it is a plain kick then; another width is a trapped write.
+    const sizeBytes = this.session.offered.has(VIRTIO_F.NOTIFICATION_DATA)
+      ? 0
+      : 2;
     const doorbells: Doorbell[] = this.session.queues.map((_, i) => ({
       offset: LAYOUT.NOTIFY + i * LAYOUT.NOTIFY_OFF_MULTIPLIER,
-      // A driver writes the 16-bit queue index (4.1.5.2); another width is a trapped write, and rings too.
-      sizeBytes: 2,
+      sizeBytes,
     }));
     return {
       index: VIRTIO_PCI_MODERN_BAR,

@@ -20,6 +20,26 @@ Deno.test("ring layouts are those of virtio_ring.h", () => {
   assertEquals(defs.VRING_ALIGN, { DESC: 16, AVAIL: 2, USED: 4 });
 });
 
+Deno.test("packed ring layouts are those of virtio_ring.h", () => {
+  assertEquals(defs.VRING_PACKED_DESC, {
+    ADDR: 0,
+    LEN: 8,
+    ID: 12,
+    FLAGS: 14,
+    SIZE: 16,
+  });
+  assertEquals(defs.VRING_PACKED_DESC_F_AVAIL, 7);
+  assertEquals(defs.VRING_PACKED_DESC_F_USED, 15);
+  assertEquals(defs.VRING_PACKED_EVENT, { OFF_WRAP: 0, FLAGS: 2, SIZE: 4 });
+  assertEquals(defs.VRING_PACKED_EVENT_FLAG, {
+    ENABLE: 0,
+    DISABLE: 1,
+    DESC: 2,
+  });
+  assertEquals(defs.VRING_PACKED_EVENT_F_WRAP_CTR, 15);
+  assertEquals(defs.VRING_PACKED_ALIGN, { DESC: 16, EVENT: 4 });
+});
+
 Deno.test("status bits are those of virtio_config.h", () => {
   assertEquals(defs.VIRTIO_CONFIG_S, {
     ACKNOWLEDGE: 1,

@@ -37,6 +37,10 @@ export class NaiveRing {
   readonly #base: number;
   readonly #free: number[] = [];
   readonly #chains = new Map<number, number[]>();
+  /** With IN_ORDER: heads in the order they were made available, and what they can be written. */
+  readonly #order: number[] = [];
+  readonly #writable = new Map<number, number>();
+  readonly #inOrder: boolean;
   #seenUsed = 0;
 
   /** @param base Guest address of the first byte of `buffer` */
@@ -46,7 +50,9 @@ export class NaiveRing {
     size: number,
     places: RingPlaces,
     eventIdx: boolean,
+    inOrder = false,
   ) {
+    this.#inOrder = inOrder;
     this.view = new DataView(buffer);
     this.#base = base;
     this.size = size;
@@ -158,6 +164,12 @@ export class NaiveRing {
       });
     }
     this.#chains.set(head, indices);
+    this.#order.push(head);
+    this.#writable.set(
+      head,
+      buffers.filter((buffer) => buffer.write)
+        .reduce((sum, buffer) => sum + buffer.length, 0),
+    );
     this.offer(head);
     return head;
   }
@@ -174,6 +186,35 @@ export class NaiveRing {
       this.#free.push(...(this.#chains.get(id) ?? []));
       this.#chains.delete(id);
       this.#seenUsed = (this.#seenUsed + 1) & 0xffff;
+    }
+    return result;
+  }
+
+  /** As collect, by the rule of 2.7.9: an entry stands for every chain up to the one it names. */
+  collectInOrder(): { id: number; len: number; told: boolean }[] {
+    if (!this.#inOrder) throw new Error("IN_ORDER was not negotiated");
+    const result = [];
+    while (this.#seenUsed !== this.usedIdx) {
+      const at = this.#at(
+        this.places.used + 4 + 8 * (this.#seenUsed % this.size),
+      );
+      const last = this.view.getUint32(at, true);
+      const len = this.view.getUint32(at + 4, true);
+      if (!this.#order.includes(last)) {
+        throw new Error(`head ${last} is not in flight`);
+      }
+      let id: number;
+      do {
+        if (this.#seenUsed === this.usedIdx) {
+          throw new Error("a batch goes on behind the used index");
+        }
+        id = this.#order.shift()!;
+        const told = id === last;
+        result.push({ id, len: told ? len : this.#writable.get(id)!, told });
+        this.#free.push(...this.#chains.get(id)!);
+        this.#chains.delete(id);
+        this.#seenUsed = (this.#seenUsed + 1) & 0xffff;
+      } while (id !== last);
     }
     return result;
   }

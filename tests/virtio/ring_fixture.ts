@@ -4,6 +4,8 @@ import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { Chain } from "../../src/virtio/queue.ts";
 import { SplitQueue } from "../../src/virtio/split_queue.ts";
+import { PackedQueue } from "../../src/virtio/packed_queue.ts";
+import { NaivePackedRing, type PackedPlaces } from "./naive_packed_ring.ts";
 import { NaiveRing, type RingPlaces } from "./naive_ring.ts";
 
 export interface FixtureOptions {
@@ -13,6 +15,7 @@ export interface FixtureOptions {
   readonly indirect?: boolean;
   readonly segments?: number;
   readonly polled?: boolean;
+  readonly inOrder?: boolean;
 }
 
 export interface Fixture {
@@ -42,10 +45,7 @@ export function fixture(options: FixtureOptions = {}): Fixture {
     avail: BASE + 0x9_0000 + 2,
     used: BASE + 0xb_0000 + 4,
   };
-  const bits: number[] = [VIRTIO_F.VERSION_1];
-  if (options.eventIdx) bits.push(VIRTIO_F.RING_EVENT_IDX);
-  if (options.indirect ?? true) bits.push(VIRTIO_F.RING_INDIRECT_DESC);
-  const features = Features.of(...bits);
+  const features = featuresOf(options);
   const queue = new SplitQueue(
     memory,
     3,
@@ -65,9 +65,75 @@ export function fixture(options: FixtureOptions = {}): Fixture {
     size,
     places,
     options.eventIdx ?? false,
+    options.inOrder ?? false,
   );
   const chain = new Chain(memory, options.segments ?? 1024);
   return { memory, buffer, queue, ring, chain, features, places };
+}
+
+function featuresOf(options: FixtureOptions, packed = false): Features {
+  const bits: number[] = [VIRTIO_F.VERSION_1];
+  if (options.eventIdx) bits.push(VIRTIO_F.RING_EVENT_IDX);
+  if (options.indirect ?? true) bits.push(VIRTIO_F.RING_INDIRECT_DESC);
+  if (options.inOrder) bits.push(VIRTIO_F.IN_ORDER);
+  if (packed) bits.push(VIRTIO_F.RING_PACKED);
+  return Features.of(...bits);
+}
+
+export interface PackedFixture {
+  readonly memory: ArrayMemory;
+  readonly buffer: ArrayBuffer;
+  readonly queue: PackedQueue;
+  readonly ring: NaivePackedRing;
+  readonly chain: Chain;
+  readonly features: Features;
+  readonly places: PackedPlaces;
+}
+
+/** A packed queue and a naive driver of it. */
+export function packedFixture(options: FixtureOptions = {}): PackedFixture {
+  const size = options.size ?? 8;
+  const memory = new ArrayMemory([]);
+  const buffer = memory.map({ iova: BASE, lengthBytes: LENGTH });
+  const places = {
+    desc: BASE + 0x1000,
+    driver: BASE + 0x9_0000 + 4,
+    device: BASE + 0xb_0000 + 4,
+  };
+  const features = featuresOf(options, true);
+  const queue = new PackedQueue(
+    memory,
+    3,
+    options.maxSize ?? size,
+    options.polled ?? false,
+  );
+  const result = queue.enable(features, {
+    size,
+    descIova: places.desc,
+    availIova: places.driver,
+    usedIova: places.device,
+  });
+  if (result !== 0) throw new Error(queue.lastError);
+  const ring = new NaivePackedRing(
+    buffer,
+    BASE,
+    size,
+    places,
+    options.inOrder ?? false,
+  );
+  const chain = new Chain(memory, options.segments ?? 1024);
+  return { memory, buffer, queue, ring, chain, features, places };
+}
+
+/** Pops and pushes `count` single-buffer chains of a packed queue. */
+export function turnPackedRing(at: PackedFixture, count: number): void {
+  for (let i = 0; i < count; i++) {
+    at.ring.add([{ iova: DATA, length: 1 }]);
+    if (at.queue.pop(at.chain) !== 1) throw new Error(at.queue.lastError);
+    at.queue.push(at.chain.head, 0);
+    at.queue.publish();
+    at.ring.collect();
+  }
 }
 
 /** Pops and pushes `count` single-buffer chains, so that both indices have moved by as much. */

@@ -12,7 +12,7 @@ import {
 import { runHostileCases } from "./hostile_chains.ts";
 import { INDIRECT, NEXT, WRITE } from "./naive_ring.ts";
 
-runHostileCases("SplitQueue.pop", ({ indirect, segments }) => {
+runHostileCases("SplitQueue.pop", "split", ({ indirect, segments }) => {
   const { queue, ring, chain } = fixture({ size: 8, indirect, segments });
   return {
     offer: (parts) => {
@@ -97,6 +97,8 @@ Deno.test("SplitQueue.pop refuses a head that the device holds", () => {
   assertEquals(queue.pop(chain), -Errno.EINVAL);
   assert(/again before it was used/.test(queue.lastError));
   queue.push(head, 0);
+  assertEquals(queue.pop(chain), -Errno.EINVAL, "the driver has not seen it");
+  queue.publish();
   assertEquals(queue.pop(chain), 1);
 });
 
