@@ -1,0 +1,298 @@
+/**
+ * Opening a raw image or a block device: what it is, its lock, and its alignment.
+ *
+ * @module
+ */
+
+import { Errno, ErrnoError } from "../errno.ts";
+import {
+  type BlockDeviceSizes,
+  blockDeviceSizes,
+  type Fd,
+  FileLock,
+  type FileStat,
+  FileType,
+  fileType,
+  isInMemory,
+  lockFile,
+  openFd,
+  setBlocking,
+  statFile,
+  truncateFd,
+} from "../libc/mod.ts";
+import type { Log } from "../log.ts";
+import type { FileBlockOptions } from "./option_table.ts";
+import { formatSize } from "./size.ts";
+
+const O_RDONLY = 0;
+const O_RDWR = 2;
+const O_CREAT = 0o100;
+const O_EXCL = 0o200;
+const O_NONBLOCK = 0o4000;
+const O_DIRECT = Deno.build.arch === "x86_64" ? 0o40000 : 0o200000;
+const NEW_IMAGE_MODE = 0o644;
+/** For O_DIRECT where the kernel does not tell: what every disk takes. */
+const SAFE_ALIGN = 4096;
+
+/** An open image; owns its descriptor. */
+export interface Image {
+  readonly fd: Fd;
+  /** Whether it is a block device. */
+  readonly isDevice: boolean;
+  /** Whether access never waits for a disk. */
+  readonly inMemory: boolean;
+  /** The unit that is written without a read, in bytes. */
+  readonly physicalBlockBytes: number;
+  /** What DISCARD frees at least, in bytes; 0 when it does nothing. */
+  readonly discardGranularityBytes: number;
+  /** With O_DIRECT: alignment of memory in bytes; else 1. */
+  readonly memoryAlign: number;
+  /** With O_DIRECT: alignment of lengths in bytes; else 1. */
+  readonly lengthAlign: number;
+}
+
+/**
+ * Opens and locks what the options name, and makes it where they say so.
+ *
+ * @throws {ErrnoError} With what is wrong and the remedy; nothing is left open
+ */
+export function openImage(options: FileBlockOptions, log: Log): Image {
+  const [fd, isNew] = openOrCreate(options, log);
+  try {
+    const stat = statFile(fd.number);
+    checkType(options.path, stat);
+    setBlocking(fd.number);
+    lockOrExplain(fd.number, options, log);
+    if (isNew) sizeNewImage(fd.number, options);
+    else mentionSize(stat, options, log);
+    return describe(fd, stat, options);
+  } catch (error) {
+    if (isNew) Deno.removeSync(options.path);
+    fd.close();
+    throw error;
+  }
+}
+
+/**
+ * The present length of an image.
+ *
+ * @throws {import("../libc/mod.ts").SyscallError}
+ */
+export function imageBytes(image: Image): number {
+  const fd = image.fd.number;
+  return image.isDevice
+    ? blockDeviceSizes(fd).sizeBytes
+    : statFile(fd).sizeBytes;
+}
+
+/** Gives up the lock and closes. */
+export function closeImage(image: Image): void {
+  if (image.fd.number < 0) return;
+  // A ring may hold the file a little longer than this descriptor.
+  lockFile(image.fd.number, FileLock.NONE);
+  image.fd.close();
+}
+
+function openOrCreate(options: FileBlockOptions, log: Log): [Fd, boolean] {
+  const { path, createBytes } = options;
+  // Without O_NONBLOCK a FIFO would hold us up before its type is known.
+  const flags = (options.readonly ? O_RDONLY : O_RDWR) | O_NONBLOCK |
+    (options.direct ? O_DIRECT : 0);
+  try {
+    return [openFd(path, flags), false];
+  } catch (error) {
+    if (!(error instanceof ErrnoError)) throw error;
+    if (error.errno !== Errno.ENOENT || createBytes === null) {
+      throw explained(error, options);
+    }
+  }
+  try {
+    const fd = openFd(path, flags | O_CREAT | O_EXCL, NEW_IMAGE_MODE);
+    log.info(`Made image ${path} of ${formatSize(createBytes)}`);
+    return [fd, true];
+  } catch (error) {
+    if (!(error instanceof ErrnoError)) throw error;
+    throw explained(error, options);
+  }
+}
+
+function explained(error: ErrnoError, options: FileBlockOptions): ErrnoError {
+  const why = explain(error.errno, options);
+  if (why === null) return error;
+  return new ErrnoError(
+    error.errno,
+    `Cannot open image ${options.path}: ${why}`,
+    { cause: error },
+  );
+}
+
+function explain(errno: number, options: FileBlockOptions): string | null {
+  const { path } = options;
+  switch (errno) {
+    case Errno.ENOENT:
+      return options.createBytes === null
+        ? "there is none, give create=SIZE (such as create=10G) to make it"
+        : "its folder does not exist, make that first";
+    case Errno.EISDIR:
+      return "it is a directory, name a file in it";
+    case Errno.ENOTDIR:
+      return "a part of the path is no directory";
+    case Errno.EACCES:
+    case Errno.EPERM:
+      return options.readonly
+        ? `not permitted, see "ls -l ${path}" and run as a user who may read it`
+        : `not permitted, see "ls -l ${path}" and run as a user who may read and write it, or give readonly=on`;
+    case Errno.EROFS:
+      return "its file system is read-only, give readonly=on";
+    case Errno.ETXTBSY:
+      return "it is being executed or used as swap";
+    case Errno.EINVAL:
+      return options.direct
+        ? "its file system has no O_DIRECT, give cache=writeback"
+        : null;
+    case Errno.EBUSY:
+      return "the host uses it, such as by a mounted file system; unmount it first";
+    case Errno.ENXIO:
+      return "it is a socket, or a device without a driver; a file or a block device is wanted";
+    default:
+      return null;
+  }
+}
+
+function checkType(path: string, stat: FileStat): void {
+  const refuse = (errno: number, what: string): never => {
+    throw new ErrnoError(errno, `Cannot open image ${path}: ${what}`);
+  };
+  switch (fileType(stat.mode)) {
+    case FileType.REGULAR:
+    case FileType.BLOCK:
+      return;
+    case FileType.DIRECTORY:
+      return refuse(
+        Errno.EISDIR,
+        "it is a directory, name a file in it",
+      );
+    case FileType.CHARACTER:
+      return refuse(
+        Errno.EINVAL,
+        "it is a character device, a file or a block device is wanted",
+      );
+    default:
+      return refuse(
+        Errno.EINVAL,
+        "it is a pipe or a socket, a file or a block device is wanted",
+      );
+  }
+}
+
+function lockOrExplain(fd: number, options: FileBlockOptions, log: Log): void {
+  const { path } = options;
+  const result = lockFile(
+    fd,
+    options.readonly ? FileLock.SHARED : FileLock.EXCLUSIVE,
+  );
+  if (result === 0) return;
+  if (result === -Errno.EAGAIN || result === -Errno.EACCES) {
+    throw new ErrnoError(
+      Errno.EBUSY,
+      options.readonly
+        ? `Cannot open image ${path}: somebody else writes to it, stop that one first`
+        : `Cannot open image ${path}: somebody else uses it, stop that one first, or give readonly=on to all of them`,
+    );
+  }
+  log.warn(
+    `${path} cannot be locked on its file system: see to it that nobody else writes to it`,
+    { errno: -result },
+  );
+}
+
+function mentionSize(stat: FileStat, options: FileBlockOptions, log: Log) {
+  const { path, createBytes } = options;
+  if (createBytes === null || createBytes === stat.sizeBytes) return;
+  if (fileType(stat.mode) !== FileType.REGULAR) return;
+  log.info(
+    `${path} exists and stays as it is, create=${
+      formatSize(createBytes)
+    } is for a new image`,
+    { sizeBytes: stat.sizeBytes },
+  );
+}
+
+function sizeNewImage(fd: number, options: FileBlockOptions): void {
+  const bytes = options.createBytes!;
+  try {
+    truncateFd(fd, bytes);
+  } catch (error) {
+    if (!(error instanceof ErrnoError)) throw error;
+    throw new ErrnoError(
+      error.errno,
+      `Cannot make image ${options.path} of ${
+        formatSize(bytes)
+      }: its file system takes no file of that size`,
+      { cause: error },
+    );
+  }
+}
+
+function describe(fd: Fd, stat: FileStat, options: FileBlockOptions): Image {
+  const isDevice = fileType(stat.mode) === FileType.BLOCK;
+  const sizes = isDevice ? blockDeviceSizes(fd.number) : null;
+  const [memoryAlign, lengthAlign] = directAlignment(options, stat, sizes);
+  const writable = !options.readonly && options.discard;
+  const physical = sizes?.physicalBlockBytes ??
+    Math.min(Math.max(stat.blockBytes, 512), SAFE_ALIGN);
+  return {
+    fd,
+    isDevice,
+    inMemory: isInMemory(fd.number) && !isDevice,
+    physicalBlockBytes: physical,
+    discardGranularityBytes: !writable
+      ? 0
+      : isDevice
+      ? deviceDiscardGranularity(stat.device, physical)
+      : stat.blockBytes,
+    memoryAlign,
+    lengthAlign,
+  };
+}
+
+function directAlignment(
+  options: FileBlockOptions,
+  stat: FileStat,
+  sizes: BlockDeviceSizes | null,
+): [number, number] {
+  if (!options.direct) return [1, 1];
+  const refuse = (state: string): never => {
+    throw new ErrnoError(
+      Errno.EINVAL,
+      `Cannot open image ${options.path} with cache=none: ${state}`,
+    );
+  };
+  if (stat.directKnown && stat.directOffsetAlign === 0) {
+    refuse("its file system has no O_DIRECT, give cache=writeback");
+  }
+  const memory = stat.directMemoryAlign || sizes?.logicalBlockBytes ||
+    SAFE_ALIGN;
+  const length = stat.directOffsetAlign || sizes?.logicalBlockBytes ||
+    options.logicalBlockBytes;
+  if (length > options.logicalBlockBytes) {
+    refuse(
+      length > SAFE_ALIGN
+        ? `its blocks have ${length} bytes, give cache=writeback`
+        : `its blocks have ${length} bytes, give block-size=${length} or cache=writeback`,
+    );
+  }
+  return [memory, length];
+}
+
+function deviceDiscardGranularity(device: string, fallback: number): number {
+  for (const place of ["queue", "../queue"]) {
+    const path = `/sys/dev/block/${device}/${place}/discard_granularity`;
+    try {
+      return Number.parseInt(Deno.readTextFileSync(path));
+    } catch {
+      // A partition has no queue of its own, and sysfs may be hidden.
+    }
+  }
+  return fallback;
+}

@@ -1,0 +1,122 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { Errno, ErrnoError } from "../../src/errno.ts";
+import { openFds } from "../resources.ts";
+import { Controller, FILE, Folder, Host, pattern } from "./rig.ts";
+
+type Options = Partial<typeof FILE>;
+
+/** Opens and expects a refusal. */
+function refused(path: string, options: Options, errno: Errno, says: RegExp) {
+  using host = new Host();
+  const fds = openFds();
+  const error = assertThrows(
+    () => new Controller(host, { ...FILE, ...options, path }),
+    ErrnoError,
+  );
+  assert(says.test(error.message), error.message);
+  assertEquals(error.errno, errno);
+  assert(!error.message.includes("\n"));
+  assertEquals(openFds(), fds);
+}
+
+Deno.test("opening what is no image says what would be one", () => {
+  using folder = new Folder();
+  const { path } = folder;
+  refused(`${path}/none.img`, {}, Errno.ENOENT, /create=10G/);
+  refused(path, {}, Errno.EISDIR, /is a directory, name a file/);
+  refused(path, { readonly: true }, Errno.EISDIR, /is a directory/);
+  refused("/dev/null", {}, Errno.EINVAL, /character device/);
+  const file = folder.image("short.img", 511);
+  refused(file, {}, Errno.EINVAL, /it has 511 bytes.*truncate -s/);
+  refused(
+    folder.image("empty.img", 0),
+    {},
+    Errno.EINVAL,
+    /it has 0 bytes/,
+  );
+  refused(
+    folder.image("small.img", 4095),
+    { logicalBlockBytes: 4096 },
+    Errno.EINVAL,
+    /a block has 4096/,
+  );
+  refused(`${file}/below`, {}, Errno.ENOTDIR, /no directory/);
+  refused(`${path}/no/disk`, { createBytes: 4096 }, Errno.ENOENT, /folder/);
+  new Deno.Command("mkfifo", { args: [`${path}/pipe`] }).outputSync();
+  refused(`${path}/pipe`, { readonly: true }, Errno.EINVAL, /pipe/);
+});
+
+Deno.test("create=SIZE makes an image once, and takes back what it cannot size", () => {
+  using folder = new Folder();
+  using host = new Host();
+  const path = `${folder.path}/new.img`;
+  {
+    const options = { ...FILE, path, createBytes: 1 << 20 };
+    using controller = new Controller(host, options);
+    assertEquals(controller.backend.info.sizeBytes, 1 << 20);
+    assertEquals(controller.write(0, pattern(512, 1)), 0);
+    assertEquals(host.infos, [`Made image ${path} of 1M`]);
+  }
+  {
+    const options = { ...FILE, path, createBytes: 2 << 20 };
+    using controller = new Controller(host, options);
+    assertEquals(controller.backend.info.sizeBytes, 1 << 20);
+    assertEquals(controller.read(0, 512), pattern(512, 1));
+    assert(/stays as it is/.test(host.infos[1]!));
+  }
+  const huge = `${folder.path}/huge.img`;
+  refused(huge, { createBytes: 2 ** 52 }, Errno.EFBIG, /of 4P.*that size/);
+  assertThrows(() => Deno.statSync(huge), Deno.errors.NotFound);
+});
+
+Deno.test("an image has one writer or many readers in this process", () => {
+  using folder = new Folder();
+  using host = new Host();
+  const path = folder.image("disk.img", 4096);
+  {
+    using _writer = new Controller(host, { ...FILE, path });
+    refused(path, {}, Errno.EBUSY, /uses it, stop that one.*readonly=on/);
+    refused(path, { readonly: true }, Errno.EBUSY, /writes to it, stop/);
+  }
+  using _one = new Controller(host, { ...FILE, path, readonly: true });
+  using _two = new Controller(host, { ...FILE, path, readonly: true });
+  refused(path, {}, Errno.EBUSY, /somebody else uses it/);
+});
+
+Deno.test("an image has one writer among processes", async () => {
+  using folder = new Folder();
+  using host = new Host();
+  const options = { ...FILE, path: folder.image("disk.img", 4096) };
+  const fixture = new URL("./fixtures/hold_image.ts", import.meta.url).pathname;
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", fixture, JSON.stringify(options)],
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "inherit",
+  }).spawn();
+  const output = child.stdout.getReader();
+  const { value } = await output.read();
+  assertEquals(new TextDecoder().decode(value), "open\n");
+  refused(options.path, {}, Errno.EBUSY, /somebody else uses it/);
+  await child.stdin.close();
+  await child.status;
+  await output.cancel();
+  using controller = new Controller(host, options);
+  assertEquals(controller.write(0, pattern(512, 1)), 0);
+});
+
+Deno.test("physical-block-size is the option's, or at least the logical block", () => {
+  using folder = new Folder();
+  using host = new Host();
+  const path = folder.image("disk.img", 65536);
+  {
+    const options = { ...FILE, path, physicalBlockBytes: 512 } as const;
+    using controller = new Controller(host, options);
+    assertEquals(controller.backend.info.physicalBlockBytes, 512);
+    assertEquals(controller.backend.info.logicalBlockBytes, 512);
+  }
+  const options = { ...FILE, path, logicalBlockBytes: 4096 } as const;
+  using controller = new Controller(host, options);
+  assertEquals(controller.backend.info.physicalBlockBytes, 4096);
+  assertEquals(controller.backend.description, `file ${path}`);
+});
