@@ -4,6 +4,7 @@
  * @module
  */
 
+import { stripVTControlCharacters } from "node:util";
 import type { DeviceModel } from "./model.ts";
 
 /** A built-in model that has not been loaded. */
@@ -24,6 +25,18 @@ export const builtinModels: ReadonlyMap<string, ModelEntry> = new Map(
       help: "virtio network card",
       load: async () =>
         (await import("./virtio_net/mod.ts")).virtioNetModel as DeviceModel,
+    },
+    {
+      name: "virtio-blk",
+      help: "virtio disk",
+      load: async () =>
+        (await import("./virtio_blk/mod.ts")).virtioBlkModel as DeviceModel,
+    },
+    {
+      name: "nvme",
+      help: "NVM Express controller",
+      load: async () =>
+        (await import("./nvme/mod.ts")).nvmeModel as DeviceModel,
     },
   ] as readonly ModelEntry[]).map((entry) => [entry.name, entry]),
 );
@@ -135,7 +148,10 @@ async function importModule(
   try {
     return await import(url);
   } catch (error) {
-    const text = error instanceof Error ? error.message : String(error);
+    // Deno colours its messages where it thinks that a person reads them.
+    const text = stripVTControlCharacters(
+      error instanceof Error ? error.message : String(error),
+    );
     // Another file may be missing too: one that this one imports.
     const missing = text.startsWith("Module not found") && text.includes(url) &&
       !text.includes("\n    at file:");

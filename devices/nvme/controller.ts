@@ -1,0 +1,403 @@
+/**
+ * The NVM Express controller as a PCI device (NVM Express 1.4).
+ *
+ * @module
+ */
+
+import type {
+  BlockBackend,
+  BlockClient,
+  BlockRequest,
+} from "../../src/block/backend.ts";
+import type { BottomHalf, Poller, Timer } from "../../src/event_loop.ts";
+import type {
+  AccessWidth,
+  DeviceCommand,
+  DeviceContext,
+  PciDevice,
+  PciSpec,
+  ResetReason,
+} from "../../src/pci/device.ts";
+import { field } from "../../src/bits.ts";
+import type { Command } from "./command.ts";
+import { resizeCommand } from "./commands.ts";
+import { NvmeCounter } from "./counters.ts";
+import {
+  DOORBELL_PAIR_BYTES,
+  IN_FLIGHT,
+  NVME_CC,
+  NVME_MPS_MAX,
+  NVME_REG_DBS,
+  NvmeSc,
+  NvmeShst,
+} from "./defs.ts";
+import { headDoorbell } from "./doorbells.ts";
+import { NvmeEvent } from "./events.ts";
+import { deriveNamespaceIds } from "./identity.ts";
+import { Namespace, NamespaceSet } from "./namespace.ts";
+import { ControllerParts, type NvmeControllerOptions } from "./parts.ts";
+import { DOORBELL_PAGE_BYTES, makeSpec } from "./pci_spec.ts";
+import { RegisterEffect } from "./registers.ts";
+
+export type { NvmeControllerOptions } from "./parts.ts";
+
+/** Storage and the namespace id it gets. */
+export interface NamespaceStorage {
+  /** 1 and up. */
+  readonly nsid: number;
+  /** The controller closes it. */
+  readonly backend: BlockBackend;
+}
+
+/** How often mapped doorbells are looked at when the loop does not poll, in milliseconds. */
+const DOORBELL_TIMER_MS = { LEAST: 0.05, MOST: 1 } as const;
+
+/**
+ * A controller.
+ *
+ * ```text
+ *   disabled --CC.EN--> ready --CC.EN=0, reset--> disabled
+ *                         ╰─ fatal error (CSTS.CFS) ──╯
+ * ```
+ * Register writes change registers and schedule the bottom half; all commands are fetched, executed and completed
+ * there. A doorbell's value matters, and an eventfd carries none; so doorbells are never offered as ioeventfds. What
+ * keeps them out of the message channel is Doorbell Buffer Config: then a doorbell is a store to guest memory and
+ * rung only when the controller has nothing to do.
+ */
+export class NvmeController implements PciDevice, BlockClient {
+  readonly spec: PciSpec;
+  readonly commands: Readonly<Record<string, DeviceCommand>>;
+  readonly #context: DeviceContext;
+  readonly #parts: ControllerParts;
+  readonly #work: BottomHalf;
+  readonly #poller: Poller;
+  readonly #doorbellTimer: Timer | null;
+  readonly #unsubscribe: () => void;
+  /** Commands may be fetched and completions posted: CSTS.RDY, and no reset asked for. */
+  #running = false;
+  #stopped = false;
+  #resetAsked = false;
+  #warned = false;
+  #doorbellDelayMs: number = DOORBELL_TIMER_MS.MOST;
+
+  /** @param storage At least one namespace, all ids different */
+  constructor(
+    context: DeviceContext,
+    options: NvmeControllerOptions,
+    storage: readonly NamespaceStorage[],
+  ) {
+    const { memory, loop } = context;
+    const { serial } = options.identity;
+    this.#context = context;
+    const namespaces = new NamespaceSet(
+      storage.map(({ nsid, backend }) =>
+        new Namespace(nsid, backend, deriveNamespaceIds(serial, nsid), this)
+      ),
+    );
+    const page = options.mapDoorbells
+      ? context.createSharedMemory("nvme-doorbells", DOORBELL_PAGE_BYTES)
+      : null;
+    this.spec = makeSpec(options.queues, page);
+    this.#parts = new ControllerParts(context, options, namespaces, page, {
+      onInvalidDoorbell: () => this.#onInvalidDoorbell(),
+      onCommandError: (command) => this.#onCommandError(command),
+      onInternal: () => this.#onShutdownFlushed(),
+      wake: () => this.#work.schedule(),
+    });
+    this.#work = loop.bottomHalf(() => this.#run());
+    this.#poller = loop.poll(() => this.#poll(), {
+      begin: () => this.#parts.queues.beginPolling(),
+      end: () => this.#endPolling(),
+    });
+    this.#doorbellTimer = page === null
+      ? null
+      : loop.timer(() => this.#onDoorbellTimer());
+    this.#unsubscribe = memory.subscribe({
+      onUnmap: () => namespaces.drain(),
+      onChange: () => this.#work.schedule(),
+    });
+    this.commands = { resize: resizeCommand(namespaces) };
+    for (const ns of namespaces.all) ns.backend.start(ns);
+  }
+
+  /** Commands that were fetched and not completed, for whoever looks at the state. */
+  inFlight(): readonly Command[] {
+    return this.#parts.engine.inFlight();
+  }
+
+  readBar(bar: number, offset: number, width: AccessWidth): number {
+    return bar === 0 ? this.#parts.registers.read(offset, width) : 0;
+  }
+
+  writeBar(
+    bar: number,
+    offset: number,
+    width: AccessWidth,
+    value: number,
+  ): void {
+    if (bar !== 0) return;
+    if (offset >= NVME_REG_DBS) return this.#ring(offset, width, value);
+    const before = this.#parts.registers.cc;
+    const effect = this.#parts.registers.write(offset, width, value);
+    if (effect === RegisterEffect.MASK) {
+      if (!this.#stopped) {
+        this.#parts.lines.maskChanged(this.#parts.registers.interruptMask);
+      }
+    } else if (effect === RegisterEffect.CC) {
+      this.#onConfiguration(before);
+    }
+  }
+
+  reset(reason: ResetReason): void {
+    if (this.#running && reason !== "device_reset" && reason !== "flr") {
+      this.#parts.logs.unsafeShutdowns++;
+    }
+    this.#resetController();
+    this.#parts.registers.reset();
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    this.#work.cancel();
+    this.#doorbellTimer?.cancel();
+    // No request may be filling guest memory; what is done now is told after start.
+    this.#parts.namespaces.drain();
+  }
+
+  start(): void {
+    if (!this.#stopped) return;
+    this.#stopped = false;
+    this.#work.schedule();
+    this.#armDoorbellTimer();
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    const record = this.#parts.counters.toRecord();
+    for (const ns of this.#parts.namespaces.all) {
+      const its = ns.backend.counters?.() ?? {};
+      for (const [name, value] of Object.entries(its)) {
+        record[`ns${ns.nsid}.${name}`] = value;
+      }
+    }
+    return record;
+  }
+
+  close(): void {
+    this.#running = false;
+    this.#unsubscribe();
+    this.#poller.close();
+    this.#doorbellTimer?.close();
+    this.#work.cancel();
+    for (const ns of this.#parts.namespaces.all) ns.backend.close();
+    // Whatever closing reported.
+    this.#work.cancel();
+  }
+
+  onComplete(request: BlockRequest, result: number): void {
+    this.#parts.engine.returned(request, result);
+  }
+
+  /** Unused: each namespace hears of its own storage. */
+  onResize(): void {}
+
+  /** The storage of a namespace has another size. */
+  onNamespaceChanged(ns: Namespace): void {
+    this.#parts.logs.addChanged(ns.nsid);
+    if (!this.#parts.features.namespaceNotices) return;
+    this.#parts.events.raise(NvmeEvent.NAMESPACE_CHANGED);
+    this.#work.schedule();
+  }
+
+  /** A doorbell was written by message. */
+  #ring(offset: number, width: AccessWidth, value: number): void {
+    const index = (offset - NVME_REG_DBS) / 4;
+    if (width !== 4 || !this.#running) return;
+    this.#parts.counters.add(NvmeCounter.doorbells, 1);
+    const qid = Math.floor((offset - NVME_REG_DBS) / DOORBELL_PAIR_BYTES);
+    const isHead = index === headDoorbell(qid);
+    const queue = isHead
+      ? this.#parts.queues.cq(qid)
+      : this.#parts.queues.sq(qid);
+    if (queue === null) {
+      this.#parts.events.raise(NvmeEvent.INVALID_DOORBELL_REGISTER);
+      this.#parts.counters.add(NvmeCounter.invalidDoorbells, 1);
+      return this.#work.schedule();
+    }
+    // A value that was refused before is a mistake again.
+    queue.rejected = -1;
+    this.#parts.doorbells.write(index, value);
+    if (isHead) {
+      this.#parts.queues.updateHead(this.#parts.queues.cq(qid)!);
+      if (this.#parts.lines.usesPin && !this.#stopped) {
+        // Down at once: the driver ends its handler behind this write.
+        this.#parts.lines.flush(this.#parts.registers.interruptMask);
+      }
+    } else this.#parts.queues.updateTail(this.#parts.queues.sq(qid)!);
+    this.#work.schedule();
+  }
+
+  #onInvalidDoorbell(): void {
+    this.#parts.counters.add(NvmeCounter.invalidDoorbells, 1);
+    this.#parts.events.raise(NvmeEvent.INVALID_DOORBELL_VALUE);
+    this.#work.schedule();
+  }
+
+  #onConfiguration(before: number): void {
+    const registers = this.#parts.registers;
+    if ((before & ~registers.cc & 1) !== 0) {
+      // From here on nothing of the driver's is touched; the rest takes time.
+      this.#running = false;
+      this.#resetAsked = true;
+    }
+    if (
+      registers.shutdownRequested &&
+      registers.shutdownStatus === NvmeShst.NORMAL
+    ) registers.shutdownStatus = NvmeShst.OCCUR;
+    this.#work.schedule();
+  }
+
+  /** Does everything there is to do, or as much as fits one turn of the loop. */
+  #run(): void {
+    if (this.#stopped) return;
+    this.#configure();
+    if (this.#running) {
+      this.#parts.engine.settle();
+      if (this.#parts.engine.fetch()) this.#work.schedule();
+    }
+    this.#parts.namespaces.commit();
+    this.#parts.engine.settle();
+    if (!this.#running) return;
+    this.#tellEvents();
+    this.#parts.lines.flush(this.#parts.registers.interruptMask);
+  }
+
+  /** Carries out what CC asks for. */
+  #configure(): void {
+    const registers = this.#parts.registers;
+    if (this.#resetAsked) {
+      this.#parts.counters.add(NvmeCounter.controllerResets, 1);
+      this.#resetController();
+    }
+    if (registers.enabled && !this.#running && !registers.fatal) {
+      this.#enable();
+    }
+    if (registers.shutdownStatus === NvmeShst.OCCUR) this.#shutDown();
+  }
+
+  #enable(): void {
+    const { cc, aqa, asq, acq, pageShift } = this.#parts.registers;
+    const mps = field(cc, ...NVME_CC.MPS);
+    if (mps > NVME_MPS_MAX) {
+      return this.#fail(`the memory page size is 4 KiB << ${mps} (CC.MPS)`);
+    }
+    if (field(cc, ...NVME_CC.CSS) !== 0) {
+      return this.#fail("the command set is not the NVM one (CC.CSS)");
+    }
+    if (field(cc, ...NVME_CC.AMS) !== 0) {
+      return this.#fail("the arbitration is not round robin (CC.AMS)");
+    }
+    const wrong = this.#parts.queues.createAdmin(2 ** pageShift, aqa, asq, acq);
+    if (wrong !== null) return this.#fail(wrong);
+    this.#parts.data.setPageShift(pageShift);
+    this.#running = true;
+    this.#parts.registers.setReady(true);
+    this.#armDoorbellTimer();
+  }
+
+  /** The driver did what the controller cannot go on from; a reset ends it. */
+  #fail(reason: string): void {
+    this.#parts.counters.add(NvmeCounter.fatalErrors, 1);
+    this.#running = false;
+    this.#parts.queues.reset();
+    this.#parts.registers.setFatal();
+    if (this.#warned) return;
+    this.#warned = true;
+    this.#context.log.warn(
+      `the driver cannot enable the controller: ${reason}; it must reset it`,
+    );
+  }
+
+  #resetController(): void {
+    this.#running = false;
+    this.#resetAsked = false;
+    this.#doorbellTimer?.cancel();
+    this.#parts.namespaces.drain();
+    this.#parts.io.reset();
+    this.#parts.engine.reset();
+    this.#parts.queues.reset();
+    this.#parts.events.reset();
+    this.#parts.logs.reset();
+    this.#parts.features.reset();
+    this.#parts.lines.reset();
+    const shutdown = this.#parts.registers.shutdownRequested;
+    this.#parts.registers.resetController();
+    // CC.SHN in the same write as CC.EN.
+    if (shutdown) this.#parts.registers.shutdownStatus = NvmeShst.OCCUR;
+  }
+
+  /** CC.SHN: what was written becomes durable. */
+  #shutDown(): void {
+    const command = this.#parts.engine.takeInternal();
+    // Already at it.
+    if (command === null) return;
+    const status = this.#parts.io.flushAll(command);
+    if (status !== IN_FLIGHT) this.#parts.engine.finish(command, status);
+  }
+
+  #onShutdownFlushed(): void {
+    this.#parts.registers.shutdownStatus = NvmeShst.CMPLT;
+  }
+
+  #tellEvents(): void {
+    if (!this.#parts.events.deliverable) return;
+    const admin = this.#parts.queues.cq(0)!;
+    while (
+      this.#parts.events.deliverable && this.#parts.queues.hasRoom(admin)
+    ) {
+      const command = this.#parts.events.next();
+      command.reserved = true;
+      admin.reserved++;
+      this.#parts.engine.finish(command, NvmeSc.SUCCESS);
+    }
+    this.#parts.engine.settle();
+  }
+
+  #onCommandError(command: Command): void {
+    this.#parts.counters.add(NvmeCounter.failedCommands, 1);
+    this.#parts.logs.addError(
+      command.sq!.qid,
+      command.cid,
+      command.status,
+      command.nsid,
+    );
+  }
+
+  /** Looks for commands without being told. */
+  #poll(): boolean {
+    if (!this.#running || this.#stopped) return false;
+    if (this.#doorbellTimer === null && !this.#parts.doorbells.shadowed) {
+      return false;
+    }
+    if (!this.#parts.queues.hasNews(this.#parts.lines.usesPin)) return false;
+    this.#run();
+    return true;
+  }
+
+  #endPolling(): boolean {
+    const found = this.#parts.queues.endPolling() && this.#running;
+    if (found) this.#work.schedule();
+    return found;
+  }
+
+  #armDoorbellTimer(): void {
+    if (this.#running) this.#doorbellTimer?.arm(this.#doorbellDelayMs);
+  }
+
+  /** Looks often while there is something to do, and seldom when not. */
+  #onDoorbellTimer(): void {
+    this.#doorbellDelayMs = this.#poll()
+      ? DOORBELL_TIMER_MS.LEAST
+      : Math.min(this.#doorbellDelayMs * 2, DOORBELL_TIMER_MS.MOST);
+    this.#armDoorbellTimer();
+  }
+}

@@ -1,0 +1,59 @@
+/**
+ * What a controller counts.
+ *
+ * @module
+ */
+
+/** Counters of a controller, in the order they are shown; each is an index of {@linkcode NvmeCounters.values}. */
+export const NvmeCounter = {
+  /** Admin commands that were fetched. */
+  adminCommands: 0,
+  /** Read commands that succeeded. */
+  reads: 1,
+  /** Their bytes. */
+  readBytes: 2,
+  /** Write commands that succeeded. */
+  writes: 3,
+  /** Their bytes. */
+  writtenBytes: 4,
+  /** Flush commands that succeeded. */
+  flushes: 5,
+  /** Compare, Write Zeroes and Dataset Management commands that succeeded. */
+  others: 6,
+  /** Commands that ended with an error. */
+  failedCommands: 7,
+  /** Of those, what the storage could not do. */
+  mediaErrors: 8,
+  /** Doorbells that were rung by message. */
+  doorbells: 9,
+  /** Doorbell values that cannot be. */
+  invalidDoorbells: 10,
+  /** Interrupts, batches of completions told. */
+  interrupts: 11,
+  /** How often fetching stopped because a completion queue was full. */
+  completionQueueFull: 12,
+  /** Resets by CC.EN. */
+  controllerResets: 13,
+  /** Errors that only a reset ends (CSTS.CFS). */
+  fatalErrors: 14,
+} as const;
+
+const NAMES = Object.keys(NvmeCounter) as (keyof typeof NvmeCounter)[];
+
+/** The counters of one controller. */
+export class NvmeCounters {
+  /** By {@linkcode NvmeCounter}; doubles in place, so that counting allocates nothing. */
+  readonly values: Float64Array<ArrayBuffer> = new Float64Array(NAMES.length);
+
+  /** Adds to a counter. */
+  add(counter: number, amount: number): void {
+    this.values[counter]! += amount;
+  }
+
+  /** All of them by name. */
+  toRecord(): Record<string, number> {
+    const record: Record<string, number> = {};
+    for (const name of NAMES) record[name] = this.values[NvmeCounter[name]]!;
+    return record;
+  }
+}

@@ -1,0 +1,238 @@
+/**
+ * Features (NVM Express 1.4, section 5.21).
+ *
+ * @module
+ */
+
+import { bit, field } from "../../src/bits.ts";
+import {
+  NVME_AEN_BIT_NS_ATTR,
+  NVME_AEN_CFG_TEMPERATURE,
+  NVME_NSID_ALL,
+  NvmeFeat,
+  NvmeSc,
+  SQE,
+} from "./defs.ts";
+import { TEMPERATURE_KELVIN } from "./log_pages.ts";
+
+/** Select field of Get Features. */
+const Select = { CURRENT: 0, DEFAULT: 1, SAVED: 2, SUPPORTED: 3 } as const;
+
+/** Get Features with Select 3: the feature can be changed. */
+const CHANGEABLE = 1 << 2;
+/** Set Features, cdw10: save. */
+const SAVE_BIT = 31;
+/** Arbitration burst that means no limit. */
+const AB_UNLIMITED = 7;
+const ARBITRATION_DEFAULT = 3;
+const TEMPERATURE_OVER_DEFAULT = 343;
+/** Temperature threshold: sensor "all". */
+const TMPSEL_ALL = 0xf;
+/** What no queue count may be (section 5.21.1.7). */
+const QUEUES_INVALID = 0xffff;
+/** Vector configuration: no coalescing, which the admin vector starts with. */
+const COALESCING_DISABLED = 1 << 16;
+
+/** Values that are merely kept, by feature. */
+const PLAIN: Readonly<Record<number, number>> = {
+  [NvmeFeat.ARBITRATION]: ARBITRATION_DEFAULT,
+  [NvmeFeat.ERR_RECOVERY]: 0,
+  // An aggregation threshold and time are recommendations; completions are told in batches as they are.
+  [NvmeFeat.IRQ_COALESCE]: 0,
+  [NvmeFeat.WRITE_ATOMIC]: 0,
+  [NvmeFeat.ASYNC_EVENT]: 0,
+};
+
+/** What features have an effect on. */
+export interface FeatureEffects {
+  /** Whether there is a volatile write cache. */
+  readonly volatileCache: () => boolean;
+  /** Sets the write cache of all namespaces. @returns Whether it could be done */
+  readonly setWriteCache: (on: boolean) => boolean;
+  /** Whether I/O queues exist. */
+  readonly hasIoQueues: () => boolean;
+}
+
+/** The features of a controller. */
+export class Features {
+  readonly #effects: FeatureEffects;
+  readonly #queues: number;
+  readonly #vectors: number;
+  readonly #plain = new Map<number, number>();
+  readonly #vectorConfig: Uint32Array;
+  #writeCache = true;
+  #temperatureOver = TEMPERATURE_OVER_DEFAULT;
+  #temperatureUnder = 0;
+  /** Result of the last {@linkcode Features.get} or {@linkcode Features.set}. */
+  dw0 = 0;
+
+  /** @param queues I/O queue pairs @param vectors Interrupt vectors */
+  constructor(effects: FeatureEffects, queues: number, vectors: number) {
+    this.#effects = effects;
+    this.#queues = queues;
+    this.#vectors = vectors;
+    this.#vectorConfig = new Uint32Array(vectors);
+    this.#setDefaults();
+  }
+
+  /** Commands that are fetched from a queue before it is the next one's turn. */
+  get arbitrationBurst(): number {
+    const ab = this.#plain.get(NvmeFeat.ARBITRATION)! & 7;
+    return ab === AB_UNLIMITED ? Infinity : 1 << ab;
+  }
+
+  /** Whether the driver wants to know that namespaces change. */
+  get namespaceNotices(): boolean {
+    return bit(this.#plain.get(NvmeFeat.ASYNC_EVENT)!, NVME_AEN_BIT_NS_ATTR);
+  }
+
+  /** Whether the driver wants to know of temperatures. */
+  get temperatureNotices(): boolean {
+    return bit(
+      this.#plain.get(NvmeFeat.ASYNC_EVENT)!,
+      NVME_AEN_CFG_TEMPERATURE,
+    );
+  }
+
+  /** Whether the temperature is past a threshold. */
+  get temperatureAlarm(): boolean {
+    return TEMPERATURE_KELVIN >= this.#temperatureOver ||
+      TEMPERATURE_KELVIN <= this.#temperatureUnder;
+  }
+
+  /** A controller reset: nothing is saved, so everything is as at first. */
+  reset(): void {
+    this.#setDefaults();
+    if (this.#writeCache) return;
+    this.#writeCache = true;
+    this.#effects.setWriteCache(true);
+  }
+
+  /** Get Features. @returns A status; the value is {@linkcode Features.dw0} */
+  get(sqe: Uint32Array): number {
+    const cdw10 = sqe[SQE.CDW10]!;
+    const fid = cdw10 & 0xff;
+    const select = field(cdw10, 10, 8);
+    if (select > Select.SUPPORTED) return NvmeSc.INVALID_FIELD;
+    const value = select === Select.CURRENT
+      ? this.#current(fid, sqe[SQE.CDW11]!)
+      : this.#default(fid, sqe[SQE.CDW11]!);
+    if (value === null) return NvmeSc.INVALID_FIELD;
+    this.dw0 = select === Select.SUPPORTED ? CHANGEABLE : value;
+    return NvmeSc.SUCCESS;
+  }
+
+  /** Set Features. @returns A status; the result is {@linkcode Features.dw0} */
+  set(sqe: Uint32Array): number {
+    const cdw10 = sqe[SQE.CDW10]!;
+    const cdw11 = sqe[SQE.CDW11]!;
+    const nsid = sqe[SQE.NSID]!;
+    const fid = cdw10 & 0xff;
+    this.dw0 = 0;
+    if (this.#current(fid, cdw11) === null) return NvmeSc.INVALID_FIELD;
+    if (bit(cdw10, SAVE_BIT)) return NvmeSc.FEATURE_NOT_SAVEABLE;
+    if (nsid !== 0 && nsid !== NVME_NSID_ALL) return NvmeSc.FEATURE_NOT_PER_NS;
+    switch (fid) {
+      case NvmeFeat.POWER_MGMT:
+        // There is one power state, 0.
+        return field(cdw11, 4, 0) === 0 ? NvmeSc.SUCCESS : NvmeSc.INVALID_FIELD;
+      case NvmeFeat.TEMP_THRESH:
+        return this.#setThreshold(cdw11);
+      case NvmeFeat.VOLATILE_WC:
+        return this.#setWriteCache(bit(cdw11, 0));
+      case NvmeFeat.NUM_QUEUES:
+        return this.#setQueues(cdw11);
+      case NvmeFeat.IRQ_CONFIG:
+        this.#vectorConfig[cdw11 & 0xffff] = cdw11 & 0x1_ffff;
+        return NvmeSc.SUCCESS;
+      default:
+        this.#plain.set(fid, cdw11);
+        return NvmeSc.SUCCESS;
+    }
+  }
+
+  /** The value now, or null for a feature or a part of one that there is not. */
+  #current(fid: number, cdw11: number): number | null {
+    switch (fid) {
+      case NvmeFeat.POWER_MGMT:
+        return 0;
+      case NvmeFeat.TEMP_THRESH: {
+        const sensor = field(cdw11, 19, 16);
+        if (sensor !== 0 && sensor !== TMPSEL_ALL) return null;
+        const kind = field(cdw11, 21, 20);
+        if (kind > 1) return null;
+        return kind === 0 ? this.#temperatureOver : this.#temperatureUnder;
+      }
+      case NvmeFeat.VOLATILE_WC:
+        if (!this.#effects.volatileCache()) return null;
+        return this.#writeCache ? 1 : 0;
+      case NvmeFeat.NUM_QUEUES:
+        return this.#queueCounts();
+      case NvmeFeat.IRQ_CONFIG: {
+        const vector = cdw11 & 0xffff;
+        return vector < this.#vectors ? this.#vectorConfig[vector]! : null;
+      }
+      default:
+        return this.#plain.get(fid) ?? null;
+    }
+  }
+
+  #default(fid: number, cdw11: number): number | null {
+    const current = this.#current(fid, cdw11);
+    if (current === null) return null;
+    switch (fid) {
+      case NvmeFeat.TEMP_THRESH:
+        return field(cdw11, 21, 20) === 0 ? TEMPERATURE_OVER_DEFAULT : 0;
+      case NvmeFeat.VOLATILE_WC:
+        return 1;
+      case NvmeFeat.IRQ_CONFIG:
+        return defaultVectorConfig(cdw11 & 0xffff);
+      default:
+        return PLAIN[fid] ?? current;
+    }
+  }
+
+  #setThreshold(cdw11: number): number {
+    const kelvin = cdw11 & 0xffff;
+    if (field(cdw11, 21, 20) === 0) this.#temperatureOver = kelvin;
+    else this.#temperatureUnder = kelvin;
+    return NvmeSc.SUCCESS;
+  }
+
+  #setWriteCache(on: boolean): number {
+    if (on === this.#writeCache) return NvmeSc.SUCCESS;
+    if (!this.#effects.setWriteCache(on)) {
+      return NvmeSc.FEATURE_NOT_CHANGEABLE;
+    }
+    this.#writeCache = on;
+    return NvmeSc.SUCCESS;
+  }
+
+  /** The driver asks for so many queues, and is told how many it gets: all there are, whatever it asked for. */
+  #setQueues(cdw11: number): number {
+    if (this.#effects.hasIoQueues()) return NvmeSc.CMD_SEQ_ERROR;
+    if ((cdw11 & 0xffff) === QUEUES_INVALID) return NvmeSc.INVALID_FIELD;
+    if (cdw11 >>> 16 === QUEUES_INVALID) return NvmeSc.INVALID_FIELD;
+    this.dw0 = this.#queueCounts();
+    return NvmeSc.SUCCESS;
+  }
+
+  #queueCounts(): number {
+    return (this.#queues - 1) | (this.#queues - 1) << 16;
+  }
+
+  #setDefaults(): void {
+    for (const [fid, value] of Object.entries(PLAIN)) {
+      this.#plain.set(Number(fid), value);
+    }
+    for (let i = 0; i < this.#vectors; i++) {
+      this.#vectorConfig[i] = defaultVectorConfig(i);
+    }
+    this.#temperatureOver = TEMPERATURE_OVER_DEFAULT;
+    this.#temperatureUnder = 0;
+  }
+}
+
+function defaultVectorConfig(vector: number): number {
+  return vector === 0 ? COALESCING_DISABLED : vector;
+}

@@ -1,0 +1,200 @@
+/**
+ * Log pages: what is remembered for them, and how they are built.
+ *
+ * @module
+ */
+
+import { setU64 } from "../../src/bits.ts";
+import type { Loop } from "../../src/event_loop.ts";
+import { NvmeCounter, type NvmeCounters } from "./counters.ts";
+import { NvmeAdmin, NvmeCmd, NvmeLog } from "./defs.ts";
+import type { Features } from "./features.ts";
+import {
+  CHANGED_NS_LOG,
+  EFFECTS_LOG,
+  ERROR_LOG_ENTRIES,
+  ERROR_LOG_ENTRY,
+  FW_SLOT_LOG,
+  NVME_CMD_EFFECTS_CSUPP,
+  NVME_CMD_EFFECTS_LBCC,
+  SMART_LOG,
+} from "./log_layout.ts";
+
+/** A temperature that is nothing to worry about, in kelvins. */
+export const TEMPERATURE_KELVIN = 308;
+
+const HOUR_MS = 3_600_000;
+/** Data units of the SMART log are thousands of 512 bytes. */
+const DATA_UNIT_BYTES = 512_000;
+/** Critical warning: the temperature is past a threshold. */
+const SMART_CRIT_TEMPERATURE = 1 << 1;
+const CHANGED_MANY = 0xffff_ffff;
+
+/** Which commands change what blocks hold. */
+const CHANGING: readonly number[] = [
+  NvmeCmd.WRITE,
+  NvmeCmd.WRITE_ZEROES,
+  NvmeCmd.DSM,
+];
+
+/** What {@linkcode LogPages} are built from. */
+export interface LogPagesOptions {
+  readonly loop: Loop;
+  readonly counters: NvmeCounters;
+  readonly features: Features;
+  /** Firmware revision. */
+  readonly firmware: string;
+}
+
+/** The log pages of a controller. */
+export class LogPages {
+  readonly #options: LogPagesOptions;
+  readonly #poweredMs: number;
+  readonly #errors = new Uint8Array(ERROR_LOG_ENTRIES * ERROR_LOG_ENTRY.SIZE);
+  readonly #errorView = new DataView(this.#errors.buffer);
+  readonly #changed: number[] = [];
+  #errorCount = 0;
+  /** Times that the power went without CC.SHN; a person who pulls the plug. */
+  unsafeShutdowns = 0;
+
+  constructor(options: LogPagesOptions) {
+    this.#options = options;
+    this.#poweredMs = options.loop.now();
+  }
+
+  /** Remembers a command that failed; allocates nothing. */
+  addError(
+    sqid: number,
+    cid: number,
+    status: number,
+    nsid: number,
+  ): void {
+    this.#errorCount++;
+    const at = ((this.#errorCount - 1) % ERROR_LOG_ENTRIES) *
+      ERROR_LOG_ENTRY.SIZE;
+    const view = this.#errorView;
+    setU64(view, at + ERROR_LOG_ENTRY.ERROR_COUNT, this.#errorCount);
+    view.setUint16(at + ERROR_LOG_ENTRY.SQID, sqid, true);
+    view.setUint16(at + ERROR_LOG_ENTRY.CMDID, cid, true);
+    view.setUint16(at + ERROR_LOG_ENTRY.STATUS_FIELD, status << 1, true);
+    // All-ones: not about one parameter.
+    view.setUint16(at + ERROR_LOG_ENTRY.PARM_ERROR_LOCATION, 0xffff, true);
+    view.setUint32(at + ERROR_LOG_ENTRY.NSID, nsid, true);
+  }
+
+  /** A namespace changed. */
+  addChanged(nsid: number): void {
+    if (!this.#changed.includes(nsid)) this.#changed.push(nsid);
+  }
+
+  /** A controller reset: pages are kept, what waits to be told is not. */
+  reset(): void {
+    this.#changed.length = 0;
+  }
+
+  /**
+   * Builds a page; a read of the changed namespaces clears their list.
+   *
+   * @returns The page, or null when there is none of that number
+   */
+  build(lid: number): Uint8Array | null {
+    switch (lid) {
+      case NvmeLog.ERROR:
+        return this.#error();
+      case NvmeLog.SMART:
+        return this.#smart();
+      case NvmeLog.FW_SLOT:
+        return this.#firmware();
+      case NvmeLog.CHANGED_NS:
+        return this.#changedNamespaces();
+      case NvmeLog.CMD_EFFECTS:
+        return effects();
+      default:
+        return null;
+    }
+  }
+
+  /** The newest entry comes first. */
+  #error(): Uint8Array {
+    const size = ERROR_LOG_ENTRY.SIZE;
+    const page = new Uint8Array(this.#errors.length);
+    const count = Math.min(this.#errorCount, ERROR_LOG_ENTRIES);
+    for (let i = 0; i < count; i++) {
+      const from = ((this.#errorCount - 1 - i) % ERROR_LOG_ENTRIES) * size;
+      page.set(this.#errors.subarray(from, from + size), i * size);
+    }
+    return page;
+  }
+
+  #smart(): Uint8Array {
+    const { loop, counters, features } = this.#options;
+    const { values } = counters;
+    const page = new Uint8Array(SMART_LOG.SIZE);
+    const view = new DataView(page.buffer);
+    if (features.temperatureAlarm) {
+      page[SMART_LOG.CRITICAL_WARNING] = SMART_CRIT_TEMPERATURE;
+    }
+    view.setUint16(SMART_LOG.TEMPERATURE, TEMPERATURE_KELVIN, true);
+    page[SMART_LOG.AVAIL_SPARE] = 100;
+    page[SMART_LOG.SPARE_THRESH] = 10;
+    const units = (bytes: number) => Math.ceil(bytes / DATA_UNIT_BYTES);
+    const readBytes = values[NvmeCounter.readBytes]!;
+    const writtenBytes = values[NvmeCounter.writtenBytes]!;
+    setU64(view, SMART_LOG.DATA_UNITS_READ, units(readBytes));
+    setU64(view, SMART_LOG.DATA_UNITS_WRITTEN, units(writtenBytes));
+    setU64(view, SMART_LOG.HOST_READS, values[NvmeCounter.reads]!);
+    setU64(view, SMART_LOG.HOST_WRITES, values[NvmeCounter.writes]!);
+    setU64(view, SMART_LOG.POWER_CYCLES, 1);
+    setU64(
+      view,
+      SMART_LOG.POWER_ON_HOURS,
+      Math.floor((loop.now() - this.#poweredMs) / HOUR_MS),
+    );
+    setU64(view, SMART_LOG.UNSAFE_SHUTDOWNS, this.unsafeShutdowns);
+    setU64(view, SMART_LOG.MEDIA_ERRORS, values[NvmeCounter.mediaErrors]!);
+    setU64(view, SMART_LOG.NUM_ERR_LOG_ENTRIES, this.#errorCount);
+    return page;
+  }
+
+  #firmware(): Uint8Array {
+    const page = new Uint8Array(FW_SLOT_LOG.SIZE);
+    page[FW_SLOT_LOG.AFI] = 1;
+    page.fill(0x20, FW_SLOT_LOG.FRS1, FW_SLOT_LOG.FRS1 + 8);
+    page.set(
+      new TextEncoder().encode(this.#options.firmware).subarray(0, 8),
+      FW_SLOT_LOG.FRS1,
+    );
+    return page;
+  }
+
+  #changedNamespaces(): Uint8Array {
+    const page = new Uint8Array(CHANGED_NS_LOG.SIZE);
+    const view = new DataView(page.buffer);
+    const changed = this.#changed.splice(0).sort((a, b) => a - b);
+    if (changed.length > CHANGED_NS_LOG.ENTRIES) {
+      view.setUint32(0, CHANGED_MANY, true);
+      return page;
+    }
+    for (const [i, nsid] of changed.entries()) {
+      view.setUint32(i * 4, nsid, true);
+    }
+    return page;
+  }
+}
+
+function effects(): Uint8Array {
+  const page = new Uint8Array(EFFECTS_LOG.SIZE);
+  const view = new DataView(page.buffer);
+  for (const opcode of Object.values(NvmeAdmin)) {
+    view.setUint32(EFFECTS_LOG.ACS + opcode * 4, NVME_CMD_EFFECTS_CSUPP, true);
+  }
+  for (const opcode of Object.values(NvmeCmd)) {
+    const bits = CHANGING.includes(opcode) ? NVME_CMD_EFFECTS_LBCC : 0;
+    view.setUint32(
+      EFFECTS_LOG.IOCS + opcode * 4,
+      NVME_CMD_EFFECTS_CSUPP | bits,
+      true,
+    );
+  }
+  return page;
+}

@@ -1,0 +1,143 @@
+/**
+ * A namespace: blocks of a back end under a number.
+ *
+ * @module
+ */
+
+import type {
+  BlockBackend,
+  BlockClient,
+  BlockRequest,
+} from "../../src/block/backend.ts";
+import type { NamespaceIds } from "./identity.ts";
+
+const SECTOR_SHIFT = 9;
+
+/** Storage with a namespace id. */
+export class Namespace implements BlockClient {
+  /** 1 and up. */
+  readonly nsid: number;
+  readonly backend: BlockBackend;
+  /** Names that outlive this process. */
+  readonly ids: NamespaceIds;
+  /** Bytes of a logical block, as a power of two. */
+  readonly lbaShift: number;
+  /** Logical blocks. */
+  blocks: number;
+  readonly #owner: BlockClient & { onNamespaceChanged(ns: Namespace): void };
+  #uncommitted = false;
+
+  /** @param owner Told of completions and changes */
+  constructor(
+    nsid: number,
+    backend: BlockBackend,
+    ids: NamespaceIds,
+    owner: BlockClient & { onNamespaceChanged(ns: Namespace): void },
+  ) {
+    this.nsid = nsid;
+    this.backend = backend;
+    this.ids = ids;
+    this.#owner = owner;
+    const { logicalBlockBytes, sizeBytes } = backend.info;
+    let shift = SECTOR_SHIFT;
+    while (2 ** shift < logicalBlockBytes) shift++;
+    this.lbaShift = shift;
+    this.blocks = Math.floor(sizeBytes / logicalBlockBytes);
+  }
+
+  /**
+   * Whether blocks lie inside, without rounding: the start is 64 bits wide.
+   *
+   * @param slbaLow Low word of the first block @param slbaHigh High word
+   * @param count How many
+   */
+  contains(slbaLow: number, slbaHigh: number, count: number): boolean {
+    // Exact below 2^53; from there on rounded, but not down to the size of any storage, and nothing wraps.
+    return slbaHigh * 0x1_0000_0000 + slbaLow + count <= this.blocks;
+  }
+
+  /** Hands a request to the back end; see {@linkcode BlockBackend.submit}. */
+  submit(request: BlockRequest): number {
+    this.#uncommitted = true;
+    return this.backend.submit(request);
+  }
+
+  /** Lets the back end begin with what was submitted. */
+  commit(): void {
+    if (!this.#uncommitted) return;
+    this.#uncommitted = false;
+    this.backend.commit();
+  }
+
+  onComplete(request: BlockRequest, result: number): void {
+    this.#owner.onComplete(request, result);
+  }
+
+  onResize(): void {
+    this.blocks = Math.floor(
+      this.backend.info.sizeBytes / 2 ** this.lbaShift,
+    );
+    this.#owner.onNamespaceChanged(this);
+  }
+}
+
+/** The namespaces of a controller, by number. */
+export class NamespaceSet {
+  /** In order of their numbers. */
+  readonly all: readonly Namespace[];
+  /** The largest number there can be: NN of Identify Controller. */
+  readonly maxNsid: number;
+  readonly #byId: (Namespace | null)[];
+
+  /** @param namespaces At least one */
+  constructor(namespaces: readonly Namespace[]) {
+    this.all = namespaces.toSorted((a, b) => a.nsid - b.nsid);
+    this.maxNsid = this.all.at(-1)!.nsid;
+    this.#byId = Array.from(
+      { length: this.maxNsid + 1 },
+      (_, nsid) => this.all.find((ns) => ns.nsid === nsid) ?? null,
+    );
+  }
+
+  /** The namespace, or null for a number that none has. */
+  get(nsid: number): Namespace | null {
+    return nsid <= this.maxNsid ? this.#byId[nsid]! : null;
+  }
+
+  /** Whether the number could be a namespace's (section 6.1.2). */
+  isValid(nsid: number): boolean {
+    return nsid >= 1 && nsid <= this.maxNsid;
+  }
+
+  /** Whether any of them may lose completed writes until a flush. */
+  get volatileCache(): boolean {
+    return this.all.some((ns) => ns.backend.info.volatileCache);
+  }
+
+  /**
+   * Switches the write cache of all that have one.
+   *
+   * @returns Whether it could be done
+   */
+  setWriteCache(on: boolean): boolean {
+    let done = true;
+    for (const { backend } of this.all) {
+      if (!backend.info.volatileCache) continue;
+      if (backend.setWriteCache(on) < 0) done = false;
+    }
+    return done;
+  }
+
+  /** Lets every back end begin with what was submitted. */
+  commit(): void {
+    for (let i = 0; i < this.all.length; i++) this.all[i]!.commit();
+  }
+
+  /** Waits until no request touches guest memory any more. */
+  drain(): void {
+    for (const ns of this.all) {
+      ns.commit();
+      ns.backend.drain();
+    }
+  }
+}

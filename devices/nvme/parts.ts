@@ -1,0 +1,219 @@
+/**
+ * The parts of a controller, made and put together.
+ *
+ * @module
+ */
+
+import type { DeviceContext, SharedMemory } from "../../src/pci/device.ts";
+import { AdminCommands } from "./admin.ts";
+import type { Command } from "./command.ts";
+import { NvmeCounters } from "./counters.ts";
+import { DataPointer } from "./data_pointer.ts";
+import { IN_FLIGHT, NVME_PAGE_SHIFT_MIN, NvmeSc } from "./defs.ts";
+import { Doorbells } from "./doorbells.ts";
+import { Engine } from "./engine.ts";
+import { AsyncEvents } from "./events.ts";
+import { Features } from "./features.ts";
+import { type ControllerIdentity, Identify } from "./identify.ts";
+import { InterruptLines } from "./interrupt_lines.ts";
+import { IoCommands } from "./io.ts";
+import { LogPages } from "./log_pages.ts";
+import type { NamespaceSet } from "./namespace.ts";
+import { MSI_VECTORS } from "./pci_spec.ts";
+import { QueueSet } from "./queue_set.ts";
+import { NvmeRegisters } from "./registers.ts";
+
+/** What a controller is like. */
+export interface NvmeControllerOptions {
+  readonly identity: ControllerIdentity;
+  /** I/O queue pairs, 1–64. */
+  readonly queues: number;
+  /** The largest size of an I/O queue, 2–4096. */
+  readonly queueEntries: number;
+  /** Whether clients may map the doorbells, which are then polled. */
+  readonly mapDoorbells: boolean;
+}
+
+/** What the parts ask of their controller. */
+export interface ControllerHooks {
+  /** A doorbell was written with a value that cannot be. */
+  readonly onInvalidDoorbell: () => void;
+  /** A command ended with an error. */
+  readonly onCommandError: (command: Command) => void;
+  /** What the controller began on its own account has ended. */
+  readonly onInternal: () => void;
+  /** Something is to be done in a bottom half. */
+  readonly wake: () => void;
+}
+
+/** The most bytes of a command, unless a back end takes less. */
+const TRANSFER_MAX_BYTES = 1 << 20;
+/** The most segments of a command: the pages of the longest one, with some to spare for SGLs of small pieces. */
+const SEGMENTS = 512;
+
+/** Everything of a controller that is not its registers' meaning. */
+export class ControllerParts {
+  readonly registers: NvmeRegisters;
+  readonly counters: NvmeCounters = new NvmeCounters();
+  readonly namespaces: NamespaceSet;
+  readonly data: DataPointer;
+  readonly doorbells: Doorbells;
+  readonly queues: QueueSet;
+  readonly features: Features;
+  readonly logs: LogPages;
+  readonly events: AsyncEvents = new AsyncEvents();
+  readonly io: IoCommands;
+  readonly admin: AdminCommands;
+  readonly engine: Engine;
+  readonly lines: InterruptLines;
+
+  /** @param page The doorbells when clients may map them */
+  constructor(
+    context: DeviceContext,
+    options: NvmeControllerOptions,
+    namespaces: NamespaceSet,
+    page: SharedMemory | null,
+    hooks: ControllerHooks,
+  ) {
+    const { memory, loop, interrupts } = context;
+    const { identity, queues, queueEntries } = options;
+    const mdts = transferShift(namespaces);
+    const maxTransferBytes = 2 ** (mdts + NVME_PAGE_SHIFT_MIN);
+    const { counters } = this;
+    this.namespaces = namespaces;
+    this.registers = new NvmeRegisters(queueEntries);
+    this.data = new DataPointer(memory);
+    this.doorbells = new Doorbells(memory, queues + 1, page?.bytes ?? null);
+    this.queues = this.#makeQueues(context, options, hooks);
+    this.features = this.#makeFeatures(queues);
+    this.logs = new LogPages({
+      loop,
+      counters,
+      features: this.features,
+      firmware: identity.firmware,
+    });
+    this.io = new IoCommands({
+      memory,
+      namespaces,
+      data: this.data,
+      counters,
+      maxTransferBytes,
+      segments: SEGMENTS,
+      finish: (command, status) => this.engine.finish(command, status),
+    });
+    const identify = new Identify(identity, namespaces, mdts);
+    this.admin = this.#makeAdmin(context, identify, maxTransferBytes);
+    this.engine = this.#makeEngine(context, hooks);
+    this.lines = new InterruptLines(interrupts, this.queues, counters);
+  }
+
+  #makeQueues(
+    context: DeviceContext,
+    options: NvmeControllerOptions,
+    hooks: ControllerHooks,
+  ): QueueSet {
+    return new QueueSet({
+      memory: context.memory,
+      doorbells: this.doorbells,
+      pairs: options.queues,
+      maxEntries: options.queueEntries,
+      vectors: () => vectorCount(context.interrupts.mode, options.queues),
+      onInvalidValue: hooks.onInvalidDoorbell,
+    });
+  }
+
+  #makeFeatures(queues: number): Features {
+    return new Features(
+      {
+        volatileCache: () => this.namespaces.volatileCache,
+        setWriteCache: (on) => this.namespaces.setWriteCache(on),
+        hasIoQueues: () => this.queues.hasIoQueues,
+      },
+      queues,
+      queues + 1,
+    );
+  }
+
+  #makeAdmin(
+    context: DeviceContext,
+    identify: Identify,
+    maxTransferBytes: number,
+  ): AdminCommands {
+    return new AdminCommands({
+      memory: context.memory,
+      data: this.data,
+      queues: this.queues,
+      doorbells: this.doorbells,
+      identify,
+      features: this.features,
+      logs: this.logs,
+      events: this.events,
+      maxTransferBytes,
+      pageBytes: () => 2 ** this.registers.pageShift,
+      abort: (sqid, cid) => this.#abort(sqid, cid),
+    });
+  }
+
+  #makeEngine(context: DeviceContext, hooks: ControllerHooks): Engine {
+    return new Engine({
+      memory: context.memory,
+      queues: this.queues,
+      counters: this.counters,
+      segments: SEGMENTS,
+      burst: () => this.features.arbitrationBurst,
+      startAdmin: (command, sqe) => this.#startAdmin(command, sqe),
+      startIo: (command, sqe) => this.io.start(command, sqe),
+      resumeIo: (command, result) => this.io.resume(command, result),
+      onError: hooks.onCommandError,
+      onInternal: hooks.onInternal,
+      wake: hooks.wake,
+    });
+  }
+
+  #startAdmin(command: Command, sqe: Uint32Array): number {
+    const status = this.admin.start(command, sqe);
+    if (status === IN_FLIGHT && this.events.holds(command)) {
+      // It may wait for ever, and must not keep room from others meanwhile.
+      command.reserved = false;
+      command.sq!.cq.reserved--;
+    }
+    return status;
+  }
+
+  /** Ends a command that waits here for an event or another command. @returns Whether there was one */
+  #abort(sqid: number, cid: number): boolean {
+    const command = this.engine.find(sqid, cid);
+    if (command === null) return false;
+    // A command that waits for an event has no room of its own for its completion.
+    const { cq } = command.sq!;
+    if (!command.reserved && !this.queues.hasRoom(cq)) return false;
+    if (!this.events.cancel(command) && !this.io.cancel(command)) return false;
+    if (!command.reserved) {
+      command.reserved = true;
+      cq.reserved++;
+    }
+    this.engine.finish(command, NvmeSc.ABORT_REQ);
+    return true;
+  }
+}
+
+/** MDTS: what every back end takes in one request, as a power of two of 4 KiB. */
+function transferShift(namespaces: NamespaceSet): number {
+  const most = Math.min(
+    TRANSFER_MAX_BYTES,
+    ...namespaces.all.map((ns) => ns.backend.info.maxTransferBytes),
+  );
+  return Math.max(Math.floor(Math.log2(most)) - NVME_PAGE_SHIFT_MIN, 1);
+}
+
+/** Vectors that a completion queue may name. */
+function vectorCount(mode: "intx" | "msi" | "msix", queues: number): number {
+  switch (mode) {
+    case "msix":
+      return queues + 1;
+    case "msi":
+      return MSI_VECTORS;
+    case "intx":
+      return 1;
+  }
+}

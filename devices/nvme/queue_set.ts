@@ -1,0 +1,366 @@
+/**
+ * The queues of a controller: creating and deleting them, and what their doorbells say.
+ *
+ * @module
+ */
+
+import { bit, field, u64 } from "../../src/bits.ts";
+import { Access, type GuestMemory } from "../../src/memory/guest_memory.ts";
+import type { Command } from "./command.ts";
+import {
+  IN_FLIGHT,
+  NVME_CQ_IRQ_ENABLED,
+  NVME_QUEUE_PHYS_CONTIG,
+  NvmeSc,
+  SQE,
+  SQE_BYTES,
+} from "./defs.ts";
+import {
+  type Doorbells,
+  headDoorbell,
+  NO_DOORBELL,
+  tailDoorbell,
+} from "./doorbells.ts";
+import { CompletionQueue, SubmissionQueue } from "./queue.ts";
+
+/** What a {@linkcode QueueSet} works with. */
+export interface QueueSetOptions {
+  readonly memory: GuestMemory;
+  readonly doorbells: Doorbells;
+  /** I/O queue pairs there can be. */
+  readonly pairs: number;
+  /** The largest size of an I/O queue. */
+  readonly maxEntries: number;
+  /** How many interrupt vectors the driver can use as things are. */
+  readonly vectors: () => number;
+  /** A driver wrote a value that cannot be. */
+  readonly onInvalidValue: () => void;
+}
+
+/** Admin and I/O queues by number. */
+export class QueueSet {
+  readonly #options: QueueSetOptions;
+  readonly #sqs: (SubmissionQueue | null)[];
+  readonly #cqs: (CompletionQueue | null)[];
+  #polled = false;
+  #activeSqs: SubmissionQueue[] = [];
+  #activeCqs: CompletionQueue[] = [];
+  #pageBytes = 4096;
+
+  constructor(options: QueueSetOptions) {
+    this.#options = options;
+    const count = options.pairs + 1;
+    this.#sqs = new Array(count).fill(null);
+    this.#cqs = new Array(count).fill(null);
+  }
+
+  /** Submission queues that exist. */
+  get submission(): readonly SubmissionQueue[] {
+    return this.#activeSqs;
+  }
+
+  /** Completion queues that exist. */
+  get completion(): readonly CompletionQueue[] {
+    return this.#activeCqs;
+  }
+
+  /** Whether I/O queues exist. */
+  get hasIoQueues(): boolean {
+    return this.#activeCqs.length > 1 || this.#activeSqs.length > 1;
+  }
+
+  /** A submission queue, or null. */
+  sq(qid: number): SubmissionQueue | null {
+    return this.#sqs[qid] ?? null;
+  }
+
+  /** A completion queue, or null. */
+  cq(qid: number): CompletionQueue | null {
+    return this.#cqs[qid] ?? null;
+  }
+
+  /**
+   * Makes the admin queues.
+   *
+   * @returns What is wrong with them, or null
+   */
+  createAdmin(
+    pageBytes: number,
+    aqa: number,
+    asq: Uint32Array,
+    acq: Uint32Array,
+  ): string | null {
+    const { memory } = this.#options;
+    this.#pageBytes = pageBytes;
+    const sqSize = field(aqa, 11, 0) + 1;
+    const cqSize = field(aqa, 27, 16) + 1;
+    if (sqSize < 2 || cqSize < 2) return "an admin queue has one entry (AQA)";
+    const sqIova = u64(asq[0]!, asq[1]!);
+    const cqIova = u64(acq[0]!, acq[1]!);
+    if (sqIova % pageBytes !== 0 || cqIova % pageBytes !== 0) {
+      return "an admin queue is not aligned to a page (ASQ, ACQ)";
+    }
+    const cq = new CompletionQueue(
+      memory,
+      { qid: 0, size: cqSize, iova: cqIova },
+      0,
+      true,
+    );
+    if (!cq.ready() || !this.#isReadable(sqIova, sqSize)) {
+      return "an admin queue is not in guest memory (ASQ, ACQ)";
+    }
+    this.#addCq(cq);
+    this.#addSq(
+      new SubmissionQueue(
+        memory,
+        { qid: 0, size: sqSize, iova: sqIova },
+        cq,
+      ),
+    );
+    return null;
+  }
+
+  /** Create I/O Completion Queue (section 5.3). @returns A status */
+  createCq(sqe: Uint32Array): number {
+    const { memory, pairs, vectors } = this.#options;
+    const qid = sqe[SQE.CDW10]! & 0xffff;
+    const size = (sqe[SQE.CDW10]! >>> 16) + 1;
+    const flags = sqe[SQE.CDW11]!;
+    const vector = flags >>> 16;
+    if (qid === 0 || qid > pairs || this.#cqs[qid] !== null) {
+      return NvmeSc.QID_INVALID;
+    }
+    const status = this.#checkRing(sqe, size);
+    if (status !== NvmeSc.SUCCESS) return status;
+    if (vector >= vectors()) return NvmeSc.INVALID_VECTOR;
+    const iova = u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!);
+    const cq = new CompletionQueue(
+      memory,
+      { qid, size, iova },
+      vector,
+      bit(flags, NVME_CQ_IRQ_ENABLED),
+    );
+    if (!cq.ready()) return NvmeSc.INVALID_FIELD;
+    this.#addCq(cq);
+    return NvmeSc.SUCCESS;
+  }
+
+  /** Create I/O Submission Queue (section 5.4). @returns A status */
+  createSq(sqe: Uint32Array): number {
+    const { memory, pairs } = this.#options;
+    const qid = sqe[SQE.CDW10]! & 0xffff;
+    const size = (sqe[SQE.CDW10]! >>> 16) + 1;
+    const cqid = sqe[SQE.CDW11]! >>> 16;
+    if (qid === 0 || qid > pairs || this.#sqs[qid] !== null) {
+      return NvmeSc.QID_INVALID;
+    }
+    const status = this.#checkRing(sqe, size);
+    if (status !== NvmeSc.SUCCESS) return status;
+    if (cqid === 0 || cqid > pairs) return NvmeSc.QID_INVALID;
+    const cq = this.#cqs[cqid]!;
+    if (cq === null) return NvmeSc.CQ_INVALID;
+    const iova = u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!);
+    if (!this.#isReadable(iova, size)) return NvmeSc.INVALID_FIELD;
+    this.#addSq(new SubmissionQueue(memory, { qid, size, iova }, cq));
+    return NvmeSc.SUCCESS;
+  }
+
+  /** Delete I/O Completion Queue (section 5.5). @returns A status */
+  deleteCq(sqe: Uint32Array): number {
+    const qid = sqe[SQE.CDW10]! & 0xffff;
+    const cq = qid === 0 ? null : this.cq(qid);
+    if (cq === null) return NvmeSc.QID_INVALID;
+    if (cq.users > 0) return NvmeSc.INVALID_QUEUE;
+    this.#cqs[qid] = null;
+    this.#activeCqs = this.#activeCqs.filter((each) => each !== cq);
+    return NvmeSc.SUCCESS;
+  }
+
+  /**
+   * Delete I/O Submission Queue (section 5.6). What was not fetched is dropped; while commands are in flight the
+   * deletion waits for them, see {@linkcode QueueSet.completed}.
+   *
+   * @returns A status, or IN_FLIGHT
+   */
+  deleteSq(command: Command, sqe: Uint32Array): number {
+    const qid = sqe[SQE.CDW10]! & 0xffff;
+    const sq = qid === 0 ? null : this.sq(qid);
+    if (sq === null || sq.deleting !== null) return NvmeSc.QID_INVALID;
+    if (sq.inFlight === 0) {
+      this.#removeSq(sq);
+      return NvmeSc.SUCCESS;
+    }
+    sq.deleting = command;
+    return IN_FLIGHT;
+  }
+
+  /**
+   * The completion of a command was posted.
+   *
+   * @returns The Delete command that waited for it, now to be completed; or null
+   */
+  completed(sq: SubmissionQueue): Command | null {
+    sq.inFlight--;
+    if (sq.deleting === null || sq.inFlight > 0) return null;
+    this.#removeSq(sq);
+    return sq.deleting;
+  }
+
+  /** Forgets every queue. */
+  reset(): void {
+    this.#sqs.fill(null);
+    this.#cqs.fill(null);
+    this.#activeSqs = [];
+    this.#activeCqs = [];
+    this.#options.doorbells.reset();
+  }
+
+  /** The value that each doorbell has, for Doorbell Buffer Config. */
+  doorbellValues(): Uint32Array {
+    const values = new Uint32Array(this.#options.doorbells.count);
+    for (const sq of this.#activeSqs) values[tailDoorbell(sq.qid)] = sq.tail;
+    for (const cq of this.#activeCqs) values[headDoorbell(cq.qid)] = cq.head;
+    return values;
+  }
+
+  /** Looks at the doorbell of a submission queue. */
+  updateTail(sq: SubmissionQueue): void {
+    const value = this.#options.doorbells.read(tailDoorbell(sq.qid));
+    if (value === sq.tail || value === NO_DOORBELL || value === sq.rejected) {
+      return;
+    }
+    if (sq.submitTo(value)) {
+      sq.rejected = NO_DOORBELL;
+      return;
+    }
+    sq.rejected = value;
+    this.#options.onInvalidValue();
+  }
+
+  /** Looks at the doorbell of a completion queue. */
+  updateHead(cq: CompletionQueue): void {
+    const value = this.#options.doorbells.read(headDoorbell(cq.qid));
+    if (value === cq.head || value === NO_DOORBELL || value === cq.rejected) {
+      return;
+    }
+    if (cq.consumeTo(value)) {
+      cq.rejected = NO_DOORBELL;
+      return;
+    }
+    cq.rejected = value;
+    this.#options.onInvalidValue();
+  }
+
+  /** Whether a submission queue has entries; when not, the driver is asked to ring for the next one. */
+  hasEntries(sq: SubmissionQueue): boolean {
+    if (!sq.empty) return true;
+    this.updateTail(sq);
+    if (!sq.empty) return true;
+    // While the tails are polled EventIdx stays where it was, behind the driver, which then never rings.
+    if (
+      !this.#polled &&
+      this.#options.doorbells.arm(tailDoorbell(sq.qid), sq.tail)
+    ) {
+      this.updateTail(sq);
+    }
+    return !sq.empty;
+  }
+
+  /** The tails are polled from here on, so that drivers with shadow doorbells need not ring. */
+  beginPolling(): void {
+    this.#polled = true;
+  }
+
+  /**
+   * The tails are not polled any more: asks drivers to ring.
+   *
+   * @returns Whether a submission queue got entries meanwhile
+   */
+  endPolling(): boolean {
+    this.#polled = false;
+    let found = false;
+    for (let i = 0; i < this.#activeSqs.length; i++) {
+      if (this.hasEntries(this.#activeSqs[i]!)) found = true;
+    }
+    return found;
+  }
+
+  /** Whether a completion queue has room; when not, the driver is asked to ring when it makes some. */
+  hasRoom(cq: CompletionQueue): boolean {
+    if (cq.room > 0) return true;
+    const { doorbells } = this.#options;
+    const index = headDoorbell(cq.qid);
+    this.updateHead(cq);
+    if (cq.room <= 0 && doorbells.arm(index, cq.head)) this.updateHead(cq);
+    if (cq.room <= 0) return false;
+    // Just behind the driver, where it does not come by before it has consumed all that fits.
+    doorbells.arm(index, cq.head === 0 ? cq.size - 1 : cq.head - 1);
+    return true;
+  }
+
+  /**
+   * Whether doorbells tell something new, for polling.
+   *
+   * @param heads Whether the heads of all completion queues matter, not just of those that are full
+   */
+  hasNews(heads: boolean): boolean {
+    const { doorbells } = this.#options;
+    for (let i = 0; i < this.#activeSqs.length; i++) {
+      const sq = this.#activeSqs[i]!;
+      const tail = doorbells.read(tailDoorbell(sq.qid));
+      if (tail !== sq.tail && tail !== NO_DOORBELL && tail !== sq.rejected) {
+        return true;
+      }
+      if (sq.empty && !heads) continue;
+      const { cq } = sq;
+      const head = doorbells.read(headDoorbell(cq.qid));
+      if (head !== cq.head && head !== NO_DOORBELL && head !== cq.rejected) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  /** Asks the driver to ring whenever it consumes entries, and looks whether it has; for pin interrupts. */
+  watchHead(cq: CompletionQueue): void {
+    this.updateHead(cq);
+    if (this.#options.doorbells.arm(headDoorbell(cq.qid), cq.head)) {
+      this.updateHead(cq);
+    }
+  }
+
+  #checkRing(sqe: Uint32Array, size: number): number {
+    if (size < 2 || size > this.#options.maxEntries) return NvmeSc.QUEUE_SIZE;
+    // Queues are contiguous (CAP.CQR), so PRP1 is the ring's address and no list.
+    if (!bit(sqe[SQE.CDW11]!, NVME_QUEUE_PHYS_CONTIG)) {
+      return NvmeSc.INVALID_FIELD;
+    }
+    return (sqe[SQE.PRP1]! & (this.#pageBytes - 1)) !== 0
+      ? NvmeSc.PRP_INVALID_OFFSET
+      : NvmeSc.SUCCESS;
+  }
+
+  #isReadable(iova: number, size: number): boolean {
+    const { memory } = this.#options;
+    return memory.window(iova, size * SQE_BYTES, Access.READ) !== null;
+  }
+
+  #addCq(cq: CompletionQueue): void {
+    this.#cqs[cq.qid] = cq;
+    this.#activeCqs = [...this.#activeCqs, cq];
+    this.#options.doorbells.create(headDoorbell(cq.qid));
+  }
+
+  #addSq(sq: SubmissionQueue): void {
+    this.#sqs[sq.qid] = sq;
+    sq.cq.users++;
+    this.#activeSqs = [...this.#activeSqs, sq];
+    this.#options.doorbells.create(tailDoorbell(sq.qid));
+  }
+
+  #removeSq(sq: SubmissionQueue): void {
+    this.#sqs[sq.qid] = null;
+    sq.cq.users--;
+    this.#activeSqs = this.#activeSqs.filter((each) => each !== sq);
+  }
+}

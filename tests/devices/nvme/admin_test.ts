@@ -1,0 +1,577 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import type { Sqe } from "./naive_driver.ts";
+import { Rig, SC } from "./rig.ts";
+
+function text(view: DataView, at: number, length: number): string {
+  return new TextDecoder().decode(
+    new Uint8Array(view.buffer, view.byteOffset + at, length),
+  );
+}
+
+Deno.test("Identify Controller says what Linux looks at", () => {
+  using rig = new Rig({ disks: { 1: 1 << 20, 7: 1 << 20 } });
+  const id = rig.driver.identify(1);
+  assertEquals(text(id, 4, 20), "SN1".padEnd(20));
+  assertEquals(text(id, 24, 40), "Model".padEnd(40));
+  assertEquals(text(id, 64, 8), "FW      ");
+  assertEquals(id.getUint8(77), 8, "MDTS: 1 MiB");
+  assertEquals(id.getUint32(80, true), 0x10400, "VER");
+  assertEquals(id.getUint32(92, true), 0x100, "OAES");
+  assertEquals(id.getUint8(111), 1, "CNTRLTYPE");
+  assertEquals(id.getUint16(256, true), 0x100, "OACS");
+  assertEquals(id.getUint8(259), 3, "AERL");
+  assertEquals(id.getUint8(261), 6, "LPA");
+  assertEquals([id.getUint8(512), id.getUint8(513)], [0x66, 0x44]);
+  assertEquals(id.getUint32(516, true), 7, "NN");
+  assertEquals(id.getUint16(520, true), 0b1_1101, "ONCS");
+  assertEquals(id.getUint8(525), 7, "VWC");
+  assertEquals(id.getUint32(536, true), 1, "SGLS");
+  assertEquals(
+    text(id, 768, 38),
+    "nqn.2014-08.org.nvmexpress:uuid:0\0\0\0\0\0",
+  );
+  assertEquals(id.getUint16(2048, true), 2500);
+});
+
+Deno.test("Identify Namespace describes the storage", () => {
+  using rig = new Rig({
+    disks: { 1: 1 << 20, 3: 2 << 20 },
+    info: { logicalBlockBytes: 4096, physicalBlockBytes: 8192 },
+  });
+  const ns = rig.driver.identify(0, 3);
+  assertEquals(ns.getBigUint64(0, true), 512n);
+  assertEquals(ns.getBigUint64(8, true), 512n);
+  assertEquals(ns.getBigUint64(16, true), 512n);
+  assertEquals(ns.getUint8(24), 0x10);
+  assertEquals(ns.getUint8(33), 8, "DLFEAT");
+  assertEquals(ns.getUint16(64, true), 1, "NPWG");
+  assertEquals(ns.getUint16(68, true), 0, "NPDG");
+  assertEquals(ns.getUint16(72, true), 15, "NOWS");
+  assertEquals(ns.getUint8(99), 0);
+  assertEquals(ns.getUint32(128, true), 12 << 16);
+  // An inactive namespace is all zeroes.
+  const none = rig.driver.identify(0, 2);
+  assertEquals(new Uint8Array(none.buffer).some((b) => b !== 0), false);
+});
+
+Deno.test("namespaces have names of their own, the same each time", () => {
+  const names = () => {
+    using rig = new Rig({ disks: { 1: 65536, 2: 65536 } });
+    return [1, 2].map((nsid) => {
+      const ns = rig.driver.identify(0, nsid);
+      const list = rig.driver.identify(3, nsid);
+      assertEquals([list.getUint8(0), list.getUint8(1)], [1, 8]);
+      assertEquals([list.getUint8(12), list.getUint8(13)], [2, 16]);
+      assertEquals([list.getUint8(32), list.getUint8(33)], [4, 1]);
+      assertEquals(list.getUint32(37, true), 0);
+      assertEquals(list.getBigUint64(4), ns.getBigUint64(120));
+      assertEquals(list.getBigUint64(16), ns.getBigUint64(104));
+      assert(ns.getBigUint64(104) !== 0n);
+      return [ns.getBigUint64(120), ns.getBigUint64(104), ns.getBigUint64(112)];
+    });
+  };
+  const first = names();
+  assertEquals(first, names());
+  assertEquals(new Set(first.flat()).size, 6);
+});
+
+Deno.test("Identify lists active namespaces above a number", () => {
+  using rig = new Rig({ disks: { 1: 65536, 4: 65536, 9: 65536 } });
+  for (const cns of [2, 7]) {
+    const list = (after: number) => {
+      const view = rig.driver.identify(cns, after);
+      return [0, 4, 8, 12].map((at) => view.getUint32(at, true));
+    };
+    assertEquals(list(0), [1, 4, 9, 0]);
+    assertEquals(list(1), [4, 9, 0, 0]);
+    assertEquals(list(9), [0, 0, 0, 0]);
+    for (const nsid of [0xffff_fffe, 0xffff_ffff]) {
+      const done = rig.driver.run({ opcode: 6, nsid, cdw10: cns, prp1: 0 });
+      assertEquals(done.status, SC.NS);
+    }
+  }
+});
+
+Deno.test("Identify of the NVM command set and independent of it", () => {
+  using rig = new Rig({ info: { readonly: true } });
+  const zero = (view: DataView) =>
+    assertEquals(new Uint8Array(view.buffer).some((b) => b !== 0), false);
+  zero(rig.driver.identify(5, 1));
+  zero(rig.driver.identify(6));
+  const independent = rig.driver.identify(8, 1);
+  assertEquals([independent.getUint8(8), independent.getUint8(14)], [1, 1]);
+});
+
+Deno.test("Identify refuses what there is not", () => {
+  using rig = new Rig({ disks: { 1: 65536, 3: 65536 } });
+  const prp1 = rig.driver.page();
+  const cases: [string, Partial<Sqe>, number][] = [
+    ["unknown CNS", { cdw10: 0x55 }, SC.FIELD],
+    ["controller list", { cdw10: 0x13 }, SC.FIELD],
+    ["nsid 0", { cdw10: 0 }, SC.NS],
+    ["nsid beyond", { cdw10: 0, nsid: 4 }, SC.NS],
+    ["common namespace", { cdw10: 0, nsid: 0xffff_ffff }, SC.NS],
+    ["descriptors of inactive", { cdw10: 3, nsid: 2 }, SC.NS],
+    ["descriptors of none", { cdw10: 3, nsid: 0 }, SC.NS],
+    ["another command set", { cdw10: 6, cdw11: 2 << 24 }, SC.FIELD],
+    ["namespace of another", { cdw10: 5, nsid: 1, cdw11: 1 << 24 }, SC.FIELD],
+    ["list of another", { cdw10: 7, cdw11: 1 << 24 }, SC.FIELD],
+    ["SGL", { cdw10: 1, flags: 0x40 }, SC.FIELD],
+    ["fused", { cdw10: 1, flags: 2 }, SC.FIELD],
+    ["unaligned", { cdw10: 1, prp1: prp1 + 2 }, SC.PRP_OFFSET],
+    ["not memory", { cdw10: 1, prp1: 0x1000 }, SC.DATA],
+  ];
+  for (const [name, sqe, status] of cases) {
+    const done = rig.driver.run({ opcode: 6, prp1, ...sqe });
+    assertEquals(done.status, status, name);
+    assertEquals(done.dnr, status !== SC.DATA, name);
+  }
+});
+
+Deno.test("admin opcodes that do not exist are invalid", () => {
+  using rig = new Rig();
+  for (const opcode of [3, 7, 0xb, 0xd, 0x10, 0x18, 0x80, 0xc0, 0xff]) {
+    assertEquals(rig.driver.run({ opcode }).status, SC.OPCODE, `${opcode}`);
+  }
+});
+
+Deno.test("queues are created only as the standard allows", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  const prp1 = driver.page(17);
+  const cq = (more: Partial<Sqe>) =>
+    driver.run({ opcode: 5, prp1, cdw10: 1 | 15 << 16, cdw11: 3, ...more })
+      .status;
+  const sq = (more: Partial<Sqe>) =>
+    driver.run({
+      opcode: 1,
+      prp1,
+      cdw10: 1 | 15 << 16,
+      cdw11: 1 | 1 << 16,
+      ...more,
+    }).status;
+  assertEquals(sq({}), SC.CQ, "no CQ yet");
+  for (const qid of [0, 5, 0xffff]) {
+    assertEquals(cq({ cdw10: qid | 15 << 16 }), SC.QID, `CQ ${qid}`);
+    assertEquals(sq({ cdw10: qid | 15 << 16 }), SC.QID, `SQ ${qid}`);
+    assertEquals(
+      sq({ cdw11: (1 | qid << 16) >>> 0 }),
+      SC.QID,
+      `SQ on CQ ${qid}`,
+    );
+  }
+  for (const create of [cq, sq]) {
+    assertEquals(create({ cdw10: 1 }), SC.QUEUE_SIZE, "one entry");
+    assertEquals(create({ cdw10: 1 | 1024 << 16 }), SC.QUEUE_SIZE, "MQES + 2");
+    assertEquals(
+      create({ cdw11: create === cq ? 2 : 1 << 16 }),
+      SC.FIELD,
+      "PC=0",
+    );
+    assertEquals(create({ prp1: prp1 + 64 }), SC.PRP_OFFSET, "unaligned");
+  }
+  assertEquals(cq({ cdw11: 3 | 5 << 16 }), SC.VECTOR);
+  assertEquals(cq({ prp1: 0x1000 }), SC.FIELD, "not memory");
+  assertEquals(cq({ prp1: 2 ** 53 }), SC.FIELD, "2^53");
+  assertEquals(cq({ cdw10: 1 | 1023 << 16 }), 0, "MQES + 1");
+  assertEquals(cq({}), SC.QID, "twice");
+  assertEquals(sq({ prp1: 2 ** 63 }), SC.FIELD, "2^63");
+  assertEquals(sq({}), 0);
+  assertEquals(sq({}), SC.QID, "twice");
+  // The queue with vector 4, the last one.
+  assertEquals(cq({ cdw10: 2 | 1 << 16, cdw11: 3 | 4 << 16 }), 0);
+});
+
+Deno.test("queues are deleted in order", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  rig.io();
+  const remove = (opcode: number, qid: number) =>
+    driver.run({ opcode, cdw10: qid }).status;
+  assertEquals(remove(4, 1), SC.QUEUE_DELETION);
+  for (const qid of [0, 2, 0xffff]) {
+    assertEquals(remove(0, qid), SC.QID);
+    assertEquals(remove(4, qid), SC.QID);
+  }
+  assertEquals(remove(0, 1), 0);
+  assertEquals(remove(0, 1), SC.QID);
+  assertEquals(remove(4, 1), 0);
+  assertEquals(remove(4, 1), SC.QID);
+  const pair = rig.io();
+  assertEquals(driver.run({ opcode: 0, nsid: 1 }, pair).status, 0);
+});
+
+Deno.test("two submission queues may complete in one queue", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  const pair = rig.io();
+  const sq = driver.page();
+  const made = driver.run({
+    opcode: 1,
+    prp1: sq,
+    cdw10: 2 | 15 << 16,
+    cdw11: 1 | 1 << 16,
+  });
+  assertEquals(made.status, 0);
+  driver.run({ opcode: 0, nsid: 1 }, pair);
+  assertEquals(driver.run({ opcode: 0, cdw10: 1 }).status, 0);
+  assertEquals(
+    driver.run({ opcode: 4, cdw10: 1 }).status,
+    SC.QUEUE_DELETION,
+  );
+  assertEquals(driver.run({ opcode: 0, cdw10: 2 }).status, 0);
+  assertEquals(driver.run({ opcode: 4, cdw10: 1 }).status, 0);
+});
+
+Deno.test("deleting a submission queue waits for its commands and drops what was not fetched", () => {
+  using rig = new Rig();
+  const { driver, disk } = rig;
+  const pair = driver.createPair(1, 64, 1, 4);
+  disk.slow = true;
+  const prp1 = driver.page();
+  for (let i = 0; i < 6; i++) driver.put(pair, { opcode: 2, nsid: 1, prp1 });
+  driver.ring(pair);
+  rig.settle();
+  assertEquals(disk.pending.length, 3);
+  driver.put(driver.admin, { opcode: 0, cdw10: 1 });
+  driver.ring(driver.admin);
+  rig.settle();
+  // Asked twice, the second is refused.
+  driver.put(driver.admin, { opcode: 0, cdw10: 1 });
+  driver.ring(driver.admin);
+  rig.settle();
+  assertEquals(driver.reap(driver.admin).map((c) => c.status), [SC.QID]);
+  disk.finish();
+  disk.finish();
+  rig.settle();
+  assertEquals(driver.reap(driver.admin), []);
+  assertEquals(driver.reap(pair).length, 2);
+  disk.finish();
+  rig.settle();
+  assertEquals(driver.reap(driver.admin).map((c) => c.status), [0]);
+  assertEquals(driver.reap(pair).length, 1);
+  assertEquals([disk.pending.length, disk.log.length], [0, 3]);
+});
+
+Deno.test("features are told, set, and not saved", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  assertEquals(driver.setFeature(7, 0x00ff_00ff).dw0, 0x0003_0003);
+  assertEquals(driver.getFeature(7).dw0, 0x0003_0003);
+  assertEquals(driver.getFeature(1).dw0, 3);
+  assertEquals(driver.setFeature(1, 5).status, 0);
+  assertEquals(driver.getFeature(1).dw0, 5);
+  assertEquals(driver.getFeature(1, 0, 1).dw0, 3);
+  assertEquals(driver.getFeature(1, 0, 2).dw0, 3);
+  assertEquals(driver.getFeature(1, 0, 3).dw0, 4);
+  assertEquals(driver.getFeature(1, 0, 4).status, SC.FIELD);
+  assertEquals(driver.getFeature(2).dw0, 0);
+  assertEquals(driver.setFeature(2, 0).status, 0);
+  assertEquals(driver.setFeature(2, 1).status, SC.FIELD);
+  assertEquals(driver.getFeature(4).dw0, 343);
+  assertEquals(driver.getFeature(4, 1 << 20).dw0, 0);
+  assertEquals(driver.getFeature(4, 1 << 16).status, SC.FIELD);
+  assertEquals(driver.getFeature(4, 2 << 20).status, SC.FIELD);
+  assertEquals(driver.getFeature(9, 0).dw0, 1 << 16);
+  assertEquals(driver.getFeature(9, 4).dw0, 4);
+  assertEquals(driver.getFeature(9, 5).status, SC.FIELD);
+  assertEquals(driver.setFeature(9, 2 | 1 << 16).status, 0);
+  assertEquals(driver.getFeature(9, 2).dw0, 2 | 1 << 16);
+  for (const fid of [5, 8, 10, 11]) {
+    assertEquals(driver.setFeature(fid, 0x101).status, 0);
+    assertEquals(driver.getFeature(fid).dw0, 0x101);
+  }
+  for (const fid of [0, 3, 0x0c, 0x7e, 0xc0]) {
+    assertEquals(driver.getFeature(fid).status, SC.FIELD);
+    assertEquals(driver.setFeature(fid, 0).status, SC.FIELD);
+  }
+  const save = driver.run({ opcode: 9, cdw10: (1 << 31 | 1) >>> 0 });
+  assertEquals(save.status, SC.NOT_SAVEABLE);
+  assertEquals(driver.setFeature(1, 0, { nsid: 1 }).status, SC.NOT_PER_NS);
+  driver.disable();
+  driver.enable();
+  assertEquals([driver.getFeature(1).dw0, driver.getFeature(11).dw0], [3, 0]);
+});
+
+Deno.test("the number of queues is settled before there are any", () => {
+  using rig = new Rig();
+  assertEquals(rig.driver.setFeature(7, 0xffff).status, SC.FIELD);
+  assertEquals(rig.driver.setFeature(7, 0xffff_0000).status, SC.FIELD);
+  rig.io();
+  assertEquals(rig.driver.setFeature(7, 0).status, SC.SEQUENCE);
+});
+
+Deno.test("the write cache is switched where it can be", () => {
+  using rig = new Rig();
+  const { driver, disk } = rig;
+  assertEquals(driver.getFeature(6).dw0, 1);
+  assertEquals(driver.setFeature(6, 0).status, 0);
+  assertEquals([disk.writeCache, driver.getFeature(6).dw0], [false, 0]);
+  assertEquals(driver.getFeature(6, 0, 1).dw0, 1);
+  driver.disable();
+  assertEquals(disk.writeCache, true);
+  driver.enable();
+  assertEquals(driver.getFeature(6).dw0, 1);
+  disk.writeCacheResult = -95;
+  assertEquals(driver.setFeature(6, 1).status, 0);
+  assertEquals(driver.setFeature(6, 0).status, SC.NOT_CHANGEABLE);
+  assertEquals(driver.getFeature(6).dw0, 1);
+  using without = new Rig({ info: { volatileCache: false } });
+  assertEquals(without.driver.identify(1).getUint8(525), 6);
+  assertEquals(without.driver.getFeature(6).status, SC.FIELD);
+  assertEquals(without.driver.setFeature(6, 1).status, SC.FIELD);
+});
+
+Deno.test("the SMART log counts", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  const pair = rig.io();
+  const buffer = driver.page(2);
+  for (let i = 0; i < 3; i++) {
+    driver.run({
+      opcode: 1,
+      nsid: 1,
+      cdw12: 15,
+      ...driver.prps(buffer, 0, 8192),
+    }, pair);
+  }
+  driver.run({ opcode: 2, nsid: 1, prp1: buffer }, pair);
+  driver.run({ opcode: 2, nsid: 9, prp1: buffer }, pair);
+  rig.loop.advance(2 * 3_600_000);
+  const log = driver.logPage(2, 512);
+  assertEquals(log.getUint8(0), 0);
+  assertEquals(log.getUint16(1, true), 308);
+  assertEquals(log.getUint8(3), 100);
+  const counter = (at: number) => log.getBigUint64(at, true);
+  assertEquals([counter(32), counter(48)], [1n, 1n]);
+  assertEquals([counter(64), counter(80)], [1n, 3n]);
+  assertEquals([counter(112), counter(128), counter(144)], [1n, 2n, 0n]);
+  assertEquals([counter(160), counter(176)], [0n, 1n]);
+  assertEquals(
+    driver.run({ opcode: 2, nsid: 1, cdw10: 2 | 127 << 16, prp1: buffer })
+      .status,
+    SC.FIELD,
+  );
+});
+
+Deno.test("power lost without shutdown is remembered", () => {
+  using rig = new Rig();
+  rig.device.reset("client_gone");
+  rig.driver.enable();
+  rig.device.reset("flr");
+  rig.driver.enable();
+  assertEquals(rig.driver.logPage(2, 512).getBigUint64(144, true), 1n);
+});
+
+Deno.test("the error log has the newest first and forgets the oldest", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  const pair = rig.io();
+  for (let i = 0; i < 20; i++) {
+    driver.run({ opcode: 2, nsid: 100 + i, cid: 500 + i }, pair);
+  }
+  const log = driver.logPage(1, 1024);
+  for (let i = 0; i < 16; i++) {
+    const at = i * 64;
+    assertEquals(log.getBigUint64(at, true), BigInt(20 - i));
+    assertEquals(log.getUint16(at + 8, true), 1);
+    assertEquals(log.getUint16(at + 10, true), 519 - i);
+    assertEquals(log.getUint16(at + 12, true) >>> 1 & 0x7ff, SC.NS);
+    assertEquals(log.getUint32(at + 24, true), 119 - i);
+  }
+});
+
+Deno.test("firmware and command effects logs", () => {
+  using rig = new Rig();
+  const firmware = rig.driver.logPage(3, 512);
+  assertEquals(firmware.getUint8(0), 1);
+  assertEquals(text(firmware, 8, 8), "FW      ");
+  const effects = rig.driver.logPage(5, 4096);
+  assertEquals(effects.getUint32(6 * 4, true), 1);
+  assertEquals(effects.getUint32(0x7c * 4, true), 1);
+  assertEquals(effects.getUint32(0x18 * 4, true), 0);
+  assertEquals(effects.getUint32(1024 + 2 * 4, true), 1);
+  assertEquals(effects.getUint32(1024 + 1 * 4, true), 3);
+  assertEquals(effects.getUint32(1024 + 3 * 4, true), 0);
+});
+
+Deno.test("Get Log Page takes offset and length apart", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  const part = driver.logPage(3, 8, { cdw12: 8 });
+  assertEquals(text(part, 0, 8), "FW      ");
+  const prp1 = driver.page();
+  const run = (more: Partial<Sqe>) =>
+    driver.run({ opcode: 2, nsid: 0xffff_ffff, prp1, cdw10: 3, ...more })
+      .status;
+  assertEquals(run({ cdw12: 512 }), 0, "the end");
+  assertEquals(run({ cdw12: 516 }), SC.FIELD);
+  assertEquals(run({ cdw12: 2 }), SC.FIELD);
+  assertEquals(run({ cdw13: 1 }), SC.FIELD);
+  assertEquals(run({ cdw10: 3, cdw11: 0xffff }), SC.FIELD, "MDTS");
+  assertEquals(run({ cdw10: 0 }), SC.LOG_PAGE);
+  assertEquals(run({ cdw10: 0xc0 }), SC.LOG_PAGE);
+  // Longer than the page: only the page is written.
+  driver.ram.at(prp1, 4096).fill(0x77);
+  assertEquals(run({ cdw10: 3 | 1023 << 16 }), 0);
+  assertEquals(driver.ram.at(prp1 + 511, 2), Uint8Array.of(0, 0x77));
+});
+
+Deno.test("Asynchronous events: as many requests as AERL says", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  for (let i = 0; i < 4; i++) driver.put(driver.admin, { opcode: 12 });
+  driver.ring(driver.admin);
+  rig.settle();
+  assertEquals(driver.reap(driver.admin), []);
+  assertEquals(driver.run({ opcode: 12 }).status, SC.AER_LIMIT);
+});
+
+Deno.test("requests for events keep no room from other commands", () => {
+  using rig = new Rig({ disabled: true });
+  const { driver } = rig;
+  driver.enable(2);
+  driver.put(driver.admin, { opcode: 12 });
+  driver.ring(driver.admin);
+  rig.settle();
+  assertEquals(driver.reap(driver.admin), []);
+  assertEquals(driver.identify(1).getUint8(111), 1);
+  // An event that finds the queue full waits for room.
+  driver.put(driver.admin, { opcode: 0x99 });
+  driver.ring(driver.admin);
+  rig.settle();
+  driver.write(0x1000 + 2 * 8, 1);
+  rig.settle();
+  assertEquals(driver.reap(driver.admin).map((c) => c.status), [SC.OPCODE]);
+  assertEquals(driver.reap(driver.admin).map((c) => c.dw0), [0x01_00_00]);
+});
+
+Deno.test("a namespace that changes its size is told about, once until its log is read", () => {
+  using rig = new Rig({ disks: { 1: 65536, 2: 65536 } });
+  const { driver } = rig;
+  const held = () => {
+    const cid = driver.put(driver.admin, { opcode: 12 });
+    driver.ring(driver.admin);
+    rig.settle();
+    return cid;
+  };
+  held();
+  rig.disks[2]!.resize(131072);
+  rig.settle();
+  assertEquals(driver.reap(driver.admin), [], "not asked for");
+  assertEquals(driver.setFeature(11, 1 << 8).status, 0);
+  rig.disks[2]!.resize(65536);
+  rig.settle();
+  const [first] = driver.reap(driver.admin);
+  assertEquals([first!.status, first!.dw0], [0, 2 | 0 << 8 | 4 << 16]);
+  held();
+  rig.disks[1]!.resize(4096);
+  rig.settle();
+  assertEquals(driver.reap(driver.admin), [], "not acknowledged");
+  const retained = driver.logPage(4, 4096, {
+    cdw10: 4 | 1 << 15 | 1023 << 16,
+  });
+  assertEquals([0, 4, 8].map((at) => retained.getUint32(at, true)), [1, 2, 0]);
+  rig.settle();
+  assertEquals(driver.reap(driver.admin), []);
+  assertEquals(driver.logPage(4, 4096).getUint32(0, true), 0);
+  assertEquals(driver.reap(driver.admin), []);
+  rig.disks[1]!.resize(8192);
+  rig.settle();
+  assertEquals(driver.reap(driver.admin).map((c) => c.dw0), [0x4_0002]);
+  assertEquals(driver.identify(0, 1).getBigUint64(0, true), 16n);
+});
+
+Deno.test("a temperature past its threshold is told about", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  driver.put(driver.admin, { opcode: 12 });
+  driver.ring(driver.admin);
+  rig.settle();
+  assertEquals(driver.setFeature(4, 300).status, 0);
+  assertEquals(driver.logPage(2, 512).getUint8(0), 2);
+  const done = (() => {
+    driver.put(driver.admin, { opcode: 9, cdw10: 11, cdw11: 2 });
+    driver.ring(driver.admin);
+    rig.settle();
+    return driver.reap(driver.admin);
+  })();
+  assertEquals(done.map((c) => c.dw0), [0, 1 | 1 << 8 | 2 << 16]);
+});
+
+Deno.test("Abort ends a waiting event request, and tells when there is nothing to end", () => {
+  using rig = new Rig();
+  const { driver, disk } = rig;
+  const cid = driver.put(driver.admin, { opcode: 12 });
+  driver.ring(driver.admin);
+  rig.settle();
+  driver.put(driver.admin, { opcode: 8, cdw10: cid << 16 });
+  driver.ring(driver.admin);
+  rig.settle();
+  const [aborted, abort] = driver.reap(driver.admin);
+  assertEquals([aborted!.cid, aborted!.status], [cid, SC.ABORTED]);
+  assertEquals([abort!.status, abort!.dw0], [0, 0]);
+  assertEquals(driver.run({ opcode: 8, cdw10: cid << 16 }).dw0, 1);
+  assertEquals(driver.run({ opcode: 8, cdw10: 0xffff_ffff }).dw0, 1);
+  // The event request's place is free again.
+  for (let i = 0; i < 4; i++) driver.put(driver.admin, { opcode: 12 });
+  driver.ring(driver.admin);
+  rig.settle();
+  assertEquals(driver.reap(driver.admin), []);
+  // What is with the storage cannot be taken back.
+  const pair = rig.io();
+  disk.slow = true;
+  const prp1 = driver.page();
+  const compares = [1, 2].map(() =>
+    driver.put(pair, { opcode: 5, nsid: 1, prp1 })
+  );
+  driver.ring(pair);
+  rig.settle();
+  assertEquals(driver.run({ opcode: 8, cdw10: 1 | compares[0]! << 16 }).dw0, 1);
+  assertEquals(driver.run({ opcode: 8, cdw10: 1 | compares[1]! << 16 }).dw0, 0);
+  assertEquals(driver.reap(pair).map((c) => [c.cid, c.status]), [[
+    compares[1],
+    SC.ABORTED,
+  ]]);
+  disk.finish();
+  rig.settle();
+  assertEquals(driver.reap(pair).map((c) => c.status), [0]);
+});
+
+Deno.test("Abort leaves an event request alone while its completion has no room", () => {
+  using rig = new Rig({ disabled: true });
+  const { driver } = rig;
+  driver.enable(2);
+  const cid = driver.put(driver.admin, { opcode: 12 });
+  driver.ring(driver.admin);
+  rig.settle();
+  // The only entry of the completion queue is the Abort command's own.
+  const abort = driver.run({ opcode: 8, cdw10: cid << 16 });
+  assertEquals([abort.status, abort.dw0], [0, 1]);
+  assertEquals(driver.reap(driver.admin), []);
+  assertEquals(rig.device.inFlight().length, 1);
+});
+
+Deno.test("the resize command changes storage and explains itself", () => {
+  using rig = new Rig({ disks: { 1: 65536, 2: 65536 } });
+  const run = (...args: string[]) => rig.device.commands.resize!.run(args);
+  assertEquals(run("2", "128K"), "namespace 2 has 131072 bytes, ram disk");
+  assertEquals(run().split("\n").length, 2);
+  for (
+    const args of [["1M"], ["3", "1M"], ["x", "1M"], ["1", "1001"], [
+      "1",
+      "lots",
+    ], ["1", "1M", "2"]]
+  ) {
+    assertThrows(() => run(...args), Error, "Cannot resize");
+  }
+});
+
+Deno.test("NvmeController.counters has those of the storage too", () => {
+  using rig = new Rig();
+  const pair = rig.io();
+  rig.driver.run({ opcode: 0, nsid: 1 }, pair);
+  const counters = rig.device.counters();
+  assertEquals(counters["ns1.submitted"], 1);
+  assertEquals([counters.flushes, counters.adminCommands], [1, 2]);
+});
