@@ -5,7 +5,12 @@
  */
 
 import { isPowerOfTwo } from "../../src/bits.ts";
-import { NET_OPTIONS, type NetOptions } from "../../src/net/option_table.ts";
+import { QUEUE_PAIRS_MAX } from "../../src/net/backend.ts";
+import {
+  NET_OPTIONS,
+  NetKind,
+  type NetOptions,
+} from "../../src/net/option_table.ts";
 import { parseNetOptions } from "../../src/net/options.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import type { OptionSpec } from "../model.ts";
@@ -31,6 +36,10 @@ export interface VirtioNetOptions {
   readonly linkUp: boolean;
   /** Largest size of the receive and transmit queues. */
   readonly queueSize: number;
+  /** How many pairs of receive and transmit queues it has. */
+  readonly queuePairs: number;
+  /** Whether checksums and segments are left to the network, and to the driver, where they can do it. */
+  readonly offloads: boolean;
   /** What it is plugged into. */
   readonly net: NetOptions;
 }
@@ -60,7 +69,23 @@ const CARD_OPTIONS: readonly OptionSpec[] = [
       `largest size of a queue, a power of two from ${QUEUE_SIZE_MIN} to ${QUEUE_SIZE_MAX}`,
     default: `${QUEUE_SIZE_DEFAULT}`,
   },
+  {
+    name: "queues",
+    syntax: "pairs",
+    help:
+      `pairs of receive and transmit queues, 1 to ${QUEUE_PAIRS_MAX}; more than one with net=tap`,
+    default: "1",
+  },
+  {
+    name: "offloads",
+    syntax: "on|off",
+    help: "leave checksums and segmentation to the network, where it is a TAP",
+    default: "on",
+  },
 ];
+
+/** Networks that have several queues. */
+const MULTI_QUEUE_NETS: readonly string[] = [NetKind.TAP, NetKind.NONE];
 
 /** Every option of the model: the card's own, then those of what it is plugged into. */
 export const VIRTIO_NET_OPTIONS: readonly OptionSpec[] = [
@@ -118,6 +143,28 @@ function parseQueueSize(text: string): number {
   return size;
 }
 
+function parseQueuePairs(text: string, net: string): number {
+  const pairs = Number(text);
+  if (!/^\d+$/.test(text) || pairs < 1 || pairs > QUEUE_PAIRS_MAX) {
+    throw new Error(
+      `Cannot use queues=${text}: 1 to ${QUEUE_PAIRS_MAX} pairs are allowed`,
+    );
+  }
+  if (pairs > 1 && !MULTI_QUEUE_NETS.includes(net)) {
+    throw new Error(
+      `Cannot use queues=${pairs} with net=${net}: it has one queue, several need net=tap`,
+    );
+  }
+  return pairs;
+}
+
+function parseOffloads(text: string): boolean {
+  if (text !== "on" && text !== "off") {
+    throw new Error(`Cannot use offloads=${text}: it is on or off`);
+  }
+  return text === "on";
+}
+
 /**
  * Parses and checks the options of `--device virtio-net,…`.
  *
@@ -145,12 +192,15 @@ export function parseVirtioNetOptions(
     own.set(key, value);
   }
   const mac = own.get("mac");
+  const network = parseNetOptions(net);
   return {
     mac: mac === undefined ? null : parseMac(mac),
     mtu: parseMtu(own.get("mtu") ?? `${MTU_DEFAULT}`),
     linkUp: parseLink(own.get("link") ?? "up"),
     queueSize: parseQueueSize(own.get("queue-size") ?? `${QUEUE_SIZE_DEFAULT}`),
-    net: parseNetOptions(net),
+    queuePairs: parseQueuePairs(own.get("queues") ?? "1", network.net),
+    offloads: parseOffloads(own.get("offloads") ?? "on"),
+    net: network,
   };
 }
 
@@ -179,10 +229,14 @@ export class NetConfig {
   readonly #bytes = new Uint8Array(VIRTIO_NET_CONFIG.SIZE);
   readonly #view = new DataView(this.#bytes.buffer);
 
-  /** @param mac Six bytes @param mtu In bytes */
-  constructor(mac: Uint8Array, mtu: number) {
+  /** @param mac Six bytes @param mtu In bytes @param queuePairs How many there can be */
+  constructor(mac: Uint8Array, mtu: number, queuePairs = 1) {
     this.setMac(mac);
-    this.#view.setUint16(VIRTIO_NET_CONFIG.MAX_VIRTQUEUE_PAIRS, 1, true);
+    this.#view.setUint16(
+      VIRTIO_NET_CONFIG.MAX_VIRTQUEUE_PAIRS,
+      queuePairs,
+      true,
+    );
     this.#view.setUint16(VIRTIO_NET_CONFIG.MTU, mtu, true);
   }
 

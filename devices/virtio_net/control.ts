@@ -6,18 +6,26 @@
 
 import type { BottomHalf, Loop } from "../../src/event_loop.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
-import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
-import type { Features } from "../../src/virtio/features.ts";
+import { Features } from "../../src/virtio/features.ts";
 import { Chain, type Virtqueue } from "../../src/virtio/queue.ts";
+import type { CoalescingControl } from "./coalescing_control.ts";
+import { CommandReader } from "./command_reader.ts";
 import { NetCounter, type NetCounters } from "./counters.ts";
 import {
   ETH_ALEN,
   VIRTIO_NET_CTRL_ANNOUNCE,
   VIRTIO_NET_CTRL_ANNOUNCE_ACK,
+  VIRTIO_NET_CTRL_COAL,
+  VIRTIO_NET_CTRL_GUEST_OFFLOADS,
+  VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET,
   VIRTIO_NET_CTRL_HDR,
   VIRTIO_NET_CTRL_MAC,
   VIRTIO_NET_CTRL_MAC_ADDR_SET,
   VIRTIO_NET_CTRL_MAC_TABLE_SET,
+  VIRTIO_NET_CTRL_MQ,
+  VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
+  VIRTIO_NET_CTRL_NOTF_COAL,
+  VIRTIO_NET_CTRL_NOTF_COAL_CMD,
   VIRTIO_NET_CTRL_RX,
   VIRTIO_NET_CTRL_RX_CMD,
   VIRTIO_NET_CTRL_VLAN,
@@ -29,6 +37,7 @@ import {
   VLAN_N_VID,
 } from "./defs.ts";
 import { MAC_TABLE_ENTRIES, type ReceiveFilter } from "./filter.ts";
+import { askedOffloads } from "./offloads.ts";
 
 /** Largest size of the control queue. */
 export const CTRL_QUEUE_SIZE = 64;
@@ -36,46 +45,9 @@ export const CTRL_QUEUE_SIZE = 64;
 /** Commands that are served before the loop gets its turn. */
 const BUDGET = 64;
 
-/** Reads a command's data from the front; consumes the list. */
-class CommandReader {
-  readonly #memory: GuestMemory;
-  readonly #list: ScatterGather;
-  readonly #word = new Uint8Array(4);
-  readonly #view = new DataView(this.#word.buffer);
-
-  constructor(memory: GuestMemory, list: ScatterGather) {
-    this.#memory = memory;
-    this.#list = list;
-  }
-
-  /** Bytes that have not been read. */
-  get leftBytes(): number {
-    return this.#list.lengthBytes;
-  }
-
-  /** Reads 1, 2 or 4 bytes, little-endian; null at the end of the data. */
-  number(width: 1 | 2 | 4): number | null {
-    this.#word.fill(0);
-    if (this.#memory.gather(this.#list, this.#word, width) < width) return null;
-    this.#list.consume(width);
-    return this.#view.getUint32(0, true);
-  }
-
-  /** Reads bytes; null at the end of the data. */
-  bytes(lengthBytes: number): Uint8Array | null {
-    const bytes = new Uint8Array(lengthBytes);
-    if (this.#memory.gather(this.#list, bytes, lengthBytes) < lengthBytes) {
-      return null;
-    }
-    this.#list.consume(lengthBytes);
-    return bytes;
-  }
-
-  /** Leaves bytes out. */
-  skip(lengthBytes: number): void {
-    this.#list.consume(lengthBytes);
-  }
-}
+/** An answer is the ack and then, where the command has one, its result. */
+const RESULT = 1;
+const RESULT_MAX_BYTES = VIRTIO_NET_CTRL_COAL.SIZE;
 
 /** What a {@linkcode ControlQueue} works with. */
 export interface ControlQueueOptions {
@@ -87,6 +59,13 @@ export interface ControlQueueOptions {
   readonly setMac: (mac: Uint8Array) => void;
   /** The driver has seen that it is to announce itself. */
   readonly acknowledgeAnnounce: () => void;
+  /** The driver uses so many queue pairs (any number); false when that cannot be. */
+  readonly setQueuePairs: (count: number) => boolean;
+  /** The driver chooses receive offloads that it has negotiated, a set of NetOffload; false when that cannot be. */
+  readonly setGuestOffloads: (offloads: number) => boolean;
+  readonly coalescing: CoalescingControl;
+  /** The most descriptors in a chain: the queue may be at a number that is a larger queue's otherwise. */
+  readonly chainSegments: number;
   /** See VirtioTransport. */
   readonly interrupt: (queue: Virtqueue) => void;
   /** The driver broke a rule. */
@@ -98,16 +77,22 @@ export class ControlQueue {
   readonly #options: ControlQueueOptions;
   readonly #chain: Chain;
   readonly #reader: CommandReader;
-  readonly #ack = new Uint8Array(1);
+  readonly #answer = new Uint8Array(RESULT + RESULT_MAX_BYTES);
+  readonly #result = new DataView(this.#answer.buffer, RESULT);
   readonly #more: BottomHalf;
   #queue: Virtqueue | null = null;
   #features: Features | null = null;
   /** Changes when the queue is taken away, so that a call in progress can tell. */
   #epoch = 0;
+  /** Length of the command's result. */
+  #resultBytes = 0;
 
   constructor(options: ControlQueueOptions) {
     this.#options = options;
-    this.#chain = new Chain(options.memory, CTRL_QUEUE_SIZE);
+    this.#chain = new Chain(
+      options.memory,
+      Math.max(CTRL_QUEUE_SIZE, options.chainSegments),
+    );
     this.#reader = new CommandReader(options.memory, this.#chain.readable);
     this.#more = options.loop.bottomHalf(() => this.run());
   }
@@ -156,6 +141,7 @@ export class ControlQueue {
   #serve(): number {
     const { memory, counters } = this.#options;
     const writable = this.#chain.writable;
+    this.#resultBytes = 0;
     // Without a place for the ack the driver could not learn what became of the command: nothing is done.
     const result = writable.lengthBytes < 1 ? VIRTIO_NET_ERR : this.#execute();
     counters.add(
@@ -164,8 +150,12 @@ export class ControlQueue {
         : NetCounter.ctrlErrors,
       1,
     );
-    this.#ack[0] = result;
-    const written = memory.scatter(writable, this.#ack, 1);
+    this.#answer[0] = result;
+    const written = memory.scatter(
+      writable,
+      this.#answer,
+      RESULT + this.#resultBytes,
+    );
     return memory.commit(writable, written) < 0 ? 0 : written;
   }
 
@@ -184,6 +174,12 @@ export class ControlQueue {
         return this.#handleVlan(command);
       case VIRTIO_NET_CTRL_ANNOUNCE:
         return this.#handleAnnounce(command);
+      case VIRTIO_NET_CTRL_MQ:
+        return this.#handleMq(command);
+      case VIRTIO_NET_CTRL_GUEST_OFFLOADS:
+        return this.#handleGuestOffloads(command);
+      case VIRTIO_NET_CTRL_NOTF_COAL:
+        return this.#handleCoalescing(command);
       default:
         return VIRTIO_NET_ERR;
     }
@@ -282,6 +278,58 @@ export class ControlQueue {
       return VIRTIO_NET_ERR;
     }
     this.#options.acknowledgeAnnounce();
+    return VIRTIO_NET_OK;
+  }
+
+  #handleMq(command: number): number {
+    if (
+      command !== VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET ||
+      !this.#has(VIRTIO_NET_F.MQ) || this.#reader.leftBytes !== 2
+    ) {
+      return VIRTIO_NET_ERR;
+    }
+    return this.#options.setQueuePairs(this.#reader.number(2)!)
+      ? VIRTIO_NET_OK
+      : VIRTIO_NET_ERR;
+  }
+
+  #handleGuestOffloads(command: number): number {
+    if (
+      command !== VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET ||
+      !this.#has(VIRTIO_NET_F.CTRL_GUEST_OFFLOADS) ||
+      this.#reader.leftBytes !== 8
+    ) {
+      return VIRTIO_NET_ERR;
+    }
+    const low = this.#reader.number(4)!;
+    const high = this.#reader.number(4)!;
+    const offloads = askedOffloads(new Features(low, high), this.#features!);
+    return offloads >= 0 && this.#options.setGuestOffloads(offloads)
+      ? VIRTIO_NET_OK
+      : VIRTIO_NET_ERR;
+  }
+
+  #handleCoalescing(command: number): number {
+    const { coalescing } = this.#options;
+    const ofQueue = command >= VIRTIO_NET_CTRL_NOTF_COAL_CMD.VQ_SET;
+    if (
+      !this.#has(ofQueue ? VIRTIO_NET_F.VQ_NOTF_COAL : VIRTIO_NET_F.NOTF_COAL)
+    ) {
+      return VIRTIO_NET_ERR;
+    }
+    if (command !== VIRTIO_NET_CTRL_NOTF_COAL_CMD.VQ_GET) {
+      return coalescing.set(command, this.#reader)
+        ? VIRTIO_NET_OK
+        : VIRTIO_NET_ERR;
+    }
+    const room = this.#chain.writable.lengthBytes - RESULT;
+    if (
+      room < VIRTIO_NET_CTRL_COAL.SIZE ||
+      !coalescing.get(this.#reader, this.#result)
+    ) {
+      return VIRTIO_NET_ERR;
+    }
+    this.#resultBytes = VIRTIO_NET_CTRL_COAL.SIZE;
     return VIRTIO_NET_OK;
   }
 }

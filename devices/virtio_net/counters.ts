@@ -42,6 +42,12 @@ export const NetCounter = {
   ctrlCommands: 16,
   /** Control commands that were answered with VIRTIO_NET_ERR, or could not be answered. */
   ctrlErrors: 17,
+  /** Frames given to the driver that are longer than a wire takes: several segments at once. */
+  rxGsoPackets: 18,
+  /** Frames that the back end took to cut into segments. */
+  txGsoPackets: 19,
+  /** The header has an offload that is off, as just after the driver turned it off. */
+  rxDroppedBadHeader: 20,
 } as const;
 
 const NAMES = Object.keys(NetCounter) as (keyof typeof NetCounter)[];

@@ -35,10 +35,15 @@ export const VIRTIO_NET_F = {
   GUEST_ANNOUNCE: 21,
   MQ: 22,
   CTRL_MAC_ADDR: 23,
+  VQ_NOTF_COAL: 52,
+  NOTF_COAL: 53,
+  GUEST_USO4: 54,
+  GUEST_USO6: 55,
+  HOST_USO: 56,
   SPEED_DUPLEX: 63,
 } as const;
 
-/** Queue numbers without multiqueue (section 5.1.2). */
+/** Queue numbers without multiqueue (section 5.1.2); with it, pair `i` is at 2i and the control queue behind all pairs. */
 export const VIRTIO_NET_VQ = { RX: 0, TX: 1, CTRL: 2 } as const;
 
 /** Bits of the configuration's status field. */
@@ -79,6 +84,16 @@ export const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1;
 export const VIRTIO_NET_HDR_F_DATA_VALID = 2;
 /** Header gso_type: one frame, as it goes over the wire. */
 export const VIRTIO_NET_HDR_GSO_NONE = 0;
+/** Header gso_type: TCP over IPv4, to be cut into segments. */
+export const VIRTIO_NET_HDR_GSO_TCPV4 = 1;
+/** Header gso_type: UDP, to be cut into IP fragments. */
+export const VIRTIO_NET_HDR_GSO_UDP = 3;
+/** Header gso_type: TCP over IPv6, to be cut into segments. */
+export const VIRTIO_NET_HDR_GSO_TCPV6 = 4;
+/** Header gso_type: UDP, to be cut into datagrams. */
+export const VIRTIO_NET_HDR_GSO_UDP_L4 = 5;
+/** Bit of the header's gso_type: the first segment has ECN's CWR. */
+export const VIRTIO_NET_HDR_GSO_ECN = 0x80;
 
 /** `struct virtio_net_ctrl_hdr { u8 class; u8 cmd; }` before the command's data (section 5.1.6.5). */
 export const VIRTIO_NET_CTRL_HDR = { CLASS: 0, CMD: 1, SIZE: 2 } as const;
@@ -119,6 +134,35 @@ export const VIRTIO_NET_CTRL_ANNOUNCE = 3;
 /** Command: the driver has seen {@linkcode VIRTIO_NET_S_ANNOUNCE}. */
 export const VIRTIO_NET_CTRL_ANNOUNCE_ACK = 0;
 
+/** Control class: multiqueue (section 5.1.6.5.5). */
+export const VIRTIO_NET_CTRL_MQ = 4;
+/** Command: sets how many queue pairs are used, le16. */
+export const VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET = 0;
+
+/** Control class: receive offloads (section 5.1.6.5.8). */
+export const VIRTIO_NET_CTRL_GUEST_OFFLOADS = 5;
+/** Command: sets which are on, le64 with the bits of the GUEST_* features. */
+export const VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET = 0;
+
+/** Control class: notification coalescing (section 5.1.6.5.9). */
+export const VIRTIO_NET_CTRL_NOTF_COAL = 6;
+/**
+ * Commands of {@linkcode VIRTIO_NET_CTRL_NOTF_COAL}, on `struct virtio_net_ctrl_coal { le32 max_packets; le32 max_usecs; }`;
+ * behind `{ le16 vq_index; le16 reserved; }` where they name a queue.
+ */
+export const VIRTIO_NET_CTRL_NOTF_COAL_CMD = {
+  TX_SET: 0,
+  RX_SET: 1,
+  VQ_SET: 2,
+  VQ_GET: 3,
+} as const;
+/** Layout of `struct virtio_net_ctrl_coal`. */
+export const VIRTIO_NET_CTRL_COAL = {
+  MAX_PACKETS: 0,
+  MAX_USECS: 4,
+  SIZE: 8,
+} as const;
+
 /** Length of an Ethernet address in bytes. */
 export const ETH_ALEN = 6;
 /** Length of an Ethernet header in bytes: destination, source, type. */
@@ -138,3 +182,9 @@ export const MTU_MIN = 68;
 export const MTU_MAX = 65521;
 /** The `mtu` of standard Ethernet. */
 export const MTU_DEFAULT = ETH_DATA_LEN;
+
+/**
+ * The longest frame that is cut before it goes over a wire: Ethernet header, IPv6 header, the most payload that has
+ * (section 5.1.6.3).
+ */
+export const GSO_FRAME_BYTES = 65589;

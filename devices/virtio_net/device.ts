@@ -9,10 +9,16 @@ import type {
   DeviceCommand,
   DeviceContext,
 } from "../../src/pci/device.ts";
-import type { NetBackend, NetPeer } from "../../src/net/backend.ts";
+import {
+  type NetBackend,
+  NetOffload,
+  type NetPeer,
+} from "../../src/net/backend.ts";
 import type { VirtioDevice, VirtioTransport } from "../../src/virtio/device.ts";
 import { Features } from "../../src/virtio/features.ts";
 import type { Virtqueue } from "../../src/virtio/queue.ts";
+import { Notifier } from "./coalescing.ts";
+import { CoalescingControl } from "./coalescing_control.ts";
 import { NetConfig } from "./config.ts";
 import { ControlQueue, CTRL_QUEUE_SIZE } from "./control.ts";
 import { NetCounters } from "./counters.ts";
@@ -25,7 +31,14 @@ import {
   VIRTIO_NET_S_LINK_UP,
   VIRTIO_NET_VQ,
 } from "./defs.ts";
+import { areRequirementsMet } from "./feature_rules.ts";
 import { ReceiveFilter } from "./filter.ts";
+import {
+  givenOffloads,
+  NO_OFFLOADS,
+  offloadFeatures,
+  takenOffloads,
+} from "./offloads.ts";
 import { Receiver } from "./rx.ts";
 import { Transmitter } from "./tx.ts";
 
@@ -46,6 +59,10 @@ export interface VirtioNetParts {
     readonly linkUp: boolean;
     /** Largest size of the receive and transmit queues. */
     readonly queueSize: number;
+    /** How many queue pairs it has, as many as the back end at most; 1 when absent. */
+    readonly queuePairs?: number;
+    /** Whether it offers the back end's offloads; it does when absent. */
+    readonly offloads?: boolean;
   };
 }
 
@@ -60,24 +77,21 @@ const FEATURES = Features.of(
   VIRTIO_NET_F.CTRL_RX_EXTRA,
   VIRTIO_NET_F.GUEST_ANNOUNCE,
   VIRTIO_NET_F.CTRL_MAC_ADDR,
+  VIRTIO_NET_F.VQ_NOTF_COAL,
+  VIRTIO_NET_F.NOTF_COAL,
 );
-
-/** What needs the control queue (section 5.1.3.1). */
-const NEED_CTRL_VQ = [
-  VIRTIO_NET_F.CTRL_RX,
-  VIRTIO_NET_F.CTRL_VLAN,
-  VIRTIO_NET_F.CTRL_RX_EXTRA,
-  VIRTIO_NET_F.GUEST_ANNOUNCE,
-  VIRTIO_NET_F.CTRL_MAC_ADDR,
-] as const;
+const MQ = Features.of(VIRTIO_NET_F.MQ);
 
 const NO_FEATURES = new Features(0, 0);
 
 /** IOV_MAX: what one readv(2) or writev(2) takes. */
 const SEGMENTS_MAX = 1024;
 
+/** There is no such queue. */
+const NO_QUEUE = -1;
+
 /**
- * A network card with one pair of queues and a control queue.
+ * A network card with pairs of receive and transmit queues, and a control queue.
  *
  * ```text
  *   idle --start--> running --reset--> idle        in each: link up ⇄ down
@@ -89,7 +103,7 @@ const SEGMENTS_MAX = 1024;
 export class VirtioNet implements VirtioDevice, NetPeer {
   readonly deviceId: number = VIRTIO_ID_NET;
   readonly pciClassCode: number = PCI_CLASS_NETWORK_ETHERNET;
-  readonly features: Features = FEATURES;
+  readonly features: Features;
   readonly queueSizes: readonly number[];
   readonly configLengthBytes: number = VIRTIO_NET_CONFIG.SIZE;
   readonly commands: Readonly<Record<string, DeviceCommand>>;
@@ -100,10 +114,23 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   readonly #config: NetConfig;
   readonly #counters = new NetCounters();
   readonly #filter = new ReceiveFilter();
-  readonly #rx: Receiver;
-  readonly #tx: Transmitter;
+  /** How many queue pairs there are. */
+  readonly #pairs: number;
+  /** By pair. */
+  readonly #rx: Receiver[] = [];
+  readonly #tx: Transmitter[] = [];
+  /** By queue number. */
+  readonly #notifiers: Notifier[] = [];
+  readonly #coalescing: CoalescingControl;
   readonly #control: ControlQueue;
   #negotiated: Features = NO_FEATURES;
+  #queues: readonly Virtqueue[] = [];
+  /** How many pairs the driver knows of: all, or the first one without MQ. */
+  #knownPairs = 0;
+  /** How many pairs receive. */
+  #activePairs = 1;
+  /** Number of the control queue. */
+  #ctrlIndex = NO_QUEUE;
   #running = false;
 
   constructor(parts: VirtioNetParts) {
@@ -111,9 +138,25 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#transport = transport;
     this.#backend = backend;
     this.#mac = options.mac.slice();
-    this.#config = new NetConfig(options.mac, options.mtu);
+    this.#pairs = options.queuePairs ?? 1;
+    if (this.#pairs > (backend.queuePairs ?? 1)) {
+      throw new RangeError(
+        `Cannot have ${this.#pairs} queue pairs: ${backend.description} has ${
+          backend.queuePairs ?? 1
+        }`,
+      );
+    }
+    this.#config = new NetConfig(options.mac, options.mtu, this.#pairs);
     this.#config.status = options.linkUp ? VIRTIO_NET_S_LINK_UP : 0;
-    this.queueSizes = [options.queueSize, options.queueSize, CTRL_QUEUE_SIZE];
+    this.features = offeredFeatures(
+      backend,
+      this.#pairs,
+      options.offloads ?? true,
+    );
+    this.queueSizes = [
+      ...new Array<number>(this.#pairs * 2).fill(options.queueSize),
+      CTRL_QUEUE_SIZE,
+    ];
     this.#filter.reset(options.mac, false);
     const common = {
       memory: context.memory,
@@ -123,15 +166,33 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       counters: this.#counters,
       mtu: options.mtu,
       chainSegments: Math.min(options.queueSize, SEGMENTS_MAX),
-      interrupt: (queue: Virtqueue) => transport.interrupt(queue),
       fail: (reason: string) => this.#fail(reason),
     };
-    this.#rx = new Receiver(common);
-    this.#tx = new Transmitter(common, options.linkUp);
+    const interrupt = (queue: Virtqueue) => transport.interrupt(queue);
+    for (let pair = 0; pair < this.#pairs; pair++) {
+      const rxNotifier = new Notifier(context.loop, interrupt);
+      const txNotifier = new Notifier(context.loop, interrupt);
+      this.#notifiers.push(rxNotifier, txNotifier);
+      this.#rx.push(new Receiver({ ...common, pair, notifier: rxNotifier }));
+      this.#tx.push(
+        new Transmitter(
+          { ...common, pair, notifier: txNotifier },
+          options.linkUp,
+        ),
+      );
+    }
+    this.#coalescing = new CoalescingControl(
+      this.#notifiers,
+      (index) => this.#isPacketQueue(index) && this.#queues[index]!.enabled,
+    );
     this.#control = new ControlQueue({
       ...common,
+      interrupt,
+      coalescing: this.#coalescing,
       setMac: (mac) => this.#setMac(mac),
       acknowledgeAnnounce: () => this.#clearAnnounce(),
+      setQueuePairs: (count) => this.#setQueuePairs(count),
+      setGuestOffloads: (offloads) => this.#setGuestOffloads(offloads),
     });
     this.commands = {
       link: {
@@ -160,7 +221,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     if (up && this.#canAnnounce()) {
       this.#config.status |= VIRTIO_NET_S_ANNOUNCE;
     }
-    this.#tx.setLink(up);
+    for (const tx of this.#tx) tx.setLink(up);
     if (this.#running) {
       if (up) this.#startBackend();
       else this.#backend.stop();
@@ -181,8 +242,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   }
 
   acceptsFeatures(features: Features): boolean {
-    return features.has(VIRTIO_NET_F.CTRL_VQ) ||
-      !NEED_CTRL_VQ.some((bit) => features.has(bit));
+    return areRequirementsMet(features);
   }
 
   readConfig(offset: number, width: AccessWidth): number {
@@ -194,59 +254,57 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   }
 
   start(features: Features, queues: readonly Virtqueue[]): void {
+    const has = (feature: number) => features.has(feature);
     this.#negotiated = features;
+    this.#queues = queues;
     this.#running = true;
-    this.#filter.reset(
-      this.#config.mac,
-      features.has(VIRTIO_NET_F.CTRL_VLAN),
-    );
-    this.#rx.start(
-      queues[VIRTIO_NET_VQ.RX]!,
-      features.has(VIRTIO_NET_F.MRG_RXBUF),
-      features.has(VIRTIO_NET_F.MTU),
-    );
-    this.#tx.start(queues[VIRTIO_NET_VQ.TX]!);
-    if (features.has(VIRTIO_NET_F.CTRL_VQ)) {
-      this.#control.start(queues[VIRTIO_NET_VQ.CTRL]!, features);
+    this.#knownPairs = has(VIRTIO_NET_F.MQ) ? this.#pairs : 1;
+    this.#ctrlIndex = has(VIRTIO_NET_F.CTRL_VQ)
+      ? this.#knownPairs * 2
+      : NO_QUEUE;
+    this.#filter.reset(this.#config.mac, has(VIRTIO_NET_F.CTRL_VLAN));
+    const taken = takenOffloads(features);
+    for (let pair = 0; pair < this.#knownPairs; pair++) {
+      this.#rx[pair]!.start(
+        queues[pair * 2]!,
+        has(VIRTIO_NET_F.MRG_RXBUF),
+        has(VIRTIO_NET_F.MTU),
+      );
+      this.#tx[pair]!.start(queues[pair * 2 + 1]!, taken);
     }
+    if (this.#ctrlIndex !== NO_QUEUE) {
+      this.#control.start(queues[this.#ctrlIndex]!, features);
+    }
+    this.#setQueuePairs(1);
+    this.#setGuestOffloads(givenOffloads(features));
     if (this.linkUp) this.#startBackend();
   }
 
   notify(queue: Virtqueue): void {
     if (!this.#running) return;
-    switch (queue.index) {
-      case VIRTIO_NET_VQ.RX:
-        this.#rx.onBuffers();
-        break;
-      case VIRTIO_NET_VQ.TX:
-        this.#tx.run();
-        break;
-      case VIRTIO_NET_VQ.CTRL:
-        this.#control.run();
-        break;
-    }
+    const { index } = queue;
+    if (index === this.#ctrlIndex) this.#control.run();
+    else if (!this.#isPacketQueue(index)) return;
+    else if (isTransmitQueue(index)) this.#tx[index >> 1]!.run();
+    else this.#rx[index >> 1]!.onBuffers();
   }
 
-  onReadable(): void {
-    if (this.#running && this.linkUp) this.#rx.run();
+  onReadable(pair: number = 0): void {
+    if (!this.#running || !this.linkUp || pair >= this.#activePairs) return;
+    this.#rx[pair]!.run();
   }
 
-  onWritable(): void {
-    this.#tx.onWritable();
+  onWritable(pair: number = 0): void {
+    this.#tx[pair]!.onWritable();
   }
 
   resetQueue(queue: Virtqueue): void {
-    switch (queue.index) {
-      case VIRTIO_NET_VQ.RX:
-        this.#rx.resetQueue();
-        break;
-      case VIRTIO_NET_VQ.TX:
-        this.#tx.resetQueue();
-        break;
-      case VIRTIO_NET_VQ.CTRL:
-        this.#control.resetQueue();
-        break;
-    }
+    const { index } = queue;
+    if (index === this.#ctrlIndex) return this.#control.resetQueue();
+    if (!this.#isPacketQueue(index)) return;
+    if (isTransmitQueue(index)) this.#tx[index >> 1]!.resetQueue();
+    else this.#rx[index >> 1]!.resetQueue();
+    this.#coalescing.resetQueue(index);
   }
 
   reset(): void {
@@ -259,6 +317,12 @@ export class VirtioNet implements VirtioDevice, NetPeer {
 
   counters(): Readonly<Record<string, number>> {
     const counters = this.#counters.toRecord();
+    for (let pair = 0; this.#pairs > 1 && pair < this.#pairs; pair++) {
+      counters[`pair${pair}.rxPackets`] = this.#rx[pair]!.packets;
+      counters[`pair${pair}.rxBytes`] = this.#rx[pair]!.bytes;
+      counters[`pair${pair}.txPackets`] = this.#tx[pair]!.packets;
+      counters[`pair${pair}.txBytes`] = this.#tx[pair]!.bytes;
+    }
     for (
       const [name, value] of Object.entries(this.#backend.counters?.() ?? {})
     ) {
@@ -269,6 +333,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
 
   close(): void {
     this.#halt();
+    for (const notifier of this.#notifiers) notifier.close();
     this.#backend.close();
   }
 
@@ -276,9 +341,17 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   #halt(): void {
     if (this.#running && this.linkUp) this.#backend.stop();
     this.#running = false;
-    this.#rx.stop();
-    this.#tx.stop();
+    for (const rx of this.#rx) rx.stop();
+    for (const tx of this.#tx) tx.stop();
     this.#control.stop();
+    this.#coalescing.reset();
+    this.#knownPairs = 0;
+    this.#queues = [];
+  }
+
+  /** Whether the driver knows a receive or transmit queue of that number. */
+  #isPacketQueue(index: number): boolean {
+    return index < this.#knownPairs * 2;
   }
 
   #fail(reason: string): void {
@@ -289,7 +362,22 @@ export class VirtioNet implements VirtioDevice, NetPeer {
 
   #startBackend(): void {
     this.#backend.start(this);
-    this.#rx.resume();
+    for (const rx of this.#rx) rx.resume();
+  }
+
+  #setQueuePairs(count: number): boolean {
+    if (count < 1 || count > this.#knownPairs) return false;
+    if ((this.#backend.setQueuePairs?.(count) ?? 0) < 0) return false;
+    this.#activePairs = count;
+    return true;
+  }
+
+  #setGuestOffloads(offloads: number): boolean {
+    // None of the others can be without the checksum (5.1.3.1).
+    const possible = (offloads & NetOffload.CSUM) !== 0 ? offloads : 0;
+    if ((this.#backend.setOffloads?.(possible) ?? 0) < 0) return false;
+    for (const rx of this.#rx) rx.setOffloads(possible);
+    return true;
   }
 
   #setMac(mac: Uint8Array): void {
@@ -327,4 +415,20 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     }
     return "the driver was asked to announce itself";
   }
+}
+
+function isTransmitQueue(index: number): boolean {
+  return (index & 1) === VIRTIO_NET_VQ.TX;
+}
+
+function offeredFeatures(
+  backend: NetBackend,
+  pairs: number,
+  offloads: boolean,
+): Features {
+  const able = offloads && backend.hasVnetHeader
+    ? backend.offloads ?? NO_OFFLOADS
+    : NO_OFFLOADS;
+  const features = FEATURES.union(offloadFeatures(able));
+  return pairs > 1 ? features.union(MQ) : features;
 }

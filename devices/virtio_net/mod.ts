@@ -21,12 +21,19 @@ export { VirtioNet, type VirtioNetParts } from "./device.ts";
 export { type VirtioNetOptions } from "./config.ts";
 
 function create(context: DeviceContext, options: VirtioNetOptions): PciDevice {
-  const { mtu, linkUp, queueSize } = options;
+  const { mtu, linkUp, queueSize, queuePairs, offloads } = options;
   const mac = options.mac === null
     ? randomMac((lengthBytes) => context.random(lengthBytes))
     : Uint8Array.from(options.mac);
   const { loop, log, memory } = context;
-  const backend = openNetBackend(options.net, { loop, log, memory, mtu, mac });
+  const backend = openNetBackend(options.net, {
+    loop,
+    log,
+    memory,
+    mtu,
+    mac,
+    queuePairs,
+  });
   try {
     const device = new VirtioPci(
       context,
@@ -35,7 +42,7 @@ function create(context: DeviceContext, options: VirtioNetOptions): PciDevice {
           context,
           transport,
           backend,
-          options: { mac, mtu, linkUp, queueSize },
+          options: { mac, mtu, linkUp, queueSize, queuePairs, offloads },
         }),
     );
     log.info(

@@ -9,9 +9,18 @@ import type { GuestMemory } from "../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
 import type { NetBackend } from "../../src/net/backend.ts";
 import { Chain, type Virtqueue } from "../../src/virtio/queue.ts";
+import type { Notifier } from "./coalescing.ts";
 import { NetCounter, type NetCounters } from "./counters.ts";
-import { ETH_DATA_LEN, ETH_HLEN, VIRTIO_NET_HDR, VLAN_HLEN } from "./defs.ts";
+import {
+  ETH_DATA_LEN,
+  ETH_HLEN,
+  GSO_FRAME_BYTES,
+  VIRTIO_NET_HDR,
+  VLAN_HLEN,
+} from "./defs.ts";
 import { FILTER_BYTES, type ReceiveFilter } from "./filter.ts";
+import { HeaderKind, sanitizeHeader } from "./header.ts";
+import { canSegment } from "./offloads.ts";
 
 /** Frames that are moved before the loop gets its turn. */
 const BUDGET = 64;
@@ -24,14 +33,16 @@ const SEGMENTS_MAX = 1024;
 export interface ReceiverOptions {
   readonly memory: GuestMemory;
   readonly backend: NetBackend;
+  /** Which queue pair this is. */
+  readonly pair: number;
   readonly filter: ReceiveFilter;
   readonly counters: NetCounters;
   /** Largest IP packet in bytes. */
   readonly mtu: number;
   /** The most descriptors in a chain. */
   readonly chainSegments: number;
-  /** See VirtioTransport. */
-  readonly interrupt: (queue: Virtqueue) => void;
+  /** Passes interrupts on. */
+  readonly notifier: Notifier;
   /** The driver broke a rule. */
   readonly fail: (reason: string) => void;
 }
@@ -39,9 +50,9 @@ export interface ReceiverOptions {
 /**
  * Fills receive buffers.
  *
- * For each frame as many chains as the largest one can need are put into one list, which the back end fills; chains
- * that turn out not to be needed go back to the available ring. Between calls no chain is held, so there is nothing
- * to give up when the driver resets.
+ * As many chains as the largest frame can need are put into one list, which the back end fills. What a frame does not
+ * need is there for the next one, with as many chains added; what is left after the last frame goes back to the
+ * available ring. Between calls no chain is held, so there is nothing to give up when the driver resets.
  *
  * ```text
  *   idle --start--> receiving ⇄ starved (the driver has given too few buffers)
@@ -53,25 +64,36 @@ export class Receiver {
   readonly #backend: NetBackend;
   readonly #counters: NetCounters;
   readonly #chains: Chain[] = [];
-  /** The chains at hand, from the first byte of the header on. */
+  /** The chains at hand, from the first byte that the back end writes on. */
   readonly #list: ScatterGather;
-  readonly #header = new Uint8Array(VIRTIO_NET_HDR.SIZE);
   /** Start of the frame at hand, behind the back end's header if it has one. */
   readonly #start: Uint8Array<ArrayBuffer>;
+  /** The header for the driver: at the start of {@linkcode #start} where the back end writes one, zeros otherwise. */
+  readonly #header: Uint8Array<ArrayBuffer>;
   /** Bytes of header that the back end writes before a frame. */
   readonly #backendHeaderBytes: number;
-  /** Length of the largest frame, VLAN tag included. */
-  readonly #frameMaxBytes: number;
+  /** Length of the largest frame that came over a wire, VLAN tag included. */
+  readonly #plainMaxBytes: number;
+  /** Frames and bytes given to the driver on this queue. */
+  readonly #given = new Float64Array(2);
   #queue: Virtqueue | null = null;
   /** Changes when the queue is taken away, so that a call in progress can tell. */
   #epoch = 0;
   #mergeable = false;
+  /** What the back end may leave to the driver, a set of NetOffload. */
+  #offloads = 0;
+  /** The MTU that the driver has to expect. */
+  #driverMtu = 0;
+  /** Length of the largest frame that can come. */
+  #frameMaxBytes = 0;
   /** What the driver must give for the largest frame it has to expect. */
   #neededBytes = 0;
   /** Chains at hand. */
   #held = 0;
   /** Room in the chains at hand. */
   #roomBytes = 0;
+  /** Frames delivered and not yet published. */
+  #unpublished = 0;
   /** The room is less than it should be: a frame that fills it may have been cut. */
   #tight = false;
   #starved = false;
@@ -89,7 +111,20 @@ export class Receiver {
       ? VIRTIO_NET_HDR.SIZE
       : 0;
     this.#start = new Uint8Array(this.#backendHeaderBytes + FILTER_BYTES);
-    this.#frameMaxBytes = options.mtu + ETH_HLEN + VLAN_HLEN;
+    this.#header = options.backend.hasVnetHeader
+      ? this.#start
+      : new Uint8Array(VIRTIO_NET_HDR.SIZE);
+    this.#plainMaxBytes = options.mtu + ETH_HLEN + VLAN_HLEN;
+  }
+
+  /** Frames given to the driver on this queue. */
+  get packets(): number {
+    return this.#given[0]!;
+  }
+
+  /** Their bytes. */
+  get bytes(): number {
+    return this.#given[1]!;
   }
 
   /**
@@ -102,11 +137,23 @@ export class Receiver {
     this.#queue = queue;
     this.#mergeable = mergeable;
     // A driver MUST offer room for a packet of `mtu` bytes (5.1.4.2), or else for a standard one (5.1.6.3.1).
-    const mtu = knowsMtu
+    this.#driverMtu = knowsMtu
       ? this.#options.mtu
       : Math.min(this.#options.mtu, ETH_DATA_LEN);
-    this.#neededBytes = VIRTIO_NET_HDR.SIZE + ETH_HLEN + mtu;
     this.#starved = false;
+    this.setOffloads(0);
+  }
+
+  /** The back end leaves these offloads to the driver from now on, a set of NetOffload. */
+  setOffloads(offloads: number): void {
+    this.#offloads = offloads;
+    const segments = canSegment(offloads);
+    this.#frameMaxBytes = segments
+      ? Math.max(GSO_FRAME_BYTES + VLAN_HLEN, this.#plainMaxBytes)
+      : this.#plainMaxBytes;
+    const plain = ETH_HLEN + this.#driverMtu;
+    this.#neededBytes = VIRTIO_NET_HDR.SIZE +
+      (segments ? Math.max(GSO_FRAME_BYTES, plain) : plain);
   }
 
   /** Forgets the queue. */
@@ -126,7 +173,7 @@ export class Receiver {
   /** The back end begins anew, and so does reception. */
   resume(): void {
     this.#starved = false;
-    this.#backend.setReceiving(true);
+    this.#backend.setReceiving(true, this.#options.pair);
   }
 
   /** The driver has added buffers. */
@@ -152,12 +199,14 @@ export class Receiver {
 
   #runBatch(queue: Virtqueue): void {
     const epoch = this.#epoch;
+    const pair = this.#options.pair;
     queue.disableNotifications();
     let ready = 0;
+    this.#unpublished = 0;
     for (let n = 0; n < BUDGET; n++) {
-      ready = this.#held > 0 ? 1 : this.#collect(queue);
+      ready = this.#collect(queue);
       if (ready <= 0 || epoch !== this.#epoch) break;
-      const length = this.#backend.receive(this.#list);
+      const length = this.#backend.receive(this.#list, pair);
       if (epoch !== this.#epoch) break;
       if (length === -Errno.EAGAIN) break;
       if (length < 0) this.#counters.add(NetCounter.rxErrors, 1);
@@ -172,12 +221,13 @@ export class Receiver {
     // Whoever took the queue away took the chains as well.
     if (epoch !== this.#epoch) return;
     this.#release(queue, 0);
-    if (queue.publish()) this.#options.interrupt(queue);
+    const wanted = queue.publish();
+    this.#options.notifier.published(queue, wanted, this.#unpublished);
     if (ready < 0) this.#options.fail(this.#violation);
   }
 
   /**
-   * Takes chains until there is room for the largest frame.
+   * Takes more chains until there is room for the largest frame.
    *
    * @returns 1 when {@linkcode #list} is ready, 0 when the driver has given too little, −errno when it broke a rule
    */
@@ -187,8 +237,11 @@ export class Receiver {
     const wantedBytes = VIRTIO_NET_HDR.SIZE + this.#frameMaxBytes + 1;
     const most = this.#mergeable ? CHAINS_MAX : 2;
     const list = this.#list;
-    list.clear();
-    while (list.lengthBytes < wantedBytes && this.#held < most) {
+    if (this.#held === 0) {
+      list.clear();
+      this.#roomBytes = 0;
+    }
+    while (this.#roomBytes < wantedBytes && this.#held < most) {
       const chain = this.#chains[this.#held] ?? this.#addChain();
       const got = queue.pop(chain);
       if (got < 0) {
@@ -196,7 +249,7 @@ export class Receiver {
         return got;
       }
       if (got === 0) {
-        if (this.#isEnough()) break;
+        if (this.#isEnough(queue)) break;
         // Asked while everything available is in our hands: a notification is then due for whatever is added.
         if (!queue.enableNotifications()) return this.#starveWith(queue);
         queue.disableNotifications();
@@ -213,17 +266,24 @@ export class Receiver {
         this.#release(queue, this.#held - 1);
         break;
       }
+      this.#roomBytes += chain.writable.lengthBytes;
+      if (this.#held === 1) this.#skipHeader();
     }
-    this.#roomBytes = list.lengthBytes;
     this.#tight = this.#roomBytes < this.#neededBytes;
-    list.consume(VIRTIO_NET_HDR.SIZE - this.#backendHeaderBytes);
     return 1;
   }
 
-  #isEnough(): boolean {
-    return this.#mergeable
-      ? this.#list.lengthBytes >= this.#neededBytes
-      : this.#held > 0;
+  /** A back end without headers begins with the frame. */
+  #skipHeader(): void {
+    this.#list.consume(VIRTIO_NET_HDR.SIZE - this.#backendHeaderBytes);
+  }
+
+  #isEnough(queue: Virtqueue): boolean {
+    if (!this.#mergeable) return this.#held > 0;
+    if (this.#roomBytes >= this.#neededBytes) return true;
+    // A small ring may never hold the largest frame, and a driver need not fill up a ring that is half full.
+    const descriptors = Math.max(this.#held, this.#list.count);
+    return descriptors * 2 >= queue.size;
   }
 
   #starveWith(queue: Virtqueue): number {
@@ -235,13 +295,33 @@ export class Receiver {
 
   #starve(): void {
     this.#starved = true;
-    this.#backend.setReceiving(false);
+    this.#backend.setReceiving(false, this.#options.pair);
   }
 
   #addChain(): Chain {
     const chain = new Chain(this.#memory, this.#options.chainSegments);
     this.#chains.push(chain);
     return chain;
+  }
+
+  /** The first `used` chains are with the driver: those behind them move up. */
+  #advance(used: number): void {
+    const chains = this.#chains;
+    let bytes = 0;
+    for (let i = 0; i < used; i++) bytes += chains[i]!.writable.lengthBytes;
+    const left = this.#held - used;
+    for (let i = 0; i < left; i++) {
+      const chain = chains[i]!;
+      chains[i] = chains[i + used]!;
+      chains[i + used] = chain;
+    }
+    this.#held = left;
+    this.#roomBytes -= bytes;
+    if (left === 0) return;
+    // The list began behind the skipped header of the first chain.
+    const skipped = VIRTIO_NET_HDR.SIZE - this.#backendHeaderBytes;
+    this.#list.consume(bytes - skipped);
+    this.#skipHeader();
   }
 
   /** Gives all but the first `kept` chains at hand back to the available ring. */
@@ -266,10 +346,27 @@ export class Receiver {
       return false;
     }
     const filter = this.#options.filter;
-    if (filter.promiscuous) return true;
-    this.#memory.gather(this.#list, this.#start, this.#start.length);
-    if (filter.accepts(this.#start, this.#backendHeaderBytes)) return true;
+    const promiscuous = filter.promiscuous;
+    const headerBytes = this.#backendHeaderBytes;
+    const bytes = promiscuous ? headerBytes : this.#start.length;
+    if (bytes > 0) this.#memory.gather(this.#list, this.#start, bytes);
+    if (headerBytes > 0 && !this.#isHeaderGood(length)) return false;
+    if (promiscuous || filter.accepts(this.#start, headerBytes)) return true;
     counters.add(NetCounter.rxDroppedFilter, 1);
+    return false;
+  }
+
+  /** Whether the back end's header is one that the driver can take; counts why not. */
+  #isHeaderGood(length: number): boolean {
+    const kind = sanitizeHeader(this.#header, length, this.#offloads, true);
+    if (kind === HeaderKind.GSO) return true;
+    if (kind === HeaderKind.PLAIN && length <= this.#plainMaxBytes) return true;
+    this.#counters.add(
+      kind === HeaderKind.PLAIN
+        ? NetCounter.rxDroppedOversized
+        : NetCounter.rxDroppedBadHeader,
+      1,
+    );
     return false;
   }
 
@@ -294,7 +391,6 @@ export class Receiver {
     for (let left = totalBytes; left > 0; used++) {
       left -= chains[used]!.writable.lengthBytes;
     }
-    // No receive offload is negotiated, so every field but num_buffers is 0, whatever the back end wrote.
     this.#header[VIRTIO_NET_HDR.NUM_BUFFERS] = used & 0xff;
     this.#header[VIRTIO_NET_HDR.NUM_BUFFERS + 1] = used >>> 8;
     const memory = this.#memory;
@@ -314,14 +410,20 @@ export class Receiver {
       queue.push(chains[i]!.head, Math.min(left, room));
       left -= room;
     }
-    // The chains that were taken last were not needed.
-    if (this.#held > used) queue.unpop(this.#held - used);
-    this.#held = 0;
-    this.#counters.add(NetCounter.rxPackets, 1);
-    this.#counters.add(
-      NetCounter.rxBytes,
-      totalBytes - VIRTIO_NET_HDR.SIZE,
-    );
+    this.#advance(used);
+    this.#count(totalBytes - VIRTIO_NET_HDR.SIZE);
     return 1;
+  }
+
+  #count(frameBytes: number): void {
+    const counters = this.#counters;
+    counters.add(NetCounter.rxPackets, 1);
+    counters.add(NetCounter.rxBytes, frameBytes);
+    if (frameBytes > this.#plainMaxBytes) {
+      counters.add(NetCounter.rxGsoPackets, 1);
+    }
+    this.#given[0]!++;
+    this.#given[1]! += frameBytes;
+    this.#unpublished++;
   }
 }

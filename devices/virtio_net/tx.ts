@@ -10,32 +10,36 @@ import type { GuestMemory } from "../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
 import type { NetBackend } from "../../src/net/backend.ts";
 import { Chain, type Virtqueue } from "../../src/virtio/queue.ts";
+import type { Notifier } from "./coalescing.ts";
 import { NetCounter, type NetCounters } from "./counters.ts";
 import {
   ETH_HLEN,
+  GSO_FRAME_BYTES,
   VIRTIO_NET_HDR,
-  VIRTIO_NET_HDR_F_NEEDS_CSUM,
-  VIRTIO_NET_HDR_GSO_NONE,
   VLAN_HLEN,
 } from "./defs.ts";
+import { HeaderKind, sanitizeHeader } from "./header.ts";
+import { canSegment } from "./offloads.ts";
 
 /** Frames that are moved before the loop gets its turn. */
 const BUDGET = 64;
-/** How much of the header is looked at: flags and gso_type. */
-const CHECKED_BYTES = VIRTIO_NET_HDR.GSO_TYPE + 1;
+/** IOV_MAX: what one writev(2) takes. */
+const SEGMENTS_MAX = 1024;
 
 /** What a {@linkcode Transmitter} works with. */
 export interface TransmitterOptions {
   readonly memory: GuestMemory;
   readonly loop: Loop;
   readonly backend: NetBackend;
+  /** Which queue pair this is. */
+  readonly pair: number;
   readonly counters: NetCounters;
   /** Largest IP packet in bytes. */
   readonly mtu: number;
   /** The most descriptors in a chain. */
   readonly chainSegments: number;
-  /** See VirtioTransport. */
-  readonly interrupt: (queue: Virtqueue) => void;
+  /** Passes interrupts on. */
+  readonly notifier: Notifier;
   /** The driver broke a rule. */
   readonly fail: (reason: string) => void;
 }
@@ -51,11 +55,20 @@ export interface TransmitterOptions {
 export class Transmitter {
   readonly #options: TransmitterOptions;
   readonly #chain: Chain;
-  readonly #header = new Uint8Array(CHECKED_BYTES);
+  /** Our copy of the header at hand, which the driver cannot change any more. */
+  readonly #header: Uint8Array<ArrayBuffer>;
+  /** The same as a list, for a back end with headers. */
+  readonly #headerList: ScatterGather | null;
+  /** What such a back end gets: our header, the driver's frame. */
+  readonly #list: ScatterGather;
   readonly #more: BottomHalf;
-  readonly #hasVnetHeader: boolean;
-  /** Length of the largest frame, VLAN tag and header included. */
-  readonly #maxBytes: number;
+  /** Length of the largest frame that goes over a wire, VLAN tag included. */
+  readonly #plainMaxBytes: number;
+  /** Frames and bytes that the back end took of this queue. */
+  readonly #taken = new Float64Array(2);
+  /** What the driver may leave to us, a set of NetOffload. */
+  #offloads = 0;
+  #maxBytes = 0;
   #queue: Virtqueue | null = null;
   /** Changes when the queue is taken away, so that a call in progress can tell. */
   #epoch = 0;
@@ -68,14 +81,44 @@ export class Transmitter {
     this.#linkUp = linkUp;
     this.#chain = new Chain(options.memory, options.chainSegments);
     this.#more = options.loop.bottomHalf(() => this.run());
-    this.#hasVnetHeader = options.backend.hasVnetHeader;
-    this.#maxBytes = VIRTIO_NET_HDR.SIZE + ETH_HLEN + VLAN_HLEN + options.mtu;
+    const { memory } = options;
+    this.#list = memory.createScatterGather(
+      Math.min(options.chainSegments + 1, SEGMENTS_MAX),
+    );
+    if (options.backend.hasVnetHeader) {
+      const scratch = memory.createScratch(VIRTIO_NET_HDR.SIZE);
+      this.#header = scratch.bytes;
+      this.#headerList = memory.createScatterGather(1);
+      scratch.append(VIRTIO_NET_HDR.SIZE, this.#headerList);
+    } else {
+      this.#header = new Uint8Array(VIRTIO_NET_HDR.SIZE);
+      this.#headerList = null;
+    }
+    this.#plainMaxBytes = ETH_HLEN + VLAN_HLEN + options.mtu;
   }
 
-  /** Takes a queue into service. */
-  start(queue: Virtqueue): void {
+  /** Frames that the back end took of this queue. */
+  get packets(): number {
+    return this.#taken[0]!;
+  }
+
+  /** Their bytes. */
+  get bytes(): number {
+    return this.#taken[1]!;
+  }
+
+  /**
+   * Takes a queue into service.
+   *
+   * @param offloads What the driver may leave to us, a set of NetOffload
+   */
+  start(queue: Virtqueue, offloads: number): void {
     this.#queue = queue;
     this.#blocked = false;
+    this.#offloads = offloads;
+    this.#maxBytes = canSegment(offloads)
+      ? Math.max(GSO_FRAME_BYTES + VLAN_HLEN, this.#plainMaxBytes)
+      : this.#plainMaxBytes;
   }
 
   /** Forgets the queue. */
@@ -127,6 +170,7 @@ export class Transmitter {
     let left = BUDGET;
     let got = 0;
     do {
+      const before = left;
       queue.disableNotifications();
       while (left > 0 && (got = queue.pop(this.#chain)) > 0) {
         const result = this.#send(this.#chain.readable);
@@ -139,7 +183,7 @@ export class Transmitter {
         queue.push(this.#chain.head, 0);
         left--;
       }
-      if (queue.publish()) this.#options.interrupt(queue);
+      this.#options.notifier.published(queue, queue.publish(), before - left);
       if (got < 0) return this.#options.fail(queue.lastError);
       if (this.#blocked) return;
       if (left === 0) return this.#more.schedule();
@@ -160,8 +204,11 @@ export class Transmitter {
       return 0;
     }
     const frameBytes = list.lengthBytes - VIRTIO_NET_HDR.SIZE;
-    if (!this.#hasVnetHeader) list.consume(VIRTIO_NET_HDR.SIZE);
-    const result = this.#options.backend.send(list);
+    const cuts = frameBytes > this.#plainMaxBytes;
+    const out = this.#compose(list);
+    const result = out === null
+      ? -Errno.E2BIG
+      : this.#options.backend.send(out, this.#options.pair);
     if (result === -Errno.EAGAIN) return result;
     if (result < 0) {
       counters.add(NetCounter.txErrors, 1);
@@ -169,23 +216,38 @@ export class Transmitter {
     }
     counters.add(NetCounter.txPackets, 1);
     counters.add(NetCounter.txBytes, frameBytes);
+    if (cuts) counters.add(NetCounter.txGsoPackets, 1);
+    this.#taken[0]!++;
+    this.#taken[1]! += frameBytes;
     return 0;
+  }
+
+  /** @returns The frame as the back end takes it; null when it is in too many pieces */
+  #compose(list: ScatterGather): ScatterGather | null {
+    list.consume(VIRTIO_NET_HDR.SIZE);
+    if (this.#headerList === null) return list;
+    const out = this.#list;
+    out.clear();
+    out.append(this.#headerList);
+    return out.append(list) < 0 ? null : out;
   }
 
   /** @returns A {@linkcode NetCounter}, or −1 for a frame that is to be sent */
   #reasonToDrop(list: ScatterGather): number {
-    if (list.lengthBytes < VIRTIO_NET_HDR.SIZE + ETH_HLEN) {
-      return NetCounter.txDroppedShort;
-    }
-    if (list.lengthBytes > this.#maxBytes) {
-      return NetCounter.txDroppedOversized;
-    }
+    const frameBytes = list.lengthBytes - VIRTIO_NET_HDR.SIZE;
+    if (frameBytes < ETH_HLEN) return NetCounter.txDroppedShort;
+    if (frameBytes > this.#maxBytes) return NetCounter.txDroppedOversized;
     if (!this.#linkUp) return NetCounter.txDroppedLinkDown;
-    this.#options.memory.gather(list, this.#header, CHECKED_BYTES);
-    // No transmit offload is negotiated; other flag bits are to be ignored (5.1.6.2.2).
-    const asksForOffload = (this.#header[VIRTIO_NET_HDR.FLAGS]! &
-          VIRTIO_NET_HDR_F_NEEDS_CSUM) !== 0 ||
-      this.#header[VIRTIO_NET_HDR.GSO_TYPE] !== VIRTIO_NET_HDR_GSO_NONE;
-    return asksForOffload ? NetCounter.txDroppedBadHeader : -1;
+    this.#options.memory.gather(list, this.#header, VIRTIO_NET_HDR.SIZE);
+    switch (sanitizeHeader(this.#header, frameBytes, this.#offloads, false)) {
+      case HeaderKind.GSO:
+        return -1;
+      case HeaderKind.PLAIN:
+        return frameBytes > this.#plainMaxBytes
+          ? NetCounter.txDroppedOversized
+          : -1;
+      default:
+        return NetCounter.txDroppedBadHeader;
+    }
   }
 }

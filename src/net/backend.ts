@@ -12,12 +12,49 @@ import type { Log } from "../log.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 
+/** The most queue pairs a card can have. */
+export const QUEUE_PAIRS_MAX = 8;
+
+/** Work on frames that one side leaves to the other; bits of a set, valued as the kernel's TUN_F_*. */
+export const NetOffload = {
+  /** The checksum behind the header's `csum_start` is to be completed. */
+  CSUM: 0x01,
+  /** TCP over IPv4 is to be cut into segments. */
+  TSO4: 0x02,
+  /** TCP over IPv6 is to be cut into segments. */
+  TSO6: 0x04,
+  /** Segments to be cut may carry ECN's CWR. */
+  ECN: 0x08,
+  /** UDP is to be cut into IP fragments. */
+  UFO: 0x10,
+  /** UDP over IPv4 is to be cut into datagrams. */
+  USO4: 0x20,
+  /** UDP over IPv6 is to be cut into datagrams. */
+  USO6: 0x40,
+} as const;
+
+/** What a back end with virtio-net headers can do about offloads; sets of {@linkcode NetOffload}. */
+export interface NetOffloads {
+  /** What {@linkcode NetBackend.send} takes. */
+  readonly take: number;
+  /** What {@linkcode NetBackend.receive} can give, once {@linkcode NetBackend.setOffloads} asks for it. */
+  readonly give: number;
+}
+
 /** What a back end calls on its card; on the card's event loop. */
 export interface NetPeer {
-  /** Frames are waiting: call {@linkcode NetBackend.receive} until it has no more. */
-  onReadable(): void;
-  /** {@linkcode NetBackend.send} refused with −EAGAIN before and may succeed now. */
-  onWritable(): void;
+  /**
+   * Frames are waiting: call {@linkcode NetBackend.receive} until it has no more.
+   *
+   * @param pair Which queue pair they are for; 0 when left out
+   */
+  onReadable(pair?: number): void;
+  /**
+   * {@linkcode NetBackend.send} refused with −EAGAIN before and may succeed now.
+   *
+   * @param pair Which queue pair may go on; 0 when left out
+   */
+  onWritable(pair?: number): void;
 }
 
 /** What a back end is opened with. */
@@ -30,6 +67,8 @@ export interface NetContext {
   readonly mtu: number;
   /** The card's address, 6 bytes. */
   readonly mac: Uint8Array;
+  /** How many queue pairs the card has, up to {@linkcode QUEUE_PAIRS_MAX}; 1 when absent. */
+  readonly queuePairs?: number;
 }
 
 /**
@@ -49,6 +88,29 @@ export interface NetBackend {
    * does that on a TAP. Otherwise the card strips and adds it.
    */
   readonly hasVnetHeader: boolean;
+  /** Offloads by way of those headers; none when absent. */
+  readonly offloads?: NetOffloads;
+  /**
+   * How many queue pairs it has, each with frames of its own; 1 when absent. Frames of one flow are given on the pair
+   * that last sent frames of that flow (virtio 1.3, section 5.1.6.5.6).
+   */
+  readonly queuePairs?: number;
+  /**
+   * Chooses what {@linkcode receive} may give from now on; nothing until it is called. Frames that wait already are as
+   * they are.
+   *
+   * @param give A subset of {@linkcode NetOffloads.give}; nothing without CSUM
+   * @returns 0 or −errno
+   */
+  setOffloads?(give: number): number;
+  /**
+   * Chooses how many pairs receive from now on; the first only until it is called. {@linkcode send} takes frames of all
+   * pairs all the time.
+   *
+   * @param count 1 to {@linkcode queuePairs}
+   * @returns 0 or −errno
+   */
+  setQueuePairs?(count: number): number;
   /** Begins to call `peer`. */
   start(peer: NetPeer): void;
   /** Calls nothing any more; waiting frames are dropped. */
@@ -56,20 +118,26 @@ export interface NetBackend {
   /**
    * Sends one frame (behind its header, if {@linkcode hasVnetHeader}). The list may be consumed.
    *
+   * @param pair Which queue pair it comes from; 0 when left out
    * @returns ≥ 0 when the frame was taken (or dropped for good), −EAGAIN when it must be tried again after `onWritable`,
    * another −errno when it was dropped by an error
    */
-  send(frame: ScatterGather): number;
+  send(frame: ScatterGather, pair?: number): number;
   /**
    * Receives one frame into the list, which has room for the largest one wherever the driver gave that much. The list
    * is left as it is: not consumed, not truncated.
    *
+   * @param pair Which queue pair to take from; 0 when left out
    * @returns Length in bytes including the header, if any (more than the list has room for, when the frame was cut and the
    * back end knows its true length); −EAGAIN when there is none; another −errno when a frame was lost
    */
-  receive(into: ScatterGather): number;
-  /** Pauses or resumes `onReadable`. */
-  setReceiving(on: boolean): void;
+  receive(into: ScatterGather, pair?: number): number;
+  /**
+   * Pauses or resumes `onReadable`.
+   *
+   * @param pair Of which queue pair; 0 when left out
+   */
+  setReceiving(on: boolean, pair?: number): void;
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
   /** Releases everything. */

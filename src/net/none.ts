@@ -6,12 +6,13 @@
 
 import { Errno } from "../errno.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
-import type { NetBackend, NetPeer } from "./backend.ts";
+import { type NetBackend, type NetPeer, QUEUE_PAIRS_MAX } from "./backend.ts";
 
 /** Takes every frame and has none. */
 export class NoneBackend implements NetBackend {
   readonly description = "none";
   readonly hasVnetHeader = false;
+  readonly queuePairs = QUEUE_PAIRS_MAX;
   #sent = 0;
 
   start(_peer: NetPeer): void {}

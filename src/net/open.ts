@@ -6,6 +6,7 @@
 
 import { Errno, ErrnoError } from "../errno.ts";
 import type { NetBackend, NetContext } from "./backend.ts";
+import { DgramBackend } from "./dgram.ts";
 import { GatewayBackend, INSTALL_LIBSLIRP } from "./gateway.ts";
 import { NoneBackend } from "./none.ts";
 import {
@@ -13,8 +14,10 @@ import {
   type NetOptions,
   type UserNetOptions,
 } from "./option_table.ts";
+import { PasstBackend } from "./passt.ts";
 import { SlirpBackend } from "./slirp.ts";
 import { openLibslirp } from "./slirp_symbols.ts";
+import { StreamBackend } from "./stream.ts";
 import { TapBackend } from "./tap.ts";
 
 /**
@@ -37,6 +40,12 @@ export function openNetBackend(
       return openUser(options, context);
     case NetKind.TAP:
       return new TapBackend(options, context);
+    case NetKind.STREAM:
+      return new StreamBackend(options, context);
+    case NetKind.DGRAM:
+      return new DgramBackend(options, context);
+    case NetKind.PASST:
+      return new PasstBackend(options, context);
     case NetKind.NONE:
       return new NoneBackend();
     default:

@@ -4,6 +4,8 @@
  * @module
  */
 
+import { formatInetAddress, type InetAddress } from "../inet_address.ts";
+
 /** One row of the option table, for help and for parsing. */
 export interface NetOption {
   /** The key on the command line. */
@@ -26,6 +28,12 @@ export const NetKind = {
   USER: "user",
   /** A TAP interface of the host. */
   TAP: "tap",
+  /** A stream socket, as QEMU's `-netdev stream`. */
+  STREAM: "stream",
+  /** A datagram socket, as QEMU's `-netdev dgram`. */
+  DGRAM: "dgram",
+  /** A passt process. */
+  PASST: "passt",
   /** Not plugged in. */
   NONE: "none",
 } as const;
@@ -37,7 +45,7 @@ export type NetKind = typeof NetKind[keyof typeof NetKind];
 export const NET_OPTIONS: readonly NetOption[] = [
   {
     name: "net",
-    syntax: "user|tap|none",
+    syntax: "user|tap|stream|dgram|passt|none",
     help: "what the card is plugged into",
     default: "user",
   },
@@ -128,6 +136,77 @@ export const NET_OPTIONS: readonly NetOption[] = [
     help: "the interface to attach to; made when there is none of that name",
     default: "tap%d",
   },
+  {
+    name: "path",
+    net: "stream",
+    syntax: "path",
+    help: "the UNIX socket to connect to, or to listen at",
+  },
+  {
+    name: "addr",
+    net: "stream",
+    syntax: "addr:port",
+    help: "the TCP address to connect to, or to listen at",
+  },
+  {
+    name: "server",
+    net: "stream",
+    syntax: "on|off",
+    help: "listen instead of connecting",
+    default: "off",
+  },
+  {
+    name: "reconnect-ms",
+    net: "stream",
+    syntax: "milliseconds",
+    help: "the longest pause between attempts to connect, 0 for one attempt",
+    default: "1000",
+  },
+  {
+    name: "local-path",
+    net: "dgram",
+    syntax: "path",
+    help: "the UNIX socket to receive at",
+  },
+  {
+    name: "remote-path",
+    net: "dgram",
+    syntax: "path",
+    help: "the UNIX socket to send to",
+  },
+  {
+    name: "local",
+    net: "dgram",
+    syntax: "addr:port",
+    help: "the UDP address to receive at",
+  },
+  {
+    name: "remote",
+    net: "dgram",
+    syntax: "addr:port",
+    help: "the UDP address to send to and to receive from",
+  },
+  {
+    name: "passt",
+    net: "passt",
+    syntax: "program",
+    help: "the program to start",
+    default: "passt",
+  },
+  {
+    name: "tcp-ports",
+    net: "passt",
+    syntax: "spec",
+    help: "forward TCP ports of the host, as passt's option of that name",
+    repeatable: true,
+  },
+  {
+    name: "udp-ports",
+    net: "passt",
+    syntax: "spec",
+    help: "forward UDP ports of the host, as passt's option of that name",
+    repeatable: true,
+  },
 ];
 
 /** A port of the host that leads to the guest. */
@@ -182,10 +261,59 @@ export interface TapNetOptions {
   readonly ifname: string;
 }
 
+/** One end of a socket. */
+export type SocketEndpoint =
+  | { readonly family: "unix"; readonly path: string }
+  | { readonly family: "inet"; readonly address: InetAddress };
+
+/** As it is written on the command line. */
+export function formatEndpoint(endpoint: SocketEndpoint): string {
+  return endpoint.family === "unix"
+    ? endpoint.path
+    : formatInetAddress(endpoint.address);
+}
+
+/** A stream socket. */
+export interface StreamNetOptions {
+  readonly net: typeof NetKind.STREAM;
+  /** Where to connect to, or to listen at. */
+  readonly endpoint: SocketEndpoint;
+  /** Whether to listen. */
+  readonly server: boolean;
+  /** The longest pause between attempts to connect; 0 for one attempt. */
+  readonly reconnectMs: number;
+}
+
+/** A datagram socket; both ends are of one family. */
+export interface DgramNetOptions {
+  readonly net: typeof NetKind.DGRAM;
+  /** Where to receive at. */
+  readonly local: SocketEndpoint;
+  /** Where to send to. */
+  readonly remote: SocketEndpoint;
+}
+
+/** A passt process. */
+export interface PasstNetOptions {
+  readonly net: typeof NetKind.PASST;
+  /** Name or path of the program; null for the usual one. */
+  readonly program: string | null;
+  /** Ports to forward, as passt takes them. */
+  readonly tcpPorts: readonly string[];
+  /** Ports to forward, as passt takes them. */
+  readonly udpPorts: readonly string[];
+}
+
 /** No network. */
 export interface NoNetOptions {
   readonly net: typeof NetKind.NONE;
 }
 
 /** What a card is plugged into; plain data that can be sent to a Worker. */
-export type NetOptions = UserNetOptions | TapNetOptions | NoNetOptions;
+export type NetOptions =
+  | UserNetOptions
+  | TapNetOptions
+  | StreamNetOptions
+  | DgramNetOptions
+  | PasstNetOptions
+  | NoNetOptions;

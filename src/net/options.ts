@@ -4,7 +4,6 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../errno.ts";
 import { formatIpv4, inNetwork, netmask, parseIpv4 } from "./ipv4.ts";
 import {
   type HostForward,
@@ -13,6 +12,13 @@ import {
   type NetOptions,
   type UserNetOptions,
 } from "./option_table.ts";
+import { refuse } from "./refuse.ts";
+import {
+  type GivenValues,
+  parseDgram,
+  parsePasst,
+  parseStream,
+} from "./socket_options.ts";
 
 // IFNAMSIZ less its NUL.
 const IFNAME_MAX = 15;
@@ -20,12 +26,8 @@ const IFNAME_MAX = 15;
 /** Values by key as the command line splits them; a repeated key is an array. */
 export type OptionValues = Readonly<Record<string, string | readonly string[]>>;
 
-function refuse(what: string, right: string): never {
-  throw new ErrnoError(Errno.EINVAL, `Cannot use ${what}: ${right}`);
-}
-
 /** The given values, each checked to belong here. */
-class Values {
+class Values implements GivenValues {
   readonly #values = new Map<string, readonly string[]>();
 
   constructor(values: OptionValues) {
@@ -107,10 +109,19 @@ export function parseNetOptions(values: OptionValues): NetOptions {
       return parseUser(given);
     case NetKind.TAP:
       return { net, ifname: parseIfname(given.one("ifname") ?? "tap%d") };
+    case NetKind.STREAM:
+      return parseStream(given);
+    case NetKind.DGRAM:
+      return parseDgram(given);
+    case NetKind.PASST:
+      return parsePasst(given);
     case NetKind.NONE:
       return { net };
     default:
-      return refuse(`net=${net}`, "it is user, tap or none");
+      return refuse(
+        `net=${net}`,
+        "it is user, tap, stream, dgram, passt or none",
+      );
   }
 }
 

@@ -4,58 +4,57 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../errno.ts";
-import type { FdWatch, Loop } from "../event_loop.ts";
-import {
-  Epoll,
-  NativeBuffer,
-  openTap,
-  readv,
-  type Tap,
-  writev,
-} from "../libc/mod.ts";
-import { libc } from "../libc/symbols.ts";
+import { Errno } from "../errno.ts";
+import { setTapOffloads } from "../libc/mod.ts";
 import type { Log } from "../log.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
-import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
+import type {
+  NetBackend,
+  NetContext,
+  NetOffloads,
+  NetPeer,
+} from "./backend.ts";
 import type { TapNetOptions } from "./option_table.ts";
-import { clearTapOffload, InterfaceControl } from "./tap_interface.ts";
+import { InterfaceControl } from "./tap_interface.ts";
+import { openTapQueues, probeTapOffloads } from "./tap_open.ts";
+import { TapQueue, type TapQueueListener } from "./tap_queue.ts";
 
-/** sizeof(struct virtio_net_hdr_v1). */
-const VNET_HEADER_BYTES = 12;
-/** The kernel queues 500 frames on a TAP unless told otherwise (TUN_READQ_SIZE); more than a few rounds of that is new traffic. */
-const DISCARD_MAX = 2048;
-
-/** Frames by readv(2) and writev(2) between guest memory and the kernel. */
-export class TapBackend implements NetBackend {
+/**
+ * Frames between guest memory and the kernel, which cuts, joins and checksums them where the card leaves that to it.
+ *
+ * With several queue pairs the kernel chooses the pair of a received frame: the one that last sent frames of its flow.
+ */
+export class TapBackend implements NetBackend, TapQueueListener {
   readonly description: string;
   readonly hasVnetHeader = true;
+  readonly offloads: NetOffloads;
+  readonly queuePairs: number;
   /** The interface's name as the kernel gave it. */
   readonly ifname: string;
-  readonly #tap: Tap;
-  readonly #loop: Loop;
+  readonly #queues: TapQueue[] = [];
   readonly #log: Log;
-  #watch: FdWatch | null = null;
   #peer: NetPeer | null = null;
-  #receiving = true;
-  #awaitsWritable = false;
   #gone = false;
   #txDropped = 0;
   #rxErrors = 0;
 
   /** @throws {ErrnoError} With the remedy, when the interface cannot be had */
   constructor(options: TapNetOptions, context: NetContext) {
-    this.#loop = context.loop;
     this.#log = context.log;
+    this.queuePairs = context.queuePairs ?? 1;
     using control = new InterfaceControl();
     const existed = control.exists(options.ifname);
-    this.#tap = openOrExplain(options.ifname);
-    this.ifname = this.#tap.ifname;
+    const taps = openTapQueues(options.ifname, this.queuePairs);
+    taps.forEach(({ fd }, pair) =>
+      this.#queues.push(new TapQueue(pair, fd, context.loop, this))
+    );
+    this.ifname = taps[0]!.ifname;
     this.description = `tap ${this.ifname}`;
     try {
-      clearTapOffload(this.#tap.fd.number);
+      this.offloads = probeTapOffloads(this.#queues[0]!.fd);
       if (existed) this.#inspect(control, context.mtu);
       else this.#setUp(control, context.mtu);
+      this.setQueuePairs(1);
     } catch (error) {
       this.close();
       throw error;
@@ -65,48 +64,76 @@ export class TapBackend implements NetBackend {
   start(peer: NetPeer): void {
     this.stop();
     if (this.#gone) return;
-    this.#discardWaiting();
     this.#peer = peer;
-    this.#watch = this.#loop.watch(
-      this.#tap.fd.number,
-      this.#events(),
-      (events) => this.#onEvents(events),
-    );
+    for (const queue of this.#queues) {
+      if (queue.attached) queue.discardWaiting();
+      queue.start();
+    }
   }
 
   stop(): void {
-    this.#watch?.close();
-    this.#watch = null;
+    for (const queue of this.#queues) queue.stop();
     this.#peer = null;
-    this.#awaitsWritable = false;
   }
 
-  send(frame: ScatterGather): number {
-    const n = writev(this.#tap.fd.number, frame.iovec, frame.count);
-    if (n >= 0) return n;
-    if (n === -Errno.EAGAIN && this.#watch !== null) {
-      this.#awaitsWritable = true;
-      this.#watch.setEvents(this.#events());
-      return n;
+  setOffloads(give: number): number {
+    return setTapOffloads(this.#queues[0]!.fd, give);
+  }
+
+  setQueuePairs(count: number): number {
+    // From the end, so that the kernel's numbers of those that remain stay as they are.
+    for (let i = this.queuePairs - 1; i >= count; i--) {
+      this.#queues[i]!.stop();
+      const result = this.#queues[i]!.setAttached(false);
+      if (result < 0) return result;
     }
-    // EIO says the interface is down, EINVAL that the guest's header or frame is nonsense: lost, as on a wire.
-    this.#txDropped++;
-    return n === -Errno.EAGAIN ? -Errno.ENOBUFS : n;
+    for (let i = 0; i < count; i++) {
+      const result = this.#queues[i]!.setAttached(true);
+      if (result < 0) return result;
+      if (this.#peer !== null) this.#queues[i]!.start();
+    }
+    return 0;
   }
 
-  receive(into: ScatterGather): number {
-    const n = readv(this.#tap.fd.number, into.iovec, into.count);
+  send(frame: ScatterGather, pair: number = 0): number {
+    let queue = this.#queues[pair]!;
+    // What a driver queued before it gave the pair up still leaves.
+    if (!queue.attached) queue = this.#queues[0]!;
+    const n = queue.send(frame);
+    // EIO says the interface is down, EINVAL that the guest's header or frame is nonsense: lost, as on a wire.
+    if (n < 0 && n !== -Errno.EAGAIN) this.#txDropped++;
+    return n;
+  }
+
+  receive(into: ScatterGather, pair: number = 0): number {
+    const n = this.#queues[pair]!.receive(into);
     if (n < 0 && n !== -Errno.EAGAIN) {
       this.#rxErrors++;
-      // Nothing was taken off the queue, and the same would come again.
+      // What it was is lost or will come again; either way this is no time to go on.
       return -Errno.EAGAIN;
     }
     return n;
   }
 
-  setReceiving(on: boolean): void {
-    this.#receiving = on;
-    this.#watch?.setEvents(this.#events());
+  setReceiving(on: boolean, pair: number = 0): void {
+    this.#queues[pair]!.setReceiving(on);
+  }
+
+  onQueueReadable(pair: number): void {
+    this.#peer?.onReadable(pair);
+  }
+
+  onQueueWritable(pair: number): void {
+    this.#peer?.onWritable(pair);
+  }
+
+  onGone(): void {
+    if (this.#gone) return;
+    this.#gone = true;
+    this.stop();
+    this.#log.warn(
+      `${this.ifname} was deleted: its card has no network any more, restart the device to attach anew`,
+    );
   }
 
   counters(): Readonly<Record<string, number>> {
@@ -116,39 +143,9 @@ export class TapBackend implements NetBackend {
   /** Detaches; an interface that was made on opening goes away. */
   close(): void {
     this.stop();
-    this.#tap.fd.close();
-  }
-
-  #events(): number {
-    return (this.#receiving ? Epoll.IN : 0) |
-      (this.#awaitsWritable ? Epoll.OUT : 0);
-  }
-
-  #onEvents(events: number): void {
-    if ((events & Epoll.ERR) !== 0) {
-      // Cannot be masked, and lasts.
-      this.#gone = true;
-      this.stop();
-      this.#log.warn(
-        `${this.ifname} was deleted: its card has no network any more, restart the device to attach anew`,
-      );
-      return;
-    }
-    if ((events & Epoll.OUT) !== 0 && this.#awaitsWritable) {
-      this.#awaitsWritable = false;
-      this.#watch?.setEvents(this.#events());
-      this.#peer?.onWritable();
-    }
-    if ((events & Epoll.IN) !== 0 && this.#receiving) this.#peer?.onReadable();
-  }
-
-  /** What came while nobody listened. */
-  #discardWaiting(): void {
-    using scratch = new NativeBuffer(1);
-    for (let i = 0; i < DISCARD_MAX; i++) {
-      const fd = this.#tap.fd.number;
-      if (libc.read(fd, scratch.pointer(), scratch.lengthBytes) < 0) return;
-    }
+    // Whoever attaches to an interface that stays may not know of offloads; of one that is gone there is nothing to set.
+    setTapOffloads(this.#queues[0]!.fd, 0);
+    for (const queue of this.#queues) queue.close();
   }
 
   /** Someone else's interface is left as it is; say what will not work. */
@@ -177,41 +174,5 @@ export class TapBackend implements NetBackend {
       `Made interface ${ifname} and brought it up: give it an address ("ip address add 192.168.76.1/24 dev ${ifname}") ` +
         `or a bridge ("ip link set ${ifname} master br0")`,
     );
-  }
-}
-
-function openOrExplain(ifname: string): Tap {
-  try {
-    return openTap(ifname, VNET_HEADER_BYTES);
-  } catch (error) {
-    if (!(error instanceof ErrnoError)) throw error;
-    const why = explain(error.errno, ifname);
-    if (why === null) throw error;
-    throw new ErrnoError(
-      error.errno,
-      `Cannot attach to TAP interface ${ifname}: ${why}`,
-      { cause: error },
-    );
-  }
-}
-
-function explain(errno: number, ifname: string): string | null {
-  const name = ifname.replace("%d", "0");
-  switch (errno) {
-    case Errno.EPERM:
-      return `not permitted, have root run "ip tuntap add dev ${name} mode tap user $USER" once ` +
-        `and use ifname=${name}, or run with CAP_NET_ADMIN`;
-    case Errno.EACCES:
-      return 'not permitted, have root run "chmod 666 /dev/net/tun" or run as root';
-    case Errno.ENOENT:
-    case Errno.ENODEV:
-    case Errno.ENXIO:
-      return 'this host has no TAP driver, have root run "modprobe tun"';
-    case Errno.EBUSY:
-      return "another process uses it, choose another name";
-    case Errno.EINVAL:
-      return 'there is an interface of that name which is no single-queue TAP, see "ip -details link"';
-    default:
-      return null;
   }
 }

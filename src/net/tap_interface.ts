@@ -5,14 +5,13 @@
  */
 
 import { Errno } from "../errno.ts";
-import { check, Fd, SyscallError } from "../libc/mod.ts";
+import { check, Fd } from "../libc/mod.ts";
 import { lastErrno, libc } from "../libc/symbols.ts";
 
 const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
 const SIOCGIFMTU = 0x8921;
 const SIOCSIFMTU = 0x8922;
-const TUNSETOFFLOAD = 0x4004_54d0;
 const IFF_UP = 1;
 
 // struct ifreq { char ifr_name[16]; union { short ifr_flags; int ifr_mtu; … } ifr; }
@@ -93,21 +92,4 @@ function request(
   // A longer name is cut and names nothing; the option parser has refused it before.
   new TextEncoder().encodeInto(ifname, ifreq.subarray(0, 15));
   return { ifreq, view: new DataView(ifreq.buffer) };
-}
-
-/**
- * Has the kernel give whole, checksummed frames on a TAP: an interface that outlives its user may remember what the
- * last one could take.
- *
- * @throws {SyscallError}
- */
-export function clearTapOffload(fd: number): void {
-  // The argument is the number 0 itself, which as an address is null.
-  if (libc.ioctl(fd, TUNSETOFFLOAD, null) < 0) {
-    throw new SyscallError(
-      "ioctl",
-      lastErrno(),
-      "Cannot set the offloads of a TAP",
-    );
-  }
 }

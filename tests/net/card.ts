@@ -27,7 +27,7 @@ export class Host implements Disposable {
   readonly warnings: string[] = [];
   readonly context: NetContext;
 
-  constructor(mtu = 1500) {
+  constructor(mtu = 1500, queuePairs = 1) {
     using fd = createMemfd("net-test", MEMORY_BYTES);
     this.memory.map({
       iova: 0,
@@ -43,7 +43,7 @@ export class Host implements Disposable {
       debugEnabled: false,
     };
     const { loop, memory } = this;
-    this.context = { loop, log, memory, mtu, mac: GUEST_MAC };
+    this.context = { loop, log, memory, mtu, mac: GUEST_MAC, queuePairs };
   }
 
   [Symbol.dispose](): void {

@@ -81,7 +81,10 @@ Deno.test("parseNetOptions moves the default addresses with the subnet", () => {
 });
 
 const REFUSED: readonly [OptionValues, RegExp][] = [
-  [{ net: "bridge" }, /^Cannot use net=bridge: it is user, tap or none/],
+  [
+    { net: "bridge" },
+    /^Cannot use net=bridge: it is user, tap, stream, dgram, passt or none/,
+  ],
   [{ speed: "1" }, /^Cannot use speed: it is no network option, they are net,/],
   [{ net: ["user", "tap"] }, /^Cannot use net 2 times: it is allowed once/],
   [{ ifname: "tap0" }, /^Cannot use ifname with net=user: it needs net=tap/],
@@ -145,7 +148,7 @@ Deno.test("parseNetOptions returns options or throws ErrnoError, whatever it get
 Deno.test("NET_OPTIONS defaults are what parseNetOptions assumes", () => {
   const defaults: Record<string, string> = {};
   for (const option of NET_OPTIONS) {
-    if (option.default !== undefined && option.net !== "tap") {
+    if (option.default !== undefined && (option.net ?? "user") === "user") {
       defaults[option.name] = option.default;
     }
   }
@@ -154,6 +157,14 @@ Deno.test("NET_OPTIONS defaults are what parseNetOptions assumes", () => {
   assertEquals(
     parseNetOptions({ net: "tap", ifname: tap }),
     parseNetOptions({ net: "tap" }),
+  );
+  const given = { server: "", "reconnect-ms": "" };
+  for (const name of ["server", "reconnect-ms"] as const) {
+    given[name] = NET_OPTIONS.find((option) => option.name === name)!.default!;
+  }
+  assertEquals(
+    parseNetOptions({ net: "stream", path: "x", ...given }),
+    parseNetOptions({ net: "stream", path: "x" }),
   );
 });
 

@@ -15,6 +15,8 @@ Deno.test("parseVirtioNetOptions has sensible defaults", () => {
     mtu: 1500,
     linkUp: true,
     queueSize: 256,
+    queuePairs: 1,
+    offloads: true,
     net: { net: "none" },
   });
 });
@@ -25,6 +27,8 @@ Deno.test("parseVirtioNetOptions takes every option of the card", () => {
     mtu: "9000",
     link: "down",
     "queue-size": "1024",
+    queues: "8",
+    offloads: "off",
     net: "none",
   });
   assertEquals(options, {
@@ -32,6 +36,8 @@ Deno.test("parseVirtioNetOptions takes every option of the card", () => {
     mtu: 9000,
     linkUp: false,
     queueSize: 1024,
+    queuePairs: 8,
+    offloads: false,
     net: { net: "none" },
   });
   assertEquals(structuredClone(options), options);
@@ -46,7 +52,7 @@ Deno.test("parseVirtioNetOptions hands network options on", () => {
   assertThrows(
     () => parseVirtioNetOptions({ net: "bridge" }),
     Error,
-    "user, tap or none",
+    "it is user, tap",
   );
 });
 
@@ -66,7 +72,15 @@ for (
     [{ "queue-size": "65536" }, "from 8 to 32768"],
     [{ "queue-size": "-8" }, "a power of two"],
     [{ mtu: ["1500", "9000"] }, "give it once"],
-    [{ speed: "10" }, "virtio-net has mac, mtu, link, queue-size, net"],
+    [{ queues: "0" }, "1 to 8 pairs"],
+    [{ queues: "9" }, "1 to 8 pairs"],
+    [{ queues: "2.5" }, "1 to 8 pairs"],
+    [{ queues: "" }, "1 to 8 pairs"],
+    [{ offloads: "yes" }, "it is on or off"],
+    [
+      { speed: "10" },
+      "virtio-net has mac, mtu, link, queue-size, queues, offloads, net",
+    ],
   ] as const
 ) {
   Deno.test(`parseVirtioNetOptions refuses ${JSON.stringify(options)}`, () => {
@@ -78,10 +92,34 @@ for (
   });
 }
 
+Deno.test("parseVirtioNetOptions refuses several queues where the network has one", () => {
+  assertThrows(
+    () => parseVirtioNetOptions({ queues: "2" }),
+    Error,
+    "Cannot use queues=2 with net=user: it has one queue, several need net=tap",
+  );
+  assertEquals(parseVirtioNetOptions({ queues: "1" }).queuePairs, 1);
+  assertEquals(
+    parseVirtioNetOptions({ queues: "2", net: "tap" }).queuePairs,
+    2,
+  );
+});
+
 Deno.test("VIRTIO_NET_OPTIONS lists what is parsed, once each", () => {
   const names = VIRTIO_NET_OPTIONS.map(({ name }) => name);
   assertEquals(new Set(names).size, names.length);
-  for (const name of ["mac", "mtu", "link", "queue-size", "net", "hostfwd"]) {
+  for (
+    const name of [
+      "mac",
+      "mtu",
+      "link",
+      "queue-size",
+      "queues",
+      "offloads",
+      "net",
+      "hostfwd",
+    ]
+  ) {
     assertEquals(names.includes(name), true, name);
   }
 });
@@ -105,4 +143,8 @@ Deno.test("NetConfig lays out struct virtio_net_config", () => {
   config.setMac(Uint8Array.of(2, 0, 0, 0, 0, 0xfe));
   assertEquals(config.read(2, 4), 0xfe00_0000);
   assertEquals(config.status, 3);
+});
+
+Deno.test("NetConfig tells how many queue pairs there are", () => {
+  assertEquals(new NetConfig(new Uint8Array(6), 1500, 8).read(8, 2), 8);
 });

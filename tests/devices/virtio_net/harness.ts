@@ -10,7 +10,11 @@ import { Errno } from "../../../src/errno.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
-import type { NetBackend, NetPeer } from "../../../src/net/backend.ts";
+import type {
+  NetBackend,
+  NetOffloads,
+  NetPeer,
+} from "../../../src/net/backend.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import {
@@ -50,13 +54,51 @@ export const NF = {
   CTRL_MAC_ADDR: 23,
 } as const;
 
+/** More of them: offloads, queues, coalescing. */
+export const OF = {
+  CSUM: 0,
+  GUEST_CSUM: 1,
+  CTRL_GUEST_OFFLOADS: 2,
+  GUEST_TSO4: 7,
+  GUEST_TSO6: 8,
+  GUEST_ECN: 9,
+  GUEST_UFO: 10,
+  HOST_TSO4: 11,
+  HOST_TSO6: 12,
+  HOST_ECN: 13,
+  HOST_UFO: 14,
+  MQ: 22,
+  VQ_NOTF_COAL: 52,
+  NOTF_COAL: 53,
+  GUEST_USO4: 54,
+  GUEST_USO6: 55,
+  HOST_USO: 56,
+} as const;
+
+/** A frame with the header that its sender put before it. */
+export interface HeadedFrame {
+  readonly header: readonly number[];
+  readonly frame: Uint8Array;
+}
+
 /** A network that gives the frames it was given and keeps those it gets, moving bytes through guest memory. */
 export class ScriptedBackend implements NetBackend {
   readonly description = "scripted";
   readonly hasVnetHeader: boolean;
+  readonly offloads: NetOffloads;
+  readonly queuePairs: number;
   readonly #memory: GuestMemory;
   /** Frames that wait for the card; a number is what receive() returns in place of one. */
-  readonly incoming: (Uint8Array | number)[] = [];
+  readonly incoming: (Uint8Array | HeadedFrame | number)[] = [];
+  /** The same for the other queue pairs. */
+  readonly incomingOn: (Uint8Array | HeadedFrame | number)[][];
+  /** On which pair each frame of `sent` came. */
+  readonly sentOn: number[] = [];
+  /** What the card chose. */
+  givenOffloads = -1;
+  activePairs = -1;
+  /** What setOffloads() and setQueuePairs() return. */
+  result = 0;
   /** What the card sent, with the header if there is one. */
   readonly sent: Uint8Array[] = [];
   /** What send() returns next, in place of taking the frame. */
@@ -65,13 +107,39 @@ export class ScriptedBackend implements NetBackend {
   onSend: (() => void) | null = null;
   onReceive: (() => void) | null = null;
   peer: NetPeer | null = null;
-  receiving = true;
+  readonly receivingOn: boolean[];
   closed = false;
   starts = 0;
 
-  constructor(memory: GuestMemory, hasVnetHeader: boolean) {
+  constructor(
+    memory: GuestMemory,
+    hasVnetHeader: boolean,
+    offloads: NetOffloads,
+    queuePairs: number,
+  ) {
     this.#memory = memory;
     this.hasVnetHeader = hasVnetHeader;
+    this.offloads = offloads;
+    this.queuePairs = queuePairs;
+    this.receivingOn = new Array(queuePairs).fill(true);
+    this.incomingOn = Array.from(
+      { length: queuePairs },
+      (_, pair) => pair === 0 ? this.incoming : [],
+    );
+  }
+
+  get receiving(): boolean {
+    return this.receivingOn[0]!;
+  }
+
+  setOffloads(give: number): number {
+    if (this.result === 0) this.givenOffloads = give;
+    return this.result;
+  }
+
+  setQueuePairs(count: number): number {
+    if (this.result === 0) this.activePairs = count;
+    return this.result;
   }
 
   start(peer: NetPeer): void {
@@ -82,10 +150,10 @@ export class ScriptedBackend implements NetBackend {
 
   stop(): void {
     this.peer = null;
-    this.incoming.length = 0;
+    for (const frames of this.incomingOn) frames.length = 0;
   }
 
-  send(frame: ScatterGather): number {
+  send(frame: ScatterGather, pair?: number): number {
     this.onSend?.();
     const result = this.sendResults.shift();
     if (result !== undefined) return result;
@@ -97,20 +165,24 @@ export class ScriptedBackend implements NetBackend {
     }
     assertEquals(at, frame.lengthBytes);
     this.sent.push(bytes);
+    this.sentOn.push(pair!);
     // The contract allows it.
     frame.consume(frame.lengthBytes);
     return bytes.length;
   }
 
-  receive(into: ScatterGather): number {
+  receive(into: ScatterGather, pair?: number): number {
     this.onReceive?.();
-    const next = this.incoming.shift();
+    const next = this.incomingOn[pair!]!.shift();
     if (next === undefined) return -Errno.EAGAIN;
     if (typeof next === "number") return next;
     // What the kernel puts before a frame on a TAP, with a flag that was not negotiated.
+    const headed = "frame" in next
+      ? next
+      : { header: [2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0xad, 0xde], frame: next };
     const bytes = this.hasVnetHeader
-      ? Uint8Array.from([2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0xad, 0xde, ...next])
-      : next;
+      ? Uint8Array.from([...headed.header, ...headed.frame])
+      : headed.frame;
     let at = 0;
     for (let i = 0; i < into.count && at < bytes.length; i++) {
       const part = bytes.subarray(at, at + into.length(i));
@@ -121,8 +193,8 @@ export class ScriptedBackend implements NetBackend {
     return at;
   }
 
-  setReceiving(on: boolean): void {
-    this.receiving = on;
+  setReceiving(on: boolean, pair?: number): void {
+    this.receivingOn[pair!] = on;
   }
 
   counters(): Record<string, number> {
@@ -137,9 +209,16 @@ export class ScriptedBackend implements NetBackend {
   /** Level-triggered: calls the card while frames wait and it wants them; how often it did. */
   pump(): number {
     let calls = 0;
-    while (this.peer !== null && this.receiving && this.incoming.length > 0) {
-      assert(++calls < 1000, "the card takes no frames");
-      this.peer.onReadable();
+    for (let pair = 0; pair < this.activePairs; pair++) {
+      while (
+        this.peer !== null && this.receivingOn[pair] &&
+        this.incomingOn[pair]!.length > 0
+      ) {
+        assert(++calls < 1000, "the card takes no frames");
+        // One that knows of no pairs says none.
+        if (pair === 0) this.peer.onReadable();
+        else this.peer.onReadable(pair);
+      }
     }
     return calls;
   }
@@ -216,6 +295,14 @@ export interface RigOptions {
   readonly linkUp?: boolean;
   readonly queueSize?: number;
   readonly vnetHeader?: boolean;
+  /** What the back end can do; nothing unless told. It has headers then. */
+  readonly offloads?: NetOffloads;
+  /** Queue pairs of the card and its back end. */
+  readonly queuePairs?: number;
+  /** Queue pairs of the back end, if not the same. */
+  readonly backendPairs?: number;
+  /** Whether the card offers offloads. */
+  readonly offersOffloads?: boolean;
   /** What the driver asks for; all that is offered unless told. */
   readonly features?: readonly number[];
   /** Leave the driver before negotiation. */
@@ -229,6 +316,9 @@ export interface Received {
   /** What the device says it wrote to each buffer. */
   readonly lengths: number[];
 }
+
+/** Everything that there is. */
+export const ALL_OFFLOADS: NetOffloads = { take: 0x7f, give: 0x7f };
 
 const RAM_IOVA = 0x1_0000_0000;
 const RAM_BYTES = 8 << 20;
@@ -247,6 +337,8 @@ export class Rig {
   rx!: DriverQueue;
   tx!: DriverQueue;
   ctrl: DriverQueue | null = null;
+  /** The pairs that the driver set up. */
+  pairs: { rx: DriverQueue; tx: DriverQueue }[] = [];
   readonly #rxBuffers = new Map<number, readonly (readonly number[])[]>();
 
   constructor(options: RigOptions = {}) {
@@ -260,7 +352,9 @@ export class Rig {
     const context = { ...fake, interrupts };
     this.backend = new ScriptedBackend(
       this.memory,
-      options.vnetHeader ?? false,
+      options.vnetHeader ?? options.offloads !== undefined,
+      options.offloads ?? { take: 0, give: 0 },
+      options.backendPairs ?? options.queuePairs ?? 1,
     );
     this.device = new VirtioPci(
       context,
@@ -274,6 +368,8 @@ export class Rig {
             mtu: options.mtu ?? 1500,
             linkUp: options.linkUp ?? true,
             queueSize: options.queueSize ?? 256,
+            queuePairs: options.queuePairs ?? 1,
+            offloads: options.offersOffloads ?? true,
           },
         }),
     );
@@ -281,7 +377,8 @@ export class Rig {
       new PciFunction(this.device, interrupts, fake.log),
       interrupts,
     );
-    this.driver = new VirtioDriver(this.pci, this.ram, { vectors: 4 });
+    const vectors = 2 * (options.queuePairs ?? 1) + 2;
+    this.driver = new VirtioDriver(this.pci, this.ram, { vectors });
     if (options.bare !== true) this.bringUp(options.features);
   }
 
@@ -299,8 +396,16 @@ export class Rig {
     this.driver.setConfigVector(VECTOR.CONFIG);
     this.rx = this.driver.setupQueue(0, { vector: VECTOR.RX });
     this.tx = this.driver.setupQueue(1, { vector: VECTOR.TX });
+    const pairs = this.driver.has(OF.MQ) ? this.driver.readConfig(8, 2) : 1;
+    this.pairs = [{ rx: this.rx, tx: this.tx }];
+    for (let i = 1; i < pairs; i++) {
+      this.pairs.push({
+        rx: this.driver.setupQueue(2 * i, { vector: 2 * i + 1 }),
+        tx: this.driver.setupQueue(2 * i + 1, { vector: 2 * i + 2 }),
+      });
+    }
     this.ctrl = this.driver.has(NF.CTRL_VQ)
-      ? this.driver.setupQueue(2, { vector: VECTOR.CTRL })
+      ? this.driver.setupQueue(2 * pairs, { vector: 2 * pairs + 1 })
       : null;
     this.driver.driverOk();
     this.settle();
@@ -312,7 +417,7 @@ export class Rig {
   }
 
   /** Frames come in, and are handled. */
-  arrive(...frames: (Uint8Array | number)[]): void {
+  arrive(...frames: (Uint8Array | HeadedFrame | number)[]): void {
     this.backend.incoming.push(...frames);
     this.settle();
   }
@@ -419,6 +524,26 @@ export class Rig {
     if (queue.ring.usedLength === 0) return -1;
     assertEquals(queue.ring.usedLength, 1);
     return this.ram.at(ack, 1)[0]!;
+  }
+
+  /**
+   * Sends a control command that has a result.
+   *
+   * @returns The acknowledgement and what is behind it, as far as the device says it wrote
+   */
+  query(data: readonly number[], answerBytes: number): number[] {
+    const queue = this.ctrl!;
+    const at = this.ram.alloc(data.length, 1);
+    const answer = this.ram.alloc(answerBytes, 1);
+    this.ram.write(at, Uint8Array.from(data));
+    queue.ring.begin(2);
+    queue.ring.readable(at, data.length);
+    queue.ring.writable(answer, answerBytes);
+    queue.ring.end();
+    queue.flush();
+    this.settle();
+    assert(queue.ring.take(), "the command was not answered");
+    return [...this.ram.at(answer, queue.ring.usedLength)];
   }
 
   /** How often a vector was raised since it was last asked for. */

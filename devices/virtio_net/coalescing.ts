@@ -1,0 +1,108 @@
+/**
+ * Notification coalescing (virtio 1.3, section 5.1.6.5.9): fewer interrupts, later.
+ *
+ * @module
+ */
+
+import type { Loop, Timer } from "../../src/event_loop.ts";
+import type { Virtqueue } from "../../src/virtio/queue.ts";
+
+/** When a queue's driver is to be told. */
+export interface CoalescingLimits {
+  /** After so many packets; 0 after each. */
+  readonly maxPackets: number;
+  /** After so many microseconds; 0 at once. */
+  readonly maxUsecs: number;
+}
+
+/** Every packet at once. */
+export const NO_COALESCING: CoalescingLimits = { maxPackets: 0, maxUsecs: 0 };
+
+/**
+ * Passes the interrupts of one queue on, or holds them back for a while.
+ *
+ * ```text
+ *   idle --packets--> counting --max_packets, max_usecs--> idle
+ * ```
+ * An interrupt that the driver asked for is delayed, never lost; one that it did not ask for is never made up.
+ */
+export class Notifier {
+  readonly #loop: Loop;
+  readonly #interrupt: (queue: Virtqueue) => void;
+  /** Made when it is first needed. */
+  #timer: Timer | null = null;
+  #limits = NO_COALESCING;
+  #coalesces = false;
+  #packets = 0;
+  /** The queue whose driver waits for an interrupt. */
+  #owed: Virtqueue | null = null;
+
+  constructor(loop: Loop, interrupt: (queue: Virtqueue) => void) {
+    this.#loop = loop;
+    this.#interrupt = interrupt;
+  }
+
+  /** What is in force. */
+  get limits(): CoalescingLimits {
+    return this.#limits;
+  }
+
+  /** Changes the limits; what has waited long enough by the new ones waits no longer. */
+  setLimits(limits: CoalescingLimits): void {
+    this.#limits = limits;
+    this.#coalesces = limits.maxPackets > 0 && limits.maxUsecs > 0;
+    if (this.#owed === null) return;
+    if (!this.#coalesces || this.#packets >= limits.maxPackets) this.#fire();
+    else this.#arm();
+  }
+
+  /**
+   * Packets were published.
+   *
+   * @param wanted Whether the driver wants an interrupt for them, as Virtqueue.publish told
+   */
+  published(queue: Virtqueue, wanted: boolean, packets: number): void {
+    if (!this.#coalesces) {
+      if (wanted) this.#interrupt(queue);
+      return;
+    }
+    const first = wanted && this.#owed === null;
+    if (first) this.#owed = queue;
+    this.#packets += packets;
+    if (this.#packets >= this.#limits.maxPackets) this.#fire();
+    else if (first) this.#arm();
+  }
+
+  /**
+   * The queue was taken away: nothing is owed any more.
+   *
+   * @param limits What is in force for the next one
+   */
+  reset(limits: CoalescingLimits): void {
+    this.#timer?.cancel();
+    this.#owed = null;
+    this.#packets = 0;
+    this.setLimits(limits);
+  }
+
+  /** Frees the timer. */
+  close(): void {
+    this.reset(NO_COALESCING);
+    this.#timer?.close();
+    this.#timer = null;
+  }
+
+  #arm(): void {
+    this.#timer ??= this.#loop.timer(() => this.#fire());
+    this.#timer.arm(this.#limits.maxUsecs / 1000);
+  }
+
+  #fire(): void {
+    this.#packets = 0;
+    const queue = this.#owed;
+    if (queue === null) return;
+    this.#owed = null;
+    this.#timer?.cancel();
+    this.#interrupt(queue);
+  }
+}

@@ -1,0 +1,214 @@
+/**
+ * A card plugged into a datagram socket, as QEMU's `-netdev dgram`: one frame a datagram.
+ *
+ * @module
+ */
+
+import { Errno, ErrnoError } from "../errno.ts";
+import type { FdWatch, Timer } from "../event_loop.ts";
+import {
+  bindUnixDatagram,
+  Epoll,
+  type Fd,
+  openUdp,
+  sockaddrUn,
+  socketError,
+  SyscallError,
+} from "../libc/mod.ts";
+import type { ScatterGather } from "../memory/scatter_gather.ts";
+import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
+import { FrameMessage } from "./frame_message.ts";
+import { type DgramNetOptions, formatEndpoint } from "./option_table.ts";
+import { bindPath } from "./unix_path.ts";
+
+/** How many datagrams are thrown away before the loop gets its turn. */
+const DISCARD_MAX = 256;
+/** Nothing tells when a UNIX socket's queue (of 10 datagrams by default) has room again: it is looked after. */
+const RETRY_FIRST_MS = 0.1;
+const RETRY_MAX_MS = 10;
+
+/** Frames by sendmsg(2) and recvmsg(2) between guest memory and the kernel, without a copy in between. */
+export class DgramBackend implements NetBackend {
+  readonly description: string;
+  readonly hasVnetHeader = false;
+  readonly #fd: Fd;
+  readonly #remove: () => void;
+  readonly #message: FrameMessage;
+  readonly #watch: FdWatch;
+  readonly #retry: Timer;
+  readonly #isUnix: boolean;
+  /** Room for no byte: what is received into it is thrown away. */
+  readonly #nowhere: ScatterGather;
+  #retryMs = RETRY_FIRST_MS;
+  #peer: NetPeer | null = null;
+  #receiving = true;
+  #refused = false;
+  #closed = false;
+  #txDropped = 0;
+  #txUnreachable = 0;
+  #rxErrors = 0;
+
+  /** @throws {ErrnoError} With the remedy, when the socket cannot be had */
+  constructor(options: DgramNetOptions, context: NetContext) {
+    const { local, remote } = options;
+    const { loop, memory } = context;
+    this.description = `dgram ${formatEndpoint(local)} to ${
+      formatEndpoint(remote)
+    }`;
+    this.#isUnix = local.family === "unix";
+    this.#nowhere = memory.createScatterGather(1);
+    if (local.family === "unix" && remote.family === "unix") {
+      const destination = sockaddrUn(remote.path);
+      const { fd, remove } = bindPath(local.path, bindUnixDatagram);
+      this.#fd = fd;
+      this.#remove = remove;
+      this.#message = new FrameMessage(destination);
+    } else if (local.family === "inet" && remote.family === "inet") {
+      this.#fd = openOrExplain(() => openUdp(local.address, remote.address));
+      this.#remove = () => {};
+      this.#message = new FrameMessage();
+    } else {
+      throw new ErrnoError(
+        Errno.EINVAL,
+        `Cannot open ${this.description}: both ends must be of one family`,
+      );
+    }
+    this.#retry = loop.timer(() => this.#tellWritable());
+    this.#watch = loop.watch(
+      this.#fd.number,
+      this.#events(),
+      (events) => this.#onEvents(events),
+    );
+  }
+
+  start(peer: NetPeer): void {
+    this.#discard();
+    this.#peer = peer;
+    this.#update();
+  }
+
+  stop(): void {
+    this.#peer = null;
+    this.#refused = false;
+    this.#retry.cancel();
+    if (!this.#closed) this.#update();
+  }
+
+  send(frame: ScatterGather): number {
+    const n = this.#message.send(this.#fd.number, frame);
+    if (n >= 0) {
+      this.#retryMs = RETRY_FIRST_MS;
+      return n;
+    }
+    if (n === -Errno.EAGAIN && this.#peer !== null) {
+      this.#refused = true;
+      if (this.#isUnix) {
+        this.#retry.arm(this.#retryMs);
+        this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MAX_MS);
+      } else this.#update();
+      return n;
+    }
+    // The other side is not there (yet, or any more): lost, as on a wire.
+    if (n === -Errno.ECONNREFUSED || n === -Errno.ENOENT) this.#txUnreachable++;
+    else this.#txDropped++;
+    return n === -Errno.EAGAIN ? -Errno.ENOBUFS : n;
+  }
+
+  receive(into: ScatterGather): number {
+    const n = this.#message.receive(this.#fd.number, into);
+    if (n < 0 && n !== -Errno.EAGAIN) {
+      // Of UDP: an earlier frame was not delivered. None was taken off the queue, and the card is called again.
+      this.#rxErrors++;
+      return -Errno.EAGAIN;
+    }
+    return n;
+  }
+
+  setReceiving(on: boolean): void {
+    this.#receiving = on;
+    this.#update();
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    return {
+      txDropped: this.#txDropped,
+      txUnreachable: this.#txUnreachable,
+      rxErrors: this.#rxErrors,
+    };
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.stop();
+    this.#retry.close();
+    this.#watch.close();
+    this.#fd.close();
+    this.#remove();
+    this.#message.close();
+  }
+
+  #events(): number {
+    const reading = this.#peer === null || this.#receiving;
+    const writing = this.#refused && !this.#isUnix;
+    return (reading ? Epoll.IN : 0) | (writing ? Epoll.OUT : 0);
+  }
+
+  #update(): void {
+    this.#watch.setEvents(this.#events());
+  }
+
+  #onEvents(events: number): void {
+    // Cannot be masked, and lasts until it is asked for.
+    if ((events & Epoll.ERR) !== 0 && socketError(this.#fd.number) !== 0) {
+      this.#rxErrors++;
+    }
+    if ((events & Epoll.OUT) !== 0) this.#tellWritable();
+    if ((events & Epoll.IN) === 0 || this.#closed) return;
+    if (this.#peer === null) this.#discard();
+    else if (this.#receiving) this.#peer.onReadable();
+  }
+
+  #tellWritable(): void {
+    if (!this.#refused) return;
+    this.#refused = false;
+    this.#update();
+    this.#peer?.onWritable();
+  }
+
+  /** What comes while nobody listens, so that nobody's queue fills up at the other end. */
+  #discard(): void {
+    for (let i = 0; i < DISCARD_MAX; i++) {
+      if (this.#message.receive(this.#fd.number, this.#nowhere) < 0) return;
+    }
+  }
+}
+
+function openOrExplain(open: () => Fd): Fd {
+  try {
+    return open();
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    const why = explain(error.errno);
+    if (why === null) throw error;
+    throw new ErrnoError(error.errno, `Cannot plug the card in: ${why}`, {
+      cause: error,
+    });
+  }
+}
+
+function explain(errno: number): string | null {
+  switch (errno) {
+    case Errno.EADDRINUSE:
+      return "the local port is in use, choose another";
+    case Errno.EADDRNOTAVAIL:
+      return "this host does not have the local address";
+    case Errno.EACCES:
+      return "ports this low need CAP_NET_BIND_SERVICE, choose one from 1024 up";
+    case Errno.EINVAL:
+    case Errno.ENETUNREACH:
+      return "the remote address cannot be reached from the local one";
+    default:
+      return null;
+  }
+}

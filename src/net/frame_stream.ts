@@ -1,0 +1,258 @@
+/**
+ * Frames in a byte stream, each behind its length as a 32-bit number in network order: what QEMU's `-netdev stream`
+ * and passt speak.
+ *
+ * @module
+ */
+
+import { Errno, errnoName } from "../errno.ts";
+import type { Fd } from "../libc/mod.ts";
+import type { ScatterGather } from "../memory/scatter_gather.ts";
+import { FrameBuffer } from "./frame_buffer.ts";
+import {
+  FrameMessage,
+  LENGTH_BYTES,
+  PREFIXED_SEGMENTS_MAX,
+} from "./frame_message.ts";
+
+/** The longest frame either side may send, as in QEMU (NET_BUFSIZE). */
+export const STREAM_FRAME_MAX: number = 4096 + 65536;
+/** A destination, a source and a type: what is shorter is no Ethernet frame. */
+const ETH_HLEN = 14;
+/** How much is taken from the socket at once. */
+const RECEIVE_BYTES = 256 * 1024;
+/** How often one receive() reads, however many frames without meaning it finds. */
+const READS_MAX = 4;
+
+/**
+ * One connection.
+ *
+ * ```text
+ *   open --the peer closes, an error, a length that cannot be--> ended (the reason stays)
+ * ```
+ * Sending takes a frame whole: what the socket has no room for is kept, and the next frame waits until it has left.
+ * Receiving reads as much as there is, and copies one frame after the other out of that.
+ */
+export class FrameStream implements Disposable {
+  readonly #fd: Fd;
+  readonly #message = new FrameMessage();
+  readonly #in = new FrameBuffer(RECEIVE_BYTES);
+  readonly #out = new FrameBuffer(LENGTH_BYTES + STREAM_FRAME_MAX);
+  /** Received bytes that were not taken yet: from here … */
+  #head = 0;
+  /** … to here. */
+  #tail = 0;
+  /** The socket had less than was asked for: it is empty until the next event. */
+  #drained = false;
+  /** Bytes of a frame that are yet to leave: from here … */
+  #outHead = 0;
+  /** … to here. */
+  #outTail = 0;
+  #endReason: string | null = null;
+  #bytesRead = 0;
+  #runts = 0;
+  #badLengths = 0;
+
+  /** Takes over a connected socket. */
+  constructor(fd: Fd) {
+    this.#fd = fd;
+  }
+
+  /** The socket. */
+  get fd(): number {
+    return this.#fd.number;
+  }
+
+  /** Why nothing more comes, for people; null while something may. */
+  get endReason(): string | null {
+    return this.#endReason;
+  }
+
+  /** How many bytes came so far. */
+  get bytesRead(): number {
+    return this.#bytesRead;
+  }
+
+  /** How many frames were too short to be any. */
+  get runts(): number {
+    return this.#runts;
+  }
+
+  /** How many lengths could not be, which is one at most: it ends the connection. */
+  get badLengths(): number {
+    return this.#badLengths;
+  }
+
+  /** Whether the end of a frame is yet to leave. */
+  get hasPending(): boolean {
+    return this.#outHead < this.#outTail;
+  }
+
+  /** Whether the next {@linkcode receive} finds something without reading. */
+  get hasFrame(): boolean {
+    const available = this.#tail - this.#head;
+    if (this.#endReason !== null || available < LENGTH_BYTES) return false;
+    const length = this.#in.readUint32(this.#head);
+    return !isPossible(length) || available >= LENGTH_BYTES + length;
+  }
+
+  /**
+   * Sends one frame.
+   *
+   * @returns ≥ 0 when it was taken, −EAGAIN when there is no room for it yet, −EMSGSIZE when it is too long, another
+   * −errno when the connection is broken
+   */
+  send(frame: ScatterGather): number {
+    const length = frame.lengthBytes;
+    if (length > STREAM_FRAME_MAX) return -Errno.EMSGSIZE;
+    if (this.hasPending) {
+      const flushed = this.flush();
+      if (flushed < 0) return flushed;
+    }
+    const whole = LENGTH_BYTES + length;
+    if (frame.count > PREFIXED_SEGMENTS_MAX) {
+      this.#keep(frame, 0);
+      const flushed = this.flush();
+      return flushed === -Errno.EAGAIN ? 0 : flushed;
+    }
+    const sent = this.#message.sendPrefixed(this.#fd.number, frame);
+    if (sent < 0) return sent;
+    // The guest gets its buffers back now and may change them, so the rest is kept here.
+    if (sent < whole) this.#keep(frame, sent);
+    return 0;
+  }
+
+  /**
+   * Sends what is left of the last frame.
+   *
+   * @returns 0 when nothing is left, −EAGAIN when something is, another −errno when the connection is broken
+   */
+  flush(): number {
+    while (this.#outHead < this.#outTail) {
+      const sent = this.#message.sendBytes(
+        this.#fd.number,
+        this.#out.hva + this.#outHead,
+        this.#outTail - this.#outHead,
+      );
+      if (sent < 0) return sent;
+      this.#outHead += sent;
+    }
+    return 0;
+  }
+
+  /** The socket has bytes, or an end: the next {@linkcode receive} may read. */
+  onReadable(): void {
+    this.#drained = false;
+  }
+
+  /**
+   * Receives one frame.
+   *
+   * @returns Its length, also where the list has room for less; −EAGAIN when there is none, be it that nothing has come
+   * or that the connection has ended
+   */
+  receive(into: ScatterGather): number {
+    const at = this.#next();
+    if (at < 0) return at;
+    const length = this.#in.readUint32(at - LENGTH_BYTES);
+    this.#in.scatter(into, at, length);
+    return length;
+  }
+
+  /** Reads what has come, once, and throws whole frames away. */
+  discard(): void {
+    while (this.#endReason === null && this.#takeFrame() !== 0);
+    if (this.#endReason === null) this.#read();
+    while (this.#endReason === null && this.#takeFrame() !== 0);
+  }
+
+  /** Throws away the frames that were read already. */
+  clear(): void {
+    while (this.#endReason === null && this.#takeFrame() !== 0);
+  }
+
+  /** Closes the socket. */
+  close(): void {
+    this.#endReason ??= "it was closed here";
+    this.#fd.close();
+    this.#message.close();
+    this.#in.close();
+    this.#out.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** @returns Offset of the next frame's first byte, or −EAGAIN */
+  #next(): number {
+    let reads = 0;
+    while (this.#endReason === null) {
+      const at = this.#takeFrame();
+      if (at > 0) {
+        if (this.#in.readUint32(at - LENGTH_BYTES) >= ETH_HLEN) return at;
+        this.#runts++;
+        continue;
+      }
+      if (this.#endReason !== null || this.#drained || reads++ === READS_MAX) {
+        break;
+      }
+      this.#read();
+    }
+    return -Errno.EAGAIN;
+  }
+
+  /** @returns Offset of the first byte of a frame that is taken off the buffer, 0 when there is no whole one */
+  #takeFrame(): number {
+    const available = this.#tail - this.#head;
+    if (available < LENGTH_BYTES) return 0;
+    const length = this.#in.readUint32(this.#head);
+    if (!isPossible(length)) {
+      this.#badLengths++;
+      this.#endReason =
+        `it announced a frame of ${length} bytes, ${STREAM_FRAME_MAX} are the most, so it does not speak this protocol`;
+      return 0;
+    }
+    if (available < LENGTH_BYTES + length) return 0;
+    const at = this.#head + LENGTH_BYTES;
+    this.#head = at + length;
+    return at;
+  }
+
+  /** Reads once, behind what is there: less than a frame, whenever this is called. */
+  #read(): void {
+    const left = this.#tail - this.#head;
+    if (this.#head > 0) {
+      if (left > 0) this.#in.move(0, this.#head, left);
+      this.#head = 0;
+      this.#tail = left;
+    }
+    // Never 0: the buffer is longer than the longest frame.
+    const room = this.#in.lengthBytes - left;
+    const n = this.#message.receiveBytes(
+      this.#fd.number,
+      this.#in.hva + left,
+      room,
+    );
+    if (n > 0) {
+      this.#tail = left + n;
+      this.#bytesRead += n;
+      this.#drained = n < room;
+    } else if (n === -Errno.EAGAIN) this.#drained = true;
+    else if (n === 0) this.#endReason = "the peer closed it";
+    else this.#endReason = `it broke (${errnoName(-n)})`;
+  }
+
+  /** Copies a frame, with its length, from byte `from` on. */
+  #keep(frame: ScatterGather, from: number): void {
+    const length = frame.lengthBytes;
+    this.#out.writeUint32(0, length);
+    this.#out.gather(frame, LENGTH_BYTES);
+    this.#outHead = from;
+    this.#outTail = LENGTH_BYTES + length;
+  }
+}
+
+function isPossible(length: number): boolean {
+  return length > 0 && length <= STREAM_FRAME_MAX;
+}

@@ -1,0 +1,235 @@
+/**
+ * A card's side of a frame stream that comes and goes.
+ *
+ * @module
+ */
+
+import { Errno, errnoName } from "../errno.ts";
+import type { BottomHalf, FdWatch, Loop } from "../event_loop.ts";
+import { Epoll, type Fd } from "../libc/mod.ts";
+import type { ScatterGather } from "../memory/scatter_gather.ts";
+import type { NetPeer } from "./backend.ts";
+import { FrameStream } from "./frame_stream.ts";
+
+/**
+ * What the connected back ends have in common: the card on one side, at most one connection on the other.
+ *
+ * ```text
+ *   unplugged --attach--> plugged --the connection ends--> unplugged (onLost is told)
+ * ```
+ * Without a connection frames are dropped, as on a wire that leads nowhere. Without a card they are read and dropped, so
+ * that nobody's queue fills up at the other end.
+ */
+export class StreamPort implements Disposable {
+  readonly #loop: Loop;
+  readonly #onLost: (reason: string) => void;
+  /** More frames wait in our buffer, of which no descriptor tells. */
+  readonly #more: BottomHalf;
+  #stream: FrameStream | null = null;
+  #watch: FdWatch | null = null;
+  #peer: NetPeer | null = null;
+  #receiving = true;
+  /** The card is being told of frames. */
+  #serving = false;
+  /** A frame was refused: the card waits to be told. */
+  #refused = false;
+  /** Why the connection is broken, as send() saw it. */
+  #sendError = 0;
+  #connections = 0;
+  #txDropped = 0;
+  #runts = 0;
+  #badLengths = 0;
+
+  /** @param onLost Called when the connection has ended and is closed; never from within a call of the card's */
+  constructor(loop: Loop, onLost: (reason: string) => void) {
+    this.#loop = loop;
+    this.#onLost = onLost;
+    this.#more = loop.bottomHalf(() => this.#serveMore());
+  }
+
+  /** Whether there is a connection. */
+  get connected(): boolean {
+    return this.#stream !== null;
+  }
+
+  /** Takes over a connected socket; there must be none so far. */
+  attach(fd: Fd): void {
+    const stream = new FrameStream(fd);
+    this.#stream = stream;
+    this.#sendError = 0;
+    this.#connections++;
+    this.#watch = this.#loop.watch(
+      fd.number,
+      this.#events(),
+      (events) => this.#onEvents(events),
+    );
+  }
+
+  /** Closes the connection, if any, without onLost being told. */
+  detach(): void {
+    const stream = this.#stream;
+    if (stream === null) return;
+    this.#runts += stream.runts;
+    this.#badLengths += stream.badLengths;
+    this.#watch!.close();
+    this.#watch = null;
+    this.#stream = null;
+    this.#more.cancel();
+    stream.close();
+    const refused = this.#refused;
+    this.#refused = false;
+    // From now on it drops what it waited to send.
+    if (refused) this.#peer?.onWritable();
+  }
+
+  /** See NetBackend. */
+  start(peer: NetPeer): void {
+    this.#stream?.clear();
+    this.#peer = peer;
+    this.#update();
+  }
+
+  /** See NetBackend. */
+  stop(): void {
+    this.#peer = null;
+    this.#refused = false;
+    this.#more.cancel();
+    this.#update();
+  }
+
+  /** See NetBackend. */
+  send(frame: ScatterGather): number {
+    const stream = this.#stream;
+    if (stream === null || this.#sendError !== 0) {
+      this.#txDropped++;
+      return -Errno.ENOTCONN;
+    }
+    const result = stream.send(frame);
+    if (result >= 0) {
+      if (stream.hasPending) this.#update();
+      return result;
+    }
+    if (result === -Errno.EAGAIN) {
+      this.#refused = true;
+      this.#update();
+      return result;
+    }
+    this.#txDropped++;
+    if (result !== -Errno.EMSGSIZE) {
+      this.#sendError = -result;
+      this.#more.schedule();
+    }
+    return result;
+  }
+
+  /** See NetBackend. */
+  receive(into: ScatterGather): number {
+    const stream = this.#stream;
+    if (stream === null) return -Errno.EAGAIN;
+    const length = stream.receive(into);
+    // The card may call on its own account: the connection must not go away under its feet, and no descriptor tells of
+    // the frames that were read along with this one.
+    if (!this.#serving && (stream.hasFrame || stream.endReason !== null)) {
+      this.#more.schedule();
+    }
+    return length;
+  }
+
+  /** See NetBackend. */
+  setReceiving(on: boolean): void {
+    this.#receiving = on;
+    this.#update();
+    if (on && this.#stream?.hasFrame === true) this.#more.schedule();
+  }
+
+  /** Counters by name. */
+  counters(): Record<string, number> {
+    return {
+      connected: this.#stream === null ? 0 : 1,
+      connections: this.#connections,
+      txDropped: this.#txDropped,
+      rxDroppedRunt: this.#runts + (this.#stream?.runts ?? 0),
+      rxBadLengths: this.#badLengths + (this.#stream?.badLengths ?? 0),
+    };
+  }
+
+  /** Closes the connection. */
+  close(): void {
+    this.stop();
+    this.detach();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #events(): number {
+    const reading = this.#peer === null || this.#receiving;
+    const writing = this.#refused || this.#stream?.hasPending === true;
+    return (reading ? Epoll.IN : 0) | (writing ? Epoll.OUT : 0);
+  }
+
+  #update(): void {
+    this.#watch?.setEvents(this.#events());
+  }
+
+  #onEvents(events: number): void {
+    const stream = this.#stream!;
+    if ((events & Epoll.OUT) !== 0) this.#onWritable(stream);
+    // The card may have closed us.
+    if (this.#stream !== stream) return;
+    if ((events & (Epoll.IN | Epoll.HUP | Epoll.ERR)) === 0) return;
+    const before = stream.bytesRead;
+    stream.onReadable();
+    this.#serve(stream);
+    if (this.#stream !== stream) return;
+    // Cannot be masked, and lasts: a card that does not read must not keep the loop busy.
+    const hungUp = (events & (Epoll.HUP | Epoll.ERR)) !== 0;
+    if (hungUp && stream.bytesRead === before && !stream.hasFrame) {
+      this.#lose("the peer closed it");
+    } else if (hungUp && this.#peer !== null && !this.#receiving) {
+      this.#lose("the peer closed it");
+    }
+  }
+
+  #onWritable(stream: FrameStream): void {
+    const result = stream.flush();
+    if (result === -Errno.EAGAIN) return;
+    if (result < 0) return this.#lose(`it broke (${errnoName(-result)})`);
+    const refused = this.#refused;
+    this.#refused = false;
+    this.#update();
+    if (refused) this.#peer?.onWritable();
+  }
+
+  /** Has the card take what there is, or throws it away. */
+  #serve(stream: FrameStream): void {
+    this.#serving = true;
+    try {
+      if (this.#peer === null) stream.discard();
+      else if (this.#receiving) this.#peer.onReadable();
+    } finally {
+      this.#serving = false;
+    }
+    if (this.#stream !== stream) return;
+    if (stream.endReason !== null) this.#lose(stream.endReason);
+    else if (this.#peer !== null && this.#receiving && stream.hasFrame) {
+      this.#more.schedule();
+    }
+  }
+
+  #serveMore(): void {
+    const stream = this.#stream;
+    if (stream === null) return;
+    if (this.#sendError !== 0) {
+      return this.#lose(`it broke (${errnoName(this.#sendError)})`);
+    }
+    if (stream.endReason !== null) return this.#lose(stream.endReason);
+    this.#serve(stream);
+  }
+
+  #lose(reason: string): void {
+    this.detach();
+    this.#onLost(reason);
+  }
+}
