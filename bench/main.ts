@@ -7,6 +7,8 @@
  */
 
 import { parseArgs } from "@std/cli/parse-args";
+import { benchBlock } from "./block.ts";
+import { benchGuestDisk } from "./guest_disk.ts";
 import { benchNet } from "./net.ts";
 import { benchRegion } from "./region.ts";
 import { type Figure, table } from "./report.ts";
@@ -16,6 +18,8 @@ const SUITES: Readonly<Record<string, () => Promise<Figure[]>>> = {
   startup: benchStartup,
   region: benchRegion,
   net: benchNet,
+  block: benchBlock,
+  "guest-disk": benchGuestDisk,
 };
 
 const args = parseArgs(Deno.args, { string: ["json"] });

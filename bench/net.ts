@@ -33,7 +33,7 @@ function withDriver<T>(
   }
 }
 
-const model = new URL("./source_net.ts", import.meta.url).pathname;
+const model = `${import.meta.dirname}/source_net.ts`;
 
 function transmitRate(frameBytes: number): Promise<number> {
   return withDevice(

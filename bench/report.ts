@@ -34,6 +34,17 @@ function format(value: number): string {
     : value.toPrecision(3);
 }
 
+/** A figure that must reach a limit. */
+export function atLeast(
+  name: string,
+  value: number,
+  unit: string,
+  limit: number,
+): Figure {
+  const target = { text: `≥ ${limit} ${unit}`, met: value >= limit };
+  return { name, value, unit, target };
+}
+
 /** The figures as an aligned table. */
 export function table(title: string, figures: readonly Figure[]): string {
   const rows = figures.map((figure) => [

@@ -20,12 +20,13 @@ export interface Served {
 export async function withDevice<T>(
   device: string,
   run: (served: Served) => T | Promise<T>,
+  args: readonly string[] = [],
 ): Promise<T> {
   const folder = Deno.makeTempDirSync({ prefix: "outboard-bench-" });
   try {
     const socket = `${folder}/dev.sock`;
     await using outboard = await startOutboard(
-      ["--device", device, "--socket", socket],
+      ["--device", device, "--socket", socket, ...args],
     );
     using client = new VfioUserClient(socket);
     client.negotiate();

@@ -6,10 +6,14 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import type { Guest } from "./guest.ts";
+import type { TapPeer } from "./tap_peer.ts";
 import { sha256, TcpSink, TcpSource, testPattern } from "./tcp_peer.ts";
 
 /** How much the TCP tests move each way. */
 export const TRANSFER_BYTES = 64 * 1024 * 1024;
+
+/** The host at the other end of a TAP, see {@linkcode TapPeer}. */
+export const TAP_HOST = "192.0.2.1";
 
 /** Transfers under TCG on a busy machine take their time. */
 const TRANSFER_TIMEOUT_MS = 180_000;
@@ -152,4 +156,33 @@ export async function assertTransfers(
   const received = await guestReceives(guest, address, source.port);
   await source.sent;
   assertEquals(received, await sha256(bytes));
+}
+
+/**
+ * Moves {@linkcode TRANSFER_BYTES} each way between a guest and the other end of its TAP, and compares.
+ *
+ * @returns How long it took each way, in milliseconds
+ */
+export async function assertTapTransfers(
+  guest: Guest,
+  peer: TapPeer,
+): Promise<{ receiveMs: number; sendMs: number }> {
+  const source = await peer.ask({
+    ask: "source",
+    lengthBytes: TRANSFER_BYTES,
+  });
+  const begin = performance.now();
+  assertEquals(
+    await guestReceives(guest, TAP_HOST, Number(source["port"])),
+    source["sha256"],
+  );
+  const middle = performance.now();
+  const { port } = await peer.ask({ ask: "sink" });
+  const sent = await guestSends(guest, TAP_HOST, Number(port));
+  const end = performance.now();
+  assertEquals(await peer.ask({ ask: "sunk" }), {
+    lengthBytes: TRANSFER_BYTES,
+    sha256: sent,
+  });
+  return { receiveMs: middle - begin, sendMs: end - middle };
 }

@@ -95,6 +95,15 @@ const GROUPS = {
     packages: ["nvme-cli"],
     tools: { nvme: { programs: ["usr/sbin/nvme"] } },
   },
+  filesystem: {
+    packages: ["e2fsprogs", "fdisk"],
+    tools: {
+      filesystem: {
+        programs: ["usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/sfdisk"],
+        files: ["etc/mke2fs.conf"],
+      },
+    },
+  },
 } as const satisfies Record<string, Group>;
 
 type GroupName = keyof typeof GROUPS;
@@ -103,7 +112,7 @@ type GroupName = keyof typeof GROUPS;
 export type BaseTool = keyof typeof GROUPS.guest.tools;
 
 /** Tools that a test asks for when it needs them; each is a download of its own. */
-export type ExtraTool = "iperf3" | "fio" | "nvme";
+export type ExtraTool = "iperf3" | "fio" | "nvme" | "filesystem";
 
 /** Any program for the guest. */
 export type GuestTool = BaseTool | ExtraTool;

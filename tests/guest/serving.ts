@@ -8,6 +8,7 @@ import {
   type OutboardProcess,
   startOutboard,
 } from "../../src/testing/outboard_process.ts";
+import { controlLine, countersOf } from "./control_line.ts";
 import { hostLibslirp, isSkip } from "./provision.ts";
 
 /** What to serve. */
@@ -61,31 +62,12 @@ export class Serving {
    * @throws {Error} When the answer is an error
    */
   async control(line: string): Promise<string[]> {
-    using conn = await Deno.connect({
-      transport: "unix",
-      path: `${this.#folder}/control`,
-    });
-    await conn.write(new TextEncoder().encode(`${line}\n`));
-    await conn.closeWrite();
-    let text = "";
-    const decoder = new TextDecoder();
-    const chunk = new Uint8Array(4096);
-    for (let n; (n = await conn.read(chunk)) !== null;) {
-      text += decoder.decode(chunk.subarray(0, n), { stream: true });
-    }
-    const lines = text.trimEnd().split("\n");
-    const status = lines.pop();
-    if (status !== "ok") throw new Error(status);
-    return lines;
+    return await controlLine(`${this.#folder}/control`, line);
   }
 
   /** The counters of a device, by name. */
   async counters(device: string): Promise<Record<string, number>> {
-    const lines = await this.control(`counters ${device}`);
-    return Object.fromEntries(lines.map((line) => {
-      const [, name, value] = line.split(" ");
-      return [name!, Number(value)];
-    }));
+    return countersOf(await this.control(`counters ${device}`));
   }
 
   /** Waits for the next line of the log, after the text so far, that matches. */

@@ -81,3 +81,34 @@ export class TcpSource implements Disposable {
     this.#listener.close();
   }
 }
+
+/** Sends back what each connection sends, until it ends. */
+export class TcpEcho implements Disposable {
+  readonly #listener: Deno.TcpListener;
+
+  /** @param hostname Address to listen on */
+  constructor(hostname: string) {
+    this.#listener = Deno.listen({ hostname, port: 0 });
+    void this.#serve();
+  }
+
+  /** The port it listens on. */
+  get port(): number {
+    return this.#listener.addr.port;
+  }
+
+  async #serve(): Promise<void> {
+    try {
+      for await (const conn of this.#listener) {
+        // A connection that breaks is its own end's to report.
+        conn.readable.pipeTo(conn.writable).catch(() => {});
+      }
+    } catch (error) {
+      if (!(error instanceof Deno.errors.BadResource)) throw error;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#listener.close();
+  }
+}

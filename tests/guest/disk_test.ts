@@ -1,0 +1,244 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { startQemu } from "./bare_qemu.ts";
+import { bootImage } from "./boot_sector.ts";
+import {
+  assertFioVerify,
+  FIO_SECONDS,
+  kernelErrors,
+  readTree,
+  writeTree,
+} from "./disk_checks.ts";
+import { Guest, vfioUserDevice } from "./guest.ts";
+import { guestTest, guestTests } from "./harness.ts";
+import { Serving } from "./serving.ts";
+
+const IMAGE_BYTES = 64 * 1024 * 1024;
+
+const diskTest = await guestTests({ tools: ["filesystem", "fio", "nvme"] });
+
+/** A folder for images that goes with the test; on a real file system, not in memory. */
+class Images implements Disposable {
+  readonly folder: string = Deno.makeTempDirSync({
+    dir: "/var/tmp",
+    prefix: "outboard-disk-",
+  });
+
+  path(name: string): string {
+    return `${this.folder}/${name}`;
+  }
+
+  /** Makes a sparse image. */
+  create(name: string, lengthBytes: number = IMAGE_BYTES): string {
+    const path = this.path(name);
+    using file = Deno.openSync(path, { create: true, write: true });
+    file.truncateSync(lengthBytes);
+    return path;
+  }
+
+  /** How much of a file has space on the disk, in bytes. */
+  allocatedBytes(name: string): number {
+    return Deno.statSync(this.path(name)).blocks! * 512;
+  }
+
+  [Symbol.dispose](): void {
+    Deno.removeSync(this.folder, { recursive: true });
+  }
+}
+
+/** Starts random writes in the background and waits until they are under way. */
+async function startLoad(guest: Guest, disk: string): Promise<void> {
+  await guest.output(
+    `fio --name=load --filename=/dev/${disk} --direct=1 --ioengine=libaio --rw=randwrite --bs=4k --iodepth=32 --time_based --runtime=300 > /tmp/load 2>&1 &
+    until [ $(awk '{print $9}' /sys/block/${disk}/stat) -gt 0 ]; do :; done`,
+  );
+}
+
+async function stopLoad(guest: Guest): Promise<void> {
+  await guest.output(
+    "killall -q fio; while pidof fio > /dev/null; do :; done",
+  );
+}
+
+diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
+  using images = new Images();
+  await using serving = await Serving.start({
+    devices: [
+      `virtio-blk,file=${images.create("blk")},serial=BLK-0001`,
+      `nvme,file=${images.create("nvme")},serial=NVME-0001`,
+    ],
+  });
+  await using guest = await Guest.boot({
+    kit,
+    memoryMiB: 512,
+    modules: ["virtio_blk"],
+    tools: ["busybox", "dash", "lspci", "filesystem", "fio", "nvme"],
+    devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
+  });
+  const disks = ["/dev/vda", "/dev/nvme0n1"];
+
+  await t.step("Linux's drivers have them, with size and serial", async () => {
+    for (const disk of ["vda", "nvme0n1"]) {
+      const size = await guest.output(`cat /sys/block/${disk}/size`);
+      assertEquals(Number(size) * 512, IMAGE_BYTES, disk);
+    }
+    assertEquals(await guest.output("cat /sys/block/vda/serial"), "BLK-0001");
+    assertMatch(
+      await guest.output("cat /proc/interrupts"),
+      /virtio\d+-req\.0[\s\S]*nvme0q1|nvme0q1[\s\S]*virtio\d+-req\.0/,
+    );
+  });
+
+  await t.step("nvme-cli finds the controller sensible", async () => {
+    assertMatch(await guest.output("nvme list"), /NVME-0001.*67\.11 {2}MB/);
+    const id = await guest.output("nvme id-ctrl /dev/nvme0");
+    assertMatch(id, /^sn +: NVME-0001/m);
+    assertMatch(id, /^mn +: Outboard/m);
+    assertMatch(id, /^ver +: 0x10400$/m);
+    const smart = await guest.output("nvme smart-log /dev/nvme0");
+    assertMatch(smart, /critical_warning\s*: 0\n/);
+    assertMatch(smart, /available_spare\s*: 100%/);
+    assertMatch(smart, /media_errors\s*: 0\n/);
+    const ns = await guest.output("nvme id-ns /dev/nvme0n1");
+    assertMatch(ns, /^nsze +: 0x20000$/m);
+    assertMatch(
+      await guest.output("nvme error-log /dev/nvme0 | head -1"),
+      /^Error Log Entries/,
+    );
+  });
+
+  await t.step("a tree of files survives a reboot", async () => {
+    const written = new Map<string, string>();
+    for (const disk of disks) written.set(disk, await writeTree(guest, disk));
+    await guest.reboot();
+    for (const disk of disks) {
+      assertEquals(await readTree(guest, disk), written.get(disk), disk);
+    }
+  });
+
+  await t.step("a GPT with partitions is found", async () => {
+    for (const disk of disks) {
+      await guest.output(
+        `printf 'label: gpt\\nsize=16MiB\\nsize=16MiB\\n' | sfdisk -q ${disk} && partprobe ${disk}`,
+      );
+    }
+    const parts = await guest.output("cat /proc/partitions");
+    assertMatch(parts, /16384 vda2$/m);
+    assertMatch(parts, /16384 nvme0n1p2$/m);
+  });
+
+  await t.step("blkdiscard gives the space back", async () => {
+    for (
+      const [disk, name] of [["/dev/vda", "blk"], ["/dev/nvme0n1", "nvme"]]
+    ) {
+      await guest.output(
+        `dd if=/dev/urandom of=${disk} bs=1M count=32 && sync`,
+      );
+      const before = images.allocatedBytes(name!);
+      assert(before >= 32 * 1024 * 1024, `${name}: ${before} bytes`);
+      await guest.output(`blkdiscard ${disk}`);
+      const after = images.allocatedBytes(name!);
+      assert(after < 1024 * 1024, `${name}: ${after} of ${before} bytes left`);
+    }
+  });
+
+  await t.step(`fio verifies a random load for ${FIO_SECONDS} s`, async () => {
+    await assertFioVerify(guest, disks, FIO_SECONDS);
+  });
+
+  await t.step("a reset in the middle of a load is survived", async () => {
+    await startLoad(guest, "nvme0n1");
+    await guest.output(
+      "for i in 1 2 3 4 5; do echo 1 > /sys/class/nvme/nvme0/reset_controller; until [ $(cat /sys/class/nvme/nvme0/state) = live ]; do :; done; done",
+    );
+    await stopLoad(guest);
+    await startLoad(guest, "vda");
+    await guest.output(
+      "D=$(basename $(readlink -f /sys/block/vda/device)); cd /sys/bus/virtio/drivers/virtio_blk; echo $D > unbind; echo $D > bind",
+    );
+    await stopLoad(guest);
+    for (const disk of disks) {
+      const written = await writeTree(guest, disk);
+      assertEquals(await readTree(guest, disk), written);
+    }
+  });
+
+  await t.step("nothing was complained of", () => {
+    assert(
+      !/warning|error/.test(serving.outboard.stderr),
+      serving.outboard.stderr,
+    );
+  });
+});
+
+diskTest("read-only disks refuse writes", async ({ kit }) => {
+  using images = new Images();
+  await using serving = await Serving.start({
+    devices: [
+      `virtio-blk,readonly=on,file=${images.create("blk")}`,
+      `nvme,readonly=on,file=${images.create("nvme")}`,
+    ],
+  });
+  await using guest = await Guest.boot({
+    kit,
+    modules: ["virtio_blk"],
+    tools: ["busybox", "dash", "filesystem"],
+    devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
+  });
+  for (const disk of ["/dev/vda", "/dev/nvme0n1"]) {
+    const { status } = await guest.run(
+      `dd if=/dev/zero of=${disk} bs=4k count=1 oflag=direct conv=fsync`,
+    );
+    assert(status !== 0, `${disk} took a write`);
+    await guest.output(`dd if=${disk} of=/dev/null bs=64k count=16`);
+  }
+  for (const name of ["blk", "nvme"]) {
+    assertEquals(images.allocatedBytes(name), 0);
+  }
+});
+
+diskTest("errors of the back end reach the guest", async ({ kit }) => {
+  const faulty = `${import.meta.dirname}/faulty_disk.ts`;
+  await using serving = await Serving.start({
+    devices: [`${faulty},controller=virtio-blk`, `${faulty},controller=nvme`],
+  });
+  await using guest = await Guest.boot({
+    kit,
+    modules: ["virtio_blk"],
+    tools: ["busybox", "dash"],
+    devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
+  });
+  for (const disk of ["/dev/vda", "/dev/nvme0n1"]) {
+    // Reads of the second MiB fail with EIO, writes to the third with ENOSPC, the rest is fine.
+    const dd = (args: string) => guest.run(`dd bs=64k count=1 ${args} 2>&1`);
+    assertEquals((await dd(`if=${disk} of=/dev/null iflag=direct`)).status, 0);
+    const read = await dd(`if=${disk} of=/dev/null skip=16 iflag=direct`);
+    // NVMe's status for it is an unrecovered read error, which Linux calls ENODATA.
+    assertMatch(read.output, /Input\/output error|No data available/);
+    const write = await dd(`if=/dev/zero of=${disk} seek=32 oflag=direct`);
+    assertMatch(write.output, /No space left|Input\/output error/);
+    assertEquals((await dd(`if=/dev/zero of=${disk} oflag=direct`)).status, 0);
+  }
+  assert(await kernelErrors(guest) !== "");
+});
+
+for (const controller of ["virtio-blk", "nvme"]) {
+  guestTest(`SeaBIOS boots from ${controller}`, async ({ kit }) => {
+    using images = new Images();
+    const text = `booted from ${controller}: ${
+      "0123456789abcdef".repeat(100)
+    } end\n`;
+    const image = images.path("boot");
+    await Deno.writeFile(image, bootImage(text));
+    await using serving = await Serving.start({
+      devices: [`${controller},file=${image}`],
+    });
+    const qemu = startQemu(kit, [vfioUserDevice(serving.sockets[0]!)], {
+      run: true,
+    });
+    try {
+      assertEquals(await qemu.waitForSerial(/ end\n/, 60_000), text);
+    } finally {
+      await qemu.kill();
+    }
+  });
+}

@@ -1,0 +1,171 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { Guest, vfioUserDevice } from "./guest.ts";
+import { guestTest } from "./harness.ts";
+import { assertTapTransfers, ping, TAP_HOST } from "./net_checks.ts";
+import { TapPeer } from "./tap_peer.ts";
+
+const GUEST = "192.0.2.2";
+const QUEUES = 4;
+const FLOWS = 16;
+const FLOW_BYTES = 128 * 1024;
+const DATAGRAM_FILE_BYTES = 50_000;
+
+/** Which offloads the driver has switched on, as ethtool(8) names them. */
+async function offloadsOn(guest: Guest): Promise<Set<string>> {
+  const text = await guest.output("ethtool -k eth0");
+  return new Set(
+    [...text.matchAll(/^\s*([\w-]+): on\b/gm)].map(([, name]) => name!),
+  );
+}
+
+/** Moves a file each way in datagrams of a size, and compares. */
+async function assertDatagrams(
+  guest: Guest,
+  peer: TapPeer,
+  blockBytes: number,
+): Promise<void> {
+  const { port, sha256 } = await peer.ask({
+    ask: "tftp",
+    lengthBytes: DATAGRAM_FILE_BYTES,
+  });
+  const tftp = `tftp -b ${blockBytes} -l /tmp/file -r file`;
+  await guest.output(
+    `${tftp} -g ${TAP_HOST} ${port} && ${tftp} -p ${TAP_HOST} ${port}`,
+  );
+  const sum = await guest.output("sha256sum < /tmp/file");
+  assertEquals(sum.split(" ")[0], sha256);
+  assertEquals(await peer.ask({ ask: "put" }), { sha256 });
+}
+
+guestTest("virtio-net leaves work to the network", async ({ kit, t }) => {
+  await using peer = await TapPeer.start(kit, `,queues=${QUEUES}`);
+  await using guest = await Guest.boot({
+    kit,
+    devices: [vfioUserDevice(peer.socket)],
+  });
+  await guest.output(
+    `ip addr add ${GUEST}/24 dev eth0 && ip link set eth0 up`,
+  );
+
+  await t.step("offers the offloads of a TAP", async () => {
+    const on = await offloadsOn(guest);
+    for (
+      const name of [
+        "rx-checksumming",
+        "tx-checksumming",
+        "tcp-segmentation-offload",
+        "tx-tcp-segmentation",
+        "tx-tcp6-segmentation",
+        "tx-tcp-ecn-segmentation",
+        "rx-gro-hw",
+      ]
+    ) {
+      assert(on.has(name), `${name} is off: ${[...on]}`);
+    }
+  });
+
+  await t.step("moves 64 MiB each way in few, large frames", async () => {
+    await assertTapTransfers(guest, peer);
+    const counters = await peer.counters();
+    for (const way of ["rx", "tx"]) {
+      const large = counters[`${way}GsoPackets`]!;
+      assert(large > 100, `${way}: ${large} large frames`);
+      const mean = counters[`${way}Bytes`]! / counters[`${way}Packets`]!;
+      assert(mean > 3000, `${way}: ${mean} bytes a frame`);
+    }
+    assertEquals(counters["txDroppedBadHeader"], 0);
+    assertEquals(counters["txDroppedOversized"], 0);
+    assertEquals(counters["backend.txDropped"], 0);
+  });
+
+  await t.step("moves 64 MiB each way with offloads off", async () => {
+    await guest.output(
+      "ethtool -K eth0 tso off gso off gro off rx-gro-hw off tx off",
+    );
+    const on = await offloadsOn(guest);
+    assert(!on.has("tcp-segmentation-offload") && !on.has("rx-gro-hw"));
+    const before = await peer.counters();
+    await assertTapTransfers(guest, peer);
+    const after = await peer.counters();
+    for (const name of ["rxGsoPackets", "txGsoPackets"]) {
+      assertEquals(after[name], before[name], name);
+    }
+    await guest.output(
+      "ethtool -K eth0 tso on gso on gro on rx-gro-hw on tx on",
+    );
+    assert((await offloadsOn(guest)).has("rx-gro-hw"));
+  });
+
+  await t.step("exchanges datagrams with right checksums", async () => {
+    // The last size takes several IP fragments each.
+    for (const blockBytes of [100, 1468, 6000]) {
+      await assertDatagrams(guest, peer, blockBytes);
+    }
+    const snmp = await guest.output("grep ^Udp: /proc/net/snmp");
+    const [names, values] = snmp.trim().split("\n")
+      .map((line) => line.split(" "));
+    const value = (name: string) => Number(values![names!.indexOf(name)]);
+    assertEquals(value("InCsumErrors"), 0);
+    assert(value("InDatagrams") > 100, snmp);
+  });
+
+  await t.step("spreads flows over several queues", async () => {
+    assertMatch(
+      await guest.output("ethtool -l eth0"),
+      /maximums:[^]*Combined:\s*4\b[^]*settings:[^]*Combined:\s*1\b/,
+    );
+    const before = await peer.counters();
+    for (let pair = 1; pair < QUEUES; pair++) {
+      assertEquals(before[`pair${pair}.rxPackets`], 0);
+    }
+    await guest.output(`ethtool -L eth0 combined ${QUEUES}`);
+    const { port } = await peer.ask({ ask: "echo" });
+    const flow =
+      `head -c ${FLOW_BYTES} /dev/zero | nc ${TAP_HOST} ${port} | wc -c`;
+    const output = await guest.output(
+      `for i in $(seq ${FLOWS}); do (${flow}) & done; wait`,
+      { timeoutMs: 120_000 },
+    );
+    assertEquals(
+      output.trim().split(/\s+/),
+      new Array(FLOWS).fill(String(FLOW_BYTES)),
+    );
+    const after = await peer.counters();
+    for (const way of ["rx", "tx"]) {
+      const used = Array.from({ length: QUEUES }, (_, pair) => {
+        const name = `pair${pair}.${way}Packets`;
+        return after[name]! - before[name]!;
+      });
+      // Sixteen flows on four queues by hash: that two stay empty is as good as impossible.
+      assert(used.filter((n) => n > 5).length >= 3, `${way}: ${used}`);
+    }
+    await guest.output("ethtool -L eth0 combined 1");
+    assertEquals((await ping(guest, TAP_HOST, 3)).received, 3);
+  });
+
+  await t.step("delays interrupts as asked", async () => {
+    const quick = await ping(guest, TAP_HOST, 5);
+    await guest.output("ethtool -C eth0 rx-usecs 60000 rx-frames 100");
+    assertMatch(
+      await guest.output("ethtool -c eth0"),
+      /rx-usecs:\s*60000\b[^]*rx-frames:\s*100\b/,
+    );
+    const slow = await ping(guest, TAP_HOST, 5);
+    assertEquals(slow.received, 5);
+    assert(slow.averageMs > 50, `${slow.averageMs} ms, was ${quick.averageMs}`);
+    await guest.output("ethtool -C eth0 rx-usecs 0 rx-frames 0");
+    const again = await ping(guest, TAP_HOST, 5);
+    assert(again.averageMs < 50, `${again.averageMs} ms`);
+  });
+
+  await t.step("survives unbinding and binding with all that on", async () => {
+    await guest.output(
+      "D=$(basename $(readlink -f /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net; echo $D > unbind; echo $D > bind",
+    );
+    await guest.output(
+      `ip addr add ${GUEST}/24 dev eth0 && ip link set eth0 up`,
+    );
+    assertEquals((await ping(guest, TAP_HOST, 3)).received, 3);
+    assertEquals((await peer.counters())["failures"], 0);
+  });
+});
