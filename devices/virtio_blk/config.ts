@@ -13,6 +13,12 @@ import {
 import { parseBlockOptions } from "../../src/block/options.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import { Features } from "../../src/virtio/features.ts";
+import {
+  isVirtioOption,
+  parseVirtioOptions,
+  type VirtioOptions,
+  virtioOptionTable,
+} from "../../src/virtio/options.ts";
 import type { OptionSpec } from "../model.ts";
 import {
   VIRTIO_BLK_CONFIG,
@@ -51,9 +57,14 @@ export interface DiskOptions {
 
 /** What a disk is made with; plain data. */
 export interface VirtioBlkOptions extends DiskOptions {
+  /** Which kinds of ring are offered. */
+  readonly rings: VirtioOptions;
   /** What holds its blocks. */
   readonly block: BlockOptions;
 }
+
+/** A slow request would hold back every one that was finished behind it: only when asked for. */
+const RING_DEFAULTS = { inOrder: false };
 
 const DISK_OPTIONS: readonly OptionSpec[] = [
   {
@@ -95,6 +106,7 @@ const DISK_OPTIONS: readonly OptionSpec[] = [
 export const VIRTIO_BLK_OPTIONS: readonly OptionSpec[] = [
   ...DISK_OPTIONS,
   ...BLOCK_OPTIONS,
+  ...virtioOptionTable(RING_DEFAULTS),
 ];
 
 function parseNumber(
@@ -153,9 +165,14 @@ export function parseVirtioBlkOptions(
 ): VirtioBlkOptions {
   const own = new Map<string, string>();
   const block: Record<string, string | readonly string[]> = {};
+  const rings: Record<string, string | readonly string[]> = {};
   for (const [key, value] of Object.entries(options)) {
     if (BLOCK_OPTIONS.some(({ name }) => name === key)) {
       block[key] = value;
+      continue;
+    }
+    if (isVirtioOption(key)) {
+      rings[key] = value;
       continue;
     }
     if (!DISK_OPTIONS.some(({ name }) => name === key)) {
@@ -182,6 +199,7 @@ export function parseVirtioBlkOptions(
     ),
     serial: parseSerial(own.get("serial") ?? ""),
     writeCache: parseOnOff("write-cache", own.get("write-cache") ?? "on"),
+    rings: parseVirtioOptions(rings, RING_DEFAULTS),
     block: parseBlockOptions(block),
   };
 }

@@ -7,6 +7,7 @@
 import { openBlockBackend } from "../../src/block/open.ts";
 import { formatSize } from "../../src/block/size.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
+import { ringFeatures } from "../../src/virtio/options.ts";
 import { VirtioPci } from "../../src/virtio/virtio_pci.ts";
 import type { DeviceModel } from "../model.ts";
 import {
@@ -26,6 +27,7 @@ function create(context: DeviceContext, options: VirtioBlkOptions): PciDevice {
     const device = new VirtioPci(
       context,
       (transport) => new VirtioBlk({ context, transport, backend, options }),
+      { ringFeatures: ringFeatures(options.rings) },
     );
     const { sizeBytes, readonly } = backend.info;
     log.info(

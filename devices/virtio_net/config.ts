@@ -13,6 +13,12 @@ import {
 } from "../../src/net/option_table.ts";
 import { parseNetOptions } from "../../src/net/options.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
+import {
+  isVirtioOption,
+  parseVirtioOptions,
+  type VirtioOptions,
+  virtioOptionTable,
+} from "../../src/virtio/options.ts";
 import type { OptionSpec } from "../model.ts";
 import {
   ETH_ALEN,
@@ -40,9 +46,14 @@ export interface VirtioNetOptions {
   readonly queuePairs: number;
   /** Whether checksums and segments are left to the network, and to the driver, where they can do it. */
   readonly offloads: boolean;
+  /** Which kinds of ring are offered. */
+  readonly rings: VirtioOptions;
   /** What it is plugged into. */
   readonly net: NetOptions;
 }
+
+/** Linux' first drivers with IN_ORDER take the slot of a used entry for the head of its chain: only when asked for. */
+const RING_DEFAULTS = { inOrder: false };
 
 const CARD_OPTIONS: readonly OptionSpec[] = [
   {
@@ -91,6 +102,7 @@ const MULTI_QUEUE_NETS: readonly string[] = [NetKind.TAP, NetKind.NONE];
 export const VIRTIO_NET_OPTIONS: readonly OptionSpec[] = [
   ...CARD_OPTIONS,
   ...NET_OPTIONS,
+  ...virtioOptionTable(RING_DEFAULTS),
 ];
 
 function parseMac(text: string): number[] {
@@ -175,9 +187,14 @@ export function parseVirtioNetOptions(
 ): VirtioNetOptions {
   const own = new Map<string, string>();
   const net: Record<string, string | readonly string[]> = {};
+  const rings: Record<string, string | readonly string[]> = {};
   for (const [key, value] of Object.entries(options)) {
     if (NET_OPTIONS.some(({ name }) => name === key)) {
       net[key] = value;
+      continue;
+    }
+    if (isVirtioOption(key)) {
+      rings[key] = value;
       continue;
     }
     if (!CARD_OPTIONS.some(({ name }) => name === key)) {
@@ -200,6 +217,7 @@ export function parseVirtioNetOptions(
     queueSize: parseQueueSize(own.get("queue-size") ?? `${QUEUE_SIZE_DEFAULT}`),
     queuePairs: parseQueuePairs(own.get("queues") ?? "1", network.net),
     offloads: parseOffloads(own.get("offloads") ?? "on"),
+    rings: parseVirtioOptions(rings, RING_DEFAULTS),
     net: network,
   };
 }

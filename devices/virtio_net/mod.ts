@@ -6,6 +6,7 @@
 
 import { openNetBackend } from "../../src/net/open.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
+import { ringFeatures } from "../../src/virtio/options.ts";
 import { VirtioPci } from "../../src/virtio/virtio_pci.ts";
 import type { DeviceModel } from "../model.ts";
 import {
@@ -44,6 +45,7 @@ function create(context: DeviceContext, options: VirtioNetOptions): PciDevice {
           backend,
           options: { mac, mtu, linkUp, queueSize, queuePairs, offloads },
         }),
+      { ringFeatures: ringFeatures(options.rings) },
     );
     log.info(
       `network card ${

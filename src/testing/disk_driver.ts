@@ -145,6 +145,8 @@ const ADMIN = { CREATE_SQ: 1, CREATE_CQ: 5, IDENTIFY: 6, DBBUF: 0x7c } as const;
 const NVM_OPCODE = [2, 1, 0] as const;
 const NSID = 1;
 const ADMIN_ENTRIES = 16;
+/** As in Linux. A doorbell that wraps to 0 must be rung, so a short queue would be rung all the time. */
+const IO_ENTRIES = 1024;
 
 /** A submission and a completion queue in guest memory. */
 class NvmePair {
@@ -213,7 +215,7 @@ export class NvmeDriver implements DiskDriver {
     memory.at(this.#shadow, PAGE_BYTES).fill(0);
     memory.at(this.#events, PAGE_BYTES).fill(0);
     this.#command(ADMIN.DBBUF, 0, this.#shadow, 0, 0, this.#events);
-    this.#io = this.#createPair(options.slots + 1);
+    this.#io = this.#createPair(Math.max(IO_ENTRIES, options.slots + 1));
     this.#sqBell = pci.bell(0, DOORBELLS + 8);
     this.#cqBell = pci.bell(0, DOORBELLS + 12);
     this.#buffers = memory.alloc(

@@ -60,8 +60,10 @@ const NO_CHAINS = new ChainLedger(0, false);
 export class PackedQueue implements Ring {
   readonly index: number;
   readonly maxSize: number;
-  /** Whether the queue is polled all the time, so that the driver is never asked to notify. */
-  readonly polled: boolean;
+  /** Whether the queue is polled, so that the driver is not asked to notify. */
+  #polled: boolean;
+  /** Whether the device wants to be notified, once nobody polls. */
+  #wantsNotification = true;
   readonly #memory: GuestMemory;
   readonly #reader: PackedChainReader;
 
@@ -115,7 +117,7 @@ export class PackedQueue implements Ring {
     this.#reader = new PackedChainReader(memory, maxSize);
     this.index = index;
     this.maxSize = maxSize;
-    this.polled = polled;
+    this.#polled = polled;
   }
 
   get size(): number {
@@ -320,14 +322,27 @@ export class PackedQueue implements Ring {
 
   enableNotifications(): boolean {
     if (!this.#ready()) return false;
-    if (!this.polled) this.#askForNotification();
+    this.#wantsNotification = true;
+    if (!this.#polled) this.#askForNotification();
     // As in publish: either we see what the driver made available, or it sees that we want to be notified.
     const more = this.#isAvailable(this.#availAt, this.#availWrap);
     if (more && this.#seen === 0) this.#seen = 1;
     return more;
   }
 
+  beginPolling(): void {
+    this.#polled = true;
+  }
+
+  endPolling(): boolean {
+    this.#polled = false;
+    if (!this.#wantsNotification || !this.#ready()) return false;
+    this.#askForNotification();
+    return this.poll();
+  }
+
   disableNotifications(): void {
+    this.#wantsNotification = false;
     // With EVENT_IDX the descriptor to be notified of lies behind as soon as it is popped, which says it all.
     if (this.#eventFlags !== VRING_PACKED_EVENT_FLAG.ENABLE || !this.#ready()) {
       return;

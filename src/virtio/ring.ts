@@ -56,6 +56,14 @@ export interface Ring extends Virtqueue {
    * must tell new chains from those a device has left in the ring.
    */
   poll(): boolean;
+  /** The queue is polled from here on: the driver is not asked to notify any more. */
+  beginPolling(): void;
+  /**
+   * The queue is not polled any more: the driver is asked to notify, if the device wants that.
+   *
+   * @returns Whether it has made something available since anything here last looked
+   */
+  endPolling(): boolean;
   /**
    * Whether everything before a position was popped already.
    *

@@ -85,7 +85,7 @@ export class VirtioSession implements VirtioTransport {
   readonly #signals: SessionSignals;
   readonly #kicks: BottomHalf[] = [];
   readonly #split: readonly Ring[];
-  readonly #polled: boolean;
+  #polled: boolean;
   /** Made when a driver first wants them: a process that never meets one keeps its calls monomorphic. */
   #packed: readonly Ring[] | null = null;
   #queues: readonly Ring[];
@@ -268,6 +268,31 @@ export class VirtioSession implements VirtioTransport {
     return found;
   }
 
+  /** The queues are polled from here on: drivers need not notify. */
+  beginPolling(): void {
+    this.#polled = true;
+    for (let i = 0; i < this.#queues.length; i++) {
+      this.#queues[i]!.beginPolling();
+    }
+  }
+
+  /**
+   * The queues are not polled any more.
+   *
+   * @returns Whether there are new chains, which are then served soon
+   */
+  endPolling(): boolean {
+    this.#polled = false;
+    let found = false;
+    for (let i = 0; i < this.#queues.length; i++) {
+      if (!this.#queues[i]!.endPolling()) continue;
+      if (!this.running || this.#stopped) continue;
+      this.#kicks[i]!.schedule();
+      found = true;
+    }
+    return found;
+  }
+
   /** Everything as it was when the device was made (section 2.4.1). */
   reset(): void {
     const began = this.#status !== 0;
@@ -284,7 +309,7 @@ export class VirtioSession implements VirtioTransport {
       this.device.reset();
     }
     for (const queue of this.#queues) queue.disable();
-    this.#queues = this.#split;
+    this.#useQueues(this.#split);
     this.#signals.onReset();
   }
 
@@ -383,7 +408,16 @@ export class VirtioSession implements VirtioTransport {
     this.#packed ??= this.#split.map(({ index, maxSize }) =>
       new PackedQueue(this.#context.memory, index, maxSize, this.#polled)
     );
-    this.#queues = this.#packed;
+    this.#useQueues(this.#packed);
+  }
+
+  /** Takes the queues of one format into use, none of them enabled yet, polled like those before. */
+  #useQueues(queues: readonly Ring[]): void {
+    this.#queues = queues;
+    for (const queue of queues) {
+      if (this.#polled) queue.beginPolling();
+      else queue.endPolling();
+    }
   }
 
   #featuresAreGood(): boolean {

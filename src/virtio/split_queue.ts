@@ -59,8 +59,10 @@ const NO_CHAINS = new ChainLedger(0, false);
 export class SplitQueue implements Ring {
   readonly index: number;
   readonly maxSize: number;
-  /** Whether the queue is polled all the time, so that the driver is never asked to notify. */
-  readonly polled: boolean;
+  /** Whether the queue is polled, so that the driver is not asked to notify. */
+  #polled: boolean;
+  /** Whether the device wants to be notified, once nobody polls. */
+  #wantsNotification = true;
   readonly #memory: GuestMemory;
   readonly #reader: ChainReader;
 
@@ -108,7 +110,7 @@ export class SplitQueue implements Ring {
     this.#reader = new ChainReader(memory, maxSize);
     this.index = index;
     this.maxSize = maxSize;
-    this.polled = polled;
+    this.#polled = polled;
   }
 
   get size(): number {
@@ -273,22 +275,39 @@ export class SplitQueue implements Ring {
 
   enableNotifications(): boolean {
     if (!this.#ready()) return false;
-    if (this.polled) {
+    this.#wantsNotification = true;
+    if (this.#polled) {
       return this.#avail.loadU16(VRING_AVAIL.IDX) !== this.#lastAvail;
     }
-    if (this.#eventIdx) {
-      this.#used.storeU16(availEventOffset(this.#size), this.#lastAvail);
-    } else if (this.#notificationsOff) {
-      this.#used.storeU16(VRING_USED.FLAGS, 0);
-    }
-    this.#notificationsOff = false;
+    this.#askForNotification();
     // As in publish: either we see the driver's new index, or the driver sees that we want to be notified.
     const idx = this.#avail.loadU16(VRING_AVAIL.IDX);
     this.#polledIdx = idx;
     return idx !== this.#lastAvail;
   }
 
+  #askForNotification(): void {
+    if (this.#eventIdx) {
+      this.#used.storeU16(availEventOffset(this.#size), this.#lastAvail);
+    } else if (this.#notificationsOff) {
+      this.#used.storeU16(VRING_USED.FLAGS, 0);
+    }
+    this.#notificationsOff = false;
+  }
+
+  beginPolling(): void {
+    this.#polled = true;
+  }
+
+  endPolling(): boolean {
+    this.#polled = false;
+    if (!this.#wantsNotification || !this.#ready()) return false;
+    this.#askForNotification();
+    return this.poll();
+  }
+
   disableNotifications(): void {
+    this.#wantsNotification = false;
     if (this.#notificationsOff || !this.#ready()) return;
     this.#notificationsOff = true;
     // With EVENT_IDX `flags` stays 0 (2.7.10.2), and an event word that lies behind already says it all.

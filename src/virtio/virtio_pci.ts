@@ -119,7 +119,10 @@ export class VirtioPci implements PciDevice {
     this.#barBytes = powerOfTwoAtLeast(LAYOUT.NOTIFY + notifyBytes);
     this.spec = this.#makeSpec(vectors);
     if (device.commands !== undefined) this.commands = device.commands;
-    this.#poller = context.loop.poll(() => this.session.poll());
+    this.#poller = context.loop.poll(() => this.session.poll(), {
+      begin: () => this.session.beginPolling(),
+      end: () => this.session.endPolling(),
+    });
   }
 
   readBar(bar: number, offset: number, width: AccessWidth): number {

@@ -500,6 +500,26 @@ Deno.test("PackedQueue that is polled never asks for a notification", () => {
   }
 });
 
+Deno.test("PackedQueue.endPolling asks for what the device wants, and tells what came in meanwhile", () => {
+  for (const eventIdx of [false, true]) {
+    const { queue, ring, chain } = packedFixture({ eventIdx });
+    queue.beginPolling();
+    queue.disableNotifications();
+    assert(!queue.enableNotifications());
+    assertEquals(ring.deviceEvent[0], EVENT.DISABLE);
+    assert(!queue.endPolling());
+    assert(ring.deviceEvent[0] !== EVENT.DISABLE);
+    queue.beginPolling();
+    ring.add([IN]);
+    assert(queue.endPolling(), "came in while nobody had looked");
+    assertEquals(queue.pop(chain), 1);
+    queue.disableNotifications();
+    queue.beginPolling();
+    ring.add([IN]);
+    assert(!queue.endPolling(), "the device does not want to be told");
+  }
+});
+
 Deno.test("PackedQueue.poll tells new chains from those left in the ring", () => {
   for (const turned of [0, 6, 7]) {
     const at = packedFixture();

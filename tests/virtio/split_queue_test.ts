@@ -449,6 +449,30 @@ Deno.test("SplitQueue that is polled never asks for a notification", () => {
   }
 });
 
+Deno.test("SplitQueue.endPolling asks for what the device wants, and tells what came in meanwhile", () => {
+  for (const eventIdx of [false, true]) {
+    const { queue, ring, chain } = fixture({ eventIdx });
+    ring.availEvent = 0x4321;
+    queue.beginPolling();
+    queue.disableNotifications();
+    assert(!queue.enableNotifications());
+    assertEquals(ring.availEvent, 0x4321);
+    assert(!queue.endPolling());
+    assertEquals([ring.usedFlags, ring.availEvent], [0, eventIdx ? 0 : 0x4321]);
+    queue.beginPolling();
+    ring.add([{ iova: DATA, length: 1 }]);
+    assert(queue.endPolling(), "came in while nobody had looked");
+    assertEquals(queue.pop(chain), 1);
+    // A device that does not want to be told is not.
+    queue.disableNotifications();
+    queue.beginPolling();
+    ring.availEvent = 0x4321;
+    ring.add([{ iova: DATA, length: 1 }]);
+    assert(!queue.endPolling());
+    assertEquals(ring.availEvent, 0x4321);
+  }
+});
+
 Deno.test("SplitQueue.poll tells new chains from those left in the ring", () => {
   const { queue, ring, chain } = fixture();
   assert(!queue.poll());

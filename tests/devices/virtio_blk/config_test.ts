@@ -7,6 +7,14 @@ import { VIRTIO_BLK_CONFIG } from "../../../devices/virtio_blk/defs.ts";
 import { virtioBlkModel } from "../../../devices/virtio_blk/mod.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 
+const DEFAULT_RINGS = {
+  packed: false,
+  inOrder: false,
+  eventIdx: true,
+  indirect: true,
+  notificationData: false,
+};
+
 Deno.test("parseVirtioBlkOptions has defaults that make a disk", () => {
   const { block, ...disk } = parseVirtioBlkOptions({});
   assertEquals(disk, {
@@ -15,6 +23,7 @@ Deno.test("parseVirtioBlkOptions has defaults that make a disk", () => {
     segMax: 254,
     serial: "",
     writeCache: true,
+    rings: DEFAULT_RINGS,
   });
   assertEquals(block.kind, "memory");
 });
@@ -28,6 +37,7 @@ Deno.test("parseVirtioBlkOptions takes the disk's options and the storage's", ()
     "write-cache": "off",
     memory: "1M",
     readonly: "on",
+    packed: "on",
   });
   const { block, ...disk } = options;
   assertEquals(disk, {
@@ -36,6 +46,7 @@ Deno.test("parseVirtioBlkOptions takes the disk's options and the storage's", ()
     segMax: 8,
     serial: "12345678901234567890",
     writeCache: false,
+    rings: { ...DEFAULT_RINGS, packed: true },
   });
   assertEquals(block.readonly, true);
   assertEquals(structuredClone(options), options);

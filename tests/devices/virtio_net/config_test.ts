@@ -8,6 +8,14 @@ import {
 } from "../../../devices/virtio_net/config.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 
+const DEFAULT_RINGS = {
+  packed: false,
+  inOrder: false,
+  eventIdx: true,
+  indirect: true,
+  notificationData: false,
+};
+
 Deno.test("parseVirtioNetOptions has sensible defaults", () => {
   const options = parseVirtioNetOptions({ net: "none" });
   assertEquals(options, {
@@ -17,6 +25,7 @@ Deno.test("parseVirtioNetOptions has sensible defaults", () => {
     queueSize: 256,
     queuePairs: 1,
     offloads: true,
+    rings: DEFAULT_RINGS,
     net: { net: "none" },
   });
 });
@@ -29,6 +38,7 @@ Deno.test("parseVirtioNetOptions takes every option of the card", () => {
     "queue-size": "1024",
     queues: "8",
     offloads: "off",
+    packed: "on",
     net: "none",
   });
   assertEquals(options, {
@@ -38,6 +48,7 @@ Deno.test("parseVirtioNetOptions takes every option of the card", () => {
     queueSize: 1024,
     queuePairs: 8,
     offloads: false,
+    rings: { ...DEFAULT_RINGS, packed: true },
     net: { net: "none" },
   });
   assertEquals(structuredClone(options), options);
