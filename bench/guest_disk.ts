@@ -10,7 +10,7 @@ import { Serving } from "../tests/guest/serving.ts";
 import type { Figure } from "./report.ts";
 
 const DISK_BYTES = 64 * 1024 * 1024;
-const SECONDS = 5;
+const SECONDS = 3;
 const ROUNDS = 3;
 
 /** Ratios that the project wants at each depth. */

@@ -8,84 +8,7 @@ import { BlockOp } from "../../src/block/backend.ts";
 import { EXPORT_BYTES, NBD } from "../block/nbd_rig.ts";
 import { Controller, Folder, Host, pattern } from "../block/rig.ts";
 import { guestTest } from "./harness.ts";
-import type { Kit } from "./provision.ts";
-import { Qmp } from "./qmp.ts";
-
-/** A QEMU that exports a file as `disk`. */
-class QemuNbd {
-  readonly #child: Deno.ChildProcess;
-  readonly #qmp: Qmp;
-
-  private constructor(child: Deno.ChildProcess, qmp: Qmp) {
-    this.#child = child;
-    this.#qmp = qmp;
-  }
-
-  static async start(
-    kit: Kit,
-    folder: string,
-    writable = true,
-  ): Promise<QemuNbd> {
-    const { qemu } = kit;
-    const monitor = `${folder}/qmp.sock`;
-    const file = { driver: "file", filename: `${folder}/disk` };
-    const child = new Deno.Command("setpriv", {
-      args: [
-        ...["--pdeathsig", "KILL", "--", qemu.command, ...qemu.args],
-        ...["-nodefaults", "-no-user-config", "-display", "none"],
-        ...["-machine", "none", "-qmp", `unix:${monitor},server=on,wait=off`],
-        "-blockdev",
-        JSON.stringify({
-          driver: "raw",
-          "node-name": "disk",
-          discard: "unmap",
-          "read-only": !writable,
-          file,
-        }),
-      ],
-      env: { ...qemu.env },
-      stdin: "null",
-      stdout: "null",
-      stderr: "inherit",
-    }).spawn();
-    const qmp = new Qmp(await connectWhenThere(monitor));
-    await qmp.negotiate();
-    await qmp.execute("nbd-server-start", {
-      addr: { type: "unix", data: { path: `${folder}/nbd.sock` } },
-    });
-    await qmp.execute("block-export-add", {
-      type: "nbd",
-      id: "export",
-      name: "disk",
-      "node-name": "disk",
-      writable,
-    });
-    return new QemuNbd(child, qmp);
-  }
-
-  async kill(): Promise<void> {
-    this.#child.kill("SIGKILL");
-    await this.#child.status;
-    await this.#qmp.close();
-  }
-}
-
-async function connectWhenThere(path: string): Promise<Deno.Conn> {
-  for (let tries = 0;; tries++) {
-    try {
-      return await Deno.connect({ transport: "unix", path });
-    } catch (error) {
-      if (tries > 1000) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 10));
-    }
-  }
-}
-
-function clear(folder: string): void {
-  for (const name of ["qmp.sock", "nbd.sock"]) {
-    Deno.removeSync(`${folder}/${name}`);
-  }
-}
+import { clearSockets, QemuNbd } from "./qemu_nbd.ts";
 
 guestTest(
   "NbdBackend does everything with QEMU's NBD server",
@@ -133,7 +56,7 @@ guestTest(
 guestTest("NbdBackend takes a read-only export of QEMU's", async ({ kit }) => {
   using folder = new Folder();
   folder.image("disk", EXPORT_BYTES);
-  const server = await QemuNbd.start(kit, folder.path, false);
+  const server = await QemuNbd.start(kit, folder.path, { writable: false });
   try {
     using host = new Host();
     using client = new Controller(host, {
@@ -170,7 +93,7 @@ guestTest(
       client.backend.commit();
       client.turnUntil(() => client.results.size > 0);
       await server.kill();
-      clear(folder.path);
+      clearSockets(folder.path);
       client.turnUntil(() => client.count("failedConnects") > 0);
       server = await QemuNbd.start(kit, folder.path);
       client.wait(requests);
