@@ -47,6 +47,7 @@ Example:
 
 Environment:
   OUTBOARD_LIBSLIRP=FILE         libslirp to use; "none" for the built-in gateway
+  OUTBOARD_PASST=FILE            passt to start for net=passt
 
 SIGINT and SIGTERM stop it cleanly.
 `;

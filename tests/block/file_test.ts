@@ -393,7 +393,7 @@ Deno.test("FileBackend without io_uring works and says so once", async () => {
     args: [
       "run",
       "-A",
-      new URL("./fixtures/without_io_uring.ts", import.meta.url).pathname,
+      `${import.meta.dirname}/fixtures/without_io_uring.ts`,
       path,
     ],
   }).output();

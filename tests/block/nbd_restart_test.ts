@@ -4,7 +4,7 @@ import { EXPORT_BYTES, NBD } from "./nbd_rig.ts";
 import type { NbdServerOptions } from "./nbd_server.ts";
 import { Controller, Folder, Host, pattern } from "./rig.ts";
 
-const SERVER = new URL("./nbd_server.ts", import.meta.url).pathname;
+const SERVER = `${import.meta.dirname}/nbd_server.ts`;
 const BLOCK = 4096;
 const BLOCKS = 256;
 const IN_FLIGHT = 32;

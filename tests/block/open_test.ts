@@ -87,7 +87,7 @@ Deno.test("an image has one writer among processes", async () => {
   using folder = new Folder();
   using host = new Host();
   const options = { ...FILE, path: folder.image("disk.img", 4096) };
-  const fixture = new URL("./fixtures/hold_image.ts", import.meta.url).pathname;
+  const fixture = `${import.meta.dirname}/fixtures/hold_image.ts`;
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", fixture, JSON.stringify(options)],
     stdin: "piped",

@@ -416,7 +416,7 @@ Deno.test({
   name: "SlirpBackend works on several threads at once",
   ignore: "skip" in libslirp,
   async fn() {
-    const script = new URL("slirp_threads.ts", import.meta.url).pathname;
+    const script = `${import.meta.dirname}/slirp_threads.ts`;
     const command = new Deno.Command(Deno.execPath(), {
       args: ["run", "--allow-all", "--no-check", script],
       stdin: "null",
