@@ -197,6 +197,36 @@ diskTest("read-only disks refuse writes", async ({ kit }) => {
   }
 });
 
+diskTest(
+  "an NVMe controller has several namespaces, one of which grows",
+  async ({ kit }) => {
+    using images = new Images();
+    await using serving = await Serving.start({
+      devices: [
+        `nvme,ns1.memory=16M,ns2.file=${
+          images.create("second", 8 * 1024 * 1024)
+        }`,
+      ],
+    });
+    await using guest = await Guest.boot({
+      kit,
+      tools: ["busybox", "dash", "nvme"],
+      devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
+    });
+    const sectors = async (name: string) =>
+      Number(await guest.output(`cat /sys/block/${name}/size`));
+    assertEquals(await sectors("nvme0n1"), 16 * 2048);
+    assertEquals(await sectors("nvme0n2"), 8 * 2048);
+    const ids = await guest.output("cat /sys/block/nvme0n*/wwid");
+    assertEquals(new Set(ids.trim().split("\n")).size, 2, ids);
+    await serving.control("nvme0 resize 2 12M");
+    await guest.output(
+      `until [ $(cat /sys/block/nvme0n2/size) = ${12 * 2048} ]; do :; done`,
+    );
+    assertEquals(await sectors("nvme0n1"), 16 * 2048);
+  },
+);
+
 diskTest("errors of the back end reach the guest", async ({ kit }) => {
   const faulty = `${import.meta.dirname}/faulty_disk.ts`;
   await using serving = await Serving.start({
