@@ -74,7 +74,8 @@ guestTest(
     assertEquals(together.received, 20);
     assertEquals(alone.received, 20);
     assert(
-      alone.averageMs <= together.averageMs * 1.5,
+      // Had the loop waited for the stopped VM, each ping would take its time-out. A millisecond is the host's own noise.
+      alone.averageMs <= together.averageMs * 2 + 1,
       `ping took ${alone.averageMs} ms beside a stopped VM, ${together.averageMs} ms beside a running one`,
     );
     await second.output("kill $(pidof ping)");
