@@ -20,6 +20,7 @@ import {
   virtioOptionTable,
 } from "../../src/virtio/options.ts";
 import type { OptionSpec } from "../model.ts";
+import { type OptionGroup, optionGroup, sortOptions } from "../options.ts";
 import {
   VIRTIO_BLK_CONFIG,
   VIRTIO_BLK_F,
@@ -163,27 +164,13 @@ function parseOnOff(key: string, text: string): boolean {
 export function parseVirtioBlkOptions(
   options: Readonly<Record<string, string | readonly string[]>>,
 ): VirtioBlkOptions {
-  const own = new Map<string, string>();
-  const block: Record<string, string | readonly string[]> = {};
-  const rings: Record<string, string | readonly string[]> = {};
-  for (const [key, value] of Object.entries(options)) {
-    if (BLOCK_OPTIONS.some(({ name }) => name === key)) {
-      block[key] = value;
-      continue;
-    }
-    if (isVirtioOption(key)) {
-      rings[key] = value;
-      continue;
-    }
-    if (!DISK_OPTIONS.some(({ name }) => name === key)) {
-      const known = VIRTIO_BLK_OPTIONS.map(({ name }) => name).join(", ");
-      throw new Error(`Cannot use option ${key}: virtio-blk has ${known}`);
-    }
-    if (typeof value !== "string") {
-      throw new Error(`Cannot use ${key} ${value.length} times: give it once`);
-    }
-    own.set(key, value);
-  }
+  const block = optionGroup(BLOCK_OPTIONS);
+  const rings: OptionGroup = { has: isVirtioOption, values: {} };
+  const own = sortOptions(options, {
+    name: "virtio-blk",
+    own: DISK_OPTIONS,
+    all: VIRTIO_BLK_OPTIONS,
+  }, [block, rings]);
   const queueSize = parseQueueSize(
     own.get("queue-size") ?? `${QUEUE_SIZE_DEFAULT}`,
   );
@@ -199,8 +186,8 @@ export function parseVirtioBlkOptions(
     ),
     serial: parseSerial(own.get("serial") ?? ""),
     writeCache: parseOnOff("write-cache", own.get("write-cache") ?? "on"),
-    rings: parseVirtioOptions(rings, RING_DEFAULTS),
-    block: parseBlockOptions(block),
+    rings: parseVirtioOptions(rings.values, RING_DEFAULTS),
+    block: parseBlockOptions(block.values),
   };
 }
 

@@ -20,6 +20,7 @@ import {
   virtioOptionTable,
 } from "../../src/virtio/options.ts";
 import type { OptionSpec } from "../model.ts";
+import { type OptionGroup, optionGroup, sortOptions } from "../options.ts";
 import {
   ETH_ALEN,
   MTU_DEFAULT,
@@ -185,31 +186,15 @@ function parseOffloads(text: string): boolean {
 export function parseVirtioNetOptions(
   options: Readonly<Record<string, string | readonly string[]>>,
 ): VirtioNetOptions {
-  const own = new Map<string, string>();
-  const net: Record<string, string | readonly string[]> = {};
-  const rings: Record<string, string | readonly string[]> = {};
-  for (const [key, value] of Object.entries(options)) {
-    if (NET_OPTIONS.some(({ name }) => name === key)) {
-      net[key] = value;
-      continue;
-    }
-    if (isVirtioOption(key)) {
-      rings[key] = value;
-      continue;
-    }
-    if (!CARD_OPTIONS.some(({ name }) => name === key)) {
-      const known = VIRTIO_NET_OPTIONS.map(({ name }) => name).join(", ");
-      throw new Error(
-        `Cannot use option ${key}: virtio-net has ${known}`,
-      );
-    }
-    if (typeof value !== "string") {
-      throw new Error(`Cannot use ${key} ${value.length} times: give it once`);
-    }
-    own.set(key, value);
-  }
+  const net = optionGroup(NET_OPTIONS);
+  const rings: OptionGroup = { has: isVirtioOption, values: {} };
+  const own = sortOptions(options, {
+    name: "virtio-net",
+    own: CARD_OPTIONS,
+    all: VIRTIO_NET_OPTIONS,
+  }, [net, rings]);
   const mac = own.get("mac");
-  const network = parseNetOptions(net);
+  const network = parseNetOptions(net.values);
   return {
     mac: mac === undefined ? null : parseMac(mac),
     mtu: parseMtu(own.get("mtu") ?? `${MTU_DEFAULT}`),
@@ -217,7 +202,7 @@ export function parseVirtioNetOptions(
     queueSize: parseQueueSize(own.get("queue-size") ?? `${QUEUE_SIZE_DEFAULT}`),
     queuePairs: parseQueuePairs(own.get("queues") ?? "1", network.net),
     offloads: parseOffloads(own.get("offloads") ?? "on"),
-    rings: parseVirtioOptions(rings, RING_DEFAULTS),
+    rings: parseVirtioOptions(rings.values, RING_DEFAULTS),
     net: network,
   };
 }

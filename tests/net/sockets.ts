@@ -71,8 +71,7 @@ export class HostSocket implements Disposable {
 
   /** An accepted connection, or null. */
   accept(): HostSocket | null {
-    // deno-lint-ignore no-explicit-any
-    const fd = (libc.accept4 as any)(this.fd.number, 0, 0, NONBLOCK_CLOEXEC);
+    const fd = libc.accept4(this.fd.number, 0, 0, NONBLOCK_CLOEXEC);
     return fd < 0 ? null : new HostSocket(new Fd(fd));
   }
 

@@ -22,18 +22,13 @@ import {
   type RecordingLog,
 } from "../../../src/testing/fake_context.ts";
 import type { ManualLoop } from "../../../src/testing/manual_loop.ts";
-import type {
-  Bell,
-  InterruptLines,
-  PciAccess,
-  PciWidth,
-} from "../../../src/testing/pci_access.ts";
 import { F, STATUS } from "../../../src/testing/virtio_defs.ts";
 import {
   type DriverQueue,
   VirtioDriver,
 } from "../../../src/testing/virtio_driver.ts";
 import { VirtioPci } from "../../../src/virtio/virtio_pci.ts";
+import { LocalPci } from "../local_pci.ts";
 
 export const HDR_BYTES = 12;
 export const MAC = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56] as const;
@@ -221,71 +216,6 @@ export class ScriptedBackend implements NetBackend {
       }
     }
     return calls;
-  }
-}
-
-/** A PCI function as its driver sees it. */
-class LocalPci implements PciAccess, InterruptLines {
-  readonly #pci: PciFunction;
-  readonly #view = new DataView(new ArrayBuffer(4));
-  /** How often each vector was raised since it was last looked at. */
-  readonly raised: number[] = [];
-
-  constructor(pci: PciFunction, interrupts: PciInterrupts) {
-    this.#pci = pci;
-    interrupts.connect({
-      deliver: (_index, vector) => {
-        this.raised[vector] = (this.raised[vector] ?? 0) + 1;
-        return true;
-      },
-    });
-  }
-
-  readConfig(offset: number, width: PciWidth): number {
-    return this.readBar(7, offset, width);
-  }
-
-  writeConfig(offset: number, width: PciWidth, value: number): void {
-    this.writeBar(7, offset, width, value);
-  }
-
-  readBar(bar: number, offset: number, width: PciWidth): number {
-    this.#view.setUint32(0, 0);
-    assertEquals(this.#pci.readRegion(bar, offset, this.#view, 0, width), 0);
-    return this.#view.getUint32(0, true);
-  }
-
-  writeBar(bar: number, offset: number, width: PciWidth, value: number): void {
-    this.#view.setUint32(0, value, true);
-    assertEquals(this.#pci.writeRegion(bar, offset, this.#view, 0, width), 0);
-  }
-
-  bell(bar: number, offset: number): Bell {
-    const view = new DataView(new ArrayBuffer(2));
-    return {
-      ring: (value) => {
-        view.setUint16(0, value, true);
-        this.#pci.writeRegion(bar, offset, view, 0, 2);
-      },
-    };
-  }
-
-  enableMsix(vectors: number): InterruptLines {
-    const MSIX = 0x11;
-    let at = this.readConfig(0x34, 1);
-    while (this.readConfig(at, 1) !== MSIX) at = this.readConfig(at + 1, 1);
-    const table = this.readConfig(at + 4, 4);
-    for (let i = 0; i < vectors; i++) {
-      this.writeBar(table & 7, (table & ~7) + i * 16 + 12, 4, 0);
-    }
-    this.writeConfig(at + 2, 2, this.readConfig(at + 2, 2) | 0x8000);
-    return this;
-  }
-
-  wait(vector: number, _timeoutMs: number): number {
-    const times = this.raised[vector] ?? 0;
-    this.raised[vector] = 0;
-    return times;
   }
 }
 

@@ -1,0 +1,66 @@
+/**
+ * Sorts the options of a device by whose they are.
+ *
+ * @module
+ */
+
+/** Options as a model's `parse` is given them; a repeated key has all its values. */
+export type OptionValues = Readonly<
+  Record<string, string | readonly string[]>
+>;
+
+/** Where the options of one owner go; see {@linkcode sortOptions}. */
+export interface OptionGroup {
+  /** Whether a key is this owner's. */
+  has(key: string): boolean;
+  /** What it was given. */
+  readonly values: Record<string, string | readonly string[]>;
+}
+
+/** A group for the keys of an option table. */
+export function optionGroup(
+  table: readonly { readonly name: string }[],
+): OptionGroup {
+  return {
+    has: (key) => table.some(({ name }) => name === key),
+    values: {},
+  };
+}
+
+/** The model that options are sorted for. */
+export interface OptionOwner {
+  /** The model's name, for messages. */
+  readonly name: string;
+  /** Its own options, each of which is given once at most. */
+  readonly own: readonly { readonly name: string }[];
+  /** Everything it knows, for messages. */
+  readonly all: readonly { readonly name: string }[];
+}
+
+/**
+ * Hands each option to the first group that has it; the rest are the model's own.
+ *
+ * @returns The model's own options
+ * @throws {Error} For a key that nobody has, or an own one that is given twice
+ */
+export function sortOptions(
+  options: OptionValues,
+  model: OptionOwner,
+  groups: readonly OptionGroup[],
+): Map<string, string> {
+  const own = new Map<string, string>();
+  for (const [key, value] of Object.entries(options)) {
+    const group = groups.find((group) => group.has(key));
+    if (group !== undefined) {
+      group.values[key] = value;
+    } else if (!model.own.some(({ name }) => name === key)) {
+      const known = model.all.map(({ name }) => name).join(", ");
+      throw new Error(`Cannot use option ${key}: ${model.name} has ${known}`);
+    } else if (typeof value !== "string") {
+      throw new Error(`Cannot use ${key} ${value.length} times: give it once`);
+    } else {
+      own.set(key, value);
+    }
+  }
+  return own;
+}
