@@ -46,6 +46,13 @@ class Images implements Disposable {
   }
 }
 
+/** Waits for disks: Linux looks for namespaces after the guest's shell is there. */
+async function waitForDisks(guest: Guest, ...names: string[]): Promise<void> {
+  for (const name of names) {
+    await guest.output(`until [ -b /dev/${name} ]; do :; done`);
+  }
+}
+
 /** Starts random writes in the background and waits until they are under way. */
 async function startLoad(guest: Guest, disk: string): Promise<void> {
   await guest.output(
@@ -76,6 +83,7 @@ diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
     devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
   });
   const disks = ["/dev/vda", "/dev/nvme0n1"];
+  await waitForDisks(guest, "vda", "nvme0n1");
 
   await t.step("Linux's drivers have them, with size and serial", async () => {
     for (const disk of ["vda", "nvme0n1"]) {
@@ -111,6 +119,7 @@ diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
     const written = new Map<string, string>();
     for (const disk of disks) written.set(disk, await writeTree(guest, disk));
     await guest.reboot();
+    await waitForDisks(guest, "vda", "nvme0n1");
     for (const disk of disks) {
       assertEquals(await readTree(guest, disk), written.get(disk), disk);
     }
@@ -185,6 +194,7 @@ diskTest("read-only disks refuse writes", async ({ kit }) => {
     tools: ["busybox", "dash", "filesystem"],
     devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
   });
+  await waitForDisks(guest, "vda", "nvme0n1");
   for (const disk of ["/dev/vda", "/dev/nvme0n1"]) {
     const { status } = await guest.run(
       `dd if=/dev/zero of=${disk} bs=4k count=1 oflag=direct conv=fsync`,
@@ -213,6 +223,7 @@ diskTest(
       tools: ["busybox", "dash", "nvme"],
       devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
     });
+    await waitForDisks(guest, "nvme0n1", "nvme0n2");
     const sectors = async (name: string) =>
       Number(await guest.output(`cat /sys/block/${name}/size`));
     assertEquals(await sectors("nvme0n1"), 16 * 2048);
@@ -238,6 +249,7 @@ diskTest("errors of the back end reach the guest", async ({ kit }) => {
     tools: ["busybox", "dash"],
     devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
   });
+  await waitForDisks(guest, "vda", "nvme0n1");
   for (const disk of ["/dev/vda", "/dev/nvme0n1"]) {
     // Reads of the second MiB fail with EIO, writes to the third with ENOSPC, the rest is fine.
     const dd = (args: string) => guest.run(`dd bs=64k count=1 ${args} 2>&1`);
