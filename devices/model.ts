@@ -49,7 +49,13 @@ export interface DeviceModel<Options = unknown> {
   /**
    * Makes a device, and opens what it needs.
    *
+   * @param inherited What {@linkcode PciDevice.handOver} of the device's predecessor gave, when it moved here from
+   * another thread: to be used instead of opening it anew, and owned from here on, unless this throws
    * @throws {Error} With one line and the remedy; nothing is left behind
    */
-  create(context: DeviceContext, options: Options): PciDevice;
+  create(
+    context: DeviceContext,
+    options: Options,
+    inherited?: unknown,
+  ): PciDevice;
 }

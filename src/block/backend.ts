@@ -160,6 +160,13 @@ export interface BlockBackend {
   rescan?(): boolean;
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
+  /**
+   * Gives what it has opened to a back end of the same kind on another thread of this process. Called when nothing is
+   * in flight; only close is called afterwards, and it leaves open what was given away.
+   *
+   * @returns Plain data for {@linkcode openBlockBackend}
+   */
+  handOver?(): unknown;
   /** Drains and releases everything. */
   close(): void;
 }

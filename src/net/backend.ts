@@ -140,6 +140,13 @@ export interface NetBackend {
   setReceiving(on: boolean, pair?: number): void;
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
+  /**
+   * Gives what it has opened to a back end of the same kind on another thread of this process. Called when it is
+   * stopped; only close is called afterwards, and it leaves open what was given away.
+   *
+   * @returns Plain data for {@linkcode openNetBackend}
+   */
+  handOver?(): unknown;
   /** Releases everything. */
   close(): void;
 }

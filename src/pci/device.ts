@@ -112,9 +112,11 @@ export type ResetReason = "device_reset" | "flr" | "power" | "client_gone";
  * A PCI device model.
  *
  * ```text
- *   create → running ⇄ stopped → closed
+ *   create → running ⇄ stopped, holding → closed
  *              ↺ reset
  * ```
+ * A device with {@linkcode PciDevice.hold}, `save` and `load` can be moved to another thread at run time.
+ *
  * All calls come from one event loop and none may block. A register write must return at once: work it asks
  * for belongs in a bottom half, because the client may hold a lock until the write is answered.
  */
@@ -141,8 +143,34 @@ export interface PciDevice {
   reset(reason: ResetReason): void;
   /** Stops touching guest memory and raising interrupts until {@linkcode PciDevice.start}; state is kept. */
   stop?(): void;
-  /** Goes on after {@linkcode PciDevice.stop}. */
+  /** Goes on after {@linkcode PciDevice.stop} or {@linkcode PciDevice.hold}. */
   start?(): void;
+  /**
+   * Takes no new request of the guest; those in flight go on to their ends. Undone by {@linkcode PciDevice.start}.
+   * Called again, turns of the loop later, until nothing is in flight any more.
+   *
+   * @returns How many requests are in flight
+   */
+  hold?(): number;
+  /**
+   * Everything that a guest could tell this device by, and where it is in its queues, as plain data with a `version`.
+   * Called after {@linkcode PciDevice.hold} has returned 0; changes nothing.
+   */
+  save?(): unknown;
+  /**
+   * Takes over what {@linkcode PciDevice.save} gave. Called once, on a device just made, which then holds until
+   * {@linkcode PciDevice.start}; guest memory and interrupts are as they were.
+   *
+   * @throws {Error} When it is not a state of this model
+   */
+  load?(state: unknown): void;
+  /**
+   * Gives what was opened for it (descriptors, connections) to a device of the same model on another thread of this
+   * process. Only close is called afterwards, and it leaves open what was given away.
+   *
+   * @returns Plain data for {@linkcode DeviceModel.create}, which may be called in this thread again
+   */
+  handOver?(): unknown;
   /** Commands for a person at run time, such as `link down`. */
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** Counters by name, for metrics. */

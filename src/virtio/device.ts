@@ -72,6 +72,20 @@ export interface VirtioDevice {
   pause?(): void;
   /** Goes on after {@linkcode VirtioDevice.pause}; every queue is notified afterwards. */
   resume?(): void;
+  /**
+   * What a driver could tell this device by, beyond status, features and queues, as plain data with a `version`.
+   * Called while the device is paused and has no chain in flight; changes nothing.
+   */
+  save?(): unknown;
+  /**
+   * Takes over what {@linkcode VirtioDevice.save} gave: on a device just made, after {@linkcode VirtioDevice.start} if the
+   * driver had set DRIVER_OK, and while it is paused.
+   *
+   * @throws {Error} When it is not a state of this model
+   */
+  load?(state: unknown): void;
+  /** See {@linkcode PciDevice.handOver}. */
+  handOver?(): unknown;
   /** Commands for a person at run time. */
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** Counters by name, for metrics. */
