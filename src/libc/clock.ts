@@ -16,6 +16,13 @@ const words = new Int32Array(timespec.bytes.buffer);
 const SEC = 0;
 const NSEC = 2;
 
+/** Puts seconds on a clock that never goes back into a place of an array: a double that is returned may be boxed. */
+export function storeMonotonicSeconds(into: Float64Array, at: number): void {
+  libc.clock_gettime(CLOCK_MONOTONIC, POINTER);
+  into[at] = (words[SEC + 1]! * 2 ** 32 + (words[SEC]! >>> 0)) +
+    words[NSEC]! / 1e9;
+}
+
 /** Microseconds on a clock that never goes back, as 32 bits that wrap: `(later - earlier) | 0` is the time between. */
 export function monotonicUs(): number {
   libc.clock_gettime(CLOCK_MONOTONIC, POINTER);

@@ -85,6 +85,16 @@ export function isOpen(fd: number): boolean {
 }
 
 /**
+ * Another descriptor of the same open file.
+ *
+ * @throws {import("./errors.ts").SyscallError}
+ */
+export function dupFd(fd: number): Fd {
+  const F_DUPFD_CLOEXEC = 1030;
+  return new Fd(check(libc.fcntl(fd, F_DUPFD_CLOEXEC, 0), "fcntl"));
+}
+
+/**
  * Sets FD_CLOEXEC, so that children do not inherit the descriptor.
  *
  * @throws {import("./errors.ts").SyscallError}

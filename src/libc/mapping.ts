@@ -48,6 +48,8 @@ export interface MappingOptions {
   readonly lengthBytes: number;
   /** Bits of {@linkcode Prot}; read and write unless told. */
   readonly prot?: number;
+  /** Pages that are mapped already, at this address: taken over as they are, whatever the other options say of them. */
+  readonly hva?: number;
 }
 
 /**
@@ -71,14 +73,16 @@ export class Mapping implements Disposable {
     const flags = options.fd === undefined
       ? MAP_PRIVATE | MAP_ANONYMOUS
       : MAP_SHARED;
-    this.#pointer = mmap(
-      0,
-      options.lengthBytes,
-      prot,
-      flags,
-      options.fd ?? -1,
-      options.offset ?? 0,
-    );
+    this.#pointer = options.hva === undefined
+      ? mmap(
+        0,
+        options.lengthBytes,
+        prot,
+        flags,
+        options.fd ?? -1,
+        options.offset ?? 0,
+      )
+      : Deno.UnsafePointer.create(BigInt(options.hva))!;
     this.hva = Number(Deno.UnsafePointer.value(this.#pointer));
     this.lengthBytes = options.lengthBytes;
   }
@@ -126,6 +130,17 @@ export class Mapping implements Disposable {
       fd,
       offset,
     );
+  }
+
+  /**
+   * Gives the pages away as they are: this object no longer owns them.
+   *
+   * @returns Where they are, for {@linkcode MappingOptions.hva}, on whichever thread
+   */
+  release(): number {
+    this.#open = false;
+    this.#buffer = null;
+    return this.hva;
   }
 
   /** Unmaps; further calls do nothing. */
@@ -177,6 +192,20 @@ export function sealLength(fd: number): void {
   check(
     libc.fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW),
     "fcntl",
+  );
+}
+
+/**
+ * Looks at memory that somebody else in this process mapped.
+ *
+ * @param hva Where
+ * @param lengthBytes How much; 1 at least
+ */
+export function viewMemory(hva: number, lengthBytes: number): ArrayBuffer {
+  // SAFETY: the caller knows that it is mapped, and for how long.
+  return Deno.UnsafePointerView.getArrayBuffer(
+    Deno.UnsafePointer.create(BigInt(hva))!,
+    lengthBytes,
   );
 }
 

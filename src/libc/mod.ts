@@ -4,6 +4,7 @@
  * @module
  */
 
+export * from "./affinity.ts";
 export * from "./clock.ts";
 export * from "./epoll.ts";
 export * from "./errors.ts";

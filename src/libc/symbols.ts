@@ -123,6 +123,14 @@ const TABLE = {
   kill: { parameters: ["i32", "i32"], result: "i32" },
   // long syscall(SYS_pidfd_open, pid_t pid, unsigned flags)
   pidfd_open: { name: "syscall", parameters: ["i32", "i32", "u32"], result: "i32" },
+  // long syscall(SYS_gettid)
+  gettid: { name: "syscall", parameters: ["i32"], result: "i32" },
+  // int prctl(int PR_SET_NAME, const char *name)
+  prctl_name: { name: "prctl", parameters: ["i32", "buffer"], result: "i32" },
+  // int sched_setaffinity(pid_t pid, size_t cpusetsize, const cpu_set_t *mask)
+  sched_setaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  // int sched_getaffinity(pid_t pid, size_t cpusetsize, cpu_set_t *mask)
+  sched_getaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
 
   // int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **res)
   getaddrinfo: { parameters: ["buffer", "buffer", "buffer", "buffer"], result: "i32" },
