@@ -5,7 +5,7 @@
  * @module
  */
 
-import { Mapping, NativeBuffer, Prot } from "../libc/mod.ts";
+import { Mapping, NativeBuffer, Prot, viewMemory } from "../libc/mod.ts";
 import {
   Access,
   type GuestMemory,
@@ -26,18 +26,55 @@ export interface DmaMapOptions extends DmaRange {
   readonly offset?: number;
 }
 
+/** A range that another thread of this process has mapped. Plain data. */
+export interface BorrowedRange extends DmaRange {
+  /** Where it is mapped; 0 when it is known and cannot be reached. */
+  readonly hva: number;
+}
+
+/** Guest memory on its way from one thread of this process to another, still mapped. Plain data. */
+export interface MemoryBaggage {
+  /** In order of address. */
+  readonly ranges: readonly BorrowedRange[];
+  /** See {@linkcode DmaMemoryOptions.poison}. */
+  readonly poison: boolean;
+}
+
+/** How guest memory is to be held. */
+export interface DmaMemoryOptions {
+  /**
+   * Leave inaccessible pages where a mapping was, so that any later use of it faults: for tests; address space is not
+   * given back. As the predecessor did where there is one.
+   */
+  readonly poison?: boolean;
+  /** What {@linkcode DmaMemory.handOver} gave: viewed here from now on, and unmapped when it is no longer wanted. */
+  readonly inherited?: MemoryBaggage;
+}
+
+/** What is mapped, in numbers. */
+export interface DmaStatistics {
+  /** How many ranges. */
+  readonly ranges: number;
+  /** Their length together. */
+  readonly lengthBytes: number;
+}
+
 /** Ranges are sorted by iova and never overlap. */
 export class DmaMemory implements GuestMemory, Disposable {
   readonly #table = new RegionTable();
   readonly #lists: NativeBuffer[] = [];
   readonly #poison: boolean;
 
-  /**
-   * @param options.poison Leave inaccessible pages where a mapping was, so that any later use of it faults: for
-   * tests; address space is not given back
-   */
-  constructor(options: { readonly poison?: boolean } = {}) {
-    this.#poison = options.poison ?? false;
+  constructor(options: DmaMemoryOptions = {}) {
+    const { inherited } = options;
+    this.#poison = inherited?.poison ?? options.poison ?? false;
+    for (const range of inherited?.ranges ?? []) {
+      const { hva, lengthBytes } = range;
+      this.#table.add(
+        range,
+        hva === 0 ? null : this.#back(new Mapping({ hva, lengthBytes })),
+      );
+    }
   }
 
   get generation(): number {
@@ -47,6 +84,14 @@ export class DmaMemory implements GuestMemory, Disposable {
   /** How many ranges are mapped. */
   get count(): number {
     return this.#table.regions.length;
+  }
+
+  /** How many ranges are mapped, and how long they are together. */
+  statistics(): DmaStatistics {
+    const ranges = this.#table.regions;
+    let lengthBytes = 0;
+    for (const range of ranges) lengthBytes += range.lengthBytes;
+    return { ranges: ranges.length, lengthBytes };
   }
 
   /** The mapped ranges, in order of address. */
@@ -63,7 +108,36 @@ export class DmaMemory implements GuestMemory, Disposable {
     this.#table.checkFree(options.iova, options.lengthBytes);
     this.#table.add(
       options,
-      options.fd === undefined ? null : this.#back(options, options.fd),
+      options.fd === undefined ? null : this.#map(options, options.fd),
+    );
+  }
+
+  /** The ranges as another thread can borrow them. */
+  lendable(): BorrowedRange[] {
+    return this.#table.regions.map(({ iova, lengthBytes, hva, access }) => ({
+      iova,
+      lengthBytes,
+      hva,
+      access,
+    }));
+  }
+
+  /**
+   * Adds a range that another thread has mapped and keeps mapped until this memory has unmapped it.
+   *
+   * @throws {ErrnoError} EEXIST on overlap
+   */
+  borrow(range: BorrowedRange): void {
+    const { iova, lengthBytes, hva } = range;
+    this.#table.checkFree(iova, lengthBytes);
+    // SAFETY: the lender unmaps only after it was told that nothing here uses the range any more.
+    this.#table.add(
+      range,
+      hva === 0 ? null : {
+        buffer: viewMemory(hva, lengthBytes),
+        hva,
+        release: () => {},
+      },
     );
   }
 
@@ -163,6 +237,18 @@ export class DmaMemory implements GuestMemory, Disposable {
     return this.#table.subscribe(listener);
   }
 
+  /**
+   * Gives everything that is mapped to a {@linkcode DmaMemory} of another thread of this process. This one is then
+   * closed; windows and lists made of it must not be used any more, and subscribers are not told.
+   */
+  handOver(): MemoryBaggage {
+    this.#table.unsubscribeAll();
+    const ranges = this.lendable();
+    this.#table.handOver();
+    this.close();
+    return { ranges, poison: this.#poison };
+  }
+
   /** Unmaps everything and frees the lists; further calls do nothing. */
   close(): void {
     this.unmapAll();
@@ -174,20 +260,26 @@ export class DmaMemory implements GuestMemory, Disposable {
     this.close();
   }
 
-  #back(options: DmaMapOptions, fd: number): Backing {
-    const mapping = new Mapping({
-      fd,
-      offset: options.offset ?? 0,
-      lengthBytes: options.lengthBytes,
-      prot: (options.access & Access.READ ? Prot.READ : 0) |
-        (options.access & Access.WRITE ? Prot.WRITE : 0),
-    });
+  #map(options: DmaMapOptions, fd: number): Backing {
+    return this.#back(
+      new Mapping({
+        fd,
+        offset: options.offset ?? 0,
+        lengthBytes: options.lengthBytes,
+        prot: (options.access & Access.READ ? Prot.READ : 0) |
+          (options.access & Access.WRITE ? Prot.WRITE : 0),
+      }),
+    );
+  }
+
+  #back(mapping: Mapping): Backing {
     // SAFETY: the table drops every view it holds before it calls release; windows and translations of others
     // end with the generation, which has changed by then.
     return {
       buffer: mapping.buffer,
       hva: mapping.hva,
       release: () => this.#poison ? mapping.poison() : mapping.close(),
+      handOver: () => mapping.release(),
     };
   }
 }

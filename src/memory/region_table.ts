@@ -33,6 +33,8 @@ export interface Backing {
   readonly hva: number;
   /** Takes the bytes away; views of the buffer must not be used afterwards. */
   release(): void;
+  /** Leaves the bytes to somebody else, who releases them; absent where nobody could. */
+  handOver?(): void;
 }
 
 /** A range with what lies behind it. */
@@ -159,6 +161,18 @@ export class RegionTable {
     const regions = this.#regions.splice(0);
     for (const region of regions) this.#drop(region);
     this.#changed();
+  }
+
+  /**
+   * Removes everything and takes nothing away: what lies behind the ranges is somebody else's from here on. Nobody is
+   * told, since nobody may be left who listens.
+   */
+  handOver(): void {
+    const regions = this.#regions.splice(0);
+    this.#last = NOWHERE;
+    this.#lastByHva = NOWHERE;
+    this.#generation++;
+    for (const { backing } of regions) backing?.handOver?.();
   }
 
   /** See {@linkcode GuestMemory.window}. */

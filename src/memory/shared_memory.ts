@@ -4,12 +4,14 @@
  * @module
  */
 
-import { createMemfd, type Fd, Mapping } from "../libc/mod.ts";
+import { createMemfd, Fd, Mapping } from "../libc/mod.ts";
 import type { SharedMemory } from "../pci/device.ts";
 
 /** Memory of a device in a memfd. Its creator owns it. */
 export class MemfdMemory implements SharedMemory, Disposable {
-  readonly #fd: Fd;
+  #fd: Fd;
+  /** Whether the memory shows {@linkcode MemfdMemory.fd}, and not a part of somebody else's file. */
+  #showsOwn = true;
   readonly #mapping: Mapping;
   readonly bytes: Uint8Array<ArrayBuffer>;
 
@@ -44,8 +46,42 @@ export class MemfdMemory implements SharedMemory, Disposable {
    */
   relocate(fd: number, offset: number): void {
     const content = this.bytes.slice();
-    this.#mapping.replace(fd, offset);
+    this.show(fd, offset);
     this.bytes.set(content);
+  }
+
+  /**
+   * Shows a part of another file in place of what was in the memory. Otherwise as {@linkcode MemfdMemory.relocate}.
+   *
+   * @throws {import("../libc/mod.ts").SyscallError}
+   */
+  show(fd: number, offset: number): void {
+    this.#mapping.replace(fd, offset);
+    this.#showsOwn = false;
+  }
+
+  /**
+   * Shows a memfd of the same length, which it owns from here on, in place of what was in the memory.
+   *
+   * @param fd From {@linkcode MemfdMemory.handOver}
+   * @throws {import("../libc/mod.ts").SyscallError} The memfd is then still the caller's
+   */
+  adopt(fd: number): void {
+    this.show(fd, 0);
+    this.#fd.close();
+    this.#fd = new Fd(fd);
+    this.#showsOwn = true;
+  }
+
+  /**
+   * Unmaps and closes, but for the memfd that the memory shows: that is given away.
+   *
+   * @returns The memfd, or null when the memory is in somebody else's file
+   */
+  handOver(): number | null {
+    const fd = this.#showsOwn ? this.#fd.release() : null;
+    this.close();
+    return fd;
   }
 
   /** Unmaps and closes; clients that mapped it keep their mapping. */

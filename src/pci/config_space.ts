@@ -4,7 +4,8 @@
  * @module
  */
 
-import { high32, low32 } from "../bits.ts";
+import { StateReader } from "../state_reader.ts";
+import { hex, high32, low32 } from "../bits.ts";
 import {
   type ConfigImage,
   placeCapabilities,
@@ -54,6 +55,16 @@ export const ConfigEffect = {
   /** Software asks for a function level reset. */
   FLR: 4,
 } as const;
+
+/** What a {@linkcode ConfigSpace} holds, as plain data. */
+export interface ConfigState {
+  readonly version: 1;
+  /** All 4096 bytes, as they are read. */
+  readonly bytes: Uint8Array;
+}
+
+const VERSION = 1;
+const WHAT = "configuration space";
 
 /** A power state that this function can be in. */
 export type PowerState = "D0" | "D3hot";
@@ -145,6 +156,45 @@ export class ConfigSpace {
   /** Puts every register back to its initial value, base addresses and vendor bodies too. */
   reset(): void {
     this.#bytes.set(this.#initial);
+  }
+
+  /** Everything in it. */
+  save(): ConfigState {
+    return { version: VERSION, bytes: this.#bytes.slice() };
+  }
+
+  /**
+   * Takes over what {@linkcode ConfigSpace.save} gave. Nothing follows from it: neither are vendor-specific capabilities
+   * told nor interrupts looked at.
+   *
+   * @throws {Error} When it is not the state of a function of this identity, with these BARs and capabilities; nothing
+   * has then changed
+   */
+  load(state: unknown): void {
+    const reader = new StateReader(state, WHAT);
+    reader.version(VERSION);
+    const bytes = reader.bytes("bytes", this.#bytes.length);
+    const own = this.#ownBits();
+    for (let at = 0; at < bytes.length; at++) {
+      if (((bytes[at]! ^ this.#initial[at]!) & ~own[at]!) === 0) continue;
+      throw reader.refused(
+        `its state is another function's: byte ${hex(at)} (${
+          this.registerName(at)
+        }) is ${hex(bytes[at]!)}, ${hex(this.#initial[at]!)} here`,
+      );
+    }
+    this.#bytes.set(bytes);
+  }
+
+  /** The bits that can differ from their initial values: software's, and those the function itself changes. */
+  #ownBits(): Uint8Array {
+    const own = this.#writeMask.map((mask, at) => mask | this.#w1cMask[at]!);
+    own[STATUS] = own[STATUS]! | PCI_STATUS_INTERRUPT;
+    if (this.#msiPending !== 0) {
+      own.fill(0xff, this.#msiPending, this.#msiPending + 4);
+    }
+    for (const { start, end } of this.#vendors) own.fill(0xff, start, end);
+    return own;
   }
 
   /** Copies registers to `into`; the range lies inside both. */

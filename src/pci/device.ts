@@ -7,6 +7,7 @@
 import type { Loop } from "../event_loop.ts";
 import type { Log } from "../log.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
+import type { Spreading } from "./spreading.ts";
 
 /** Width of a register access in bytes. Wider transfers are split, lowest address first. */
 export type AccessWidth = 1 | 2 | 4;
@@ -23,6 +24,8 @@ export interface MmapArea {
   readonly offset: number;
   /** Whole pages, from {@linkcode DeviceContext.createSharedMemory}. */
   readonly memory: SharedMemory;
+  /** Told after a message has written there; by a mapping nobody is told. As writeBar, it must return at once. */
+  readonly onWrite?: () => void;
 }
 
 /** A register whose writes a client may replace by signalling an eventfd. */
@@ -33,6 +36,8 @@ export interface Doorbell {
   readonly sizeBytes: 0 | 1 | 2 | 4 | 8;
   /** When given, only a write of this value rings it. */
   readonly datamatch?: number;
+  /** An eventfd that is watched elsewhere: offered to clients in place of one that rings here. */
+  readonly eventFd?: number;
 }
 
 /** One base address register. */
@@ -171,10 +176,14 @@ export interface PciDevice {
    * @returns Plain data for {@linkcode DeviceModel.create}, which may be called in this thread again
    */
   handOver?(): unknown;
+  /** For a device whose queues can be served by several threads. */
+  readonly spreading?: Spreading;
   /** Commands for a person at run time, such as `link down`. */
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
+  /** How it is set up, for metrics: short words by short names, such as `doorbells: "mmap"`; constant. */
+  info?(): Readonly<Record<string, string>>;
   /** Releases everything; nothing is called afterwards. */
   close(): void;
 }

@@ -6,16 +6,17 @@
 
 import { Errno } from "../errno.ts";
 import type { Log } from "../log.ts";
+import { StateReader } from "../state_reader.ts";
 import { accessWidth, loadWidth, storeWidth } from "./access.ts";
-import { ConfigEffect, ConfigSpace } from "./config_space.ts";
+import { ConfigEffect, ConfigSpace, type ConfigState } from "./config_space.ts";
 import {
   CONFIG_REGION,
   PCI_CFG_SPACE_EXP_SIZE,
   PCI_STD_NUM_BARS,
 } from "./defs.ts";
 import type { AccessWidth, BarSpec, PciDevice, ResetReason } from "./device.ts";
-import type { PciInterrupts } from "./interrupts.ts";
-import { MsixTable } from "./msix.ts";
+import type { InterruptsState, PciInterrupts } from "./interrupts.ts";
+import { type MsixState, MsixTable } from "./msix.ts";
 import { msixPbaBytes, msixTableBytes } from "./validate.ts";
 
 /** What answers for a part of a BAR instead of the model. */
@@ -35,7 +36,21 @@ interface Window {
   readonly owner: typeof Owner[keyof typeof Owner];
   /** The memory of a mappable area; of no meaning for the others. */
   readonly memory: DataView;
+  /** Whom a write by message to a mappable area is told. */
+  readonly onWrite: (() => void) | undefined;
 }
+
+/** What a {@linkcode PciFunction} holds beside its model, as plain data. */
+export interface PciFunctionState {
+  readonly version: 1;
+  readonly config: ConfigState;
+  readonly interrupts: InterruptsState;
+  /** Null for a function without MSI-X. */
+  readonly msix: MsixState | null;
+}
+
+const VERSION = 1;
+const WHAT = "a PCI function";
 
 /**
  * Routes accesses to configuration space, MSI-X structures, mappable memory and the model, and carries out what a
@@ -168,6 +183,38 @@ export class PciFunction {
     this.device.reset(reason);
   }
 
+  /** Configuration space, interrupts and MSI-X; the model's own state is apart. */
+  save(): PciFunctionState {
+    return {
+      version: VERSION,
+      config: this.config.save(),
+      interrupts: this.#interrupts.save(),
+      msix: this.#msix?.save() ?? null,
+    };
+  }
+
+  /**
+   * Takes over what {@linkcode PciFunction.save} gave, before the model takes over its own. Nothing is delivered, and
+   * the model is told nothing.
+   *
+   * @throws {Error} When it is the state of another kind of function; this one is then not to be used
+   */
+  load(state: unknown): void {
+    const reader = new StateReader(state, WHAT);
+    reader.version(VERSION);
+    const msix = reader.value("msix");
+    if ((msix === null) !== (this.#msix === null)) {
+      throw reader.refused(
+        this.#msix === null
+          ? "its state has MSI-X, the function has not"
+          : "its state has no MSI-X, the function has",
+      );
+    }
+    this.config.load(reader.value("config"));
+    this.#msix?.load(msix);
+    this.#interrupts.load(reader.value("interrupts"));
+  }
+
   #isInside(
     region: number,
     offset: number,
@@ -241,6 +288,7 @@ export class PciFunction {
         return;
       case Owner.MEMORY:
         storeWidth(window.memory, offset, width, value);
+        window.onWrite?.();
         return;
       default:
         window.owner satisfies never;
@@ -269,6 +317,7 @@ function windowsOf(device: PciDevice, bar: BarSpec): Window[] {
         end: tableOffset + msixTableBytes(vectors),
         owner: Owner.TABLE,
         memory: NO_MEMORY,
+        onWrite: undefined,
       });
     }
     if (pbaBar === bar.index) {
@@ -277,15 +326,17 @@ function windowsOf(device: PciDevice, bar: BarSpec): Window[] {
         end: pbaOffset + msixPbaBytes(vectors),
         owner: Owner.PENDING,
         memory: NO_MEMORY,
+        onWrite: undefined,
       });
     }
   }
-  for (const { offset, memory: { bytes } } of bar.mmap ?? []) {
+  for (const { offset, memory: { bytes }, onWrite } of bar.mmap ?? []) {
     windows.push({
       start: offset,
       end: offset + bytes.length,
       owner: Owner.MEMORY,
       memory: new DataView(bytes.buffer, bytes.byteOffset, bytes.length),
+      onWrite,
     });
   }
   return windows;

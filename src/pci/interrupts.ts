@@ -4,6 +4,7 @@
  * @module
  */
 
+import { StateReader } from "../state_reader.ts";
 import type { ConfigSpace } from "./config_space.ts";
 import { IrqIndex } from "./defs.ts";
 import type { Interrupts, PciSpec } from "./device.ts";
@@ -20,7 +21,24 @@ export interface IrqSink {
    * for {@linkcode PciInterrupts.retry}
    */
   deliver(index: number, vector: number): boolean;
+  /** The eventfd that delivers an interrupt now, or {@linkcode NO_DIRECT} while {@linkcode IrqSink.deliver} would not. */
+  eventFd?(index: number, vector: number): number;
 }
+
+/** There is no eventfd that may be signalled without asking. */
+export const NO_DIRECT = -1;
+
+/** What {@linkcode PciInterrupts} hold beyond configuration space and the MSI-X table, as plain data. */
+export interface InterruptsState {
+  readonly version: 1;
+  /** Whether INTA# is asserted. */
+  readonly level: boolean;
+  /** One bit for each MSI vector that waits to be sent; signed. */
+  readonly msiPending: number;
+}
+
+const VERSION = 1;
+const WHAT = "interrupts";
 
 /**
  * The interrupts of one function.
@@ -43,6 +61,9 @@ export class PciInterrupts implements Interrupts {
   #msiVectors = 0;
   #msiPending = 0;
   #level = false;
+  /** Word 0: 1 in MSI-X mode; word v + 1: what delivers vector v at once. */
+  #direct: Int32Array | null = null;
+  #fence: () => void = () => {};
 
   /** What the driver has enabled in configuration space. */
   get mode(): Interrupts["mode"] {
@@ -67,6 +88,49 @@ export class PciInterrupts implements Interrupts {
    */
   connect(sink: IrqSink | null): void {
     this.#sink = sink;
+    this.refreshDirect();
+  }
+
+  /**
+   * Keeps a table up to date of what delivers an MSI-X vector at once, for threads that raise vectors themselves.
+   *
+   * @param direct Shared words, one more than there are vectors: the first is 1 in MSI-X mode, the others are an
+   * eventfd or {@linkcode NO_DIRECT}
+   * @param fence Returns when no other thread uses an eventfd any more that was taken out of the table
+   */
+  publishDirect(direct: Int32Array, fence: () => void): void {
+    this.#direct = direct;
+    this.#fence = fence;
+    this.refreshDirect();
+  }
+
+  /** Takes every eventfd out of the table, until {@linkcode refreshDirect}: before any of them is closed. */
+  withdrawDirect(): void {
+    const direct = this.#direct;
+    if (direct === null) return;
+    let withdrawn = false;
+    for (let word = 1; word < direct.length; word++) {
+      if (Atomics.exchange(direct, word, NO_DIRECT) >= 0) withdrawn = true;
+    }
+    if (withdrawn) this.#fence();
+  }
+
+  /** Looks again at what delivers each vector. */
+  refreshDirect(): void {
+    const direct = this.#direct;
+    if (direct === null) return;
+    let withdrawn = false;
+    for (let word = 1; word < direct.length; word++) {
+      const fd = Atomics.load(direct, word);
+      if (fd < 0 || fd === this.#directFd(word - 1)) continue;
+      Atomics.store(direct, word, NO_DIRECT);
+      withdrawn = true;
+    }
+    if (withdrawn) this.#fence();
+    for (let word = 1; word < direct.length; word++) {
+      Atomics.store(direct, word, this.#directFd(word - 1));
+    }
+    Atomics.store(direct, 0, this.#mode === "msix" ? 1 : 0);
   }
 
   /** How many interrupts an {@linkcode IrqIndex} has; 0 for an unknown one. */
@@ -130,20 +194,50 @@ export class PciInterrupts implements Interrupts {
 
   /** Looks again at what configuration space enables and masks, and delivers what it held back. */
   configChanged(): void {
-    const config = this.#config!;
-    this.#mode = config.msixEnabled
-      ? "msix"
-      : config.msiEnabled
-      ? "msi"
-      : "intx";
+    this.#mode = modeOf(this.#config!);
     this.#sendIntx();
     if (this.#msiPending !== 0) this.retry(IrqIndex.MSI, 0, this.#msiVectors);
     if (this.#msix !== null) this.retry(IrqIndex.MSIX, 0, this.#msix.vectors);
+    this.refreshDirect();
   }
 
-  /** The mask bit of a vector in the MSI-X table was cleared; {@linkcode NO_VECTOR} for none. */
+  /**
+   * The MSI-X table was written.
+   *
+   * @param vector Whose mask bit was cleared; {@linkcode NO_VECTOR} for none
+   */
   vectorUnmasked(vector: number): void {
     if (vector !== NO_VECTOR) this.#sendMsix(vector);
+    this.refreshDirect();
+  }
+
+  /** What waits to be delivered; the mode follows from configuration space. */
+  save(): InterruptsState {
+    return {
+      version: VERSION,
+      level: this.#level,
+      msiPending: this.#msiPending,
+    };
+  }
+
+  /**
+   * Takes over what {@linkcode PciInterrupts.save} gave, after configuration space and MSI-X table were loaded. Nothing is
+   * delivered: what could have been was, and the rest waits as it did.
+   *
+   * @throws {Error} When it is no state of interrupts; nothing has then changed
+   */
+  load(state: unknown): void {
+    const reader = new StateReader(state, WHAT);
+    reader.version(VERSION);
+    const level = reader.flag("level");
+    const msiPending = reader.value("msiPending");
+    if (typeof msiPending !== "number" || msiPending !== (msiPending | 0)) {
+      throw reader.refused("its msiPending are not 32 bits");
+    }
+    this.#level = level;
+    this.#msiPending = msiPending;
+    this.#mode = modeOf(this.#config!);
+    this.refreshDirect();
   }
 
   /** Forgets level and pending interrupts and, configuration space having been reset, goes back to INTx. */
@@ -154,6 +248,19 @@ export class PciInterrupts implements Interrupts {
     this.#msix?.reset();
     this.#config?.setMsiPending(0);
     this.#config?.setInterruptStatus(false);
+    this.refreshDirect();
+  }
+
+  #directFd(vector: number): number {
+    const table = this.#msix;
+    if (this.#mode !== "msix" || table === null || this.#sink === null) {
+      return NO_DIRECT;
+    }
+    if (
+      vector >= table.vectors || table.isMasked(vector) ||
+      table.isPending(vector) || this.#config!.msixMasked
+    ) return NO_DIRECT;
+    return this.#sink.eventFd?.(IrqIndex.MSIX, vector) ?? NO_DIRECT;
   }
 
   #sendIntx(): void {
@@ -189,4 +296,9 @@ export class PciInterrupts implements Interrupts {
     this.#msiPending = vectors;
     this.#config!.setMsiPending(vectors);
   }
+}
+
+function modeOf(config: ConfigSpace): Interrupts["mode"] {
+  if (config.msixEnabled) return "msix";
+  return config.msiEnabled ? "msi" : "intx";
 }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { StateReader } from "../state_reader.ts";
 import { loadWidth, storeWidth } from "./access.ts";
 import {
   PCI_MSIX_ENTRY_CTRL_MASKBIT,
@@ -17,6 +18,20 @@ const ENTRY = PciMsixEntry.offsets;
 
 /** What {@linkcode MsixTable.write} returns when no vector lost its mask. */
 export const NO_VECTOR: number = -1;
+
+/** What an {@linkcode MsixTable} holds, as plain data. */
+export interface MsixState {
+  readonly version: 1;
+  /** The table: 16 bytes an entry. */
+  readonly table: Uint8Array;
+  /** The pending bit array. */
+  readonly pending: Uint8Array;
+  /** For each vector whether a client holds it back: 1 where it wrote the mask bit, and 0 elsewhere. */
+  readonly maskWritten: Uint8Array;
+}
+
+const VERSION = 1;
+const WHAT = "the MSI-X table";
 
 /**
  * Table and pending bits.
@@ -61,6 +76,34 @@ export class MsixTable {
       this.#pending.setUint32(at, 0, true);
     }
     this.#maskWritten.fill(0);
+  }
+
+  /** Everything in it. */
+  save(): MsixState {
+    return {
+      version: VERSION,
+      table: bytesOf(this.#table).slice(),
+      pending: bytesOf(this.#pending).slice(),
+      maskWritten: this.#maskWritten.slice(),
+    };
+  }
+
+  /**
+   * Takes over what {@linkcode MsixTable.save} gave.
+   *
+   * @throws {Error} When it is not the state of a table with as many vectors; nothing has then changed
+   */
+  load(state: unknown): void {
+    const reader = new StateReader(state, WHAT);
+    reader.version(VERSION);
+    const table = reader.bytes("table", this.#table.byteLength);
+    const pending = reader.bytes("pending", this.#pending.byteLength);
+    const mask = reader.bytes("maskWritten", this.vectors);
+    bytesOf(this.#table).set(table);
+    bytesOf(this.#pending).set(pending);
+    for (let vector = 0; vector < this.vectors; vector++) {
+      this.#maskWritten[vector] = mask[vector]! & PCI_MSIX_ENTRY_CTRL_MASKBIT;
+    }
   }
 
   /** Reads the table; `offset` lies inside it and is aligned to `width`. */
@@ -116,4 +159,8 @@ export class MsixTable {
     const byte = this.#pending.getUint8(at);
     this.#pending.setUint8(at, pending ? byte | mask : byte & ~mask);
   }
+}
+
+function bytesOf(view: DataView): Uint8Array {
+  return new Uint8Array(view.buffer);
 }

@@ -203,3 +203,68 @@ Deno.test("DmaMemory gives every mapping and descriptor back", () => {
   assertEquals(sharedMappings(), mappings);
   assertEquals(openFds(), fds);
 });
+
+Deno.test("DmaMemory.handOver gives mappings as they are, and the next one owns them", () => {
+  for (const poison of [false, true]) {
+    using ram = new Ram(MIB);
+    const fd = ram.fd.number;
+    const mapped = sharedMappings();
+    const first = new DmaMemory({ poison });
+    first.map({ iova: 0x1000, lengthBytes: 0x4000, access: RW, fd });
+    first.map({
+      iova: 0x1_0000_0000,
+      lengthBytes: 0x8000,
+      access: Access.READ,
+      fd,
+      offset: 0x8000,
+    });
+    first.map({ iova: 0x10_0000, lengthBytes: 0x1000, access: RW });
+    const list = first.createScatterGather(4);
+    first.translate(0x1000, 16, RW, list);
+    const hva = list.base(0);
+    const fds = openFds();
+    let told = 0;
+    first.subscribe({ onUnmap: () => told++, onChange: () => told++ });
+    const { generation } = first;
+
+    const baggage = structuredClone(first.handOver());
+    assertEquals([told, first.count, first.ranges()], [0, 0, []]);
+    assert(first.generation > generation);
+    first.close();
+    assertEquals(sharedMappings(), mapped + 2, "nothing is unmapped");
+    assertEquals(openFds(), fds);
+
+    using second = new DmaMemory({ inherited: baggage });
+    assertEquals(sharedMappings(), mapped + 2, "nothing is mapped again");
+    assertEquals(
+      second.ranges().map(({ iova, lengthBytes }) => [iova, lengthBytes]),
+      [[0x1000, 0x4000], [0x10_0000, 0x1000], [0x1_0000_0000, 0x8000]],
+    );
+    ram.bytes[0x8005] = 77;
+    const byte = new Uint8Array(1);
+    assertEquals(second.read(0x1_0000_0005, byte), 0);
+    assertEquals(byte[0], 77);
+    assertEquals(second.write(0x1_0000_0005, byte), -Errno.EFAULT);
+    assertEquals(second.read(0x10_0000, byte), -Errno.EFAULT);
+    second.window(0x1000, 16, RW)!.storeU32(4, 0xaabb_ccdd);
+    assertEquals(ram.bytes[4], 0xdd);
+    const again = second.createScatterGather(4);
+    second.translate(0x1000, 16, RW, again);
+    assertEquals(again.base(0), hva, "the same address");
+
+    second.unmap(0x1000, 0x4000);
+    assertEquals(sharedMappings(), mapped + 1);
+    assertEquals(isTaken(hva), poison, "poisoned pages keep their addresses");
+    second.unmapAll();
+    assertEquals(sharedMappings(), mapped);
+  }
+});
+
+/** Whether an address belongs to an inaccessible mapping, as is left behind by poisoning. */
+function isTaken(hva: number): boolean {
+  return Deno.readTextFileSync("/proc/self/maps").split("\n").some((line) => {
+    const [range, permissions] = line.split(" ");
+    const [start, end] = range!.split("-").map((it) => Number.parseInt(it, 16));
+    return hva >= start! && hva < end! && permissions === "---p";
+  });
+}

@@ -1,0 +1,126 @@
+/**
+ * Reads saved state: plain data that someone kept for a while and that must be what it was.
+ *
+ * @module
+ */
+
+import { Errno, ErrnoError } from "./errno.ts";
+
+/** One structure of a saved state, read field by field; what is missing or cannot be is refused. */
+export class StateReader {
+  readonly #what: string;
+  readonly #fields: Readonly<Record<string, unknown>>;
+
+  /**
+   * @param what Whose state it is, for messages, such as `queue 3`
+   * @throws {ErrnoError} EINVAL when it is no structure at all
+   */
+  constructor(state: unknown, what: string) {
+    this.#what = what;
+    if (typeof state !== "object" || state === null || Array.isArray(state)) {
+      throw this.refused("it is no saved state");
+    }
+    this.#fields = state as Readonly<Record<string, unknown>>;
+  }
+
+  /** Checks the field `version`. */
+  version(expected: number): void {
+    const version = this.#fields["version"];
+    if (version !== expected) {
+      throw this.refused(
+        `its state has version ${version}, ${expected} can be read`,
+      );
+    }
+  }
+
+  /** A field as it is. */
+  value(name: string): unknown {
+    if (!Object.hasOwn(this.#fields, name)) {
+      throw this.refused(`its state has no ${name}`);
+    }
+    return this.#fields[name];
+  }
+
+  /** An integer from 0 to `max`. */
+  integer(name: string, max: number): number {
+    return this.#integer(name, this.value(name), max);
+  }
+
+  /** A truth value. */
+  flag(name: string): boolean {
+    const value = this.value(name);
+    if (typeof value !== "boolean") throw this.#wrong(name);
+    return value;
+  }
+
+  /** A text. */
+  text(name: string): string {
+    const value = this.value(name);
+    if (typeof value !== "string") throw this.#wrong(name);
+    return value;
+  }
+
+  /**
+   * A list.
+   *
+   * @param length How many elements it must have; any number when left out
+   */
+  list(name: string, length?: number): readonly unknown[] {
+    const value = this.value(name);
+    if (!Array.isArray(value)) throw this.#wrong(name);
+    if (length !== undefined && value.length !== length) {
+      throw this.refused(
+        `its state has ${value.length} of ${name}, ${length} are wanted`,
+      );
+    }
+    return value;
+  }
+
+  /** A list of integers from 0 to `max`. */
+  integers(name: string, max: number, length?: number): readonly number[] {
+    return this.list(name, length).map((item) =>
+      this.#integer(name, item, max)
+    );
+  }
+
+  /** A list of texts. */
+  texts(name: string): readonly string[] {
+    return this.list(name).map((item) => {
+      if (typeof item !== "string") throw this.#wrong(name);
+      return item;
+    });
+  }
+
+  /**
+   * Bytes.
+   *
+   * @param lengthBytes How many there must be
+   */
+  bytes(name: string, lengthBytes: number): Uint8Array {
+    const value = this.value(name);
+    if (!(value instanceof Uint8Array)) throw this.#wrong(name);
+    if (value.length !== lengthBytes) {
+      throw this.refused(
+        `its ${name} has ${value.length} bytes, ${lengthBytes} belong there`,
+      );
+    }
+    return value;
+  }
+
+  /** The error for a state that is not to be loaded. */
+  refused(reason: string): ErrnoError {
+    return new ErrnoError(Errno.EINVAL, `Cannot load ${this.#what}: ${reason}`);
+  }
+
+  #integer(name: string, value: unknown, max: number): number {
+    if (
+      typeof value !== "number" || !Number.isInteger(value) || value < 0 ||
+      value > max
+    ) throw this.#wrong(name);
+    return value;
+  }
+
+  #wrong(name: string): ErrnoError {
+    return this.refused(`its ${name} cannot be`);
+  }
+}
