@@ -7,6 +7,7 @@
 import { Errno, errnoName } from "../errno.ts";
 import type { BottomHalf, FdWatch, Loop } from "../event_loop.ts";
 import { Epoll, type Fd, MessageHeader, NativeBuffer } from "../libc/mod.ts";
+import type { ConnectionBaggage } from "./baggage.ts";
 import {
   HEADER,
   VFIO_USER_F_ERROR,
@@ -52,7 +53,7 @@ interface QueuedFds {
  *
  * ```text
  *  receiving ⇄ paused (the queue of unsent messages is full: nothing is read)
- *      └───────────┴→ closed
+ *      └───────────┴→ closed, or handed over
  * ```
  *
  * A message to send is composed in {@linkcode Connection.outgoing} at {@linkcode Connection.outAt} and sent with
@@ -95,6 +96,7 @@ export class Connection {
   /**
    * @param fd A nonblocking connected stream socket; owned from here on
    * @param maxMessageBytes The largest message, header included
+   * @param inherited What {@linkcode Connection.handOver} gave with this socket, to go on from there
    * @throws {ErrnoError} When there is no memory or the socket cannot be watched; it is then still the caller's
    */
   constructor(
@@ -102,6 +104,7 @@ export class Connection {
     fd: Fd,
     maxMessageBytes: number,
     handler: ConnectionHandler,
+    inherited?: ConnectionBaggage,
   ) {
     this.#fd = fd;
     this.#handler = handler;
@@ -114,7 +117,9 @@ export class Connection {
       owned.push(this.#sendBuffer);
       this.#watch = loop.watch(
         fd.number,
-        Epoll.IN,
+        inherited !== undefined && inherited.unsent.length > 0
+          ? Epoll.IN | Epoll.OUT
+          : Epoll.IN,
         (events) => this.#run(events),
       );
     } catch (error) {
@@ -124,6 +129,59 @@ export class Connection {
     this.incoming = this.#receiveBuffer.view;
     this.outgoing = this.#sendBuffer.view;
     this.#again = loop.bottomHalf(() => this.#run(0));
+    if (inherited !== undefined) this.#adopt(inherited);
+  }
+
+  #adopt(inherited: ConnectionBaggage): void {
+    const { received, fds, later, unsent, sendLeft, queuedFds } = inherited;
+    this.#receiveBuffer.bytes.set(received);
+    this.#end = received.length;
+    this.#fds.adopt(fds);
+    if (later !== null) {
+      this.#laterFds.adopt(later);
+      this.#laterAt = later.at;
+    }
+    this.#sendBuffer.bytes.set(unsent);
+    this.#sendEnd = unsent.length;
+    this.#sendLeft = sendLeft;
+    for (const entry of queuedFds) this.#queuedFds.push({ ...entry });
+    if (received.length === 0) return;
+    // The socket need not say anything more for whole messages to be handled; and until they are, nothing may be
+    // received behind them.
+    this.#backlog = true;
+    this.#again.schedule();
+  }
+
+  /**
+   * Gives socket, descriptors and bytes to a connection of another thread of this process. This one is then closed, and
+   * its owner is told nothing. Only between two turns of the loop, and not on a closed connection.
+   */
+  handOver(): ConnectionBaggage {
+    const received = this.#receiveBuffer.bytes.slice(this.#start, this.#end);
+    const unsent = this.#sendBuffer.bytes.slice(this.#sendStart, this.#sendEnd);
+    const laterAt = this.#laterAt - this.#start;
+    const baggage: ConnectionBaggage = {
+      received,
+      fds: this.#fds.handOver(),
+      later: this.#laterAt < 0
+        ? null
+        : { ...this.#laterFds.handOver(), at: laterAt },
+      unsent,
+      sendLeft: this.#sendLeft,
+      queuedFds: this.#queuedFds.map(({ at, fds }) => ({
+        at: at - this.#sendStart,
+        fds: [...fds],
+      })),
+      fd: this.#fd.number,
+    };
+    this.#watch.close();
+    this.#again.cancel();
+    this.#fd.release();
+    this.#closeReason = "it was handed over";
+    this.#header.close();
+    this.#receiveBuffer.close();
+    this.#sendBuffer.close();
+    return baggage;
   }
 
   /** Descriptors of the message at hand. */

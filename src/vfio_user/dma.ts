@@ -93,21 +93,29 @@ export class DmaCommands {
   readonly #memory: DmaMemory;
   readonly #maxDmaMaps: number;
   readonly #onUnsharedMemory: () => void;
-  #sharedSeen = false;
+  #sharedSeen: boolean;
 
   /**
    * @param onUnsharedMemory The client's main memory is not shared; called once at most. A writable range without
    * a descriptor says so when it comes before any with one: VMMs map from address 0 up, main memory first, and even
    * with shared memory they map ROMs (read-only) and later some video memory (writable) without a descriptor.
+   * @param sharedSeen Whether the client has shown already which it is
    */
   constructor(
     memory: DmaMemory,
     maxDmaMaps: number,
     onUnsharedMemory: () => void,
+    sharedSeen = false,
   ) {
     this.#memory = memory;
     this.#maxDmaMaps = maxDmaMaps;
     this.#onUnsharedMemory = onUnsharedMemory;
+    this.#sharedSeen = sharedSeen;
+  }
+
+  /** Whether the client has shown whether its main memory is shared. */
+  get sharedSeen(): boolean {
+    return this.#sharedSeen;
   }
 
   /**

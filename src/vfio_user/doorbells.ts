@@ -6,9 +6,10 @@
 
 import { setU64 } from "../bits.ts";
 import type { FdWatch, Loop } from "../event_loop.ts";
-import { createEventFd, type Fd, SCM_MAX_FD } from "../libc/mod.ts";
+import { createEventFd, Fd, SCM_MAX_FD } from "../libc/mod.ts";
 import type { Doorbell } from "../pci/device.ts";
 import type { PciFunction } from "../pci/function.ts";
+import type { BellsBaggage } from "./baggage.ts";
 import {
   KVM_IOEVENTFD_FLAG_DATAMATCH,
   KVM_IOEVENTFD_FLAG_PIO,
@@ -22,10 +23,15 @@ import type { Agreement } from "./version.ts";
 
 /** The eventfds of one region. */
 interface Bells {
-  readonly fds: readonly Fd[];
-  readonly numbers: readonly number[];
-  readonly watches: readonly FdWatch[];
+  /** Null for one that the device itself watches. */
+  readonly fds: (Fd | null)[];
+  /** What the client is given. */
+  readonly numbers: number[];
+  readonly watches: FdWatch[];
 }
+
+/** Stands in baggage for an eventfd that the device itself watches, and hands over if it likes. */
+const DEVICE_OWN = -1;
 
 /** The doorbells of one client. */
 export class Doorbells {
@@ -35,17 +41,28 @@ export class Doorbells {
   readonly #ring: (region: number, doorbell: number) => void;
   readonly #bells = new Map<number, Bells>();
 
-  /** @param ring Called when an eventfd was signalled */
+  /**
+   * @param ring Called when an eventfd was signalled
+   * @param inherited What {@linkcode Doorbells.handOver} gave, to go on from there
+   * @throws {Error} When an eventfd of that cannot be watched; all are then still the caller's
+   */
   constructor(
     loop: Loop,
     agreement: Agreement,
     pci: PciFunction,
     ring: (region: number, doorbell: number) => void,
+    inherited: readonly BellsBaggage[] = [],
   ) {
     this.#loop = loop;
     this.#agreement = agreement;
     this.#pci = pci;
     this.#ring = ring;
+    try {
+      for (const { region, fds } of inherited) this.#adopt(region, fds);
+    } catch (error) {
+      this.handOver();
+      throw error;
+    }
   }
 
   /**
@@ -86,17 +103,27 @@ export class Doorbells {
         i * SUB_REGION_IOEVENTFD.SIZE;
       putDoorbell(out, entry, doorbells[i]!, i, isPio);
     }
-    request.outFds = this.#bellsOf(index, doorbells.length).numbers;
+    request.outFds = this.#bellsOf(index, doorbells).numbers;
     return needed;
   }
 
   /** Closes every eventfd. */
   close(): void {
-    for (const { fds, watches } of this.#bells.values()) {
-      for (const watch of watches) watch.close();
-      for (const fd of fds) fd.close();
-    }
+    for (const bells of this.#bells.values()) closeBells(bells);
     this.#bells.clear();
+  }
+
+  /**
+   * Gives the eventfds to the {@linkcode Doorbells} of another thread of this process. What was signalled and not seen
+   * here is seen there.
+   */
+  handOver(): BellsBaggage[] {
+    const baggage = Array.from(this.#bells, ([region, { fds, watches }]) => {
+      for (const watch of watches) watch.close();
+      return { region, fds: fds.map((fd) => fd?.release() ?? DEVICE_OWN) };
+    });
+    this.#bells.clear();
+    return baggage;
   }
 
   #offered(region: number): readonly Doorbell[] {
@@ -105,31 +132,51 @@ export class Doorbells {
     return (this.#pci.bar(region)?.doorbells ?? []).slice(0, most);
   }
 
-  #bellsOf(region: number, count: number): Bells {
+  #bellsOf(region: number, doorbells: readonly Doorbell[]): Bells {
     const known = this.#bells.get(region);
     if (known !== undefined) return known;
-    const fds: Fd[] = [];
-    const watches: FdWatch[] = [];
+    const bells: Bells = { fds: [], numbers: [], watches: [] };
     try {
-      for (let doorbell = 0; doorbell < count; doorbell++) {
-        const fd = createEventFd();
-        fds.push(fd);
-        watches.push(
-          this.#loop.watchEventFd(
-            fd.number,
-            () => this.#ring(region, doorbell),
-          ),
-        );
+      for (const { eventFd } of doorbells) {
+        if (eventFd === undefined) this.#hang(region, bells, createEventFd());
+        else leaveToDevice(bells, eventFd);
       }
     } catch (error) {
-      for (const watch of watches) watch.close();
-      for (const fd of fds) fd.close();
+      closeBells(bells);
       throw error;
     }
-    const bells = { fds, watches, numbers: fds.map(({ number }) => number) };
     this.#bells.set(region, bells);
     return bells;
   }
+
+  #adopt(region: number, fds: readonly number[]): void {
+    const doorbells = this.#pci.bar(region)?.doorbells ?? [];
+    const bells: Bells = { fds: [], numbers: [], watches: [] };
+    // Known before it is complete, so that what is in it can be given back.
+    this.#bells.set(region, bells);
+    fds.forEach((fd, i) => {
+      if (fd !== DEVICE_OWN) this.#hang(region, bells, new Fd(fd));
+      else leaveToDevice(bells, doorbells[i]?.eventFd ?? DEVICE_OWN);
+    });
+  }
+
+  #hang(region: number, bells: Bells, fd: Fd): void {
+    const doorbell = bells.fds.push(fd) - 1;
+    bells.numbers.push(fd.number);
+    bells.watches.push(
+      this.#loop.watchEventFd(fd.number, () => this.#ring(region, doorbell)),
+    );
+  }
+}
+
+function leaveToDevice(bells: Bells, eventFd: number): void {
+  bells.fds.push(null);
+  bells.numbers.push(eventFd);
+}
+
+function closeBells({ fds, watches }: Bells): void {
+  for (const watch of watches) watch.close();
+  for (const fd of fds) fd?.close();
 }
 
 function putDoorbell(

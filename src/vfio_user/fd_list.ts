@@ -5,6 +5,7 @@
  */
 
 import { closeFd, SCM_MAX_FD } from "../libc/mod.ts";
+import type { FdsBaggage } from "./baggage.ts";
 
 /** Descriptors of a message, each owned by the list until somebody takes it. */
 export class FdList {
@@ -43,6 +44,22 @@ export class FdList {
     const fd = this.#fds[i]!;
     this.#fds[i] = -1;
     return fd;
+  }
+
+  /** Gives all of them away; the list is empty afterwards. */
+  handOver(): FdsBaggage {
+    const { truncated } = this;
+    const fds = Array.from(this.#fds.subarray(0, this.#count));
+    this.#count = 0;
+    this.truncated = false;
+    return { fds, truncated };
+  }
+
+  /** Takes over what an empty list is to hold. */
+  adopt({ fds, truncated }: FdsBaggage): void {
+    this.#fds.set(fds);
+    this.#count = fds.length;
+    this.truncated = truncated;
   }
 
   /** Closes what was not taken and empties the list. */

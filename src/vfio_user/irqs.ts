@@ -17,6 +17,7 @@ import {
   statFd,
 } from "../libc/mod.ts";
 import type { IrqSink, PciInterrupts } from "../pci/interrupts.ts";
+import type { IrqsBaggage } from "./baggage.ts";
 import {
   IRQ_INFO,
   IRQ_SET,
@@ -148,12 +149,18 @@ export class Irqs implements IrqSink {
   #unmaskFd: Fd | null = null;
   #unmaskWatch: FdWatch | null = null;
 
-  /** @param counters Where delivered interrupts are counted */
+  /**
+   * @param counters Where delivered interrupts are counted
+   * @param inherited What {@linkcode Irqs.handOver} gave, to go on from there
+   * @throws {Error} When that belongs to a device with other interrupts, or its eventfd cannot be watched; it is then
+   * still the caller's
+   */
   constructor(
     loop: Loop,
     log: Log,
     interrupts: PciInterrupts,
     counters: { interrupts: number },
+    inherited?: IrqsBaggage,
   ) {
     this.#loop = loop;
     this.#log = log;
@@ -166,6 +173,36 @@ export class Irqs implements IrqSink {
         masked: new Uint8Array(count),
       });
     }
+    if (inherited !== undefined) this.#adopt(inherited);
+  }
+
+  #adopt({ lines, unmaskFd }: IrqsBaggage): void {
+    for (let index = 0; index < this.#lines.length; index++) {
+      const { fds, masked } = this.#lines[index]!;
+      const count = lines[index]?.fds.length ?? 0;
+      if (count !== fds.length) {
+        throw new Error(
+          `Cannot take over interrupts of index ${index}: there were ${count}, there are ${fds.length}`,
+        );
+      }
+      fds.set(lines[index]!.fds);
+      masked.set(lines[index]!.masked);
+    }
+    if (unmaskFd === NO_FD) return;
+    this.#watchUnmaskFd(unmaskFd);
+    this.#unmaskFd = new Fd(unmaskFd);
+  }
+
+  /** Gives eventfds and masks to the {@linkcode Irqs} of another thread of this process; nothing is delivered here any more. */
+  handOver(): IrqsBaggage {
+    const lines = this.#lines.map(({ fds, masked }) => ({
+      fds: Array.from(fds),
+      masked: Array.from(masked),
+    }));
+    const unmaskFd = this.#unmaskFd?.release() ?? NO_FD;
+    for (const { fds } of this.#lines) fds.fill(NO_FD);
+    this.#dropUnmaskFd();
+    return { lines, unmaskFd };
   }
 
   deliver(index: number, vector: number): boolean {
@@ -178,6 +215,12 @@ export class Irqs implements IrqSink {
     signalEventFd(fd);
     this.#counters.interrupts++;
     return true;
+  }
+
+  eventFd(index: number, vector: number): number {
+    const line = this.#lines[index];
+    if (line === undefined || (line.masked[vector] ?? 1) !== 0) return NO_FD;
+    return line.fds[vector] ?? NO_FD;
   }
 
   /**
@@ -211,15 +254,11 @@ export class Irqs implements IrqSink {
   set(request: Request): number {
     const change = parseChange(request, this.#interrupts);
     checkData(request, change);
-    switch (change.action) {
-      case VFIO_IRQ_SET_ACTION_MASK:
-        this.#mask(request, change);
-        break;
-      case VFIO_IRQ_SET_ACTION_UNMASK:
-        this.#unmask(request, change);
-        break;
-      default:
-        this.#trigger(request, change);
+    this.#interrupts.withdrawDirect();
+    try {
+      this.#apply(request, change);
+    } finally {
+      this.#interrupts.refreshDirect();
     }
     return 0;
   }
@@ -228,6 +267,17 @@ export class Irqs implements IrqSink {
   close(): void {
     for (const { fds } of this.#lines) this.#unassign(fds, 0, fds.length);
     this.#dropUnmaskFd();
+  }
+
+  #apply(request: Request, change: Change): void {
+    switch (change.action) {
+      case VFIO_IRQ_SET_ACTION_MASK:
+        return this.#mask(request, change);
+      case VFIO_IRQ_SET_ACTION_UNMASK:
+        return this.#unmask(request, change);
+      default:
+        this.#trigger(request, change);
+    }
   }
 
   #trigger(request: Request, change: Change): void {

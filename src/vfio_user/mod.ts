@@ -5,4 +5,6 @@
  */
 
 export * from "./server.ts";
+export { discardServer } from "./baggage.ts";
+export type { ServerBaggage } from "./baggage.ts";
 export type { ServerLimits } from "./version.ts";

@@ -5,9 +5,10 @@
  */
 
 import { hex, PAGE_SIZE } from "../bits.ts";
-import { createMemfd, type Fd, sealLength } from "../libc/mod.ts";
+import { createMemfd, Fd, sealLength } from "../libc/mod.ts";
 import type { BarSpec, SharedMemory } from "../pci/device.ts";
 import type { PciFunction } from "../pci/function.ts";
+import type { RegionFileBaggage } from "./baggage.ts";
 import {
   VFIO_PCI_BAR0_REGION_INDEX,
   VFIO_PCI_BAR5_REGION_INDEX,
@@ -17,6 +18,7 @@ import { invalid } from "./request.ts";
 /** Shared memory that can be moved to another file; `MemfdMemory` is. */
 interface RelocatableMemory extends SharedMemory {
   relocate(fd: number, offset: number): void;
+  show(fd: number, offset: number): void;
 }
 
 function isRelocatable(memory: SharedMemory): memory is RelocatableMemory {
@@ -52,8 +54,13 @@ export class RegionFiles implements Disposable {
   readonly #bars: BarSpec[] = [];
   readonly #files = new Map<number, Fd>();
 
-  /** @throws {ErrnoError} EINVAL when areas are not whole pages inside their BAR; and what making files throws */
-  constructor(pci: PciFunction) {
+  /**
+   * @param inherited What {@linkcode RegionFiles.handOver} gave: the areas then show these files, in place of what the
+   * model may have put into them
+   * @throws {ErrnoError} EINVAL when areas are not whole pages inside their BAR; and what making files throws. What was
+   * inherited is then still the caller's
+   */
+  constructor(pci: PciFunction, inherited?: readonly RegionFileBaggage[]) {
     for (
       let index = VFIO_PCI_BAR0_REGION_INDEX;
       index <= VFIO_PCI_BAR5_REGION_INDEX;
@@ -64,12 +71,44 @@ export class RegionFiles implements Disposable {
       checkAreas(bar);
       this.#bars.push(bar);
     }
+    if (inherited !== undefined) {
+      this.#adopt(inherited);
+      return;
+    }
     try {
       this.renew();
     } catch (error) {
       this.close();
       throw error;
     }
+  }
+
+  #adopt(inherited: readonly RegionFileBaggage[]): void {
+    const bars = this.#bars.map(({ index }) => index).join();
+    const given = inherited.map(({ bar }) => bar).join();
+    if (bars !== given) {
+      throw new Error(
+        `Cannot take over mappable memory: there were files for BARs ${
+          given || "none"
+        }, there are for ${bars || "none"}`,
+      );
+    }
+    inherited.forEach(({ fd }, i) => {
+      for (const { offset, memory } of this.#bars[i]!.mmap!) {
+        (memory as RelocatableMemory).show(fd, offset);
+      }
+    });
+    for (const { bar, fd } of inherited) this.#files.set(bar, new Fd(fd));
+  }
+
+  /** Gives the files to the {@linkcode RegionFiles} of another thread of this process: clients keep what they mapped. */
+  handOver(): RegionFileBaggage[] {
+    const baggage = Array.from(
+      this.#files,
+      ([bar, file]) => ({ bar, fd: file.release() }),
+    );
+    this.#files.clear();
+    return baggage;
   }
 
   /** The file behind a region; undefined when no part of it can be mapped. */

@@ -7,20 +7,18 @@
 import { ErrnoError } from "../errno.ts";
 import type { EventLoop, FdWatch, Timer } from "../event_loop.ts";
 import type { Log } from "../log.ts";
-import {
-  acceptUnix,
-  Epoll,
-  type Fd,
-  peerPid,
-  setNonblocking,
-} from "../libc/mod.ts";
+import { acceptUnix, Epoll, Fd, peerPid, setNonblocking } from "../libc/mod.ts";
 import type { DmaMemory } from "../memory/dma_memory.ts";
 import type { PciFunction } from "../pci/function.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
+import type { ServerBaggage, SessionBaggage } from "./baggage.ts";
 import { VERSION_DEFAULTS } from "./defs.ts";
 import { RegionFiles } from "./region_files.ts";
 import { type Counters, Session } from "./session.ts";
 import type { ServerLimits } from "./version.ts";
+
+/** While somebody is served, the first who waits is worth a word. */
+const OTHERS = Epoll.IN | Epoll.ONESHOT;
 
 /** How long to leave waiting clients alone after accepting one has failed. */
 const ACCEPT_RETRY_MS = 100;
@@ -52,6 +50,11 @@ export interface VfioUserServerOptions {
   readonly onUnsharedMemory?: () => void;
   /** A client has come or gone. */
   readonly onClient?: (pid: number, event: "connected" | "gone") => void;
+  /**
+   * What {@linkcode VfioUserServer.handOver} gave on another thread of this process, to go on from there: with the same
+   * client, who is not announced again. Everything in it is still the caller's when making or starting the server fails.
+   */
+  readonly inherited?: ServerBaggage;
 }
 
 /**
@@ -59,6 +62,7 @@ export interface VfioUserServerOptions {
  *
  * ```text
  *   created --start--> waiting ⇄ serving --close--> closed
+ *                                      --handOver--> a server on another thread
  * ```
  * One client is served at a time; others wait in the backlog of the socket and disturb nobody. When a client has
  * gone the device is reset and kept for the next one.
@@ -78,6 +82,9 @@ export class VfioUserServer implements Disposable {
     doorbells: 0,
   };
   #session: Session | null = null;
+  #clientPid = 0;
+  /** Whether it was said that another client is waiting: the watch of the listener, one-shot then, has fired. */
+  #othersTold = false;
   #watch: FdWatch | null = null;
   #retry: Timer | null = null;
   #acceptFailed = false;
@@ -87,16 +94,59 @@ export class VfioUserServer implements Disposable {
   constructor(options: VfioUserServerOptions) {
     this.#options = options;
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
-    this.#files = new RegionFiles(options.pci);
+    this.#files = new RegionFiles(options.pci, options.inherited?.files);
+    if (options.inherited === undefined) return;
+    Object.assign(this.#counters, options.inherited.counters);
+    this.#acceptFailed = options.inherited.acceptFailed;
   }
 
-  /** Begins to take clients. */
+  /**
+   * Begins to take clients, or goes on with the one inherited.
+   *
+   * @throws {Error} When that one cannot be served; {@linkcode VfioUserServer.handOver} then undoes the rest
+   */
   start(): void {
     if (this.#watch !== null || this.#closed) return;
-    const { loop, listener } = this.#options;
+    const { loop, listener, inherited } = this.#options;
     setNonblocking(listener);
     this.#retry = loop.timer(() => this.#listen());
-    this.#watch = loop.watch(listener, Epoll.IN, () => this.#onWaiting());
+    const client = inherited?.client ?? null;
+    this.#watch = loop.watch(
+      listener,
+      client === null ? Epoll.IN : client.othersTold ? 0 : OTHERS,
+      () => this.#onWaiting(),
+    );
+    if (client === null) return;
+    const { pid, session, othersTold } = client;
+    this.#session = this.#open(new Fd(session.connection.fd), pid, session);
+    this.#othersTold = othersTold;
+  }
+
+  /** The client's process, if there is a client. */
+  get clientPid(): number | null {
+    return this.#session === null ? null : this.#clientPid;
+  }
+
+  /**
+   * Gives client and files to a server of another thread of this process, between two turns of the loop. This one is
+   * then closed, and has closed nothing that it gave. The listening socket and guest memory are the caller's to hand over.
+   */
+  handOver(): ServerBaggage {
+    this.#closed = true;
+    this.#watch?.close();
+    this.#retry?.close();
+    const session = this.#session;
+    this.#session = null;
+    return {
+      files: this.#files.handOver(),
+      counters: this.counters(),
+      client: session === null ? null : {
+        pid: this.#clientPid,
+        session: session.handOver(),
+        othersTold: this.#othersTold,
+      },
+      acceptFailed: this.#acceptFailed,
+    };
   }
 
   /** Drops the client and takes no more; the listening socket stays open. Further calls do nothing. */
@@ -126,6 +176,7 @@ export class VfioUserServer implements Disposable {
     const { log, listener } = this.#options;
     if (this.#session !== null) {
       // The watch is one-shot while somebody is served, so this is said once a client.
+      this.#othersTold = true;
       log.info("another client is waiting until the present one has gone");
       return;
     }
@@ -155,31 +206,36 @@ export class VfioUserServer implements Disposable {
   }
 
   #serve(fd: Fd): void {
-    const { loop, log, pci, interrupts, memory, onClient } = this.#options;
-    let pid: number;
     try {
-      pid = peerPid(fd.number);
-      this.#session = new Session({
-        loop,
-        log,
-        fd,
-        pci,
-        interrupts,
-        memory,
-        files: this.#files,
-        limits: this.#limits,
-        counters: this.#counters,
-        onUnsharedMemory: () => this.#options.onUnsharedMemory?.(),
-        onClose: (reason) => this.#onGone(pid, reason),
-      });
+      this.#session = this.#open(fd, peerPid(fd.number));
     } catch (error) {
       fd.close();
       this.#onAcceptFailed(error);
       return;
     }
     this.#counters.clients++;
-    this.#watch?.setEvents(Epoll.IN | Epoll.ONESHOT);
-    onClient?.(pid, "connected");
+    this.#othersTold = false;
+    this.#watch?.setEvents(OTHERS);
+    this.#options.onClient?.(this.#clientPid, "connected");
+  }
+
+  #open(fd: Fd, pid: number, inherited?: SessionBaggage): Session {
+    const { loop, log, pci, interrupts, memory } = this.#options;
+    this.#clientPid = pid;
+    return new Session({
+      loop,
+      log,
+      fd,
+      pci,
+      interrupts,
+      memory,
+      files: this.#files,
+      limits: this.#limits,
+      counters: this.#counters,
+      onUnsharedMemory: () => this.#options.onUnsharedMemory?.(),
+      onClose: (reason) => this.#onGone(pid, reason),
+      ...(inherited === undefined ? {} : { inherited }),
+    });
   }
 
   #onGone(pid: number, reason: string): void {

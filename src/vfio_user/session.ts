@@ -11,6 +11,7 @@ import type { Fd } from "../libc/mod.ts";
 import type { DmaMemory } from "../memory/dma_memory.ts";
 import type { PciFunction } from "../pci/function.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
+import type { CommandsBaggage, SessionBaggage } from "./baggage.ts";
 import { Connection, type ConnectionHandler } from "./connection.ts";
 import {
   commandName,
@@ -44,7 +45,7 @@ import { Irqs } from "./irqs.ts";
 import type { RegionFiles } from "./region_files.ts";
 import { Regions } from "./regions.ts";
 import { checkArgsz, invalid, type Request } from "./request.ts";
-import { negotiate, type ServerLimits } from "./version.ts";
+import { type Agreement, negotiate, type ServerLimits } from "./version.ts";
 
 /** The smallest buffer for a message: room for JSON, lists of areas, and the padded requests of SPDK. */
 const MESSAGE_BYTES_MIN = 65_536;
@@ -83,10 +84,13 @@ export interface SessionOptions {
   readonly onUnsharedMemory: () => void;
   /** The client has gone; everything it brought is gone too. */
   readonly onClose: (reason: string) => void;
+  /** What {@linkcode Session.handOver} gave with this socket, to go on from there. */
+  readonly inherited?: SessionBaggage;
 }
 
 /** What exists once a version is agreed. */
 interface Commands {
+  readonly agreement: Agreement;
   readonly dma: DmaCommands;
   readonly irqs: Irqs;
   readonly regions: Regions;
@@ -97,7 +101,7 @@ interface Commands {
  * The conversation with one client.
  *
  * ```text
- *   connected --VERSION--> negotiated --> closed
+ *   connected --VERSION--> negotiated --> closed, or handed over to another thread
  * ```
  * Each command is handled and answered before the next is looked at. What a command makes the device do happens in
  * bottom halves, after the answer has left: the client may hold a lock while it waits.
@@ -116,6 +120,10 @@ export class Session implements ConnectionHandler {
   #fault = false;
   #warned = false;
 
+  /**
+   * @throws {Error} When the connection cannot be served; the socket, and all that was inherited, is then still the
+   * caller's
+   */
   constructor(options: SessionOptions) {
     this.#options = options;
     this.#counters = options.counters;
@@ -128,6 +136,7 @@ export class Session implements ConnectionHandler {
       options.fd,
       maxMessageBytes,
       this,
+      options.inherited?.connection,
     );
     const { incoming, outgoing, fds } = this.#connection;
     this.#request = {
@@ -138,6 +147,39 @@ export class Session implements ConnectionHandler {
       out: outgoing,
       outAt: 0,
       outFds: undefined,
+    };
+    if (options.inherited !== undefined) this.#adopt(options.inherited);
+  }
+
+  #adopt({ commands, warned }: SessionBaggage): void {
+    this.#warned = warned;
+    if (commands === null) return;
+    try {
+      this.#commands = this.#makeCommands(commands.agreement, commands);
+    } catch (error) {
+      this.#connection.handOver();
+      throw error;
+    }
+    this.#options.interrupts.connect(this.#commands.irqs);
+  }
+
+  /**
+   * Gives the client, with everything it brought but its memory, to a session of another thread of this process. The
+   * client notices nothing; the device is not reset and the owner not told.
+   */
+  handOver(): SessionBaggage {
+    // First, so that nobody uses an eventfd while it changes hands.
+    this.#options.interrupts.connect(null);
+    const commands = this.#commands;
+    return {
+      connection: this.#connection.handOver(),
+      commands: commands === null ? null : {
+        agreement: commands.agreement,
+        sharedSeen: commands.dma.sharedSeen,
+        irqs: commands.irqs.handOver(),
+        doorbells: commands.doorbells.handOver(),
+      },
+      warned: this.#warned,
     };
   }
 
@@ -260,28 +302,48 @@ export class Session implements ConnectionHandler {
     if (fds.count > 0) {
       throw invalid("Cannot agree on a version: descriptors came along");
     }
-    const { loop, log, pci, interrupts, memory, files } = this.#options;
+    const { log, interrupts } = this.#options;
     const { agreement, reply } = negotiate(
       new Uint8Array(view.buffer, view.byteOffset + at, lengthBytes),
       this.#options.limits,
     );
     for (let i = 0; i < reply.length; i++) out.setUint8(outAt + i, reply[i]!);
-    const { maxDmaMaps } = agreement;
-    const irqs = new Irqs(loop, log, interrupts, this.#counters);
-    this.#commands = {
-      dma: new DmaCommands(memory, maxDmaMaps, this.#options.onUnsharedMemory),
-      irqs,
-      regions: new Regions(pci, files, agreement),
-      doorbells: new Doorbells(
+    this.#commands = this.#makeCommands(agreement);
+    interrupts.connect(this.#commands.irqs);
+    if (log.debugEnabled) log.debug("version agreed", { ...agreement });
+    return reply.length;
+  }
+
+  #makeCommands(agreement: Agreement, inherited?: CommandsBaggage): Commands {
+    const { loop, log, pci, interrupts, memory, files } = this.#options;
+    const irqs = new Irqs(
+      loop,
+      log,
+      interrupts,
+      this.#counters,
+      inherited?.irqs,
+    );
+    let doorbells: Doorbells;
+    try {
+      doorbells = new Doorbells(
         loop,
         agreement,
         pci,
         (region, doorbell) => this.#ring(region, doorbell),
-      ),
-    };
-    interrupts.connect(irqs);
-    if (log.debugEnabled) log.debug("version agreed", { ...agreement });
-    return reply.length;
+        inherited?.doorbells,
+      );
+    } catch (error) {
+      irqs.handOver();
+      throw error;
+    }
+    const dma = new DmaCommands(
+      memory,
+      agreement.maxDmaMaps,
+      this.#options.onUnsharedMemory,
+      inherited?.sharedSeen,
+    );
+    const regions = new Regions(pci, files, agreement);
+    return { agreement, dma, irqs, regions, doorbells };
   }
 
   #ring(region: number, doorbell: number): void {

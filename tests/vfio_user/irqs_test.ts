@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import {
   createEventFd,
   createMemfd,
@@ -6,6 +6,8 @@ import {
   type Fd,
   signalEventFd,
 } from "../../src/libc/mod.ts";
+import type { IrqsBaggage } from "../../src/vfio_user/baggage.ts";
+import { Irqs } from "../../src/vfio_user/irqs.ts";
 import { concat, message, type RawClient, words } from "./raw_client.ts";
 import { openFds, Rig } from "./rig.ts";
 
@@ -436,4 +438,20 @@ Deno.test("DEVICE_SET_IRQS: interrupts end with their client and wait for the ne
   using second = rig.client();
   set(rig, second, { flags: EVENTFD | TRIGGER, index: INTX }, fd);
   assertEquals(drainEventFd(fd.number), 1);
+});
+
+Deno.test("Irqs refuses what belongs to a device with other interrupts", () => {
+  using rig = new Rig();
+  const { loop, interrupts } = rig;
+  const make = (inherited?: IrqsBaggage) =>
+    new Irqs(loop, rig.log(), interrupts, { interrupts: 0 }, inherited);
+  const baggage = make().handOver();
+  assertEquals(baggage.lines.map(({ fds }) => fds.length), [1, 4, 8, 1, 0]);
+  make(baggage).close();
+  const lines = baggage.lines.with(MSIX, { fds: [-1], masked: [0] });
+  assertThrows(
+    () => make({ ...baggage, lines }),
+    Error,
+    "Cannot take over interrupts of index 2: there were 1, there are 8",
+  );
 });

@@ -28,12 +28,25 @@ export const REG = {
   RESULT: 0x28,
   /** How often the device was reset. */
   RESETS: 0x2c,
+  /** Not 0 asserts INTA#. */
+  LEVEL: 0x30,
   DOORBELL: 0x40,
 } as const;
 
 export const LESSON_ID = 0xfeed_c0de;
 /** Where the shared page is in BAR 2. */
 export const PAGE = 0x1000;
+
+/** What a lesson device can be told by. */
+export interface LessonState {
+  readonly version: 1;
+  readonly registers: readonly number[];
+  readonly rings: number;
+  readonly resets: number;
+  readonly result: number;
+  /** Whether DMA was asked for and not begun. */
+  readonly asked: boolean;
+}
 
 export class LessonDevice implements PciDevice {
   readonly spec: PciSpec;
@@ -44,6 +57,9 @@ export class LessonDevice implements PciDevice {
   #rings = 0;
   #resets = 0;
   #result = 0;
+  #asked = false;
+  #scheduled = false;
+  #held = false;
 
   constructor(context: DeviceContext) {
     this.#context = context;
@@ -114,7 +130,9 @@ export class LessonDevice implements PciDevice {
   ): void {
     if (bar !== 0) return;
     if (offset === REG.RAISE) this.#context.interrupts.raise(value);
-    else if (offset === REG.GO) this.#go.schedule();
+    else if (offset === REG.LEVEL) {
+      this.#context.interrupts.setLevel(value !== 0);
+    } else if (offset === REG.GO) this.#ask();
     else if (offset === REG.DOORBELL) this.#rings++;
     else if (offset < 128) this.#registers[offset >> 2] = value;
   }
@@ -126,14 +144,57 @@ export class LessonDevice implements PciDevice {
 
   reset(): void {
     this.#go.cancel();
+    this.#asked = this.#scheduled = false;
     this.#registers.fill(0);
     this.#rings = 0;
     this.#resets++;
   }
 
-  close(): void {}
+  hold(): number {
+    this.#held = true;
+    return this.#scheduled ? 1 : 0;
+  }
+
+  start(): void {
+    this.#held = false;
+    if (this.#asked) this.#ask();
+  }
+
+  save(): LessonState {
+    return {
+      version: 1,
+      registers: [...this.#registers],
+      rings: this.#rings,
+      resets: this.#resets,
+      result: this.#result,
+      asked: this.#asked,
+    };
+  }
+
+  load(state: unknown): void {
+    const saved = state as LessonState;
+    if (saved.version !== 1) throw new Error("Cannot load a lesson");
+    this.#held = true;
+    this.#registers.set(saved.registers);
+    this.#rings = saved.rings;
+    this.#resets = saved.resets;
+    this.#result = saved.result;
+    this.#asked = saved.asked;
+  }
+
+  close(): void {
+    this.#go.cancel();
+  }
+
+  #ask(): void {
+    this.#asked = true;
+    if (this.#held) return;
+    this.#scheduled = true;
+    this.#go.schedule();
+  }
 
   #invert(): void {
+    this.#asked = this.#scheduled = false;
     const low = this.#registers[REG.DMA_LOW >> 2]!;
     const high = this.#registers[REG.DMA_HIGH >> 2]!;
     const iova = high * 2 ** 32 + low;
