@@ -13,6 +13,7 @@ import {
   Epoll,
   EpollSet,
   type Fd,
+  storeMonotonicSeconds,
 } from "./libc/mod.ts";
 
 /** Called with the epoll event bits that are ready. */
@@ -197,6 +198,45 @@ export interface EventLoopOptions {
   readonly onError?: (error: unknown) => void;
 }
 
+/** What a loop has counted since it was made. */
+export interface LoopCounters {
+  /** Turns of the loop. */
+  readonly turns: number;
+  /** How often another thread signalled {@linkcode EventLoop.wakeFd}. */
+  readonly wakeUps: number;
+  /** Calls of handlers of descriptors. */
+  readonly events: number;
+  /** How often it slept, or looked whether it need. */
+  readonly sleeps: number;
+  /** How long it slept, in seconds. */
+  readonly sleptSeconds: number;
+  /** The rest of the time, in seconds. */
+  readonly awakeSeconds: number;
+  /** Stretches of polling that ended because something was found. */
+  readonly pollHits: number;
+  /** Stretches of polling after which it went to sleep. */
+  readonly pollMisses: number;
+  /** How often the polling handlers were called, each time all of them. */
+  readonly pollRounds: number;
+}
+
+/** Indexes of the doubles that a loop counts in: in place, so that counting allocates nothing. */
+const Count = {
+  TURNS: 0,
+  WAKE_UPS: 1,
+  EVENTS: 2,
+  SLEEPS: 3,
+  SLEPT_SECONDS: 4,
+  POLL_HITS: 5,
+  POLL_MISSES: 6,
+  POLL_ROUNDS: 7,
+  /** When the loop was made, went to sleep, and woke up. */
+  BORN: 8,
+  SLEPT_FROM: 9,
+  SLEPT_UNTIL: 10,
+  SIZE: 11,
+} as const;
+
 /** The shortest budget that adaptive polling grows from, in microseconds. */
 const POLL_START_US = 4;
 /** How many rounds of polling handlers go by for each look at the descriptors, which costs a system call. */
@@ -235,8 +275,10 @@ export class EventLoop implements Loop, Disposable {
   #wakeUps = 0;
   #returning = false;
   #timerDeadlineMs = Infinity;
+  readonly #counts = new Float64Array(Count.SIZE);
 
   constructor(options: EventLoopOptions = {}) {
+    storeMonotonicSeconds(this.#counts, Count.BORN);
     this.#onError = options.onError;
     this.#pollMaxUs = options.pollMaxUs ?? 0;
     this.setPolling(this.#pollMaxUs);
@@ -245,7 +287,9 @@ export class EventLoop implements Loop, Disposable {
       this.#runTimers();
     });
     this.watch(this.#wake.number, Epoll.IN, () => {
-      this.#wakeUps += drainEventFd(this.#wake.number);
+      const wakeUps = drainEventFd(this.#wake.number);
+      this.#wakeUps += wakeUps;
+      this.#counts[Count.WAKE_UPS]! += wakeUps;
       this.#returning = true;
     });
   }
@@ -334,6 +378,7 @@ export class EventLoop implements Loop, Disposable {
    */
   turn(timeoutMs = 0): boolean {
     let worked: boolean;
+    this.#counts[Count.TURNS]!++;
     if (this.#firstReady !== null || timeoutMs === 0) {
       worked = this.#look(0);
     } else if (this.#pollBudgetUs > 0 && this.#poll()) {
@@ -347,6 +392,25 @@ export class EventLoop implements Loop, Disposable {
       worked = true;
     }
     return worked;
+  }
+
+  /** What was counted since the loop was made. */
+  counters(): LoopCounters {
+    const counts = this.#counts;
+    const now = new Float64Array(1);
+    storeMonotonicSeconds(now, 0);
+    const sleptSeconds = counts[Count.SLEPT_SECONDS]!;
+    return {
+      turns: counts[Count.TURNS]!,
+      wakeUps: counts[Count.WAKE_UPS]!,
+      events: counts[Count.EVENTS]!,
+      sleeps: counts[Count.SLEEPS]!,
+      sleptSeconds,
+      awakeSeconds: now[0]! - counts[Count.BORN]! - sleptSeconds,
+      pollHits: counts[Count.POLL_HITS]!,
+      pollMisses: counts[Count.POLL_MISSES]!,
+      pollRounds: counts[Count.POLL_ROUNDS]!,
+    };
   }
 
   /** Closes the loop's own descriptors. Watched descriptors stay open: they belong to others. */
@@ -370,6 +434,7 @@ export class EventLoop implements Loop, Disposable {
     const until = performance.now() + this.#pollBudgetUs / 1000;
     do {
       let found = false;
+      this.#counts[Count.POLL_ROUNDS]!++;
       for (let i = 0; i < this.#pollers.length; i++) {
         try {
           if (this.#pollers[i]!()) found = true;
@@ -381,8 +446,12 @@ export class EventLoop implements Loop, Disposable {
         this.#untilLook = POLLS_PER_LOOK;
         if (this.#look(0)) found = true;
       }
-      if (found || this.#returning) return true;
+      if (found || this.#returning) {
+        if (found) this.#counts[Count.POLL_HITS]!++;
+        return true;
+      }
     } while (performance.now() < until);
+    this.#counts[Count.POLL_MISSES]!++;
     return false;
   }
 
@@ -411,7 +480,8 @@ export class EventLoop implements Loop, Disposable {
 
   /** Looks at the descriptors and calls the handlers of those that are ready. */
   #look(timeoutMs: number, since = -1): boolean {
-    const n = this.#epoll.wait(timeoutMs);
+    const n = timeoutMs === 0 ? this.#epoll.wait(0) : this.#sleep(timeoutMs);
+    this.#counts[Count.EVENTS]! += n;
     if (since >= 0) this.#adapt((performance.now() - since) * 1000);
     for (let i = 0; i < n; i++) {
       const watch = this.#watches[this.#epoll.fd(i)];
@@ -426,6 +496,17 @@ export class EventLoop implements Loop, Disposable {
       }
     }
     return n > 0;
+  }
+
+  #sleep(timeoutMs: number): number {
+    const counts = this.#counts;
+    counts[Count.SLEEPS]!++;
+    storeMonotonicSeconds(counts, Count.SLEPT_FROM);
+    const n = this.#epoll.wait(timeoutMs);
+    storeMonotonicSeconds(counts, Count.SLEPT_UNTIL);
+    counts[Count.SLEPT_SECONDS]! += counts[Count.SLEPT_UNTIL]! -
+      counts[Count.SLEPT_FROM]!;
+    return n;
   }
 
   /** Grows the budget when a little more polling would have caught the event, drops it when not. */

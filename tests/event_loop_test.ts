@@ -229,3 +229,46 @@ Deno.test("EventLoop.setPolling ends a stretch of polling when it is turned off"
   loop.turn(-1);
   assertEquals(seen, ["begin", "end", "event"]);
 });
+
+Deno.test("EventLoop counts turns, events, sleeps and wake-ups", () => {
+  using loop = new EventLoop();
+  using event = createEventFd(1);
+  loop.watchEventFd(event.number, () => loop.stop());
+  const before = loop.counters();
+  assertEquals([before.turns, before.events, before.sleeps], [0, 0, 0]);
+  loop.turn();
+  assertEquals(loop.counters().sleeps, 0);
+  signalEventFd(loop.wakeFd);
+  signalEventFd(loop.wakeFd);
+  loop.run();
+  const { turns, events, sleeps, wakeUps } = loop.counters();
+  assertEquals([turns, events, sleeps, wakeUps], [2, 2, 1, 2]);
+});
+
+Deno.test("EventLoop counts the time it sleeps and the time it does not", () => {
+  using loop = new EventLoop();
+  const from = performance.now();
+  loop.turn(20);
+  const { sleptSeconds, awakeSeconds } = loop.counters();
+  const wholeSeconds = (performance.now() - from) / 1000;
+  assert(sleptSeconds >= 0.018 && sleptSeconds <= wholeSeconds + 0.001);
+  assert(awakeSeconds >= 0 && awakeSeconds < 10);
+});
+
+Deno.test("EventLoop counts polling that found something and polling that did not", () => {
+  using loop = new EventLoop({ pollMaxUs: Infinity });
+  let looks = 0;
+  loop.poll(() => ++looks === 5);
+  loop.turn(-1);
+  let { pollHits, pollMisses, pollRounds } = loop.counters();
+  assertEquals([pollHits, pollMisses, pollRounds], [1, 0, 5]);
+  loop.setPolling(1000);
+  // Waiting for less than the budget makes it poll the next time.
+  using event = createEventFd(1);
+  loop.watchEventFd(event.number, () => {});
+  loop.turn(-1);
+  loop.turn(1);
+  ({ pollHits, pollMisses, pollRounds } = loop.counters());
+  assertEquals([pollHits, pollMisses], [1, 1]);
+  assert(pollRounds > 5);
+});
