@@ -164,9 +164,17 @@ export interface BlockBackend {
    * Gives what it has opened to a back end of the same kind on another thread of this process. Called when nothing is
    * in flight; only close is called afterwards, and it leaves open what was given away.
    *
-   * @returns Plain data for {@linkcode openBlockBackend}
+   * @returns Plain data for {@linkcode openBlockBackend}, good in this process only
+   * @throws {Error} While requests are in flight; nothing is changed then
    */
   handOver?(): unknown;
+  /**
+   * Lets a back end of the same kind on another thread serve the same storage beside this one.
+   *
+   * @returns Plain data for {@linkcode openBlockBackend}
+   * @throws {import("../libc/mod.ts").SyscallError}
+   */
+  share?(): unknown;
   /** Drains and releases everything. */
   close(): void;
 }

@@ -10,13 +10,13 @@
 import { Errno, ErrnoError } from "../errno.ts";
 import type { BottomHalf, FdWatch, Loop, Poller } from "../event_loop.ts";
 import {
+  dupFd,
   Epoll,
   fdatasync,
   NativeBuffer,
   SyscallError,
   truncateFd,
 } from "../libc/mod.ts";
-import type { Log } from "../log.ts";
 import {
   type BlockBackend,
   type BlockClient,
@@ -38,12 +38,18 @@ import {
   Step,
   ZEROES_BYTES,
 } from "./file_steps.ts";
-import { closeImage, type Image, imageBytes, openImage } from "./image.ts";
+import type { FileHandOver } from "./hand_over.ts";
+import {
+  closeImage,
+  type Image,
+  imageInfo,
+  inheritImage,
+  openImage,
+} from "./image.ts";
 import { type FileBlockOptions, FileEngine } from "./option_table.ts";
 import { RequestQueue } from "./request_queue.ts";
 
 const DEFAULT_DEPTH = 256;
-const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
 
 /** A file or a block device of the host. */
 export class FileBackend implements BlockBackend {
@@ -73,34 +79,54 @@ export class FileBackend implements BlockBackend {
   #durable = false;
   #inFlight = 0;
   #closed = false;
+  /** Whether another back end owns the lock. */
+  readonly #shared: boolean;
 
-  /** @throws {ErrnoError} With what is wrong and the remedy */
-  constructor(options: FileBlockOptions, context: BlockContext) {
+  /**
+   * @param inherited What a predecessor gave, which this goes on with
+   * @throws {ErrnoError} With what is wrong and the remedy
+   */
+  constructor(
+    options: FileBlockOptions,
+    context: BlockContext,
+    inherited: FileHandOver | null = null,
+  ) {
+    using undo = new DisposableStack();
     this.#options = options;
     this.#loop = context.loop;
     this.description = `file ${options.path}`;
-    const image = this.#image = openImage(options, context.log);
+    const image = this.#image = inherited === null
+      ? undo.adopt(
+        openImage(options, context.log),
+        (image) => closeImage(image),
+      )
+      : inheritImage(inherited.fd, options);
     this.#fd = image.fd.number;
-    try {
-      this.#info = this.#describe();
-    } catch (error) {
-      closeImage(image);
-      throw error;
-    }
+    this.#info = inherited?.info ?? imageInfo(image, options);
+    this.#durable = inherited?.durable ?? false;
+    this.#shared = inherited?.shared ?? false;
+    if (inherited !== null) this.#counts.set(inherited.counters);
     const engine = options.engine ?? FileEngine.AUTO;
-    this.#ring = this.#openRing(engine, context.log);
+    const ring = engine === FileEngine.SYNC
+      ? null
+      : openRing(options.depth ?? DEFAULT_DEPTH, this.description, context.log);
+    if (ring !== null) undo.defer(() => ring.close());
+    this.#ring = ring === null ? null : new RingEngine(ring, this.#fd);
     this.#sync = new SyncEngine(this.#fd);
-    this.#atOnce = new AtOnce(this.#fd, this.#policy(engine), this.#counts);
-    const depth = this.#ring?.ring.entries ?? 1;
-    this.#zeroes = new NativeBuffer(ZEROES_BYTES);
-    this.#lists = new NativeBuffer(depth * SLOT_LIST_BYTES);
+    this.#atOnce = undo.use(
+      new AtOnce(this.#fd, this.#policy(engine), this.#counts),
+    );
+    const depth = ring?.entries ?? 1;
+    this.#zeroes = undo.use(new NativeBuffer(ZEROES_BYTES));
+    this.#lists = undo.use(new NativeBuffer(depth * SLOT_LIST_BYTES));
     this.#bounces = options.direct
-      ? new NativeBuffer(depth * BOUNCE_BYTES)
+      ? undo.use(new NativeBuffer(depth * BOUNCE_BYTES))
       : null;
     this.#free = new Int32Array(depth);
     this.#freeCount = depth;
     this.#makeSlots(depth);
     this.#later = this.#loop.bottomHalf(() => this.#onLater());
+    undo.move();
   }
 
   get info(): BlockInfo {
@@ -177,7 +203,7 @@ export class FileBackend implements BlockBackend {
 
   rescan(): boolean {
     const { sizeBytes } = this.#info;
-    const info = this.#describe();
+    const info = imageInfo(this.#image, this.#options);
     if (info.sizeBytes === sizeBytes) return false;
     this.#info = info;
     this.#client?.onResize();
@@ -186,6 +212,33 @@ export class FileBackend implements BlockBackend {
 
   counters(): Readonly<Record<string, number>> {
     return namedCounts(this.#counts);
+  }
+
+  handOver(): FileHandOver {
+    const waiting = this.#inFlight + this.#backlog.length;
+    if (waiting > 0) {
+      throw new Error(
+        `Cannot hand over ${this.description}: ${waiting} requests are in flight`,
+      );
+    }
+    return {
+      kind: "file",
+      fd: this.#image.fd.release(),
+      info: this.#info,
+      durable: this.#durable,
+      counters: [...this.#counts],
+    };
+  }
+
+  share(): FileHandOver {
+    return {
+      kind: "file",
+      fd: dupFd(this.#fd).release(),
+      info: this.#info,
+      durable: this.#durable,
+      shared: true,
+      counters: Array.from(this.#counts, () => 0),
+    };
   }
 
   close(): void {
@@ -197,17 +250,10 @@ export class FileBackend implements BlockBackend {
     this.#watch?.close();
     this.#poller?.close();
     this.#ring?.ring.close();
-    closeImage(this.#image);
+    closeImage(this.#image, this.#shared);
     this.#zeroes.close();
     this.#lists.close();
     this.#bounces?.close();
-  }
-
-  #openRing(engine: FileEngine, log: Log): RingEngine | null {
-    if (engine === FileEngine.SYNC) return null;
-    const depth = this.#options.depth ?? DEFAULT_DEPTH;
-    const ring = openRing(depth, this.description, log);
-    return ring === null ? null : new RingEngine(ring, this.#fd);
   }
 
   #policy(engine: FileEngine): AtOncePolicy {
@@ -242,31 +288,6 @@ export class FileBackend implements BlockBackend {
         }),
       );
     }
-  }
-
-  #describe(): BlockInfo {
-    const { path, readonly, logicalBlockBytes, physicalBlockBytes } =
-      this.#options;
-    const bytes = imageBytes(this.#image);
-    const sizeBytes = bytes - bytes % logicalBlockBytes;
-    if (sizeBytes === 0) {
-      throw new ErrnoError(
-        Errno.EINVAL,
-        `Cannot use image ${path}: it has ${bytes} bytes and a block has ${logicalBlockBytes}, ` +
-          `give it a size with "truncate -s 10G ${path}"`,
-      );
-    }
-    return {
-      sizeBytes,
-      logicalBlockBytes,
-      physicalBlockBytes: physicalBlockBytes ??
-        Math.max(logicalBlockBytes, this.#image.physicalBlockBytes),
-      optimalBytes: 0,
-      readonly,
-      volatileCache: !readonly,
-      discardGranularityBytes: this.#image.discardGranularityBytes,
-      maxTransferBytes: MAX_TRANSFER_BYTES,
-    };
   }
 
   #take(request: BlockRequest, op: BlockOp): number {

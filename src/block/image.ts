@@ -8,7 +8,7 @@ import { Errno, ErrnoError } from "../errno.ts";
 import {
   type BlockDeviceSizes,
   blockDeviceSizes,
-  type Fd,
+  Fd,
   FileLock,
   type FileStat,
   FileType,
@@ -21,6 +21,7 @@ import {
   truncateFd,
 } from "../libc/mod.ts";
 import type { Log } from "../log.ts";
+import type { BlockInfo } from "./backend.ts";
 import type { FileBlockOptions } from "./option_table.ts";
 import { formatSize } from "./size.ts";
 
@@ -31,6 +32,7 @@ const O_EXCL = 0o200;
 const O_NONBLOCK = 0o4000;
 const O_DIRECT = Deno.build.arch === "x86_64" ? 0o40000 : 0o200000;
 const NEW_IMAGE_MODE = 0o644;
+const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
 /** For O_DIRECT where the kernel does not tell: what every disk takes. */
 const SAFE_ALIGN = 4096;
 
@@ -74,22 +76,59 @@ export function openImage(options: FileBlockOptions, log: Log): Image {
 }
 
 /**
- * The present length of an image.
+ * The image behind a descriptor that another thread opened and locked, and that it gives away.
  *
- * @throws {import("../libc/mod.ts").SyscallError}
+ * @throws {ErrnoError} When it is none; the descriptor is left as it was
  */
-export function imageBytes(image: Image): number {
+export function inheritImage(fd: number, options: FileBlockOptions): Image {
+  return describe(new Fd(fd), statFile(fd), options);
+}
+
+/**
+ * What a controller is told of an image, with its present length.
+ *
+ * @throws {ErrnoError} EINVAL when it is too short for a block
+ */
+export function imageInfo(image: Image, options: FileBlockOptions): BlockInfo {
+  const { path, readonly, logicalBlockBytes, physicalBlockBytes } = options;
+  const bytes = imageBytes(image);
+  const sizeBytes = bytes - bytes % logicalBlockBytes;
+  if (sizeBytes === 0) {
+    throw new ErrnoError(
+      Errno.EINVAL,
+      `Cannot use image ${path}: it has ${bytes} bytes and a block has ${logicalBlockBytes}, ` +
+        `give it a size with "truncate -s 10G ${path}"`,
+    );
+  }
+  return {
+    sizeBytes,
+    logicalBlockBytes,
+    physicalBlockBytes: physicalBlockBytes ??
+      Math.max(logicalBlockBytes, image.physicalBlockBytes),
+    optimalBytes: 0,
+    readonly,
+    volatileCache: !readonly,
+    discardGranularityBytes: image.discardGranularityBytes,
+    maxTransferBytes: MAX_TRANSFER_BYTES,
+  };
+}
+
+function imageBytes(image: Image): number {
   const fd = image.fd.number;
   return image.isDevice
     ? blockDeviceSizes(fd).sizeBytes
     : statFile(fd).sizeBytes;
 }
 
-/** Gives up the lock and closes. */
-export function closeImage(image: Image): void {
+/**
+ * Gives up the lock and closes, unless the descriptor was given away.
+ *
+ * @param shared Whether others go on with the same opening of the file, whose lock it is too
+ */
+export function closeImage(image: Image, shared = false): void {
   if (image.fd.number < 0) return;
   // A ring may hold the file a little longer than this descriptor.
-  lockFile(image.fd.number, FileLock.NONE);
+  if (!shared) lockFile(image.fd.number, FileLock.NONE);
   image.fd.close();
 }
 

@@ -9,10 +9,12 @@ import {
   clearWords,
   copyWords,
   createMemfd,
+  dupFd,
   fallocate,
   FallocateMode,
-  type Fd,
+  Fd,
   Mapping,
+  statFd,
   truncateFd,
 } from "../libc/mod.ts";
 import { Words } from "../libc/symbols.ts";
@@ -23,6 +25,7 @@ import {
   BlockOp,
   type BlockRequest,
 } from "./backend.ts";
+import type { MemoryHandOver } from "./hand_over.ts";
 import type { MemoryBlockOptions } from "./option_table.ts";
 import { formatSize } from "./size.ts";
 
@@ -51,20 +54,31 @@ export class MemoryBackend implements BlockBackend {
   readonly #copy = new Words(3);
   readonly #range = new Words(2);
 
-  /** @throws {import("../libc/mod.ts").SyscallError} ENOMEM and the like */
-  constructor(options: MemoryBlockOptions) {
-    const { sizeBytes } = options;
+  /**
+   * @param inherited What a predecessor gave, which this goes on with
+   * @throws {import("../libc/mod.ts").SyscallError} ENOMEM and the like
+   */
+  constructor(
+    options: MemoryBlockOptions,
+    inherited: MemoryHandOver | null = null,
+  ) {
     this.#options = options;
-    this.description = `memory of ${formatSize(sizeBytes)}`;
-    this.#fd = createMemfd("outboard-disk", sizeBytes);
+    this.#info = inherited?.info ?? this.#describe(options.sizeBytes);
+    const { sizeBytes } = this.#info;
+    this.description = `memory of ${formatSize(options.sizeBytes)}`;
+    this.#fd = inherited === null
+      ? createMemfd("outboard-disk", sizeBytes)
+      : new Fd(inherited.fd);
     try {
-      this.#mapping = this.#map(sizeBytes);
+      this.#mapping = inherited === null
+        ? this.#map(sizeBytes)
+        : new Mapping({ hva: inherited.hva, lengthBytes: sizeBytes });
     } catch (error) {
-      this.#fd.close();
+      if (inherited === null) this.#fd.close();
       throw error;
     }
     this.#base[0] = this.#mapping.hva;
-    this.#info = this.#describe(sizeBytes);
+    if (inherited !== null) this.#counts.set(inherited.counters);
   }
 
   get info(): BlockInfo {
@@ -131,12 +145,8 @@ export class MemoryBackend implements BlockBackend {
     if (sizeBytes > this.#info.sizeBytes) {
       truncateFd(this.#fd.number, sizeBytes);
     }
-    const mapping = this.#map(sizeBytes);
-    this.#mapping.close();
-    this.#mapping = mapping;
-    this.#base[0] = mapping.hva;
+    this.#remap(sizeBytes);
     truncateFd(this.#fd.number, sizeBytes);
-    this.#info = this.#describe(sizeBytes);
     this.#client?.onResize();
   }
 
@@ -154,9 +164,48 @@ export class MemoryBackend implements BlockBackend {
     };
   }
 
+  handOver(): MemoryHandOver {
+    return {
+      kind: "memory",
+      fd: this.#fd.release(),
+      hva: this.#mapping.release(),
+      info: this.#info,
+      counters: [...this.#counts],
+    };
+  }
+
+  share(): MemoryHandOver {
+    using fd = dupFd(this.#fd.number);
+    const { sizeBytes } = this.#info;
+    const mapping = new Mapping({ fd: fd.number, lengthBytes: sizeBytes });
+    return {
+      kind: "memory",
+      fd: fd.release(),
+      hva: mapping.release(),
+      info: this.#info,
+      counters: Array.from(this.#counts, () => 0),
+    };
+  }
+
+  rescan(): boolean {
+    const { sizeBytes } = statFd(this.#fd.number);
+    if (sizeBytes === this.#info.sizeBytes) return false;
+    this.#remap(sizeBytes);
+    this.#client?.onResize();
+    return true;
+  }
+
   close(): void {
     this.#mapping.close();
     this.#fd.close();
+  }
+
+  #remap(sizeBytes: number): void {
+    const mapping = this.#map(sizeBytes);
+    this.#mapping.close();
+    this.#mapping = mapping;
+    this.#base[0] = mapping.hva;
+    this.#info = this.#describe(sizeBytes);
   }
 
   #map(lengthBytes: number): Mapping {

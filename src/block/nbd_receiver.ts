@@ -91,6 +91,11 @@ export class NbdReceiver {
     this.#epoch++;
   }
 
+  /** Whether every byte that was received is dealt with, and no reply is half there. */
+  get idle(): boolean {
+    return this.#stage === Stage.HEADER && this.#start === this.#end;
+  }
+
   /** The slots that were abandoned get no more data: their buffers are somebody else's now. */
   forgetAbandoned(): void {
     if (

@@ -50,6 +50,11 @@ export class NbdSender {
     return this.#waiting;
   }
 
+  /** Whether nothing waits, and no request is half sent. */
+  get idle(): boolean {
+    return this.#waiting === 0 && this.#restBytes === 0;
+  }
+
   /** Puts a slot at the end of the queue. */
   push(slot: NbdSlot): void {
     slot.state = NbdSlotState.QUEUED;

@@ -5,6 +5,7 @@
  */
 
 import type { BlockRequest } from "./backend.ts";
+import { NBD_CMD } from "./nbd_protocol.ts";
 
 /** Where a {@linkcode NbdSlot} is in its life. */
 export const NbdSlotState = {
@@ -68,6 +69,12 @@ export class NbdSlot {
   get payloadBytes(): number {
     return this.payload === NbdPayload.NONE ? 0 : this.lengthBytes;
   }
+
+  /** Whether the command changes what the server holds. */
+  get writes(): boolean {
+    return this.command === NBD_CMD.WRITE || this.command === NBD_CMD.TRIM ||
+      this.command === NBD_CMD.WRITE_ZEROES;
+  }
 }
 
 /** All slots of a back end. */
@@ -88,6 +95,13 @@ export class NbdSlots {
   /** How many slots are not free. */
   get used(): number {
     return this.all.length - this.#freeCount;
+  }
+
+  /** How many have a request that is not answered. */
+  get requests(): number {
+    let count = 0;
+    for (const { request } of this.all) if (request !== null) count++;
+    return count;
   }
 
   /** A free slot; null when there is none. */

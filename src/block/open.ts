@@ -7,6 +7,7 @@
 import { Errno, ErrnoError } from "../errno.ts";
 import type { BlockBackend, BlockContext } from "./backend.ts";
 import { FileBackend } from "./file.ts";
+import { inheritedFrom } from "./hand_over.ts";
 import { MemoryBackend } from "./memory.ts";
 import { NbdBackend } from "./nbd.ts";
 import { BlockKind, type BlockOptions } from "./option_table.ts";
@@ -14,23 +15,31 @@ import { BlockKind, type BlockOptions } from "./option_table.ts";
 /**
  * Opens the storage that the options ask for; to be called on the thread of the controller's event loop.
  *
+ * @param inherited What {@linkcode BlockBackend.handOver} of a back end with the same options gave on another thread: used
+ * in place of opening it anew, and owned by the result; untouched when this throws
  * @throws {ErrnoError} With what is wrong and the remedy
  */
 export function openBlockBackend(
   options: BlockOptions,
   context: BlockContext,
+  inherited?: unknown,
 ): BlockBackend {
-  switch (options.kind) {
+  const { kind } = options;
+  switch (kind) {
     case BlockKind.FILE:
-      return new FileBackend(options, context);
+      return new FileBackend(
+        options,
+        context,
+        inheritedFrom(kind, inherited),
+      );
     case BlockKind.MEMORY:
-      return new MemoryBackend(options);
+      return new MemoryBackend(options, inheritedFrom(kind, inherited));
     case BlockKind.NBD:
-      return new NbdBackend(options, context);
+      return new NbdBackend(options, context, inheritedFrom(kind, inherited));
     default:
       throw new ErrnoError(
         Errno.EINVAL,
-        `Cannot open storage ${options satisfies never}`,
+        `Cannot open storage ${kind satisfies never}`,
       );
   }
 }

@@ -70,6 +70,8 @@ export class NbdRig implements AsyncDisposable {
   readonly host: Host;
   readonly file: string;
   readonly server: ServerThread;
+  /** What the client was opened with. */
+  readonly options: NbdBlockOptions;
   readonly client: Controller;
 
   private constructor(
@@ -82,12 +84,9 @@ export class NbdRig implements AsyncDisposable {
     this.file = file;
     this.server = server;
     this.host = new Host();
+    this.options = { ...NBD, uri: `unix:${folder.path}/nbd.sock`, ...options };
     try {
-      this.client = new Controller(this.host, {
-        ...NBD,
-        uri: `unix:${folder.path}/nbd.sock`,
-        ...options,
-      });
+      this.client = new Controller(this.host, this.options);
     } catch (error) {
       this.host[Symbol.dispose]();
       throw error;

@@ -103,9 +103,9 @@ export class Controller implements BlockClient, Disposable {
   resizes = 0;
   #tag = 0;
 
-  constructor(host: Host, options: BlockOptions) {
+  constructor(host: Host, options: BlockOptions, inherited?: unknown) {
     this.host = host;
-    this.backend = openBlockBackend(options, host.context);
+    this.backend = openBlockBackend(options, host.context, inherited);
     this.backend.start(this);
   }
 
