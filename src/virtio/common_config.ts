@@ -9,6 +9,7 @@ import type { AccessWidth } from "../pci/device.ts";
 import { type Register, RegisterMap } from "../pci/register_map.ts";
 import { VIRTIO_MSI_NO_VECTOR, VIRTIO_PCI_COMMON } from "./defs.ts";
 import type { VirtioSession } from "./session.ts";
+import { StateReader } from "../state_reader.ts";
 
 /** The registers, named as in the standard; 64-bit fields are two registers. */
 export const COMMON_CONFIG_REGISTERS: RegisterMap = new RegisterMap(
@@ -41,6 +42,26 @@ export const COMMON_CONFIG_REGISTERS: RegisterMap = new RegisterMap(
   ],
 );
 
+/** What a driver has written for one queue. */
+export interface QueueSetupState {
+  readonly size: number;
+  readonly vector: number;
+  /** As in the registers: desc, driver and device area; low word, high word each. */
+  readonly addresses: readonly number[];
+}
+
+/** What the registers hold beyond the state of the device; see {@linkcode CommonConfig.save}. */
+export interface CommonConfigState {
+  readonly deviceFeatureSelect: number;
+  readonly driverFeatureSelect: number;
+  readonly configVector: number;
+  readonly queueSelect: number;
+  readonly queues: readonly QueueSetupState[];
+}
+
+const U16_MAX = 0xffff;
+const U32_MAX = 0xffff_ffff;
+
 /** What the driver writes for one queue before it enables it. */
 class QueueSetup {
   size: number;
@@ -62,6 +83,20 @@ class QueueSetup {
 
   address(part: number): number {
     return u64(this.addresses[part * 2]!, this.addresses[part * 2 + 1]!);
+  }
+
+  save(): QueueSetupState {
+    const { size, vector } = this;
+    return { size, vector, addresses: Array.from(this.addresses) };
+  }
+
+  load(value: unknown, what: string): void {
+    const state = new StateReader(value, what);
+    this.size = state.integer("size", this.#maxSize);
+    this.vector = state.integer("vector", U16_MAX);
+    this.addresses.set(
+      state.integers("addresses", U32_MAX, this.addresses.length),
+    );
   }
 }
 
@@ -99,6 +134,40 @@ export class CommonConfig {
     this.#configVector = VIRTIO_MSI_NO_VECTOR;
     this.#queueSelect = 0;
     for (const queue of this.#queues) queue.reset();
+  }
+
+  /** What the registers hold. */
+  save(): CommonConfigState {
+    return {
+      deviceFeatureSelect: this.#deviceFeatureSelect,
+      driverFeatureSelect: this.#driverFeatureSelect,
+      configVector: this.#configVector,
+      queueSelect: this.#queueSelect,
+      queues: this.#queues.map((queue) => queue.save()),
+    };
+  }
+
+  /**
+   * Takes over what {@linkcode save} gave; the session's state is loaded apart.
+   *
+   * @throws {ErrnoError} EINVAL when it is no such state, or has a vector that cannot be had
+   */
+  load(value: unknown): void {
+    const state = new StateReader(value, "the common configuration");
+    this.#deviceFeatureSelect = state.integer("deviceFeatureSelect", U32_MAX);
+    this.#driverFeatureSelect = state.integer("driverFeatureSelect", U32_MAX);
+    this.#configVector = state.integer("configVector", U16_MAX);
+    this.#queueSelect = state.integer("queueSelect", U16_MAX);
+    const queues = state.list("queues", this.#queues.length);
+    queues.forEach((queue, i) => this.#queues[i]!.load(queue, `queue ${i}`));
+    for (
+      const { vector } of [{ vector: this.#configVector }, ...this.#queues]
+    ) {
+      if (this.#validVector(vector) === vector) continue;
+      throw state.refused(
+        `it uses vector ${vector}, there are ${this.#vectors} here`,
+      );
+    }
   }
 
   /** Reads `width` bytes, which may be part of a register or several. */

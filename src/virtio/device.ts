@@ -19,6 +19,8 @@ export interface VirtioTransport {
    * is touched until the driver resets the device.
    */
   fail(reason: string): void;
+  /** What {@linkcode VirtioDevice.save} tells has changed other than by start and reset: twins on other threads must hear. */
+  sharedStateChanged?(): void;
 }
 
 /**
@@ -70,22 +72,45 @@ export interface VirtioDevice {
    * is pushed. Only for devices that work between calls, such as one with requests in flight.
    */
   pause?(): void;
-  /** Goes on after {@linkcode VirtioDevice.pause}; every queue is notified afterwards. */
+  /**
+   * Goes on after {@linkcode VirtioDevice.pause}, {@linkcode VirtioDevice.hold}, both, or (when it has no hold of its own)
+   * neither; every queue is notified afterwards.
+   */
   resume?(): void;
   /**
+   * Take in nothing new, from queues or from outside, until {@linkcode VirtioDevice.resume}; the queues find nothing in
+   * any case, and what is pushed and published reaches the driver. Interrupts that are kept back go out. Called again
+   * until everything in flight has come to its end; also on an idle device, which may be started and reset meanwhile.
+   * Only for devices with something to hold beside their queues.
+   *
+   * @returns How many requests are in flight, those included whose queue was reset
+   */
+  hold?(): number;
+  /**
    * What a driver could tell this device by, beyond status, features and queues, as plain data with a `version`.
-   * Called while the device is paused and has no chain in flight; changes nothing.
+   * Called while the device holds and has no chain in flight; changes nothing.
    */
   save?(): unknown;
   /**
    * Takes over what {@linkcode VirtioDevice.save} gave: on a device just made, after {@linkcode VirtioDevice.start} if the
-   * driver had set DRIVER_OK, and while it is paused.
+   * driver had set DRIVER_OK. It was told to pause and to hold before that, and is until
+   * {@linkcode VirtioDevice.resume}.
    *
    * @throws {Error} When it is not a state of this model
    */
   load?(state: unknown): void;
-  /** See {@linkcode PciDevice.handOver}. */
-  handOver?(): unknown;
+  /** See {@linkcode PciDevice.handOver}. An object, to which the transport adds properties of its own. */
+  handOver?(): object;
+  /**
+   * Which queues belong together, for devices whose queues several threads may serve.
+   *
+   * @param features What is negotiated, or offered as long as nothing is
+   * @returns A number from 0 up, the same for queues of one group; FOR_HOME of src/pci/spreading.ts for a queue that only
+   * the device itself can serve
+   */
+  queueGroup?(queue: number, features: Features): number;
+  /** See {@linkcode Spreading.share}. */
+  share?(groups: readonly number[]): object;
   /** Commands for a person at run time. */
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** Counters by name, for metrics. */

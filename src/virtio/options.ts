@@ -1,5 +1,5 @@
 /**
- * Options that every virtio device has: which features of its rings a driver may choose from.
+ * Options that every virtio device has: which features of its rings a driver may choose from, and how it notifies.
  *
  * @module
  */
@@ -19,7 +19,13 @@ export interface VirtioOption {
   readonly default: string;
 }
 
-/** Which ring features are offered; plain data that can be sent to a Worker. */
+/** How drivers notify a device; `auto` leaves the choice to us. */
+const DOORBELLS = ["auto", "message", "mmap"] as const;
+
+/** One of `auto`, `message` and `mmap`. */
+export type DoorbellMode = typeof DOORBELLS[number];
+
+/** Which ring features are offered, and how drivers notify; plain data that can be sent to a Worker. */
 export interface VirtioOptions {
   /** RING_PACKED. */
   readonly packed: boolean;
@@ -31,7 +37,12 @@ export interface VirtioOptions {
   readonly indirect: boolean;
   /** NOTIFICATION_DATA. */
   readonly notificationData: boolean;
+  /** How drivers notify. */
+  readonly doorbells: DoorbellMode;
 }
+
+/** The fields of {@linkcode VirtioOptions} that are features. */
+type RingOption = Exclude<keyof VirtioOptions, "doorbells">;
 
 /** What is offered unless someone chooses; a model may have reasons for other defaults. */
 export const VIRTIO_DEFAULTS: VirtioOptions = {
@@ -40,12 +51,13 @@ export const VIRTIO_DEFAULTS: VirtioOptions = {
   eventIdx: true,
   indirect: true,
   notificationData: false,
+  doorbells: "auto",
 };
 
 /** Key, field of {@linkcode VirtioOptions}, feature bit, help. */
 const ROWS: readonly (readonly [
   name: string,
-  field: keyof VirtioOptions,
+  field: RingOption,
   feature: number,
   help: string,
 ])[] = [
@@ -81,6 +93,14 @@ const ROWS: readonly (readonly [
   ],
 ];
 
+const DOORBELLS_ROW: Omit<VirtioOption, "default"> = {
+  name: "doorbells",
+  syntax: DOORBELLS.join("|"),
+  help:
+    "drivers notify by messages and eventfds, or by a page that the client maps and we look at " +
+    "at least once a millisecond (mmap; auto is message)",
+};
+
 /**
  * The rows for the option table of a device model.
  *
@@ -90,17 +110,18 @@ export function virtioOptionTable(
   defaults: Partial<VirtioOptions> = {},
 ): readonly VirtioOption[] {
   const values = { ...VIRTIO_DEFAULTS, ...defaults };
-  return ROWS.map(([name, field, , help]) => ({
+  const rings = ROWS.map(([name, field, , help]) => ({
     name,
     syntax: "on|off",
     help,
     default: values[field] ? "on" : "off",
   }));
+  return [...rings, { ...DOORBELLS_ROW, default: values.doorbells }];
 }
 
 /** Whether a key belongs to {@linkcode virtioOptionTable}. */
 export function isVirtioOption(key: string): boolean {
-  return ROWS.some(([name]) => name === key);
+  return key === DOORBELLS_ROW.name || ROWS.some(([name]) => name === key);
 }
 
 /**
@@ -114,14 +135,19 @@ export function parseVirtioOptions(
   values: Readonly<Record<string, string | readonly string[]>>,
   defaults: Partial<VirtioOptions> = {},
 ): VirtioOptions {
-  const chosen: Record<keyof VirtioOptions, boolean> = {
+  const chosen: { -readonly [K in keyof VirtioOptions]: VirtioOptions[K] } = {
     ...VIRTIO_DEFAULTS,
     ...defaults,
   };
   for (const [key, value] of Object.entries(values)) {
+    if (key === DOORBELLS_ROW.name) {
+      chosen.doorbells = parseDoorbells(value);
+      continue;
+    }
     const row = ROWS.find(([name]) => name === key);
     if (row === undefined) {
-      const names = ROWS.map(([name]) => name).join(", ");
+      const names = [...ROWS, [DOORBELLS_ROW.name]].map(([name]) => name)
+        .join(", ");
       throw refused(key, `it is no option of virtio queues, they are ${names}`);
     }
     chosen[row[1]] = parseOnOff(key, value);
@@ -141,6 +167,29 @@ export function ringFeatures(options: VirtioOptions): Features {
     if (options[field]) bits.push(feature);
   }
   return Features.of(...bits);
+}
+
+/**
+ * What `VirtioPciOptions.mapNotify` is to be for these options.
+ *
+ * `auto` is no. To look at a page costs wake-ups while the loop sleeps, and up to a millisecond; while the loop polls,
+ * drivers are told not to notify, in whatever way. And QEMU waits for the answer to every register write of a device of
+ * which it can map something.
+ */
+export function mapsNotify(options: VirtioOptions): boolean {
+  return options.doorbells === "mmap";
+}
+
+function parseDoorbells(value: string | readonly string[]): DoorbellMode {
+  const key = DOORBELLS_ROW.name;
+  if (typeof value !== "string") {
+    throw refused(`${key} ${value.length} times`, "give it once");
+  }
+  const mode = DOORBELLS.find((each) => each === value);
+  if (mode === undefined) {
+    throw refused(`${key}=${value}`, `it is ${DOORBELLS.join(", ")}`);
+  }
+  return mode;
 }
 
 function parseOnOff(key: string, value: string | readonly string[]): boolean {

@@ -29,6 +29,7 @@ import {
 } from "./packed_chain_reader.ts";
 import type { Chain } from "./queue.ts";
 import type { QueueAddresses, Ring } from "./ring.ts";
+import type { RingState } from "./ring_state.ts";
 import { checkPackedAddresses } from "./ring_layout.ts";
 
 /** No generation of any memory: the ring must be resolved before it is touched. */
@@ -60,6 +61,7 @@ const NO_CHAINS = new ChainLedger(0, false);
 export class PackedQueue implements Ring {
   readonly index: number;
   readonly maxSize: number;
+  suppressed = 0;
   /** Whether the queue is polled, so that the driver is not asked to notify. */
   #polled: boolean;
   /** Whether the device wants to be notified, once nobody polls. */
@@ -69,6 +71,7 @@ export class PackedQueue implements Ring {
 
   #addresses: QueueAddresses | null = null;
   #suspended = false;
+  #held = false;
   #eventIdx = false;
   #indirect = false;
   #inOrder = false;
@@ -136,6 +139,10 @@ export class PackedQueue implements Ring {
     return this.#ledger.held;
   }
 
+  get outstanding(): number {
+    return this.#ledger.outstanding;
+  }
+
   get resolved(): boolean {
     return this.#generation === this.#memory.generation;
   }
@@ -147,8 +154,8 @@ export class PackedQueue implements Ring {
       this.#lastError = wrong;
       return -Errno.EINVAL;
     }
-    const size = addresses.size;
-    this.#addresses = addresses;
+    const { size, descIova, availIova, usedIova } = addresses;
+    this.#addresses = { size, descIova, availIova, usedIova };
     this.#size = size;
     this.#eventIdx = features.has(VIRTIO_F.RING_EVENT_IDX);
     this.#indirect = features.has(VIRTIO_F.RING_INDIRECT_DESC);
@@ -180,13 +187,68 @@ export class PackedQueue implements Ring {
     this.#suspended = false;
   }
 
+  hold(): void {
+    this.#held = true;
+  }
+
+  release(): void {
+    this.#held = false;
+  }
+
+  save(): RingState {
+    const at = this.#addresses;
+    return {
+      format: "packed",
+      enabled: at !== null,
+      size: this.#size,
+      descIova: at?.descIova ?? 0,
+      availIova: at?.availIova ?? 0,
+      usedIova: at?.usedIova ?? 0,
+      availAt: this.#availAt,
+      availWrap: this.#availWrap,
+      usedAt: this.#usedAt,
+      usedWrap: this.#usedWrap,
+      eventFlags: this.#eventFlags,
+    };
+  }
+
+  load(features: Features, state: RingState): number {
+    if (state.format !== "packed") {
+      this.disable();
+      return this.#fail(
+        Errno.EINVAL,
+        `a ${state.format} queue was saved, this is a packed one`,
+      );
+    }
+    if (!state.enabled) {
+      this.disable();
+      return 0;
+    }
+    const result = this.enable(features, state);
+    if (result < 0) return result;
+    const { availAt, usedAt } = state;
+    if (availAt >= state.size || usedAt >= state.size) {
+      this.disable();
+      return this.#fail(
+        Errno.EINVAL,
+        `descriptors ${availAt} and ${usedAt} do not exist in a queue of ${state.size}`,
+      );
+    }
+    this.#availAt = availAt;
+    this.#availWrap = state.availWrap;
+    this.#usedAt = usedAt;
+    this.#usedWrap = state.usedWrap;
+    this.#eventFlags = state.eventFlags;
+    return 0;
+  }
+
   hasTaken(next: number): boolean {
     return this.#addresses !== null &&
       next === (this.#availAt | (this.#availWrap ? WRAP_BIT : 0));
   }
 
   poll(): boolean {
-    if (!this.#ready()) return false;
+    if (!this.#ready() || this.#held) return false;
     const size = this.#size;
     let found = false;
     let at = this.#availAt + this.#seen;
@@ -210,7 +272,7 @@ export class PackedQueue implements Ring {
   }
 
   pop(chain: Chain): number {
-    if (!this.#ready()) return 0;
+    if (!this.#ready() || this.#held) return 0;
     const at = this.#availAt;
     const flags = this.#desc.loadU16(
       at * VRING_PACKED_DESC.SIZE + VRING_PACKED_DESC.FLAGS,
@@ -317,13 +379,17 @@ export class PackedQueue implements Ring {
       first * VRING_PACKED_DESC.SIZE + VRING_PACKED_DESC.FLAGS,
       firstFlags,
     );
-    return this.#wantsInterrupt(first, firstWrap, added);
+    const wanted = this.#wantsInterrupt(first, firstWrap, added);
+    if (!wanted) this.suppressed++;
+    return wanted;
   }
 
   enableNotifications(): boolean {
     if (!this.#ready()) return false;
     this.#wantsNotification = true;
-    if (!this.#polled) this.#askForNotification();
+    // Whoever looks once more would find nothing, for ever.
+    if (this.#held) return false;
+    if (!this.#polled) this.#askForNotification(0);
     // As in publish: either we see what the driver made available, or it sees that we want to be notified.
     const more = this.#isAvailable(this.#availAt, this.#availWrap);
     if (more && this.#seen === 0) this.#seen = 1;
@@ -337,7 +403,8 @@ export class PackedQueue implements Ring {
   endPolling(): boolean {
     this.#polled = false;
     if (!this.#wantsNotification || !this.#ready()) return false;
-    this.#askForNotification();
+    // Not from what was taken last: the driver has passed that where the device leaves chains in the ring.
+    this.#askForNotification(this.#seen);
     return this.poll();
   }
 
@@ -350,11 +417,18 @@ export class PackedQueue implements Ring {
     this.#storeEvent(VRING_PACKED_EVENT_FLAG.DISABLE, 0);
   }
 
-  #askForNotification(): void {
+  /** @param ahead From which descriptor behind the next one on the driver is to notify, where it can be told that (2.8.10) */
+  #askForNotification(ahead: number): void {
     if (this.#eventIdx) {
+      let at = this.#availAt + ahead;
+      let wrap = this.#availWrap;
+      if (at >= this.#size) {
+        at -= this.#size;
+        wrap = !wrap;
+      }
       this.#storeEvent(
         VRING_PACKED_EVENT_FLAG.DESC,
-        this.#availAt | (this.#availWrap ? WRAP_BIT : 0),
+        at | (wrap ? WRAP_BIT : 0),
       );
     } else if (this.#eventFlags !== VRING_PACKED_EVENT_FLAG.ENABLE) {
       this.#storeEvent(VRING_PACKED_EVENT_FLAG.ENABLE, 0);

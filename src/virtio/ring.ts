@@ -6,6 +6,7 @@
 
 import type { Features } from "./features.ts";
 import type { Virtqueue } from "./queue.ts";
+import type { RingState } from "./ring_state.ts";
 
 /** Where a driver has put a queue. */
 export interface QueueAddresses {
@@ -28,13 +29,21 @@ export interface QueueAddresses {
  *      └───── disable ──────┴──────────┘
  * ```
  * While it is suspended, or its ring is not mapped, {@linkcode Virtqueue.pop} finds nothing and what is pushed is
- * kept until the ring can be reached again.
+ * kept until the ring can be reached again. While it is held, in any state, pop finds nothing either, but what is
+ * pushed goes to the driver.
  */
 export interface Ring extends Virtqueue {
   /** The largest size the device offers. */
   readonly maxSize: number;
   /** How many chains the device has popped and not pushed. */
   readonly inFlight: number;
+  /**
+   * How many chains the driver has not got back: those in flight, and those that are pushed but not published, wait for
+   * others (IN_ORDER), or could not be published because the ring was out of reach.
+   */
+  readonly outstanding: number;
+  /** How many batches were published of which the driver did not want to hear; whoever adds them up sets it to 0. */
+  suppressed: number;
   /** Whether the ring was found in memory, and nothing has been unmapped since. */
   readonly resolved: boolean;
   /**
@@ -51,6 +60,30 @@ export interface Ring extends Virtqueue {
   suspend(): void;
   /** Touches the ring again. */
   resume(): void;
+  /**
+   * Finds nothing new until {@linkcode Ring.release}, neither to pop nor to be asked for; disabling and enabling the queue
+   * does not change that.
+   */
+  hold(): void;
+  /**
+   * Finds what waits again. Whoever held the queue must look at it: nobody was told of what came meanwhile, and the
+   * driver may not have been asked to tell.
+   */
+  release(): void;
+  /**
+   * Where the queue is and how far it has come, everything that a driver could tell it by; the ring itself is the
+   * guest's. Good for going on only when {@linkcode Ring.outstanding} is 0: no chain is in it.
+   */
+  save(): RingState;
+  /**
+   * Goes on where {@linkcode Ring.save} was called, as {@linkcode Ring.enable} begins: after the same checks, and without
+   * touching the ring yet. No chain is taken twice, and no used entry written twice.
+   *
+   * @param features The features that were negotiated
+   * @returns 0, or −EINVAL when the state cannot be one of this queue ({@linkcode Virtqueue.lastError}); the queue is then
+   * disabled
+   */
+  load(features: Features, state: RingState): number;
   /**
    * Whether the driver has made something available since anything here last looked: for polling handlers, which
    * must tell new chains from those a device has left in the ring.

@@ -15,41 +15,28 @@ import { ringFeatures, VIRTIO_DEFAULTS } from "./options.ts";
 import { PackedQueue } from "./packed_queue.ts";
 import type { Virtqueue } from "./queue.ts";
 import type { QueueAddresses, Ring } from "./ring.ts";
+import {
+  parseSessionState,
+  refusedState,
+  SESSION_STATE_VERSION,
+  type SessionState,
+} from "./session_state.ts";
+import {
+  KickPath,
+  type SessionCounters,
+  type SessionLimits,
+  type SessionOptions,
+  type SessionSignals,
+} from "./session_types.ts";
 import { SplitQueue } from "./split_queue.ts";
 
-/** How a transport reaches the driver. */
-export interface SessionSignals {
-  /** Sends a used buffer notification for a queue. */
-  notifyUsed(queueIndex: number): void;
-  /** Sends a configuration change notification. */
-  notifyConfig(): void;
-  /** The device is being reset: the transport's registers are reset with it. */
-  onReset(): void;
-}
-
-/** How a session behaves. */
-export interface SessionOptions {
-  /** Features of the transport and the rings that are offered; VERSION_1 is added. {@linkcode RING_FEATURES} unless told. */
-  readonly ringFeatures?: Features;
-  /** Whether the event loop polls all the time, so that drivers need not notify. */
-  readonly polled?: boolean;
-}
-
-/** What {@linkcode VirtioSession} counts. */
-export interface SessionCounters {
-  /** Notifications by the driver. */
-  kicks: number;
-  /** Notifications of what the device had taken already, as their data say. */
-  lateKicks: number;
-  /** Used buffer notifications by the device. */
-  interrupts: number;
-  /** Configuration change notifications. */
-  configInterrupts: number;
-  /** How often the driver broke a rule. */
-  failures: number;
-  /** How often the device was reset. */
-  resets: number;
-}
+export {
+  KickPath,
+  type SessionCounters,
+  type SessionLimits,
+  type SessionOptions,
+  type SessionSignals,
+} from "./session_types.ts";
 
 /** Ring features that are offered unless someone chooses. */
 export const RING_FEATURES: Features = ringFeatures(VIRTIO_DEFAULTS);
@@ -64,8 +51,9 @@ const NONE = new Features(0, 0);
  *   reset --FEATURES_OK--> negotiated --DRIVER_OK--> running --fail, FAILED--> halted
  *     ↑___________________________|__________________|__________________________|
  * ```
- * The queues are touched in `running` only, and there not while the session is stopped. Register writes change
- * state and schedule bottom halves; the device model is notified from those.
+ * The queues are touched in `running` only, and there not while the session is stopped. While it holds, in any state,
+ * they give nothing new, but what comes back is shown to the driver. Register writes change state and schedule bottom
+ * halves; the device model is notified from those.
  */
 export class VirtioSession implements VirtioTransport {
   /** The device model. */
@@ -75,8 +63,13 @@ export class VirtioSession implements VirtioTransport {
   /** Counts since the device was made. */
   readonly counters: SessionCounters = {
     kicks: 0,
+    eventFdKicks: 0,
+    messageKicks: 0,
+    pageKicks: 0,
+    polledKicks: 0,
     lateKicks: 0,
     interrupts: 0,
+    suppressedInterrupts: 0,
     configInterrupts: 0,
     failures: 0,
     resets: 0,
@@ -98,8 +91,10 @@ export class VirtioSession implements VirtioTransport {
   #started = false;
   #halted = false;
   #stopped = false;
+  #held = false;
   #configDirty = false;
   #configGeneration = 0;
+  #limits: SessionLimits | null = null;
 
   /** @param create Makes the device model; it may keep the transport but use it only after it has returned */
   constructor(
@@ -110,6 +105,7 @@ export class VirtioSession implements VirtioTransport {
   ) {
     this.#context = context;
     this.#signals = signals;
+    Object.assign(this.counters, options.counters);
     this.device = create(this);
     this.offered = this.device.features.union(
       options.ringFeatures ?? RING_FEATURES,
@@ -147,9 +143,22 @@ export class VirtioSession implements VirtioTransport {
     return (this.#status & VIRTIO_CONFIG_S.DRIVER_OK) !== 0 && !this.#halted;
   }
 
+  /** Whether {@linkcode stop} was called last. */
+  get stopped(): boolean {
+    return this.#stopped;
+  }
+
   /** The configuration generation, which covers what {@linkcode readConfig} has returned. */
   get configGeneration(): number {
     return this.#configGeneration;
+  }
+
+  /**
+   * Serves some queues only: the others are known, and are touched by another session of the same device. Before anything
+   * else is done.
+   */
+  limit(limits: SessionLimits): void {
+    this.#limits = limits;
   }
 
   /** Replaces word `select` of the accepted features; too late once FEATURES_OK is set. */
@@ -178,6 +187,7 @@ export class VirtioSession implements VirtioTransport {
     if ((set & VIRTIO_CONFIG_S.FAILED) !== 0) this.#halt();
     if ((set & VIRTIO_CONFIG_S.DRIVER_OK) !== 0 && !this.#halted) {
       this.#started = true;
+      if (this.#limits !== null) this.#leaveForeignQueues();
       this.device.start(this.#accepted, this.#queues);
       // The driver may have made buffers available before, without a notification (3.1.1, step 7).
       this.#kickAll();
@@ -207,7 +217,9 @@ export class VirtioSession implements VirtioTransport {
       this.fail(`queue ${index}: ${queue.lastError}`);
       return;
     }
-    if (this.#stopped) queue.suspend();
+    if (this.#stopped || (this.running && this.#isForeign(index))) {
+      queue.suspend();
+    }
   }
 
   /** The driver resets one queue (section 2.6.1); false when RING_RESET was not negotiated. */
@@ -225,9 +237,10 @@ export class VirtioSession implements VirtioTransport {
   }
 
   /** The driver notifies a queue; the device model hears of it in a bottom half. */
-  kick(index: number): void {
+  kick(index: number, path: KickPath = KickPath.EVENTFD): void {
     if (index >= this.#queues.length) return;
-    this.counters.kicks++;
+    if (this.#isForeign(index)) return this.#limits!.onForeignKick(index);
+    this.#countKick(path);
     // Before DRIVER_OK nothing may be consumed (2.1.2); setting it looks at every queue.
     if (this.running) this.#kicks[index]!.schedule();
   }
@@ -238,17 +251,17 @@ export class VirtioSession implements VirtioTransport {
    *
    * @param next As {@linkcode Ring.hasTaken} wants it; does not count without NOTIFICATION_DATA
    */
-  kickWithData(index: number, next: number): void {
+  kickWithData(index: number, next: number, path: KickPath): void {
     const queue = this.#queues[index];
     if (
       queue !== undefined && this.#accepted.has(VIRTIO_F.NOTIFICATION_DATA) &&
       this.running && queue.hasTaken(next)
     ) {
-      this.counters.kicks++;
+      this.#countKick(path);
       this.counters.lateKicks++;
       return;
     }
-    this.kick(index);
+    this.kick(index, path);
   }
 
   /**
@@ -257,12 +270,13 @@ export class VirtioSession implements VirtioTransport {
    * @returns Whether there were any
    */
   poll(): boolean {
-    if (!this.running || this.#stopped) return false;
+    if (!this.running || this.#stopped || this.#held) return false;
     let found = false;
     for (let i = 0; i < this.#queues.length; i++) {
       const queue = this.#queues[i]!;
       if (!queue.poll()) continue;
       found = true;
+      this.counters.polledKicks++;
       this.#serve(i);
     }
     return found;
@@ -321,11 +335,94 @@ export class VirtioSession implements VirtioTransport {
     for (const queue of this.#queues) queue.suspend();
   }
 
-  /** Goes on after {@linkcode stop}. */
+  /**
+   * Finds nothing new in the queues until {@linkcode start}; what is in flight goes on to its end. Registers are served, so
+   * that the driver may well reset and start the device meanwhile. To be called again until nothing is in flight.
+   *
+   * @returns How many chains the driver waits for, or how many requests the device model says are in flight if those are
+   * more. Of a halted device only the latter count: it gives nothing back
+   */
+  hold(): number {
+    if (!this.#held) {
+      this.#held = true;
+      for (const queue of this.#queues) queue.hold();
+    }
+    const inFlight = this.device.hold?.() ?? 0;
+    let chains = 0;
+    for (const queue of this.#queues) {
+      chains += this.#halted ? queue.inFlight : queue.outstanding;
+    }
+    return Math.max(inFlight, chains);
+  }
+
+  /**
+   * Everything that a driver could tell the device by, and where it is in its queues. Changes nothing.
+   *
+   * @throws {Error} When the device model cannot tell, or {@linkcode hold} has not come to 0
+   */
+  save(): SessionState {
+    const { device } = this;
+    if (device.save === undefined) {
+      throw new Error("Cannot save the device: its model has no save");
+    }
+    const open = this.#queues.find((queue) => queue.outstanding > 0);
+    if (open !== undefined && !this.#halted) {
+      throw new Error(
+        `Cannot save the device: queue ${open.index} has ${open.outstanding} chains in flight, hold it until there are none`,
+      );
+    }
+    const queues = this.#queues.map((queue) => queue.save());
+    const owed = queues.map((_, i) => i).filter((i) =>
+      this.#owedInterrupts[i] !== 0
+    );
+    return {
+      version: SESSION_STATE_VERSION,
+      status: this.#status,
+      accepted: [this.#accepted.word(0), this.#accepted.word(1)],
+      acceptedBeyond: this.#acceptedBeyond,
+      configGeneration: this.#configGeneration,
+      configDirty: this.#configDirty,
+      owedInterrupts: owed,
+      owesConfigInterrupt: this.#owesConfigInterrupt,
+      queues,
+      device: device.save(),
+    };
+  }
+
+  /**
+   * Takes over what {@linkcode save} gave, on a device just made, which is then stopped and held until {@linkcode start}.
+   *
+   * @throws {Error} When it is not a state of such a device, which is then good for nothing but being closed
+   */
+  load(value: unknown): void {
+    const { device } = this;
+    const state = parseSessionState(value, this.#split.length);
+    if (device.load === undefined) {
+      throw refusedState("its model has no load");
+    }
+    this.stop();
+    this.hold();
+    this.#loadStatus(state);
+    this.#loadQueues(state);
+    this.#configGeneration = state.configGeneration;
+    this.#configDirty = state.configDirty;
+    this.#owesConfigInterrupt = state.owesConfigInterrupt;
+    for (const index of state.owedInterrupts) this.#owedInterrupts[index] = 1;
+    if (this.running) {
+      this.#started = true;
+      device.start(this.#accepted, this.#queues);
+    }
+    device.load(state.device);
+  }
+
+  /** Goes on after {@linkcode stop}, {@linkcode hold} or {@linkcode load}. */
   start(): void {
-    if (!this.#stopped) return;
-    this.#stopped = false;
-    if (!this.#halted) { for (const queue of this.#queues) queue.resume(); }
+    if (!this.#stopped && !this.#held) return;
+    this.#stopped = this.#held = false;
+    for (const queue of this.#queues) {
+      queue.release();
+      if (!this.#halted && !this.#isForeign(queue.index)) queue.resume();
+    }
     this.device.resume?.();
     for (let i = 0; i < this.#owedInterrupts.length; i++) {
       if (this.#owedInterrupts[i] === 0) continue;
@@ -334,6 +431,12 @@ export class VirtioSession implements VirtioTransport {
     }
     if (this.#owesConfigInterrupt) this.#notifyConfig();
     this.#kickAll();
+  }
+
+  /** Leaves guest memory alone for good, because the device is somewhere else now: only {@linkcode close} may follow. */
+  leave(): void {
+    this.#stopped = true;
+    for (const queue of this.#queues) queue.suspend();
   }
 
   /** Ends everything; the device model is closed too. */
@@ -381,6 +484,10 @@ export class VirtioSession implements VirtioTransport {
     if (this.running) this.#notifyConfig();
   }
 
+  sharedStateChanged(): void {
+    this.#limits?.onSharedState();
+  }
+
   fail(reason: string): void {
     if (this.#has(VIRTIO_CONFIG_S.NEEDS_RESET)) return;
     const first = this.counters.failures++ === 0;
@@ -392,6 +499,34 @@ export class VirtioSession implements VirtioTransport {
     this.#status |= VIRTIO_CONFIG_S.NEEDS_RESET;
     this.#halt();
     if (this.#has(VIRTIO_CONFIG_S.DRIVER_OK)) this.#notifyConfig();
+    this.#limits?.onFailure(reason);
+  }
+
+  /** Adds what the queues have counted since to {@linkcode counters}. */
+  collectCounters(): void {
+    for (const queues of [this.#split, this.#packed ?? []]) {
+      for (const queue of queues) {
+        this.counters.suppressedInterrupts += queue.suppressed;
+        queue.suppressed = 0;
+      }
+    }
+  }
+
+  #countKick(path: KickPath): void {
+    this.counters.kicks++;
+    if (path === KickPath.MESSAGE) this.counters.messageKicks++;
+    else if (path === KickPath.PAGE) this.counters.pageKicks++;
+    else this.counters.eventFdKicks++;
+  }
+
+  #isForeign(queue: number): boolean {
+    return this.#limits !== null && !this.#limits.isMine(queue);
+  }
+
+  #leaveForeignQueues(): void {
+    for (const queue of this.#queues) {
+      if (this.#isForeign(queue.index)) queue.suspend();
+    }
   }
 
   #has(bits: number): boolean {
@@ -403,6 +538,38 @@ export class VirtioSession implements VirtioTransport {
       this.#accepted.has(VIRTIO_F.RING_PACKED);
   }
 
+  #loadStatus(state: SessionState): void {
+    this.#status = state.status;
+    this.#accepted = new Features(state.accepted[0]!, state.accepted[1]!);
+    this.#acceptedBeyond = state.acceptedBeyond;
+    const negotiated = this.#has(VIRTIO_CONFIG_S.FEATURES_OK);
+    if (negotiated && !this.#featuresAreGood()) {
+      throw refusedState(
+        `the driver had accepted ${this.#accepted}, of which only ${this.offered} are offered here`,
+      );
+    }
+    if (!negotiated && this.#has(VIRTIO_CONFIG_S.DRIVER_OK)) {
+      throw refusedState(`its status cannot be ${this.#status}`);
+    }
+    this.#halted = this.#has(
+      VIRTIO_CONFIG_S.NEEDS_RESET | VIRTIO_CONFIG_S.FAILED,
+    );
+  }
+
+  #loadQueues(state: SessionState): void {
+    if (this.#has(VIRTIO_CONFIG_S.FEATURES_OK)) this.#chooseQueues();
+    else if (state.queues.some((queue) => queue.enabled)) {
+      throw refusedState("a queue is enabled before FEATURES_OK");
+    }
+    for (let i = 0; i < this.#queues.length; i++) {
+      const queue = this.#queues[i]!;
+      if (queue.load(this.#accepted, state.queues[i]!) < 0) {
+        throw refusedState(queue.lastError);
+      }
+      queue.suspend();
+    }
+  }
+
   #chooseQueues(): void {
     if (!this.#isPacked()) return;
     this.#packed ??= this.#split.map(({ index, maxSize }) =>
@@ -411,12 +578,14 @@ export class VirtioSession implements VirtioTransport {
     this.#useQueues(this.#packed);
   }
 
-  /** Takes the queues of one format into use, none of them enabled yet, polled like those before. */
+  /** Takes the queues of one format into use, none of them enabled yet, polled and held like those before. */
   #useQueues(queues: readonly Ring[]): void {
     this.#queues = queues;
     for (const queue of queues) {
       if (this.#polled) queue.beginPolling();
       else queue.endPolling();
+      if (this.#held) queue.hold();
+      else queue.release();
     }
   }
 
@@ -448,8 +617,8 @@ export class VirtioSession implements VirtioTransport {
 
   #serve(index: number): void {
     const queue = this.#queues[index]!;
-    // After a stop, start() looks at every queue again.
-    if (!this.running || this.#stopped || !queue.enabled) return;
+    // After a stop, or while it holds: start() looks at every queue again.
+    if (!this.running || this.#stopped || this.#held || !queue.enabled) return;
     this.device.notify(queue);
   }
 

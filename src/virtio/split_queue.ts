@@ -25,6 +25,7 @@ import {
 import { type Features, VIRTIO_F } from "./features.ts";
 import type { Chain } from "./queue.ts";
 import type { QueueAddresses, Ring } from "./ring.ts";
+import type { RingState } from "./ring_state.ts";
 import {
   availBytes,
   availEventOffset,
@@ -59,6 +60,7 @@ const NO_CHAINS = new ChainLedger(0, false);
 export class SplitQueue implements Ring {
   readonly index: number;
   readonly maxSize: number;
+  suppressed = 0;
   /** Whether the queue is polled, so that the driver is not asked to notify. */
   #polled: boolean;
   /** Whether the device wants to be notified, once nobody polls. */
@@ -68,6 +70,7 @@ export class SplitQueue implements Ring {
 
   #addresses: QueueAddresses | null = null;
   #suspended = false;
+  #held = false;
   #eventIdx = false;
   #indirect = false;
   #inOrder = false;
@@ -129,6 +132,10 @@ export class SplitQueue implements Ring {
     return this.#ledger.held;
   }
 
+  get outstanding(): number {
+    return this.#ledger.outstanding;
+  }
+
   get resolved(): boolean {
     return this.#generation === this.#memory.generation;
   }
@@ -140,8 +147,8 @@ export class SplitQueue implements Ring {
       this.#lastError = wrong;
       return -Errno.EINVAL;
     }
-    const size = addresses.size;
-    this.#addresses = addresses;
+    const { size, descIova, availIova, usedIova } = addresses;
+    this.#addresses = { size, descIova, availIova, usedIova };
     this.#size = size;
     this.#mask = size - 1;
     this.#eventIdx = features.has(VIRTIO_F.RING_EVENT_IDX);
@@ -173,12 +180,63 @@ export class SplitQueue implements Ring {
     this.#suspended = false;
   }
 
+  hold(): void {
+    this.#held = true;
+  }
+
+  release(): void {
+    this.#held = false;
+  }
+
+  save(): RingState {
+    const at = this.#addresses;
+    return {
+      format: "split",
+      enabled: at !== null,
+      size: this.#size,
+      descIova: at?.descIova ?? 0,
+      availIova: at?.availIova ?? 0,
+      usedIova: at?.usedIova ?? 0,
+      availIdx: this.#lastAvail,
+      usedIdx: this.#usedIdx,
+      notificationsOff: this.#notificationsOff,
+    };
+  }
+
+  load(features: Features, state: RingState): number {
+    if (state.format !== "split") {
+      this.disable();
+      return this.#fail(
+        Errno.EINVAL,
+        `a ${state.format} queue was saved, this is a split one`,
+      );
+    }
+    if (!state.enabled) {
+      this.disable();
+      return 0;
+    }
+    const result = this.enable(features, state);
+    if (result < 0) return result;
+    const { availIdx, usedIdx } = state;
+    if (((availIdx - usedIdx) & INDEX_MASK) > this.#size) {
+      this.disable();
+      return this.#fail(
+        Errno.EINVAL,
+        `indices ${availIdx} and ${usedIdx} are further apart than ${state.size} entries`,
+      );
+    }
+    this.#lastAvail = this.#availIdx = this.#polledIdx = availIdx;
+    this.#usedIdx = usedIdx;
+    this.#notificationsOff = state.notificationsOff;
+    return 0;
+  }
+
   hasTaken(next: number): boolean {
     return next === this.#lastAvail && this.#addresses !== null;
   }
 
   poll(): boolean {
-    if (!this.#ready()) return false;
+    if (!this.#ready() || this.#held) return false;
     const idx = this.#avail.loadU16(VRING_AVAIL.IDX);
     if (idx === this.#polledIdx) return false;
     this.#polledIdx = idx;
@@ -186,7 +244,7 @@ export class SplitQueue implements Ring {
   }
 
   pop(chain: Chain): number {
-    if (!this.#ready()) return 0;
+    if (!this.#ready() || this.#held) return 0;
     const next = this.#lastAvail;
     if (next === this.#availIdx) {
       const result = this.#lookForAvailable();
@@ -262,33 +320,37 @@ export class SplitQueue implements Ring {
     this.#usedIdx = after;
     // The store above comes before these loads for everyone (see the class), so either we see that the driver
     // wants an interrupt, or the driver sees the new index after it asked for one.
-    if (this.#eventIdx) {
-      return needsEvent(
+    const wanted = this.#eventIdx
+      ? needsEvent(
         this.#avail.loadU16(usedEventOffset(this.#size)),
         after,
         before,
-      );
-    }
-    const flags = this.#avail.loadU16(VRING_AVAIL.FLAGS);
-    return (flags & VRING_AVAIL_F_NO_INTERRUPT) === 0;
+      )
+      : (this.#avail.loadU16(VRING_AVAIL.FLAGS) &
+        VRING_AVAIL_F_NO_INTERRUPT) === 0;
+    if (!wanted) this.suppressed++;
+    return wanted;
   }
 
   enableNotifications(): boolean {
     if (!this.#ready()) return false;
     this.#wantsNotification = true;
+    // Whoever looks once more would find nothing, for ever.
+    if (this.#held) return false;
     if (this.#polled) {
       return this.#avail.loadU16(VRING_AVAIL.IDX) !== this.#lastAvail;
     }
-    this.#askForNotification();
+    this.#askForNotification(this.#lastAvail);
     // As in publish: either we see the driver's new index, or the driver sees that we want to be notified.
     const idx = this.#avail.loadU16(VRING_AVAIL.IDX);
     this.#polledIdx = idx;
     return idx !== this.#lastAvail;
   }
 
-  #askForNotification(): void {
+  /** @param availIdx From which index on the driver is to notify, where it can be told that (2.7.10) */
+  #askForNotification(availIdx: number): void {
     if (this.#eventIdx) {
-      this.#used.storeU16(availEventOffset(this.#size), this.#lastAvail);
+      this.#used.storeU16(availEventOffset(this.#size), availIdx);
     } else if (this.#notificationsOff) {
       this.#used.storeU16(VRING_USED.FLAGS, 0);
     }
@@ -302,7 +364,8 @@ export class SplitQueue implements Ring {
   endPolling(): boolean {
     this.#polled = false;
     if (!this.#wantsNotification || !this.#ready()) return false;
-    this.#askForNotification();
+    // Not from what was taken last: the driver has passed that where the device leaves chains in the ring.
+    this.#askForNotification(this.#polledIdx);
     return this.poll();
   }
 

@@ -21,11 +21,14 @@ export class EchoDevice implements VirtioDevice {
   /** What happened, in order. */
   readonly events: string[] = [];
   /** When set, chains are kept instead of answered. */
-  hold = false;
+  keeps = false;
   readonly held: number[] = [];
   started: Features | null = null;
   readonly #context: DeviceContext;
   readonly #chain: Chain;
+  /** Only once it is movable. */
+  save?: () => unknown;
+  load?: (state: unknown) => void;
 
   constructor(
     context: DeviceContext,
@@ -39,6 +42,15 @@ export class EchoDevice implements VirtioDevice {
     this.configLengthBytes = configLengthBytes;
     this.config = Uint8Array.from({ length: configLengthBytes }, (_, i) => i);
     this.#chain = new Chain(context.memory, 16);
+  }
+
+  /** Makes it a model that can be saved and loaded: its configuration is its state. */
+  makeMovable(): void {
+    this.save = () => ({ version: 1, config: Array.from(this.config) });
+    this.load = (state) => {
+      this.events.push("load");
+      this.config.set((state as { config: number[] }).config);
+    };
   }
 
   acceptsFeatures(features: Features): boolean {
@@ -72,7 +84,7 @@ export class EchoDevice implements VirtioDevice {
     do {
       queue.disableNotifications();
       while ((got = queue.pop(chain)) > 0) {
-        if (this.hold) this.held.push(chain.head);
+        if (this.keeps) this.held.push(chain.head);
         else queue.push(chain.head, this.#echo(chain));
       }
       if (queue.publish()) this.transport.interrupt(queue);
@@ -84,6 +96,14 @@ export class EchoDevice implements VirtioDevice {
   complete(queue: Virtqueue): void {
     for (const head of this.held.splice(0)) queue.push(head, 0);
     if (queue.publish()) this.transport.interrupt(queue);
+  }
+
+  pause(): void {
+    this.events.push("pause");
+  }
+
+  resume(): void {
+    this.events.push("resume");
   }
 
   resetQueue(queue: Virtqueue): void {

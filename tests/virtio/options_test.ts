@@ -2,6 +2,7 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { ErrnoError } from "../../src/errno.ts";
 import {
   isVirtioOption,
+  mapsNotify,
   parseVirtioOptions,
   ringFeatures,
   VIRTIO_DEFAULTS,
@@ -35,6 +36,15 @@ Deno.test("parseVirtioOptions offers IN_ORDER without indirect tables only when 
   assertEquals(bits({ indirect: "off", packed: "on" }), [29, 34, 40]);
 });
 
+Deno.test("mapsNotify is what doorbells=mmap asks for, and nothing else does", () => {
+  const modes = [{}, { doorbells: "auto" }, { doorbells: "message" }];
+  for (const values of modes) {
+    assertEquals(mapsNotify(parseVirtioOptions(values)), false);
+  }
+  assertEquals(mapsNotify(parseVirtioOptions({ doorbells: "mmap" })), true);
+  assertEquals(bits({ doorbells: "mmap" }), bits({}));
+});
+
 Deno.test("parseVirtioOptions returns plain data, with the model's defaults", () => {
   const options = parseVirtioOptions({ packed: "on" }, { inOrder: false });
   assertEquals(structuredClone(options), {
@@ -56,6 +66,7 @@ Deno.test("virtioOptionTable has a row for every option, with the model's defaul
     "event-idx=on",
     "indirect=on",
     "notification-data=off",
+    "doorbells=auto",
   ]);
   for (const row of virtioOptionTable()) {
     assertEquals(isVirtioOption(row.name), true);
@@ -72,6 +83,8 @@ Deno.test("parseVirtioOptions says what is wrong and what would be right", () =>
     [{ packed: "yes" }, "Cannot use packed=yes: it is on or off"],
     [{ indirect: "" }, "Cannot use indirect=: it is on or off"],
     [{ packed: ["on", "on"] }, "Cannot use packed 2 times: give it once"],
+    [{ doorbells: "on" }, "Cannot use doorbells=on: it is auto, message, mmap"],
+    [{ doorbells: ["mmap", "auto"] }, "Cannot use doorbells 2 times"],
     [{ ring: "on" }, "Cannot use ring: it is no option of virtio queues"],
   ];
   for (const [values, message] of cases) {

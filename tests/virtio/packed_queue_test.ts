@@ -520,6 +520,19 @@ Deno.test("PackedQueue.endPolling asks for what the device wants, and tells what
   }
 });
 
+Deno.test("PackedQueue.endPolling asks for what comes behind chains that the device leaves in the ring", () => {
+  const { queue, ring, chain } = packedFixture({ eventIdx: true });
+  queue.beginPolling();
+  ring.add([IN]);
+  assert(queue.poll());
+  assertEquals(queue.pop(chain), 1);
+  queue.unpop(1);
+  assert(queue.poll() || queue.enableNotifications());
+  assert(!queue.endPolling(), "nothing came in since it was looked at");
+  const [flags, offset] = ring.deviceEvent;
+  assertEquals([flags, offset! & 0x7fff], [EVENT.DESC, 1]);
+});
+
 Deno.test("PackedQueue.poll tells new chains from those left in the ring", () => {
   for (const turned of [0, 6, 7]) {
     const at = packedFixture();

@@ -59,25 +59,46 @@ export class PciDriver {
   readonly buffer: ArrayBuffer;
   readonly pci: VirtioPci;
   readonly device: EchoDevice;
+  readonly #made: [
+    options: VirtioPciOptions,
+    queueSizes: readonly number[] | undefined,
+    configLengthBytes: number | undefined,
+  ];
 
   constructor(
     options: VirtioPciOptions = {},
     queueSizes?: readonly number[],
     configLengthBytes?: number,
+    from?: PciDriver,
   ) {
-    const memory = new ArrayMemory([]);
-    this.buffer = memory.map({ iova: BASE, lengthBytes: LENGTH });
+    const memory = from?.context.memory ?? new ArrayMemory([]);
+    this.buffer = from?.buffer ??
+      memory.map({ iova: BASE, lengthBytes: LENGTH });
+    this.#made = [options, queueSizes, configLengthBytes];
     this.context = fakeContext({ memory });
     let device: EchoDevice | undefined;
     this.pci = new VirtioPci(this.context, (transport) => {
-      return device = new EchoDevice(
+      device = new EchoDevice(
         this.context,
         transport,
         queueSizes,
         configLengthBytes,
       );
+      device.makeMovable();
+      return device;
     }, options);
     this.device = device!;
+  }
+
+  /** A device of the same shape on the same memory, as it was made. */
+  sibling(options: VirtioPciOptions = {}): PciDriver {
+    const [made, queueSizes, configLengthBytes] = this.#made;
+    return new PciDriver(
+      { ...made, ...options },
+      queueSizes,
+      configLengthBytes,
+      this,
+    );
   }
 
   r8(offset: number): number {

@@ -136,7 +136,7 @@ Deno.test("VirtioPci resets and stops packed queues as it does split ones", () =
   const driver = makeDriver();
   const { loop, interrupts, memory } = driver.context;
   const [ring, other] = startPacked(driver);
-  driver.device.hold = true;
+  driver.device.keeps = true;
   ring.add([IN, OUT]);
   driver.kick(0);
   loop.settle();
@@ -149,7 +149,7 @@ Deno.test("VirtioPci resets and stops packed queues as it does split ones", () =
   driver.device.complete(driver.pci.session.queues[0]!);
   assertEquals(ring.collect(), []);
   const small = setupPacked(driver, 0, 3);
-  driver.device.hold = false;
+  driver.device.keeps = false;
   small.add([IN, OUT]);
   driver.kick(0);
   loop.settle();
@@ -214,7 +214,7 @@ Deno.test("VirtioPci polls packed queues", () => {
 function completeOutOfOrder(driver: PciDriver, between: () => void): void {
   const queue = driver.pci.session.queues[1]!;
   const { held } = driver.device;
-  driver.device.hold = true;
+  driver.device.keeps = true;
   driver.kick(1);
   driver.context.loop.settle();
   const first = held.shift()!;

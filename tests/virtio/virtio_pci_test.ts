@@ -449,7 +449,7 @@ Deno.test("VirtioPci reset drops what is in flight, and late completions go nowh
   for (const how of ["status", "pci"] as const) {
     const driver = new PciDriver();
     const [ring] = driver.start();
-    driver.device.hold = true;
+    driver.device.keeps = true;
     ring!.add([IN, OUT]);
     driver.kick(0);
     driver.context.loop.turn();
@@ -470,7 +470,7 @@ Deno.test("VirtioPci reset drops what is in flight, and late completions go nowh
       assertEquals(driver.r16(REG.queueVector), NO_VECTOR);
       assertEquals(driver.r32(REG.queueDesc), 0);
     }
-    driver.device.hold = false;
+    driver.device.keeps = false;
     const [again] = driver.start();
     again!.add([IN, OUT]);
     driver.kick(0);
@@ -494,7 +494,7 @@ Deno.test("VirtioPci reset deasserts INTA#", () => {
 Deno.test("VirtioPci resets one queue with RING_RESET, which then can have another size", () => {
   const driver = new PciDriver();
   const [ring, other] = driver.start();
-  driver.device.hold = true;
+  driver.device.keeps = true;
   ring!.add([IN, OUT]);
   driver.kick(0);
   driver.context.loop.turn();
@@ -511,7 +511,7 @@ Deno.test("VirtioPci resets one queue with RING_RESET, which then can have anoth
   driver.context.loop.settle();
   assertEquals(driver.device.events, ["resetQueue 0"]);
   assertEquals(ring!.usedIdx, 0);
-  driver.device.hold = false;
+  driver.device.keeps = false;
   other!.add([IN, OUT]);
   driver.kick(1);
   driver.context.loop.settle();
@@ -553,12 +553,12 @@ Deno.test("VirtioPci.stop keeps interrupts and completions until start", () => {
   const driver = new PciDriver();
   const [ring, other] = driver.start();
   const { interrupts, loop } = driver.context;
-  driver.device.hold = true;
+  driver.device.keeps = true;
   ring!.add([IN, OUT]);
   driver.kick(0);
   loop.settle();
   driver.pci.stop();
-  driver.device.hold = false;
+  driver.device.keeps = false;
   driver.device.complete(driver.pci.session.queues[0]!);
   driver.device.transport.configChanged();
   driver.device.transport.interrupt(driver.pci.session.queues[1]!);
