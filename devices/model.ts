@@ -47,6 +47,12 @@ export interface DeviceModel<Options = unknown> {
     options: Readonly<Record<string, string | readonly string[]>>,
   ): Options;
   /**
+   * How many IOThreads can share the queues of a device with these options; 1 for all devices of a model without this.
+   *
+   * @param options What {@linkcode DeviceModel.parse} returned
+   */
+  maxIOThreads?(options: Options): number;
+  /**
    * Makes a device, and opens what it needs.
    *
    * @param inherited What {@linkcode PciDevice.handOver} of the device's predecessor gave, when it moved here from

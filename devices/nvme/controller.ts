@@ -38,6 +38,7 @@ import { Namespace, NamespaceSet } from "./namespace.ts";
 import { ControllerParts, type NvmeControllerOptions } from "./parts.ts";
 import { DOORBELL_PAGE_BYTES, makeSpec } from "./pci_spec.ts";
 import { RegisterEffect } from "./registers.ts";
+import { type NvmeHandOver, type NvmeState, parseNvmeState } from "./state.ts";
 
 export type { NvmeControllerOptions } from "./parts.ts";
 
@@ -59,6 +60,8 @@ const DOORBELL_TIMER_MS = { LEAST: 0.05, MOST: 1 } as const;
  *   disabled --CC.EN--> ready --CC.EN=0, reset--> disabled
  *                         ╰─ fatal error (CSTS.CFS) ──╯
  * ```
+ * In each of these it may hold, which fetches no commands, or be stopped, which touches no guest memory.
+ *
  * Register writes change registers and schedule the bottom half; all commands are fetched, executed and completed
  * there. A doorbell's value matters, and an eventfd carries none; so doorbells are never offered as ioeventfds. What
  * keeps them out of the message channel is Doorbell Buffer Config: then a doorbell is a store to guest memory and
@@ -68,6 +71,7 @@ export class NvmeController implements PciDevice, BlockClient {
   readonly spec: PciSpec;
   readonly commands: Readonly<Record<string, DeviceCommand>>;
   readonly #context: DeviceContext;
+  readonly #options: NvmeControllerOptions;
   readonly #parts: ControllerParts;
   readonly #work: BottomHalf;
   readonly #poller: Poller;
@@ -76,6 +80,8 @@ export class NvmeController implements PciDevice, BlockClient {
   /** Commands may be fetched and completions posted: CSTS.RDY, and no reset asked for. */
   #running = false;
   #stopped = false;
+  /** Whether no command is fetched, though all else goes on. */
+  #holding = false;
   #resetAsked = false;
   #warned = false;
   #doorbellDelayMs: number = DOORBELL_TIMER_MS.MOST;
@@ -89,6 +95,7 @@ export class NvmeController implements PciDevice, BlockClient {
     const { memory, loop } = context;
     const { serial } = options.identity;
     this.#context = context;
+    this.#options = options;
     const namespaces = new NamespaceSet(
       storage.map(({ nsid, backend }) =>
         new Namespace(nsid, backend, deriveNamespaceIds(serial, nsid), this)
@@ -165,10 +172,70 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   start(): void {
-    if (!this.#stopped) return;
-    this.#stopped = false;
+    if (!this.#stopped && !this.#holding) return;
+    this.#stopped = this.#holding = false;
     this.#work.schedule();
     this.#armDoorbellTimer();
+  }
+
+  hold(): number {
+    if (!this.#holding) {
+      this.#holding = true;
+      // What an interrupt was to tell about later is told now.
+      this.#parts.lines.hurry();
+    }
+    return this.#parts.inFlight;
+  }
+
+  save(): NvmeState {
+    const { inFlight } = this.#parts;
+    if (inFlight > 0) {
+      throw new Error(
+        `Cannot save the NVMe controller: ${inFlight} commands are in flight, hold it until there are none`,
+      );
+    }
+    return {
+      ...this.#parts.save(),
+      running: this.#running,
+      resetAsked: this.#resetAsked,
+    };
+  }
+
+  load(value: unknown): void {
+    const { queues, queueEntries, mapDoorbells } = this.#options;
+    const { namespaces } = this.#parts;
+    const state = parseNvmeState(value, {
+      pairs: queues,
+      maxEntries: queueEntries,
+      mapDoorbells,
+      namespaces: namespaces.all,
+    });
+    // Not even a completion may reach the driver before start.
+    this.#stopped = this.#holding = true;
+    this.#parts.load(state);
+    this.#running = state.running;
+    this.#resetAsked = state.resetAsked;
+    this.#parts.lines.hurry();
+    for (const [i, { blocks }] of state.namespaces.entries()) {
+      const ns = namespaces.all[i]!;
+      // The storage has another size than the driver was told.
+      if (ns.blocks !== blocks) this.onNamespaceChanged(ns);
+    }
+  }
+
+  handOver(): NvmeHandOver {
+    const { all } = this.#parts.namespaces;
+    const fixed = all.find(({ backend }) => backend.handOver === undefined);
+    if (fixed !== undefined) {
+      throw new Error(
+        `Cannot move the NVMe controller: ${fixed.backend.description} stays on its thread`,
+      );
+    }
+    return {
+      namespaces: all.map(({ nsid, backend }) => (
+        { nsid, backend: backend.handOver!() }
+      )),
+    };
   }
 
   counters(): Readonly<Record<string, number>> {
@@ -182,11 +249,16 @@ export class NvmeController implements PciDevice, BlockClient {
     return record;
   }
 
+  info(): Readonly<Record<string, string>> {
+    return { doorbells: this.#doorbellTimer === null ? "message" : "mmap" };
+  }
+
   close(): void {
     this.#running = false;
     this.#unsubscribe();
     this.#poller.close();
     this.#doorbellTimer?.close();
+    this.#parts.lines.close();
     this.#work.cancel();
     for (const ns of this.#parts.namespaces.all) ns.backend.close();
     // Whatever closing reported.
@@ -262,7 +334,7 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#configure();
     if (this.#running) {
       this.#parts.engine.settle();
-      if (this.#parts.engine.fetch()) this.#work.schedule();
+      if (!this.#holding && this.#parts.engine.fetch()) this.#work.schedule();
     }
     this.#parts.namespaces.commit();
     this.#parts.engine.settle();
@@ -375,6 +447,13 @@ export class NvmeController implements PciDevice, BlockClient {
   /** Looks for commands without being told. */
   #poll(): boolean {
     if (!this.#running || this.#stopped) return false;
+    if (this.#holding) {
+      // The line goes down with what drivers consume, but nothing new is looked for.
+      if (this.#parts.lines.usesPin) {
+        this.#parts.lines.flush(this.#parts.registers.interruptMask);
+      }
+      return false;
+    }
     if (this.#doorbellTimer === null && !this.#parts.doorbells.shadowed) {
       return false;
     }
@@ -384,7 +463,8 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   #endPolling(): boolean {
-    const found = this.#parts.queues.endPolling() && this.#running;
+    const found = this.#parts.queues.endPolling() && this.#running &&
+      !this.#holding;
     if (found) this.#work.schedule();
     return found;
   }

@@ -4,6 +4,8 @@
  * @module
  */
 
+import { StateReader } from "../../src/state_reader.ts";
+
 /** Counters of a controller, in the order they are shown; each is an index of {@linkcode NvmeCounters.values}. */
 export const NvmeCounter = {
   /** Admin commands that were fetched. */
@@ -40,6 +42,23 @@ export const NvmeCounter = {
 
 const NAMES = Object.keys(NvmeCounter) as (keyof typeof NvmeCounter)[];
 
+/** Counters by name, as they are saved. */
+export type CountersState = Readonly<Record<string, number>>;
+
+/**
+ * Checks saved counters.
+ *
+ * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when they cannot be
+ */
+export function parseCountersState(value: unknown): CountersState {
+  const reader = new StateReader(value, "the counters");
+  return Object.fromEntries(
+    NAMES.map((
+      name,
+    ) => [name, reader.integer(name, Number.MAX_SAFE_INTEGER)]),
+  );
+}
+
 /** The counters of one controller. */
 export class NvmeCounters {
   /** By {@linkcode NvmeCounter}; doubles in place, so that counting allocates nothing. */
@@ -55,5 +74,10 @@ export class NvmeCounters {
     const record: Record<string, number> = {};
     for (const name of NAMES) record[name] = this.values[NvmeCounter[name]]!;
     return record;
+  }
+
+  /** Goes on from what {@linkcode NvmeCounters.toRecord} gave. */
+  load(state: CountersState): void {
+    for (const name of NAMES) this.values[NvmeCounter[name]] = state[name]!;
   }
 }

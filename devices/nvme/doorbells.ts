@@ -10,14 +10,69 @@ import {
   type MemoryWindow,
 } from "../../src/memory/guest_memory.ts";
 import { MappedWindow } from "../../src/memory/mapped_window.ts";
+import { StateReader } from "../../src/state_reader.ts";
 import { DOORBELL_PAIR_BYTES } from "./defs.ts";
 
 const NO_WINDOW: MemoryWindow = new MappedWindow(new ArrayBuffer(0), 0, 0);
 const UNRESOLVED = -1;
 const WORD = 4;
+const U32_MAX = 0xffff_ffff;
 
 /** No value can be had now. */
 export const NO_DOORBELL = -1;
+
+/** Doorbells as they are saved, numbered as they lie in the BAR. */
+export interface DoorbellsState {
+  /** What the registers hold; null when clients map them: that page travels with what is in it, which may be newer. */
+  readonly registers: readonly number[] | null;
+  /** After Doorbell Buffer Config; null before. */
+  readonly shadow: ShadowState | null;
+}
+
+/** The buffers of Doorbell Buffer Config. */
+export interface ShadowState {
+  readonly shadowIova: number;
+  readonly eventIova: number;
+  /** What each shadow doorbell was set to, and whether (1) it has another value since. */
+  readonly initial: readonly number[];
+  readonly inUse: readonly number[];
+  /** What each EventIdx was set to. */
+  readonly armed: readonly number[];
+}
+
+/**
+ * Checks the state of doorbells.
+ *
+ * @param count How many there are
+ * @param mapped Whether clients map them
+ * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it cannot be
+ */
+export function parseDoorbellsState(
+  value: unknown,
+  count: number,
+  mapped: boolean,
+): DoorbellsState {
+  const reader = new StateReader(value, "the doorbells");
+  return {
+    registers: mapped && reader.value("registers") === null
+      ? null
+      : reader.integers("registers", U32_MAX, count),
+    shadow: reader.value("shadow") === null
+      ? null
+      : parseShadowState(reader.value("shadow"), count),
+  };
+}
+
+function parseShadowState(value: unknown, count: number): ShadowState {
+  const reader = new StateReader(value, "the shadow doorbells");
+  return {
+    shadowIova: reader.integer("shadowIova", Number.MAX_SAFE_INTEGER),
+    eventIova: reader.integer("eventIova", Number.MAX_SAFE_INTEGER),
+    initial: reader.integers("initial", U32_MAX, count),
+    inUse: reader.integers("inUse", 1, count),
+    armed: reader.integers("armed", U32_MAX, count),
+  };
+}
 
 /** The doorbell of a submission queue's tail. */
 export function tailDoorbell(qid: number): number {
@@ -45,6 +100,8 @@ export function headDoorbell(qid: number): number {
 export class Doorbells {
   readonly #memory: GuestMemory;
   readonly #registers: Uint32Array<ArrayBuffer>;
+  /** Whether clients write them without us. */
+  readonly #mapped: boolean;
   /** What each shadow doorbell was set to. */
   readonly #initial: Uint32Array<ArrayBuffer>;
   readonly #inUse: Uint8Array<ArrayBuffer>;
@@ -66,6 +123,7 @@ export class Doorbells {
     this.#memory = memory;
     this.#lengthBytes = pairs * DOORBELL_PAIR_BYTES;
     const count = pairs * 2;
+    this.#mapped = page !== null;
     this.#registers = page === null
       ? new Uint32Array(count)
       : new Uint32Array(page.buffer as ArrayBuffer, page.byteOffset, count);
@@ -91,6 +149,32 @@ export class Doorbells {
     this.#inUse.fill(0);
     // One by one: clients may be looking.
     for (let i = 0; i < this.count; i++) Atomics.store(this.#registers, i, 0);
+  }
+
+  /** What is to be known of them elsewhere; guest memory is not looked at. */
+  save(): DoorbellsState {
+    return {
+      registers: this.#mapped ? null : [...this.#registers],
+      shadow: !this.#configured ? null : {
+        shadowIova: this.#shadowIova,
+        eventIova: this.#eventIova,
+        initial: [...this.#initial],
+        inUse: [...this.#inUse],
+        armed: [...this.#armed],
+      },
+    };
+  }
+
+  /** Goes on from where others were. */
+  load({ registers, shadow }: DoorbellsState): void {
+    if (registers !== null) this.#registers.set(registers);
+    if (shadow === null) return;
+    this.#shadowIova = shadow.shadowIova;
+    this.#eventIova = shadow.eventIova;
+    this.#initial.set(shadow.initial);
+    this.#inUse.set(shadow.inUse);
+    this.#armed.set(shadow.armed);
+    this.#configured = true;
   }
 
   /** A doorbell register was written by message. */

@@ -8,7 +8,7 @@ import type { BlockRequest } from "../../src/block/backend.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
 import { Command, CommandPool, CommandState } from "./command.ts";
 import { NvmeCounter, type NvmeCounters } from "./counters.ts";
-import { IN_FLIGHT, NvmeSc, SQE, withDnr } from "./defs.ts";
+import { IN_FLIGHT, NvmeAdmin, NvmeSc, SQE, withDnr } from "./defs.ts";
 import type { SubmissionQueue } from "./queue.ts";
 import type { QueueSet } from "./queue_set.ts";
 
@@ -86,6 +86,29 @@ export class Engine {
       command.state !== CommandState.FREE && command.sq?.qid === sqid &&
       command.cid === cid && command.ownsCid
     ) ?? null;
+  }
+
+  /** How many commands are not free. */
+  get busy(): number {
+    let count = 0;
+    for (const { state } of this.#commands) {
+      if (state !== CommandState.FREE) count++;
+    }
+    return count;
+  }
+
+  /** A command that was fetched elsewhere and waits for an event; it has no room in its completion queue. */
+  restore(sq: SubmissionQueue, cid: number, nsid: number): Command {
+    sq.takeCid(cid);
+    const command = this.#admin.take()!;
+    command.sq = sq;
+    command.cid = cid;
+    command.ownsCid = true;
+    command.nsid = nsid;
+    command.opcode = NvmeAdmin.ASYNC_EVENT;
+    command.reserved = false;
+    sq.inFlight++;
+    return command;
   }
 
   /** The command that belongs to nobody, when it is free. */

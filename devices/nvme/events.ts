@@ -4,6 +4,7 @@
  * @module
  */
 
+import { StateReader } from "../../src/state_reader.ts";
 import type { Command } from "./command.ts";
 import {
   IN_FLIGHT,
@@ -61,6 +62,59 @@ const KINDS: readonly EventKind[] = [
   },
 ];
 
+const EVENT_NAMES = Object.keys(NvmeEvent) as (keyof typeof NvmeEvent)[];
+const TYPE_NAMES = Object.keys(NvmeAer) as (keyof typeof NvmeAer)[];
+
+/** A command that waits for an event, as it is saved. */
+export interface HeldState {
+  readonly cid: number;
+  /** As in its entry. */
+  readonly nsid: number;
+}
+
+/** Events as they are saved. */
+export interface EventsState {
+  /** Commands that wait for an event, the oldest first. */
+  readonly held: readonly HeldState[];
+  /** Events that wait for a command, by the names of {@linkcode NvmeEvent}. */
+  readonly pending: readonly string[];
+  /** Types that were told and whose log page was not read since, by the names of {@linkcode NvmeAer}. */
+  readonly heldBack: readonly string[];
+}
+
+/**
+ * Checks the state of events.
+ *
+ * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it cannot be
+ */
+export function parseEventsState(value: unknown): EventsState {
+  const reader = new StateReader(value, "the events");
+  const held = reader.list("held").map((each) => {
+    const command = new StateReader(each, "an event request");
+    return {
+      cid: command.integer("cid", 0xffff),
+      nsid: command.integer("nsid", 0xffff_ffff),
+    };
+  });
+  if (held.length > ASYNC_EVENTS_MAX) {
+    throw reader.refused(`its state has ${held.length} commands that wait`);
+  }
+  if (new Set(held.map(({ cid }) => cid)).size < held.length) {
+    throw reader.refused("its state has a command twice");
+  }
+  const known = (name: string, names: readonly string[]) => {
+    const list = reader.texts(name);
+    const other = list.find((each) => !names.includes(each));
+    if (other === undefined) return list;
+    throw reader.refused(`it knows no ${other}`);
+  };
+  return {
+    held,
+    pending: known("pending", EVENT_NAMES),
+    heldBack: known("heldBack", TYPE_NAMES),
+  };
+}
+
 /**
  * Events that wait for a command, and commands that wait for an event.
  *
@@ -77,6 +131,30 @@ export class AsyncEvents {
   /** Whether {@linkcode AsyncEvents.next} has something. */
   get deliverable(): boolean {
     return this.#held.length > 0 && this.#nextKind() >= 0;
+  }
+
+  /** How many commands wait for an event. */
+  get waiting(): number {
+    return this.#held.length;
+  }
+
+  /** Events and the commands that wait for them. */
+  save(): EventsState {
+    return {
+      held: this.#held.map(({ cid, nsid }) => ({ cid, nsid })),
+      pending: EVENT_NAMES.filter((name) => this.#pending[NvmeEvent[name]]!),
+      heldBack: TYPE_NAMES.filter((name) => this.#heldBack[NvmeAer[name]]!),
+    };
+  }
+
+  /** Takes over events; the commands come by {@linkcode AsyncEvents.hold}. */
+  load({ pending, heldBack }: EventsState): void {
+    for (const name of EVENT_NAMES) {
+      this.#pending[NvmeEvent[name]] = pending.includes(name);
+    }
+    for (const name of TYPE_NAMES) {
+      this.#heldBack[NvmeAer[name]] = heldBack.includes(name);
+    }
   }
 
   /** An event happened. Until it was told, happening again changes nothing. */

@@ -5,6 +5,7 @@
  */
 
 import { bit, field } from "../../src/bits.ts";
+import { StateReader } from "../../src/state_reader.ts";
 import {
   NVME_AEN_BIT_NS_ATTR,
   NVME_AEN_CFG_TEMPERATURE,
@@ -32,16 +33,58 @@ const TMPSEL_ALL = 0xf;
 const QUEUES_INVALID = 0xffff;
 /** Vector configuration: no coalescing, which the admin vector starts with. */
 const COALESCING_DISABLED = 1 << 16;
+const COALESCING_DISABLED_BIT = 16;
+/** Interrupt coalescing: the unit of the aggregation time, in milliseconds. */
+const AGGREGATION_TIME_MS = 0.1;
+const U32_MAX = 0xffff_ffff;
 
 /** Values that are merely kept, by feature. */
 const PLAIN: Readonly<Record<number, number>> = {
   [NvmeFeat.ARBITRATION]: ARBITRATION_DEFAULT,
   [NvmeFeat.ERR_RECOVERY]: 0,
-  // An aggregation threshold and time are recommendations; completions are told in batches as they are.
   [NvmeFeat.IRQ_COALESCE]: 0,
   [NvmeFeat.WRITE_ATOMIC]: 0,
   [NvmeFeat.ASYNC_EVENT]: 0,
 };
+
+/** The names of those. */
+const PLAIN_NAMES = (Object.keys(NvmeFeat) as (keyof typeof NvmeFeat)[])
+  .filter((name) => NvmeFeat[name] in PLAIN);
+
+/** Features as they are saved. */
+export interface FeaturesState {
+  /** Values that are one word, by the names of {@linkcode NvmeFeat}. */
+  readonly values: Readonly<Record<string, number>>;
+  /** Interrupt vector configuration, by vector. */
+  readonly vectors: readonly number[];
+  readonly writeCache: boolean;
+  /** Thresholds in kelvins. */
+  readonly temperatureOver: number;
+  readonly temperatureUnder: number;
+}
+
+/**
+ * Checks the state of features.
+ *
+ * @param vectors Interrupt vectors
+ * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it cannot be
+ */
+export function parseFeaturesState(
+  value: unknown,
+  vectors: number,
+): FeaturesState {
+  const reader = new StateReader(value, "the features");
+  const values = new StateReader(reader.value("values"), "the features");
+  return {
+    values: Object.fromEntries(
+      PLAIN_NAMES.map((name) => [name, values.integer(name, U32_MAX)]),
+    ),
+    vectors: reader.integers("vectors", 0x1_ffff, vectors),
+    writeCache: reader.flag("writeCache"),
+    temperatureOver: reader.integer("temperatureOver", 0xffff),
+    temperatureUnder: reader.integer("temperatureUnder", 0xffff),
+  };
+}
 
 /** What features have an effect on. */
 export interface FeatureEffects {
@@ -63,6 +106,13 @@ export class Features {
   #writeCache = true;
   #temperatureOver = TEMPERATURE_OVER_DEFAULT;
   #temperatureUnder = 0;
+  /**
+   * Interrupt coalescing: how many completions of a vector are told at once; 0 when it is off. Threshold (0's based) and
+   * time must both be given (section 5.21.1.8).
+   */
+  coalescedEntries = 0;
+  /** Interrupt coalescing: how long a completion may wait to be told, in milliseconds. */
+  coalescingMs = 0;
   /** Result of the last {@linkcode Features.get} or {@linkcode Features.set}. */
   dw0 = 0;
 
@@ -79,6 +129,11 @@ export class Features {
   get arbitrationBurst(): number {
     const ab = this.#plain.get(NvmeFeat.ARBITRATION)! & 7;
     return ab === AB_UNLIMITED ? Infinity : 1 << ab;
+  }
+
+  /** Whether completions of a vector may wait for others. */
+  coalesces(vector: number): boolean {
+    return !bit(this.#vectorConfig[vector]!, COALESCING_DISABLED_BIT);
   }
 
   /** Whether the driver wants to know that namespaces change. */
@@ -147,8 +202,35 @@ export class Features {
         return NvmeSc.SUCCESS;
       default:
         this.#plain.set(fid, cdw11);
+        this.#updateCoalescing();
         return NvmeSc.SUCCESS;
     }
+  }
+
+  /** What the driver has chosen. */
+  save(): FeaturesState {
+    return {
+      values: Object.fromEntries(
+        PLAIN_NAMES.map((name) => [name, this.#plain.get(NvmeFeat[name])!]),
+      ),
+      vectors: [...this.#vectorConfig],
+      writeCache: this.#writeCache,
+      temperatureOver: this.#temperatureOver,
+      temperatureUnder: this.#temperatureUnder,
+    };
+  }
+
+  /** Takes over what a driver has chosen. */
+  load(state: FeaturesState): void {
+    for (const name of PLAIN_NAMES) {
+      this.#plain.set(NvmeFeat[name], state.values[name]!);
+    }
+    this.#vectorConfig.set(state.vectors);
+    this.#temperatureOver = state.temperatureOver;
+    this.#temperatureUnder = state.temperatureUnder;
+    this.#writeCache = state.writeCache;
+    this.#effects.setWriteCache(state.writeCache);
+    this.#updateCoalescing();
   }
 
   /** The value now, or null for a feature or a part of one that there is not. */
@@ -230,6 +312,15 @@ export class Features {
     }
     this.#temperatureOver = TEMPERATURE_OVER_DEFAULT;
     this.#temperatureUnder = 0;
+    this.#updateCoalescing();
+  }
+
+  #updateCoalescing(): void {
+    const value = this.#plain.get(NvmeFeat.IRQ_COALESCE)!;
+    const threshold = field(value, 7, 0);
+    const time = field(value, 15, 8);
+    this.coalescedEntries = threshold === 0 || time === 0 ? 0 : threshold + 1;
+    this.coalescingMs = time * AGGREGATION_TIME_MS;
   }
 }
 

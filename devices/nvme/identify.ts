@@ -137,7 +137,7 @@ function setText(
 
 /** Answers Identify commands. */
 export class Identify {
-  readonly #identity: ControllerIdentity;
+  #identity: ControllerIdentity;
   readonly #namespaces: NamespaceSet;
   readonly #mdts: number;
   readonly #bytes = new Uint8Array(IDENTIFY_BYTES);
@@ -152,6 +152,16 @@ export class Identify {
     this.#identity = identity;
     this.#namespaces = namespaces;
     this.#mdts = mdts;
+  }
+
+  /** What the controller says about itself. */
+  get identity(): ControllerIdentity {
+    return this.#identity;
+  }
+
+  /** Takes another name. */
+  rename(serial: string, subnqn: string): void {
+    this.#identity = { ...this.#identity, serial, subnqn };
   }
 
   /** The structure of the last {@linkcode Identify.build}. */

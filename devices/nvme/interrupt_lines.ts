@@ -1,35 +1,60 @@
 /**
- * From posted completions to interrupts: one per completion queue and batch (NVM Express 1.4, section 7.5).
+ * From posted completions to interrupts: one per completion queue and batch (NVM Express 1.4, section 7.5), or fewer
+ * where the driver has asked for that (sections 5.21.1.8 and 5.21.1.9).
  *
  * @module
  */
 
 import { bit } from "../../src/bits.ts";
+import type { Loop, Timer } from "../../src/event_loop.ts";
 import type { Interrupts } from "../../src/pci/device.ts";
 import { NvmeCounter, type NvmeCounters } from "./counters.ts";
+import type { Features } from "./features.ts";
 import type { CompletionQueue } from "./queue.ts";
 import type { QueueSet } from "./queue_set.ts";
+
+/** What {@linkcode InterruptLines} work with. */
+export interface InterruptLinesOptions {
+  readonly interrupts: Interrupts;
+  readonly loop: Loop;
+  readonly queues: QueueSet;
+  readonly features: Features;
+  readonly counters: NvmeCounters;
+  /** How many vectors there are. */
+  readonly vectors: number;
+  /** Completions have waited long enough: {@linkcode InterruptLines.flush} is to be called. */
+  readonly wake: () => void;
+}
 
 /**
  * Raises interrupts.
  *
  * With MSI-X a batch is a message. INTMS masks vectors of the other kinds: with the pin the line is up while an
- * unmasked queue holds completions that the driver has not consumed; with MSI a message that was masked is sent when
- * the mask is lifted and there is still something to consume.
+ * unmasked queue holds completions that it told about and that the driver has not consumed; with MSI a message that was
+ * masked is sent when the mask is lifted and there is still something to consume.
+ *
+ * With interrupt coalescing a completion waits until its vector has as many as the threshold says, or until the time is
+ * over. The time is taken across all vectors, as the standard allows: one timer runs while anything waits, and is left
+ * running when a threshold was reached meanwhile, since stopping it for each batch would cost more than it spares. So a
+ * completion is never told later than it should be, but may be told sooner. Completions of the admin queue and of commands
+ * that failed do not wait, and what the driver has consumed by itself needs no interrupt.
  */
 export class InterruptLines {
-  readonly #interrupts: Interrupts;
-  readonly #queues: QueueSet;
-  readonly #counters: NvmeCounters;
+  readonly #options: InterruptLinesOptions;
+  /** By vector: completions that wait to be told. */
+  readonly #waiting: Uint32Array<ArrayBuffer>;
+  readonly #timer: Timer;
+  #armed = false;
+  /** Whether nothing may wait any longer. */
+  #due = false;
 
-  constructor(
-    interrupts: Interrupts,
-    queues: QueueSet,
-    counters: NvmeCounters,
-  ) {
-    this.#interrupts = interrupts;
-    this.#queues = queues;
-    this.#counters = counters;
+  constructor(options: InterruptLinesOptions) {
+    this.#options = options;
+    this.#waiting = new Uint32Array(options.vectors);
+    this.#timer = options.loop.timer(() => {
+      this.#armed = false;
+      this.hurry();
+    });
   }
 
   /**
@@ -38,52 +63,114 @@ export class InterruptLines {
    * @param mask INTMS
    */
   flush(mask: number): void {
-    const { mode } = this.#interrupts;
-    const queues = this.#queues.completion;
-    if (mode === "intx") return this.#updateLine(queues, mask);
-    for (let i = 0; i < queues.length; i++) {
-      const cq = queues[i]!;
-      if (!cq.untold) continue;
-      if (mode === "msi" && isMasked(mask, cq)) continue;
-      cq.untold = false;
-      if (cq.interrupts) this.#raise(cq.vector);
-    }
+    const { interrupts, queues, features } = this.#options;
+    const { mode } = interrupts;
+    if (features.coalescedEntries > 0) this.#countWaiting();
+    const kept = mode === "intx"
+      ? this.#updateLine(queues.completion, mask)
+      : this.#sendMessages(queues.completion, mode === "msi" ? mask : 0);
+    this.#due = false;
+    if (!kept || this.#armed) return;
+    this.#armed = true;
+    this.#timer.arm(features.coalescingMs);
   }
 
   /** Whether the line follows what drivers consume, so that they must tell. */
   get usesPin(): boolean {
-    return this.#interrupts.mode === "intx";
+    return this.#options.interrupts.mode === "intx";
   }
 
   /** The driver has written INTMS or INTMC. */
   maskChanged(mask: number): void {
     // What is untold and no longer masked is told now; MSI-X knows no such mask.
-    if (this.#interrupts.mode !== "msix") this.flush(mask);
+    if (this.#options.interrupts.mode !== "msix") this.flush(mask);
+  }
+
+  /** What waits is to be told soon. */
+  hurry(): void {
+    this.#due = true;
+    this.#options.wake();
   }
 
   /** Nothing is to be told any more. */
   reset(): void {
-    this.#interrupts.setLevel(false);
+    this.#timer.cancel();
+    this.#armed = this.#due = false;
+    this.#options.interrupts.setLevel(false);
+  }
+
+  /** Stops its timer for good. */
+  close(): void {
+    this.#timer.close();
+  }
+
+  /** @returns Whether completions are kept for later */
+  #sendMessages(queues: readonly CompletionQueue[], mask: number): boolean {
+    let kept = false;
+    for (let i = 0; i < queues.length; i++) {
+      const cq = queues[i]!;
+      if (cq.untold === 0 || isMasked(mask, cq)) continue;
+      if (this.#keeps(cq)) {
+        kept = true;
+        continue;
+      }
+      cq.told();
+      if (cq.interrupts) this.#raise(cq.vector);
+    }
+    return kept;
   }
 
   #raise(vector: number): void {
-    this.#counters.add(NvmeCounter.interrupts, 1);
-    this.#interrupts.raise(vector);
+    this.#options.counters.add(NvmeCounter.interrupts, 1);
+    this.#options.interrupts.raise(vector);
   }
 
-  #updateLine(queues: readonly CompletionQueue[], mask: number): void {
+  /** @returns Whether completions are kept for later */
+  #updateLine(queues: readonly CompletionQueue[], mask: number): boolean {
     let level = false;
+    let anyKept = false;
     for (let i = 0; i < queues.length; i++) {
       const cq = queues[i]!;
       if (!cq.interrupts) continue;
-      if (cq.occupied > 0) this.#queues.watchHead(cq);
-      if (cq.untold && !isMasked(mask, cq)) {
-        cq.untold = false;
-        this.#counters.add(NvmeCounter.interrupts, 1);
+      if (cq.occupied > 0) this.#options.queues.watchHead(cq);
+      if (isMasked(mask, cq)) continue;
+      const kept = cq.untold > 0 && this.#keeps(cq);
+      if (kept) anyKept = true;
+      else if (cq.untold > 0) {
+        cq.told();
+        this.#options.counters.add(NvmeCounter.interrupts, 1);
       }
-      if (cq.occupied > 0 && !isMasked(mask, cq)) level = true;
+      if (cq.occupied > (kept ? cq.untold : 0)) level = true;
     }
-    this.#interrupts.setLevel(level);
+    this.#options.interrupts.setLevel(level);
+    return anyKept;
+  }
+
+  /** Counts what waits, by vector: the threshold is about vectors, which queues may share. */
+  #countWaiting(): void {
+    const { queues } = this.#options;
+    const { completion } = queues;
+    this.#waiting.fill(0);
+    for (let i = 0; i < completion.length; i++) {
+      const cq = completion[i]!;
+      if (cq.untold === 0 || !this.#coalesces(cq)) continue;
+      queues.updateHead(cq);
+      if (cq.occupied === 0) cq.told();
+      else if (cq.untold > cq.occupied) cq.untold = cq.occupied;
+      this.#waiting[cq.vector] = this.#waiting[cq.vector]! + cq.untold;
+    }
+  }
+
+  #coalesces(cq: CompletionQueue): boolean {
+    return cq.qid !== 0 && cq.interrupts &&
+      this.#options.features.coalesces(cq.vector);
+  }
+
+  /** Whether the completions of a queue wait for more, or for the time to pass. */
+  #keeps(cq: CompletionQueue): boolean {
+    const { coalescedEntries } = this.#options.features;
+    return coalescedEntries > 0 && !this.#due && !cq.urgent &&
+      this.#coalesces(cq) && this.#waiting[cq.vector]! < coalescedEntries;
   }
 }
 

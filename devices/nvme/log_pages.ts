@@ -6,6 +6,7 @@
 
 import { setU64 } from "../../src/bits.ts";
 import type { Loop } from "../../src/event_loop.ts";
+import { StateReader } from "../../src/state_reader.ts";
 import { NvmeCounter, type NvmeCounters } from "./counters.ts";
 import { NvmeAdmin, NvmeCmd, NvmeLog } from "./defs.ts";
 import type { Features } from "./features.ts";
@@ -46,10 +47,61 @@ export interface LogPagesOptions {
   readonly firmware: string;
 }
 
+/** A command that failed. */
+export interface ErrorEntryState {
+  readonly sqid: number;
+  readonly cid: number;
+  /** 15 bits. */
+  readonly status: number;
+  readonly nsid: number;
+}
+
+/** Log pages as they are saved. */
+export interface LogPagesState {
+  /** Commands that failed, all of them. */
+  readonly errorCount: number;
+  /** The last ones, the oldest first. */
+  readonly errors: readonly ErrorEntryState[];
+  /** Namespaces that changed since the page was read. */
+  readonly changed: readonly number[];
+  readonly unsafeShutdowns: number;
+  /** How long there has been power, in milliseconds. */
+  readonly poweredMs: number;
+}
+
+/**
+ * Checks the state of log pages.
+ *
+ * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it cannot be
+ */
+export function parseLogPagesState(value: unknown): LogPagesState {
+  const reader = new StateReader(value, "the log pages");
+  const errorCount = reader.integer("errorCount", Number.MAX_SAFE_INTEGER);
+  return {
+    errorCount,
+    errors: reader.list("errors", Math.min(errorCount, ERROR_LOG_ENTRIES))
+      .map(parseErrorEntry),
+    changed: reader.integers("changed", 0xffff_ffff),
+    unsafeShutdowns: reader.integer("unsafeShutdowns", Number.MAX_SAFE_INTEGER),
+    poweredMs: reader.integer("poweredMs", Number.MAX_SAFE_INTEGER),
+  };
+}
+
+function parseErrorEntry(value: unknown): ErrorEntryState {
+  const reader = new StateReader(value, "an entry of the error log");
+  return {
+    sqid: reader.integer("sqid", 0xffff),
+    cid: reader.integer("cid", 0xffff),
+    status: reader.integer("status", 0x7fff),
+    nsid: reader.integer("nsid", 0xffff_ffff),
+  };
+}
+
 /** The log pages of a controller. */
 export class LogPages {
   readonly #options: LogPagesOptions;
-  readonly #poweredMs: number;
+  /** When the power came, on the loop's clock. */
+  #poweredMs: number;
   readonly #errors = new Uint8Array(ERROR_LOG_ENTRIES * ERROR_LOG_ENTRY.SIZE);
   readonly #errorView = new DataView(this.#errors.buffer);
   readonly #changed: number[] = [];
@@ -90,6 +142,41 @@ export class LogPages {
   /** A controller reset: pages are kept, what waits to be told is not. */
   reset(): void {
     this.#changed.length = 0;
+  }
+
+  /** What the pages are built from, counters apart. */
+  save(): LogPagesState {
+    const view = this.#errorView;
+    const errors: ErrorEntryState[] = [];
+    const first = Math.max(0, this.#errorCount - ERROR_LOG_ENTRIES);
+    for (let i = first; i < this.#errorCount; i++) {
+      const at = (i % ERROR_LOG_ENTRIES) * ERROR_LOG_ENTRY.SIZE;
+      errors.push({
+        sqid: view.getUint16(at + ERROR_LOG_ENTRY.SQID, true),
+        cid: view.getUint16(at + ERROR_LOG_ENTRY.CMDID, true),
+        status: view.getUint16(at + ERROR_LOG_ENTRY.STATUS_FIELD, true) >>> 1,
+        nsid: view.getUint32(at + ERROR_LOG_ENTRY.NSID, true),
+      });
+    }
+    return {
+      errorCount: this.#errorCount,
+      errors,
+      changed: [...this.#changed],
+      unsafeShutdowns: this.unsafeShutdowns,
+      poweredMs: Math.floor(this.#options.loop.now() - this.#poweredMs),
+    };
+  }
+
+  /** Takes over what other pages were built from. */
+  load(state: LogPagesState): void {
+    this.#errorCount = state.errorCount - state.errors.length;
+    for (const { sqid, cid, status, nsid } of state.errors) {
+      this.addError(sqid, cid, status, nsid);
+    }
+    this.#changed.push(...state.changed);
+    this.unsafeShutdowns = state.unsafeShutdowns;
+    // The clock of another thread began at another time.
+    this.#poweredMs = this.#options.loop.now() - state.poweredMs;
   }
 
   /**

@@ -5,6 +5,7 @@
  */
 
 import { openBlockBackend } from "../../src/block/open.ts";
+import type { Log } from "../../src/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import type { DeviceModel } from "../model.ts";
 import { type NamespaceStorage, NvmeController } from "./controller.ts";
@@ -15,6 +16,7 @@ import {
   parseNvmeOptions,
   storageName,
 } from "./options.ts";
+import type { NvmeHandOver } from "./state.ts";
 
 export {
   type NamespaceStorage,
@@ -31,12 +33,16 @@ function chooseSerial(context: DeviceContext, options: NvmeOptions): string {
   return deriveSerial(name);
 }
 
-function create(context: DeviceContext, options: NvmeOptions): PciDevice {
-  const { loop, log, memory } = context;
+function create(
+  context: DeviceContext,
+  options: NvmeOptions,
+  inherited?: unknown,
+): PciDevice {
   const storage: NamespaceStorage[] = [];
   try {
     for (const { nsid, block } of options.namespaces) {
-      const backend = openBlockBackend(block, { loop, log, memory });
+      const given = inheritedStorage(inherited, nsid);
+      const backend = openBlockBackend(block, context, given);
       storage.push({ nsid, backend });
     }
     const serial = chooseSerial(context, options);
@@ -48,15 +54,35 @@ function create(context: DeviceContext, options: NvmeOptions): PciDevice {
       queueEntries,
       mapDoorbells,
     }, storage);
-    const disks = storage.map(({ nsid, backend }) =>
-      `namespace ${nsid} on ${backend.description}`
-    );
-    log.info(`NVMe controller ${serial}: ${disks.join(", ")}`, { serial });
+    if (inherited === undefined) announce(context.log, serial, storage);
     return device;
   } catch (error) {
-    for (const { backend } of storage) backend.close();
+    for (const { backend } of storage) {
+      // Until this returns what was inherited is not ours: it stays open.
+      if (inherited !== undefined) backend.handOver?.();
+      backend.close();
+    }
     throw error;
   }
+}
+
+/** What a predecessor gave for a namespace: undefined without a predecessor, null when it gave nothing. */
+function inheritedStorage(inherited: unknown, nsid: number): unknown {
+  if (inherited === undefined) return undefined;
+  const given = inherited as NvmeHandOver | null;
+  const its = given?.namespaces?.find((each) => each.nsid === nsid);
+  return its?.backend ?? null;
+}
+
+function announce(
+  log: Log,
+  serial: string,
+  storage: readonly NamespaceStorage[],
+): void {
+  const disks = storage.map(({ nsid, backend }) =>
+    `namespace ${nsid} on ${backend.description}`
+  );
+  log.info(`NVMe controller ${serial}: ${disks.join(", ")}`, { serial });
 }
 
 /** The model behind `--device nvme`. */

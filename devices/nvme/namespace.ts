@@ -9,7 +9,7 @@ import type {
   BlockClient,
   BlockRequest,
 } from "../../src/block/backend.ts";
-import type { NamespaceIds } from "./identity.ts";
+import { deriveNamespaceIds, type NamespaceIds } from "./identity.ts";
 
 const SECTOR_SHIFT = 9;
 
@@ -19,7 +19,7 @@ export class Namespace implements BlockClient {
   readonly nsid: number;
   readonly backend: BlockBackend;
   /** Names that outlive this process. */
-  readonly ids: NamespaceIds;
+  ids: NamespaceIds;
   /** Bytes of a logical block, as a power of two. */
   readonly lbaShift: number;
   /** Logical blocks. */
@@ -126,6 +126,11 @@ export class NamespaceSet {
       if (backend.setWriteCache(on) < 0) done = false;
     }
     return done;
+  }
+
+  /** Gives all of them the names that follow from another serial number of their controller. */
+  rename(serial: string): void {
+    for (const ns of this.all) ns.ids = deriveNamespaceIds(serial, ns.nsid);
   }
 
   /** Lets every back end begin with what was submitted. */

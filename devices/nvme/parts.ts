@@ -22,6 +22,7 @@ import type { NamespaceSet } from "./namespace.ts";
 import { MSI_VECTORS } from "./pci_spec.ts";
 import { QueueSet } from "./queue_set.ts";
 import { NvmeRegisters } from "./registers.ts";
+import { NVME_STATE_VERSION, type NvmeState } from "./state.ts";
 
 /** What a controller is like. */
 export interface NvmeControllerOptions {
@@ -62,6 +63,7 @@ export class ControllerParts {
   readonly features: Features;
   readonly logs: LogPages;
   readonly events: AsyncEvents = new AsyncEvents();
+  readonly identify: Identify;
   readonly io: IoCommands;
   readonly admin: AdminCommands;
   readonly engine: Engine;
@@ -101,10 +103,63 @@ export class ControllerParts {
       segments: SEGMENTS,
       finish: (command, status) => this.engine.finish(command, status),
     });
-    const identify = new Identify(identity, namespaces, mdts);
-    this.admin = this.#makeAdmin(context, identify, maxTransferBytes);
+    this.identify = new Identify(identity, namespaces, mdts);
+    this.admin = this.#makeAdmin(context, maxTransferBytes);
     this.engine = this.#makeEngine(context, hooks);
-    this.lines = new InterruptLines(interrupts, this.queues, counters);
+    this.lines = new InterruptLines({
+      interrupts,
+      loop,
+      queues: this.queues,
+      features: this.features,
+      counters,
+      vectors: queues + 1,
+      wake: hooks.wake,
+    });
+  }
+
+  /** How many commands were fetched and are to come to an end; those that wait for an event may wait for ever. */
+  get inFlight(): number {
+    return this.engine.busy - this.events.waiting;
+  }
+
+  /** Everything but whether the controller is running, while nothing is in flight. */
+  save(): Omit<NvmeState, "running" | "resetAsked"> {
+    const { serial, subnqn } = this.identify.identity;
+    return {
+      version: NVME_STATE_VERSION,
+      serial,
+      subnqn,
+      registers: this.registers.save(),
+      queues: this.queues.save(),
+      doorbells: this.doorbells.save(),
+      features: this.features.save(),
+      events: this.events.save(),
+      logs: this.logs.save(),
+      counters: this.counters.toRecord(),
+      namespaces: this.namespaces.all.map(({ nsid, lbaShift, blocks }) => (
+        { nsid, lbaShift, blocks }
+      )),
+    };
+  }
+
+  /** Takes over a state that was checked, on parts just made. */
+  load(state: NvmeState): void {
+    this.identify.rename(state.serial, state.subnqn);
+    this.namespaces.rename(state.serial);
+    this.registers.load(state.registers);
+    const { pageShift } = this.registers;
+    this.data.setPageShift(pageShift);
+    this.queues.load(state.queues, 2 ** pageShift);
+    this.doorbells.load(state.doorbells);
+    this.features.load(state.features);
+    this.logs.load(state.logs);
+    this.counters.load(state.counters);
+    this.events.load(state.events);
+    for (const { cid, nsid } of state.events.held) {
+      this.events.hold(
+        this.engine.restore(this.queues.sq(0)!, cid, nsid),
+      );
+    }
   }
 
   #makeQueues(
@@ -136,7 +191,6 @@ export class ControllerParts {
 
   #makeAdmin(
     context: DeviceContext,
-    identify: Identify,
     maxTransferBytes: number,
   ): AdminCommands {
     return new AdminCommands({
@@ -144,7 +198,7 @@ export class ControllerParts {
       data: this.data,
       queues: this.queues,
       doorbells: this.doorbells,
-      identify,
+      identify: this.identify,
       features: this.features,
       logs: this.logs,
       events: this.events,

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { u64 } from "../../src/bits.ts";
 import {
   Access,
   type GuestMemory,
@@ -12,7 +13,11 @@ import {
 } from "../../src/memory/guest_memory.ts";
 import { MappedWindow } from "../../src/memory/mapped_window.ts";
 import type { Command } from "./command.ts";
-import { CQE, CQE_BYTES, SQE, SQE_BYTES } from "./defs.ts";
+import { CQE, CQE_BYTES, NvmeSc, SQE, SQE_BYTES } from "./defs.ts";
+import type {
+  CompletionQueueState,
+  SubmissionQueueState,
+} from "./queue_state.ts";
 
 const CIDS = 0x1_0000;
 const UNRESOLVED = -1;
@@ -58,8 +63,10 @@ export class CompletionQueue {
   tail = 0;
   /** Entries that commands in flight will need. */
   reserved = 0;
-  /** Whether entries were posted that no interrupt has told about. */
-  untold = false;
+  /** Entries that were posted and that no interrupt has told about. */
+  untold = 0;
+  /** Whether one of those is of a command that failed. */
+  urgent = false;
   /** The doorbell value that was refused last. */
   rejected = NOTHING;
   readonly #memory: GuestMemory;
@@ -128,11 +135,45 @@ export class CompletionQueue {
       at + CQE.CID_STATUS,
       cid | this.#phase << 16 | status << 17,
     );
-    this.untold = true;
+    this.untold++;
+    if (status !== NvmeSc.SUCCESS) this.urgent = true;
     if (++this.tail === this.size) {
       this.tail = 0;
       this.#phase ^= 1;
     }
+  }
+
+  /** An interrupt tells about everything that was posted. */
+  told(): void {
+    this.untold = 0;
+    this.urgent = false;
+  }
+
+  /** What it is and where it is; nothing may be reserved. */
+  save(): CompletionQueueState {
+    return {
+      qid: this.qid,
+      size: this.size,
+      iova: this.#iova,
+      vector: this.vector,
+      interrupts: this.interrupts,
+      head: this.head,
+      tail: this.tail,
+      phase: this.#phase,
+      untold: this.untold,
+      urgent: this.urgent,
+      rejected: this.rejected === NOTHING ? null : this.rejected,
+    };
+  }
+
+  /** Goes on from where another was. */
+  load(state: CompletionQueueState): void {
+    this.head = state.head;
+    this.tail = state.tail;
+    this.#phase = state.phase;
+    this.untold = state.untold;
+    this.urgent = state.urgent;
+    this.rejected = state.rejected ?? NOTHING;
   }
 
   #resolve(): boolean {
@@ -234,5 +275,25 @@ export class SubmissionQueue {
   /** Marks a command identifier as free. */
   releaseCid(cid: number): void {
     this.#cids[cid >>> 5]! &= ~(1 << (cid & 31));
+  }
+
+  /** What it is and where it is, apart from commands that wait for an event. */
+  save(): SubmissionQueueState {
+    return {
+      qid: this.qid,
+      size: this.size,
+      iova: u64(this.#baseLow, this.#baseHigh),
+      cqid: this.cq.qid,
+      head: this.head,
+      tail: this.tail,
+      rejected: this.rejected === NOTHING ? null : this.rejected,
+    };
+  }
+
+  /** Goes on from where another was. */
+  load(state: SubmissionQueueState): void {
+    this.head = state.head;
+    this.tail = state.tail;
+    this.rejected = state.rejected ?? NOTHING;
   }
 }

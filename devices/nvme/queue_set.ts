@@ -22,6 +22,7 @@ import {
   tailDoorbell,
 } from "./doorbells.ts";
 import { CompletionQueue, SubmissionQueue } from "./queue.ts";
+import type { QueueSetState } from "./queue_state.ts";
 
 /** What a {@linkcode QueueSet} works with. */
 export interface QueueSetOptions {
@@ -215,6 +216,31 @@ export class QueueSet {
     this.#options.doorbells.reset();
   }
 
+  /** Every queue; no command may be in flight but those that wait for an event. */
+  save(): QueueSetState {
+    return {
+      completion: this.#activeCqs.map((cq) => cq.save()),
+      submission: this.#activeSqs.map((sq) => sq.save()),
+    };
+  }
+
+  /** Makes the queues that another set had; neither rings nor doorbells are touched. */
+  load(state: QueueSetState, pageBytes: number): void {
+    const { memory } = this.#options;
+    this.#pageBytes = pageBytes;
+    for (const each of state.completion) {
+      const { vector, interrupts } = each;
+      const cq = new CompletionQueue(memory, each, vector, interrupts);
+      cq.load(each);
+      this.#putCq(cq);
+    }
+    for (const each of state.submission) {
+      const sq = new SubmissionQueue(memory, each, this.#cqs[each.cqid]!);
+      sq.load(each);
+      this.#putSq(sq);
+    }
+  }
+
   /** The value that each doorbell has, for Doorbell Buffer Config. */
   doorbellValues(): Uint32Array {
     const values = new Uint32Array(this.#options.doorbells.count);
@@ -346,16 +372,24 @@ export class QueueSet {
   }
 
   #addCq(cq: CompletionQueue): void {
-    this.#cqs[cq.qid] = cq;
-    this.#activeCqs = [...this.#activeCqs, cq];
+    this.#putCq(cq);
     this.#options.doorbells.create(headDoorbell(cq.qid));
   }
 
+  #putCq(cq: CompletionQueue): void {
+    this.#cqs[cq.qid] = cq;
+    this.#activeCqs = [...this.#activeCqs, cq];
+  }
+
   #addSq(sq: SubmissionQueue): void {
+    this.#putSq(sq);
+    this.#options.doorbells.create(tailDoorbell(sq.qid));
+  }
+
+  #putSq(sq: SubmissionQueue): void {
     this.#sqs[sq.qid] = sq;
     sq.cq.users++;
     this.#activeSqs = [...this.#activeSqs, sq];
-    this.#options.doorbells.create(tailDoorbell(sq.qid));
   }
 
   #removeSq(sq: SubmissionQueue): void {

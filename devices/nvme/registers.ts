@@ -8,6 +8,7 @@
 import { bit, field, withBit } from "../../src/bits.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import { RegisterMap, type RegisterName } from "../../src/pci/register_map.ts";
+import { StateReader } from "../../src/state_reader.ts";
 import {
   NVME_CC,
   NVME_CSTS,
@@ -53,6 +54,7 @@ export const NVME_REGISTERS: RegisterMap<RegisterName<typeof ROWS>> =
 
 const OFFSET = NVME_REGISTERS.offsets;
 const HIGH = 4;
+const U32_MAX = 0xffff_ffff;
 
 /** CAP.TO in units of 500 ms: how long a driver waits for CSTS.RDY. */
 const TIMEOUT_UNITS = 40;
@@ -68,6 +70,36 @@ export const RegisterEffect = {
 
 /** An effect of {@linkcode RegisterEffect}. */
 export type RegisterEffect = typeof RegisterEffect[keyof typeof RegisterEffect];
+
+/** Registers as they are saved. */
+export interface RegistersState {
+  readonly cc: number;
+  readonly csts: number;
+  /** INTMS. */
+  readonly interruptMask: number;
+  readonly aqa: number;
+  /** Low and high word. */
+  readonly asq: readonly number[];
+  /** Low and high word. */
+  readonly acq: readonly number[];
+}
+
+/**
+ * Checks the state of registers.
+ *
+ * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it cannot be
+ */
+export function parseRegistersState(value: unknown): RegistersState {
+  const reader = new StateReader(value, "the registers");
+  return {
+    cc: reader.integer("cc", NVME_CC.WRITABLE),
+    csts: reader.integer("csts", U32_MAX),
+    interruptMask: reader.integer("interruptMask", U32_MAX),
+    aqa: reader.integer("aqa", U32_MAX),
+    asq: reader.integers("asq", U32_MAX, 2),
+    acq: reader.integers("acq", U32_MAX, 2),
+  };
+}
 
 /** The registers of one controller. */
 export class NvmeRegisters {
@@ -147,6 +179,28 @@ export class NvmeRegisters {
     this.aqa = 0;
     this.asq.fill(0);
     this.acq.fill(0);
+  }
+
+  /** What can change. */
+  save(): RegistersState {
+    return {
+      cc: this.cc,
+      csts: this.csts >>> 0,
+      interruptMask: this.interruptMask,
+      aqa: this.aqa,
+      asq: [...this.asq],
+      acq: [...this.acq],
+    };
+  }
+
+  /** Takes over what others held. */
+  load(state: RegistersState): void {
+    this.cc = state.cc;
+    this.csts = state.csts;
+    this.interruptMask = state.interruptMask;
+    this.aqa = state.aqa;
+    this.asq.set(state.asq);
+    this.acq.set(state.acq);
   }
 
   /** Reads a register, or a part of one; 0 where there is none. */

@@ -10,10 +10,9 @@ import {
   type BlockRequest,
   PENDING,
 } from "../../src/block/backend.ts";
-import { formatSize, parseSize } from "../../src/block/size.ts";
+import { formatSize } from "../../src/block/size.ts";
 import { Errno } from "../../src/errno.ts";
 import type { BottomHalf } from "../../src/event_loop.ts";
-import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
 import type {
   AccessWidth,
   DeviceCommand,
@@ -22,6 +21,7 @@ import type {
 import type { VirtioDevice, VirtioTransport } from "../../src/virtio/device.ts";
 import type { Features } from "../../src/virtio/features.ts";
 import type { Virtqueue } from "../../src/virtio/queue.ts";
+import { resizeCommand } from "./commands.ts";
 import {
   BlkConfig,
   diskFeatures,
@@ -33,17 +33,21 @@ import {
   PCI_CLASS_STORAGE_SCSI,
   VIRTIO_BLK_CONFIG,
   VIRTIO_BLK_F,
-  VIRTIO_BLK_S,
-  VIRTIO_BLK_T,
   VIRTIO_ID_BLOCK,
 } from "./defs.ts";
-import { type Slot, SlotPool, SlotState } from "./in_flight.ts";
+import { isReachable, type Slot, SlotPool, SlotState } from "./in_flight.ts";
 import {
   RequestParser,
   statusOfResult,
   StatusWriter,
   Verdict,
 } from "./request.ts";
+import {
+  parseVirtioBlkState,
+  VIRTIO_BLK_STATE_VERSION,
+  type VirtioBlkHandOver,
+  type VirtioBlkState,
+} from "./state.ts";
 
 /** What a {@linkcode VirtioBlk} is made with. */
 export interface VirtioBlkParts {
@@ -54,6 +58,8 @@ export interface VirtioBlkParts {
   readonly backend: BlockBackend;
   /** How it behaves. */
   readonly options: DiskOptions;
+  /** What was counted where the disk came from, by name; counting goes on from there. */
+  readonly counters?: Readonly<Record<string, number>>;
 }
 
 /** Requests that are taken from a queue before the loop gets its turn. */
@@ -145,12 +151,8 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
       onUnmap: () => this.#drain(),
       onChange: () => this.#unpark(),
     });
-    this.commands = {
-      resize: {
-        help: "resize SIZE: change the disk's size; without a word, tell",
-        run: (args) => this.#runResize(args),
-      },
-    };
+    this.commands = { resize: resizeCommand(backend) };
+    if (parts.counters !== undefined) this.#counters.goOnFrom(parts.counters);
     this.#setWriteCache(options.writeCache);
     backend.start(this);
   }
@@ -202,6 +204,55 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     this.#unpark();
     // What was pushed meanwhile is shown now.
     this.#publish.schedule();
+  }
+
+  hold(): number {
+    // The queues give nothing new. What a drain has parked was submitted again at once, unless the disk is paused.
+    return this.#pool.used;
+  }
+
+  save(): VirtioBlkState {
+    return {
+      version: VIRTIO_BLK_STATE_VERSION,
+      writeback: this.#config.writeback,
+      sizeBytes: this.#parser.limits.sizeBytes,
+    };
+  }
+
+  load(value: unknown): void {
+    const state = parseVirtioBlkState(value);
+    this.#setWriteCache(state.writeback);
+    // The driver knows another size than the storage has by now, or a twin on another thread has changed it.
+    const { sizeBytes } = this.#parser.limits;
+    if (state.sizeBytes === sizeBytes) return;
+    if (!this.#backend.rescan?.()) this.#transport.configChanged();
+  }
+
+  queueGroup(queue: number): number {
+    return queue;
+  }
+
+  share(): VirtioBlkHandOver {
+    const backend = this.#backend;
+    if (backend.share === undefined) {
+      throw new Error(
+        `Cannot use several IOThreads: ${backend.description} is served by one`,
+      );
+    }
+    return { backend: backend.share(), counters: {} };
+  }
+
+  handOver(): VirtioBlkHandOver {
+    const backend = this.#backend;
+    if (backend.handOver === undefined) {
+      throw new Error(
+        `Cannot move the disk: ${backend.description} stays on its thread`,
+      );
+    }
+    return {
+      backend: backend.handOver(),
+      counters: this.#counters.toRecord(),
+    };
   }
 
   resetQueue(queue: Virtqueue): void {
@@ -257,6 +308,7 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
       sizeBytes,
     });
     this.#transport.configChanged();
+    this.#transport.sharedStateChanged?.();
   }
 
   counters(): Readonly<Record<string, number>> {
@@ -316,10 +368,10 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     }
     if (verdict === Verdict.SUBMIT) return this.#submit(slot);
     if (verdict === Verdict.BROKEN) {
-      this.#pool.release(slot);
       // What was served before it shall be seen.
       this.#publishQueue(slot.queue);
-      this.#fail(this.#parser.lastError);
+      this.#failAt(slot, this.#parser.lastError);
+      this.#pool.release(slot);
       return false;
     }
     this.#finish(slot, verdict);
@@ -356,7 +408,7 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     const written = this.#status.complete(slot, status);
     // Where guest memory is reached by messages, a reset may have come meanwhile.
     if (!this.#isAlive(slot)) return this.#drop(slot);
-    this.#count(slot, status);
+    this.#counters.countRequest(slot, status);
     this.#queues[slot.queue]!.push(slot.chain.head, written);
     this.#dirty[slot.queue] = 1;
     this.#pool.release(slot);
@@ -430,9 +482,12 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
   }
 
   #resubmit(slot: Slot): boolean {
-    if (!this.#isReachable(slot)) {
+    if (!isReachable(slot.chain, this.#context.memory)) {
+      this.#failAt(
+        slot,
+        "memory was unmapped that a request in flight was using",
+      );
       this.#drop(slot);
-      this.#fail("memory was unmapped that a request in flight was using");
       return false;
     }
     this.#counters.add(BlkCounter.reissued, 1);
@@ -440,21 +495,10 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     return this.#submit(slot);
   }
 
-  /** Whether the buffers of a request are still guest memory: asked right after a mapping went away. */
-  #isReachable(slot: Slot): boolean {
-    return this.#isMapped(slot.chain.writable) &&
-      this.#isMapped(slot.chain.readable);
-  }
-
-  #isMapped(list: ScatterGather): boolean {
-    try {
-      for (let i = 0; i < list.count; i++) {
-        this.#context.memory.bytes(list.base(i), list.length(i));
-      }
-      return true;
-    } catch {
-      return false;
-    }
+  /** Gives up because of a request. Its chain stays with the queue, which shows the driver nothing any more. */
+  #failAt(slot: Slot, reason: string): void {
+    this.#fail(reason);
+    this.#queues[slot.queue]!.push(slot.chain.head, 0);
   }
 
   #fail(reason: string): void {
@@ -472,59 +516,5 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     this.#config.writeback = on;
     const result = this.#backend.setWriteCache(on);
     this.#parser.limits.durableWrites = !on && result < 0;
-  }
-
-  #count(slot: Slot, status: number): void {
-    const counters = this.#counters;
-    if (status === VIRTIO_BLK_S.UNSUPP) {
-      return counters.add(BlkCounter.unsupported, 1);
-    }
-    if (status !== VIRTIO_BLK_S.OK) return counters.add(BlkCounter.errors, 1);
-    switch (slot.type) {
-      case VIRTIO_BLK_T.IN:
-        counters.add(BlkCounter.reads, 1);
-        return counters.add(BlkCounter.readBytes, slot.dataBytes);
-      case VIRTIO_BLK_T.OUT:
-        counters.add(BlkCounter.writes, 1);
-        return counters.add(
-          BlkCounter.writtenBytes,
-          slot.chain.readable.lengthBytes,
-        );
-      case VIRTIO_BLK_T.FLUSH:
-        return counters.add(BlkCounter.flushes, 1);
-      case VIRTIO_BLK_T.DISCARD:
-        return counters.add(BlkCounter.discards, 1);
-      case VIRTIO_BLK_T.WRITE_ZEROES:
-        return counters.add(BlkCounter.writeZeroes, 1);
-      case VIRTIO_BLK_T.GET_ID:
-        return counters.add(BlkCounter.getIds, 1);
-    }
-  }
-
-  #runResize(args: readonly string[]): string {
-    const [text, ...rest] = args;
-    if (text !== undefined) this.#resize(text, rest);
-    return `the disk has ${formatSize(this.#backend.info.sizeBytes)}`;
-  }
-
-  #resize(text: string, rest: readonly string[]): void {
-    const sizeBytes = rest.length > 0 ? null : parseSize(text);
-    const { logicalBlockBytes } = this.#backend.info;
-    if (
-      sizeBytes === null || sizeBytes < logicalBlockBytes ||
-      sizeBytes % logicalBlockBytes !== 0
-    ) {
-      throw new Error(
-        `Cannot resize to ${
-          [text, ...rest].join(" ")
-        }: a size like 10G, in blocks of ${logicalBlockBytes} bytes, is wanted`,
-      );
-    }
-    if (this.#backend.resize === undefined) {
-      throw new Error(
-        `Cannot resize: ${this.#backend.description} has a size of its own`,
-      );
-    }
-    this.#backend.resize(sizeBytes);
   }
 }

@@ -6,6 +6,7 @@
 
 import { BlockRequest } from "../../src/block/backend.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
+import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
 import { Chain } from "../../src/virtio/queue.ts";
 import { VIRTIO_BLK_RANGE } from "./defs.ts";
 
@@ -130,5 +131,21 @@ export class SlotPool {
     const slot = new Slot(this.#memory, this.#segments, tag);
     this.#slots.push(slot);
     return slot;
+  }
+}
+
+/** Whether the buffers of a request are still guest memory: to be asked right after a mapping went away. */
+export function isReachable(chain: Chain, memory: GuestMemory): boolean {
+  return isMapped(chain.writable, memory) && isMapped(chain.readable, memory);
+}
+
+function isMapped(list: ScatterGather, memory: GuestMemory): boolean {
+  try {
+    for (let i = 0; i < list.count; i++) {
+      memory.bytes(list.base(i), list.length(i));
+    }
+    return true;
+  } catch {
+    return false;
   }
 }

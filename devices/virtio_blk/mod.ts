@@ -4,11 +4,17 @@
  * @module
  */
 
+import type { BlockBackend } from "../../src/block/backend.ts";
 import { openBlockBackend } from "../../src/block/open.ts";
+import { BlockKind } from "../../src/block/option_table.ts";
 import { formatSize } from "../../src/block/size.ts";
+import type { Log } from "../../src/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
-import { ringFeatures } from "../../src/virtio/options.ts";
-import { VirtioPci } from "../../src/virtio/virtio_pci.ts";
+import { mapsNotify, ringFeatures } from "../../src/virtio/options.ts";
+import {
+  VirtioPci,
+  type VirtioPciHandOver,
+} from "../../src/virtio/virtio_pci.ts";
 import type { DeviceModel } from "../model.ts";
 import {
   parseVirtioBlkOptions,
@@ -16,31 +22,57 @@ import {
   type VirtioBlkOptions,
 } from "./config.ts";
 import { VirtioBlk } from "./device.ts";
+import type { VirtioBlkHandOver } from "./state.ts";
 
 export { VirtioBlk, type VirtioBlkParts } from "./device.ts";
 export { type DiskOptions, type VirtioBlkOptions } from "./config.ts";
 
-function create(context: DeviceContext, options: VirtioBlkOptions): PciDevice {
+/** What a predecessor gave, by way of the transport. */
+type Inherited = VirtioBlkHandOver & VirtioPciHandOver;
+
+function create(
+  context: DeviceContext,
+  options: VirtioBlkOptions,
+  inherited?: unknown,
+): PciDevice {
   const { loop, log, memory } = context;
-  const backend = openBlockBackend(options.block, { loop, log, memory });
+  const given = inherited as Inherited | undefined;
+  const backend = openBlockBackend(
+    options.block,
+    { loop, log, memory },
+    // A predecessor always has storage to give: null is refused, and nothing opened anew.
+    given === undefined ? undefined : given?.backend ?? null,
+  );
   try {
+    const counters = given === undefined ? {} : { counters: given.counters };
     const device = new VirtioPci(
       context,
-      (transport) => new VirtioBlk({ context, transport, backend, options }),
-      { ringFeatures: ringFeatures(options.rings) },
+      (transport) =>
+        new VirtioBlk({ context, transport, backend, options, ...counters }),
+      {
+        ringFeatures: ringFeatures(options.rings),
+        mapNotify: mapsNotify(options.rings),
+        counters: given?.sessionCounters ?? {},
+      },
     );
-    const { sizeBytes, readonly } = backend.info;
-    log.info(
-      `disk of ${formatSize(sizeBytes)}${
-        readonly ? ", read-only" : ""
-      }, on ${backend.description}`,
-      { sizeBytes, readonly, storage: backend.description },
-    );
+    if (given === undefined) announce(log, backend);
     return device;
   } catch (error) {
+    // Until this returns what was inherited is not ours: it stays open.
+    if (given !== undefined) backend.handOver?.();
     backend.close();
     throw error;
   }
+}
+
+function announce(log: Log, backend: BlockBackend): void {
+  const { sizeBytes, readonly } = backend.info;
+  log.info(
+    `disk of ${formatSize(sizeBytes)}${
+      readonly ? ", read-only" : ""
+    }, on ${backend.description}`,
+    { sizeBytes, readonly, storage: backend.description },
+  );
 }
 
 /** The model behind `--device virtio-blk`. */
@@ -49,5 +81,8 @@ export const virtioBlkModel: DeviceModel<VirtioBlkOptions> = {
   help: "virtio disk",
   options: VIRTIO_BLK_OPTIONS,
   parse: parseVirtioBlkOptions,
+  // An NBD server promises what it does for one connection only.
+  maxIOThreads: ({ block, queues }) =>
+    block.kind === BlockKind.NBD ? 1 : queues,
   create,
 };

@@ -108,6 +108,8 @@ interface Case {
   readonly later?: boolean;
   readonly shadow?: boolean;
   readonly sgl?: boolean;
+  /** Completions to aggregate, 0's based. */
+  readonly coalesced?: number;
 }
 
 const CASES: readonly Case[] = [
@@ -126,9 +128,12 @@ const CASES: readonly Case[] = [
     later: true,
     shadow: true,
   },
+  { name: "one page, interrupts coalesced", bytes: 4096, coalesced: 5 },
 ];
 
-for (const { name, bytes, write, later, shadow, sgl } of CASES) {
+for (
+  const { name, bytes, write, later, shadow, sgl, coalesced } of CASES
+) {
   Deno.test(`NvmeController allocates nothing per I/O: ${name}`, () => {
     const memory = new ArrayMemory([]);
     const iova = 0x1_0000_0000;
@@ -168,6 +173,7 @@ for (const { name, bytes, write, later, shadow, sgl } of CASES) {
     driver.enable();
     const pair = driver.createPair(1, SIZE);
     if (shadow === true) driver.configureShadow();
+    if (coalesced !== undefined) driver.setFeature(8, coalesced | 255 << 8);
     disk.later = later ?? false;
 
     // From here on only what allocates nothing: entries are made once and rung by number.

@@ -13,6 +13,7 @@ const DEFAULT_RINGS = {
   eventIdx: true,
   indirect: true,
   notificationData: false,
+  doorbells: "auto" as const,
 };
 
 Deno.test("parseVirtioBlkOptions has defaults that make a disk", () => {

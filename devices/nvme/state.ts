@@ -1,0 +1,146 @@
+/**
+ * What of a controller outlasts a move: its state, and what was opened for it.
+ *
+ * @module
+ */
+
+import { bit, field } from "../../src/bits.ts";
+import { StateReader } from "../../src/state_reader.ts";
+import { type CountersState, parseCountersState } from "./counters.ts";
+import { NVME_CC, NVME_CSTS, NVME_MPS_MAX } from "./defs.ts";
+import { type DoorbellsState, parseDoorbellsState } from "./doorbells.ts";
+import { type EventsState, parseEventsState } from "./events.ts";
+import { type FeaturesState, parseFeaturesState } from "./features.ts";
+import { type LogPagesState, parseLogPagesState } from "./log_pages.ts";
+import {
+  parseQueueSetState,
+  type QueueLimits,
+  type QueueSetState,
+} from "./queue_state.ts";
+import { parseRegistersState, type RegistersState } from "./registers.ts";
+
+/** The version of {@linkcode NvmeState}. */
+export const NVME_STATE_VERSION = 1;
+
+/** A namespace as the driver knows it. */
+export interface NamespaceState {
+  readonly nsid: number;
+  /** Bytes of a logical block, as a power of two. */
+  readonly lbaShift: number;
+  /** Logical blocks. */
+  readonly blocks: number;
+}
+
+/** Everything that a driver could tell a controller by; no command is in flight but those that wait for an event. */
+export interface NvmeState {
+  readonly version: typeof NVME_STATE_VERSION;
+  /** Serial number, and qualified name of the subsystem; those of the namespaces follow from the first. */
+  readonly serial: string;
+  readonly subnqn: string;
+  /** Whether commands are fetched: ready, and no reset asked for. */
+  readonly running: boolean;
+  /** Whether CC.EN was cleared, and what that asks for is not done yet. */
+  readonly resetAsked: boolean;
+  readonly registers: RegistersState;
+  readonly queues: QueueSetState;
+  readonly doorbells: DoorbellsState;
+  readonly features: FeaturesState;
+  readonly events: EventsState;
+  readonly logs: LogPagesState;
+  readonly counters: CountersState;
+  readonly namespaces: readonly NamespaceState[];
+}
+
+/** What a controller gives to its successor in the same process. */
+export interface NvmeHandOver {
+  /** Storage for openBlockBackend, by namespace. */
+  readonly namespaces: readonly {
+    readonly nsid: number;
+    readonly backend: unknown;
+  }[];
+}
+
+/** What a controller is like that a state is loaded into. */
+export interface NvmeStateLimits extends QueueLimits {
+  /** Whether clients map its doorbells. */
+  readonly mapDoorbells: boolean;
+  /** Its namespaces, in order. */
+  readonly namespaces: readonly {
+    readonly nsid: number;
+    readonly lbaShift: number;
+  }[];
+}
+
+/**
+ * Checks a saved state, all of it.
+ *
+ * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it is none of such a controller
+ */
+export function parseNvmeState(
+  value: unknown,
+  limits: NvmeStateLimits,
+): NvmeState {
+  const reader = new StateReader(value, "the NVMe controller");
+  reader.version(NVME_STATE_VERSION);
+  const pairs = limits.pairs + 1;
+  const state: NvmeState = {
+    version: NVME_STATE_VERSION,
+    serial: reader.text("serial"),
+    subnqn: reader.text("subnqn"),
+    running: reader.flag("running"),
+    resetAsked: reader.flag("resetAsked"),
+    registers: parseRegistersState(reader.value("registers")),
+    queues: parseQueueSetState(reader.value("queues"), limits),
+    doorbells: parseDoorbellsState(
+      reader.value("doorbells"),
+      pairs * 2,
+      limits.mapDoorbells,
+    ),
+    features: parseFeaturesState(reader.value("features"), pairs),
+    events: parseEventsState(reader.value("events")),
+    logs: parseLogPagesState(reader.value("logs")),
+    counters: parseCountersState(reader.value("counters")),
+    namespaces: parseNamespaces(reader, limits),
+  };
+  checkTogether(reader, state);
+  return state;
+}
+
+function parseNamespaces(
+  reader: StateReader,
+  limits: NvmeStateLimits,
+): NamespaceState[] {
+  const list = reader.list("namespaces").map((each) => {
+    const one = new StateReader(each, "a namespace");
+    return {
+      nsid: one.integer("nsid", 0xffff_ffff),
+      lbaShift: one.integer("lbaShift", 31),
+      blocks: one.integer("blocks", Number.MAX_SAFE_INTEGER),
+    };
+  });
+  const describe = (all: NvmeStateLimits["namespaces"]) =>
+    all.map(({ nsid, lbaShift }) => `${nsid} in blocks of ${1 << lbaShift}`)
+      .join(", ");
+  const its = describe(list);
+  const ours = describe(limits.namespaces);
+  if (its === ours) return list;
+  throw reader.refused(
+    `its state has namespaces ${its}, and this one ${ours}`,
+  );
+}
+
+/** Refuses what each part could be but not all of them together. */
+function checkTogether(reader: StateReader, state: NvmeState): void {
+  const { cc, csts } = state.registers;
+  const { completion, submission } = state.queues;
+  const hasAdmin = completion.some(({ qid }) => qid === 0) &&
+    submission.some(({ qid, cqid }) => qid === 0 && cqid === 0);
+  const ready = bit(cc, NVME_CC.EN) && bit(csts, NVME_CSTS.RDY) &&
+    field(cc, ...NVME_CC.MPS) <= NVME_MPS_MAX;
+  if (state.running && (!ready || !hasAdmin)) {
+    throw reader.refused("its state is running without being ready");
+  }
+  if (state.events.held.length > 0 && !hasAdmin) {
+    throw reader.refused("its state has commands of no queue");
+  }
+}

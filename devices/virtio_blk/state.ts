@@ -1,0 +1,42 @@
+/**
+ * What of a disk outlasts a move: its state, and what was opened for it.
+ *
+ * @module
+ */
+
+import { StateReader } from "../../src/state_reader.ts";
+
+/** The version of {@linkcode VirtioBlkState}. */
+export const VIRTIO_BLK_STATE_VERSION = 1;
+
+/** What a driver could tell a disk by, beyond what is the transport's. */
+export interface VirtioBlkState {
+  readonly version: typeof VIRTIO_BLK_STATE_VERSION;
+  /** The cache mode, as the driver reads it and may have set it. */
+  readonly writeback: boolean;
+  /** The capacity that the driver was told. */
+  readonly sizeBytes: number;
+}
+
+/** What a disk gives to its successor in the same process. */
+export interface VirtioBlkHandOver {
+  /** For openBlockBackend. */
+  readonly backend: unknown;
+  /** By name. */
+  readonly counters: Readonly<Record<string, number>>;
+}
+
+/**
+ * Checks a saved state.
+ *
+ * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it is none of a disk
+ */
+export function parseVirtioBlkState(value: unknown): VirtioBlkState {
+  const reader = new StateReader(value, "the disk");
+  reader.version(VIRTIO_BLK_STATE_VERSION);
+  return {
+    version: VIRTIO_BLK_STATE_VERSION,
+    writeback: reader.flag("writeback"),
+    sizeBytes: reader.integer("sizeBytes", Number.MAX_SAFE_INTEGER),
+  };
+}
