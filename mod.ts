@@ -8,7 +8,8 @@
  * ```
  *
  * Import it, and write a device of your own: a {@linkcode DeviceModel} that makes a {@linkcode PciDevice} (or a
- * {@linkcode VirtioDevice} behind {@linkcode VirtioPci}), run with `--device ./model.ts`.
+ * {@linkcode VirtioDevice} behind {@linkcode VirtioPci}), run with `--device ./model.ts`. A program that serves devices
+ * itself imports `@outboard/outboard/process`.
  *
  * @module
  */

@@ -12,12 +12,19 @@ import {
   type LogFormat,
   type LogLevel,
 } from "../process/logging.ts";
+import {
+  type MetricsEndpoint,
+  parseMetricsEndpoint,
+} from "../process/metrics_endpoint.ts";
 import type { Endpoint } from "../process/sockets.ts";
+import {
+  IOTHREADS_DEFAULT,
+  type IOThreadsArgument,
+  parseIOThreads,
+} from "./iothreads.ts";
+import { UsageError } from "./usage_error.ts";
 
-/** A command line that makes no sense; the message says what would. Exit status 2. */
-export class UsageError extends Error {
-  override readonly name: string = "UsageError";
-}
+export { UsageError };
 
 /** `MODEL,key=value,…` taken apart. */
 export interface DeviceArgument {
@@ -41,6 +48,8 @@ export type Command =
       readonly endpoint: Endpoint;
     }[];
     readonly control: string | null;
+    readonly metrics: MetricsEndpoint | null;
+    readonly iothreads: IOThreadsArgument;
     /** Longest polling before an IOThread sleeps, in microseconds; Infinity for always. */
     readonly pollMaxUs: number;
     readonly logLevel: LogLevel;
@@ -101,6 +110,16 @@ function parsePath(option: string, path: string): string {
   return path;
 }
 
+function parseMetrics(text: string): MetricsEndpoint {
+  const endpoint = parseMetricsEndpoint(text);
+  if (endpoint === null) {
+    throw new UsageError(
+      `Cannot use --metrics ${text}: give a port, such as 9100, a numeric address and a port, such as 127.0.0.1:9100, or a path`,
+    );
+  }
+  return endpoint;
+}
+
 /** A loop that nobody told to poll sleeps at once. */
 const POLL_MAX_US_DEFAULT = 0;
 
@@ -136,6 +155,8 @@ const OPTIONS = {
   "socket-path": { type: "string" },
   "fd": { type: "string" },
   "control": { type: "string" },
+  "metrics": { type: "string" },
+  "iothreads": { type: "string" },
   "poll": { type: "string" },
   "log-level": { type: "string" },
   "log-format": { type: "string" },
@@ -147,6 +168,8 @@ interface Seen {
   readonly devices: DeviceArgument[];
   readonly endpoints: Endpoint[];
   control: string | null;
+  metrics: MetricsEndpoint | null;
+  iothreads: IOThreadsArgument;
   pollMaxUs: number;
   logLevel: LogLevel;
   logFormat: LogFormat;
@@ -182,6 +205,12 @@ function take(seen: Seen, name: string, value: string): void {
       return;
     case "control":
       seen.control = parsePath(name, value);
+      return;
+    case "metrics":
+      seen.metrics = parseMetrics(value);
+      return;
+    case "iothreads":
+      seen.iothreads = parseIOThreads(value);
       return;
     case "poll":
       seen.pollMaxUs = parsePoll(value);
@@ -231,6 +260,8 @@ export function parseCommandLine(args: readonly string[]): Command {
     devices: [],
     endpoints: [],
     control: null,
+    metrics: null,
+    iothreads: IOTHREADS_DEFAULT,
     pollMaxUs: POLL_MAX_US_DEFAULT,
     logLevel: "info",
     logFormat: "text",
@@ -254,6 +285,8 @@ export function parseCommandLine(args: readonly string[]): Command {
       endpoint: seen.endpoints[i]!,
     })),
     control: seen.control,
+    metrics: seen.metrics,
+    iothreads: seen.iothreads,
     pollMaxUs: seen.pollMaxUs,
     logLevel: seen.logLevel,
     logFormat: seen.logFormat,

@@ -16,6 +16,13 @@ export const COMMON_DEVICE_OPTIONS: readonly OptionSpec[] = [
     help: "name in logs and on the control socket",
     default: "MODEL and a number",
   },
+  {
+    name: "iothread",
+    syntax: "N[:N...]",
+    help:
+      "which of the --iothreads it lives on, counted from 0; further ones share its queues",
+    default: "the one with the fewest devices",
+  },
 ];
 
 /** The text of `--help`. */
@@ -35,6 +42,10 @@ Devices (repeat the pair for more devices in one process):
 Running:
   --control PATH                 UNIX socket for commands, such as
                                  "virtio-net0 link down"; say "help" to it
+  --iothreads N[,cpus=SET:...]   threads that devices are spread over (default 1),
+                                 and the CPUs of each: 3, 0-3 or 0+2
+  --metrics PORT|ADDR:PORT|PATH  HTTP for Prometheus at /metrics, on 127.0.0.1
+                                 unless told, or on a UNIX socket
   --poll off|always|NANOSECONDS  poll for work before sleeping, up to that long
                                  where it pays; "always" burns a core
   --log-level LEVEL              debug, info (default), warn or error

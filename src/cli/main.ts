@@ -13,18 +13,15 @@ import {
   createLog,
   type LogFormat,
 } from "../process/logging.ts";
-import {
-  Outboard,
-  type RunDevice,
-  runUntilSignal,
-  StopSignal,
-} from "../process/run.ts";
+import { Outboard, type RunDevice } from "../process/run.ts";
+import { runUntilSignal, StopSignal } from "../process/until_signal.ts";
 import {
   type Command,
   type DeviceArgument,
   parseCommandLine,
   UsageError,
 } from "./arguments.ts";
+import { parseIOThreadList } from "./iothreads.ts";
 import {
   absolutePath,
   deviceHelp,
@@ -57,12 +54,19 @@ async function modelOf(reference: string): Promise<DeviceModel> {
 
 type RunCommand = Extract<Command, { kind: "run" }>;
 
+/** A device's options, sorted. */
+interface SplitOptions {
+  readonly id: string | undefined;
+  readonly iothreads: readonly number[];
+  /** The model's own. */
+  readonly own: DeviceArgument["options"];
+}
+
 /** Takes the options that every device has off the model's own. */
-function splitOptions(
-  argument: DeviceArgument,
-): { id: string | undefined; own: DeviceArgument["options"] } {
-  const { id, ...own } = argument.options;
-  if (id === undefined) return { id, own };
+function splitOptions(argument: DeviceArgument): SplitOptions {
+  const { id, iothread, ...own } = argument.options;
+  const iothreads = iothread === undefined ? [] : parseIOThreadList(iothread);
+  if (id === undefined) return { id, iothreads, own };
   if (
     Array.isArray(id) || !/^[A-Za-z][\w.-]*$/.test(id) ||
     CONTROL_WORDS.includes(id)
@@ -73,7 +77,23 @@ function splitOptions(
       }`,
     );
   }
-  return { id, own };
+  return { id, iothreads, own };
+}
+
+/** Whether the queues of a device can be served by so many threads. */
+function checkSharing(
+  id: string,
+  iothreads: readonly number[],
+  most: number,
+): void {
+  if (new Set(iothreads).size <= 1 || iothreads.length <= most) return;
+  throw new UsageError(
+    `Cannot use iothread=${iothreads.join(":")} for ${id}: ${
+      most === 1
+        ? "its queues are served by one IOThread, name one; a virtio-blk with queues=2 or more, and a virtio-net with them on a TAP, use several"
+        : `its queues are served by up to ${most}; ask for more with queues=${iothreads.length}`
+    }`,
+  );
 }
 
 async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
@@ -81,7 +101,7 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
   const counts = new Map<string, number>();
   for (const { device, endpoint } of command.devices) {
     const model = await modelOf(device.model);
-    const { id: given, own } = splitOptions(device);
+    const { id: given, iothreads, own } = splitOptions(device);
     const count = counts.get(model.name) ?? 0;
     counts.set(model.name, count + 1);
     const id = given ?? `${model.name}${count}`;
@@ -99,11 +119,12 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
         { cause: error },
       );
     }
+    checkSharing(id, iothreads, model.maxIOThreads?.(options) ?? 1);
     // The IOThread need not share our working folder's meaning of a path.
     const reference = isModelPath(device.model)
       ? modelUrl(device.model)
       : device.model;
-    devices.push({ id, model: reference, options, endpoint });
+    devices.push({ id, model: reference, options, endpoint, iothreads });
   }
   return devices;
 }
@@ -124,9 +145,10 @@ function announce(outboard: Outboard, format: LogFormat): void {
     return;
   }
   const log = createLog();
-  for (const { id, path, fd } of outboard.devices) {
+  for (const { id, path, fd, iothread } of outboard.devices) {
     log.info(`${id} listens on ${path ?? `fd ${fd}`}`, {
       id,
+      iothread,
       ...(path === null ? { fd } : {
         socket: path,
         qemu: qemuDeviceArguments(absolutePath(path)),
@@ -140,6 +162,7 @@ async function serve(outboard: Outboard, command: RunCommand): Promise<void> {
     devices: await devicesOf(command),
     pollMaxUs: command.pollMaxUs,
     ...(command.control === null ? {} : { control: command.control }),
+    ...(command.metrics === null ? {} : { metrics: command.metrics }),
   });
 }
 
@@ -147,7 +170,11 @@ async function run(command: RunCommand): Promise<number> {
   configureLogging(command.logLevel, command.logFormat);
   // Before the first socket is made, so that no signal leaves one behind.
   using signal = new StopSignal();
-  const outboard = new Outboard();
+  const { count, cpus } = command.iothreads;
+  const outboard = new Outboard({
+    iothreads: count,
+    ...(cpus === null ? {} : { cpus }),
+  });
   try {
     await Promise.race([serve(outboard, command), signal.heard]);
     if (!signal.received) announce(outboard, command.logFormat);

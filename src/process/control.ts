@@ -4,7 +4,8 @@
  * @module
  */
 
-import type { DeviceDescription } from "./messages.ts";
+import { formatCpus } from "../libc/mod.ts";
+import type { PlacedDescription } from "./messages.ts";
 import {
   explainListening,
   prepareSocketPath,
@@ -14,34 +15,80 @@ import {
 /** What the control socket acts on. */
 export interface Controllable {
   /** All devices of the process. */
-  describe(): Promise<readonly DeviceDescription[]>;
+  describe(): Promise<readonly PlacedDescription[]>;
+  /** All IOThreads of the process. */
+  describeIOThreads(): Promise<readonly IOThreadDescription[]>;
   /** Runs a device's command and returns what to tell. */
   command(
     device: string,
     name: string,
     args: readonly string[],
   ): Promise<string>;
+  /** Moves a device to another IOThread and returns what to tell. */
+  move(device: string, iothread: number): Promise<string>;
+}
+
+/** An IOThread as seen from outside. */
+export interface IOThreadDescription {
+  /** Its number, from 0. */
+  readonly iothread: number;
+  /** Its id in the kernel, for tools such as taskset and top. */
+  readonly threadId: number;
+  /** The CPUs it may run on. */
+  readonly cpus: readonly number[];
+  /** Ids of the devices that live on it. */
+  readonly devices: readonly string[];
 }
 
 /** Words that begin a request and so cannot be the id of a device. */
-export const CONTROL_WORDS: readonly string[] = ["help", "list", "counters"];
+export const CONTROL_WORDS: readonly string[] = [
+  "help",
+  "list",
+  "counters",
+  "iothreads",
+  "move",
+];
 
 const HELP = [
   "help                      this text",
   "list                      devices, their clients and their commands",
   "counters [DEVICE]         counters, one a line",
+  "iothreads                 IOThreads: thread ids, CPUs and devices",
+  "move DEVICE IOTHREAD      move a device to another IOThread, with its client; IOThreads count from 0",
   "DEVICE COMMAND [ARG...]   run a command of a device, such as: virtio-net0 link down",
 ];
 
-function list(devices: readonly DeviceDescription[]): string[] {
+function list(devices: readonly PlacedDescription[]): string[] {
   return devices.flatMap((device) => [
-    `${device.id} (${device.model}) ${
+    `${device.id} (${device.model}) on IOThread ${device.iothread}, ${
       device.clientPid === null ? "no client" : `client pid ${device.clientPid}`
     }`,
     ...Object.entries(device.commands).map(([name, help]) =>
       `  ${name}: ${help}`
     ),
   ]);
+}
+
+function listIOThreads(iothreads: readonly IOThreadDescription[]): string[] {
+  return iothreads.map(({ iothread, threadId, cpus, devices }) =>
+    `IOThread ${iothread}: thread ${threadId}, CPUs ${formatCpus(cpus)}, ${
+      devices.join(" ") || "no devices"
+    }`
+  );
+}
+
+async function move(
+  target: Controllable,
+  device = "",
+  words: readonly string[],
+): Promise<string> {
+  const [iothread = ""] = words;
+  if (words.length !== 1 || !/^\d+$/.test(iothread)) {
+    throw new Error(
+      'Cannot understand "move": say which device and which IOThread, such as: move virtio-net0 1',
+    );
+  }
+  return await target.move(device, Number(iothread));
 }
 
 async function answer(line: string, target: Controllable): Promise<string[]> {
@@ -51,6 +98,10 @@ async function answer(line: string, target: Controllable): Promise<string[]> {
       return HELP;
     case "list":
       return list(await target.describe());
+    case "iothreads":
+      return listIOThreads(await target.describeIOThreads());
+    case "move":
+      return [await move(target, second, rest)];
     case "counters":
       return (await target.describe())
         .filter((device) => second === undefined || device.id === second)

@@ -7,16 +7,62 @@
 import type { DeviceModel } from "../../devices/model.ts";
 import type { EventLoop } from "../event_loop.ts";
 import type { Log } from "../log.ts";
-import { DmaMemory } from "../memory/dma_memory.ts";
+import { DmaMemory, type MemoryBaggage } from "../memory/dma_memory.ts";
 import { MemfdMemory } from "../memory/shared_memory.ts";
+import { closeFd } from "../libc/mod.ts";
 import {
   type DeviceContext,
   type PciDevice,
   PciFunction,
+  type PciFunctionState,
   PciInterrupts,
 } from "../pci/mod.ts";
-import { VfioUserServer } from "../vfio_user/mod.ts";
+import {
+  discardServer,
+  type ServerBaggage,
+  VfioUserServer,
+} from "../vfio_user/mod.ts";
 import type { DeviceDescription } from "./messages.ts";
+import type { DeviceMetrics } from "./metrics.ts";
+import { type CrewPlan, SpreadDevice } from "./spread_device.ts";
+import type { ThreadCalls } from "./thread_calls.ts";
+
+/** Memory that a model asked for, on its way to another thread. */
+export interface SharedMemoryBaggage {
+  readonly name: string;
+  readonly lengthBytes: number;
+  /** The memfd that holds it; null for a part of a BAR, which is in the file of that. */
+  readonly fd: number | null;
+}
+
+/**
+ * A device on its way from one thread of this process to another: plain data that survives a structured clone, and owns
+ * the descriptors and mappings it names until a {@linkcode DeviceHost} was made of it.
+ */
+export interface HostBaggage {
+  /** Guest memory, still mapped. */
+  readonly memory: MemoryBaggage;
+  /** In the order in which the model asked for it. */
+  readonly shared: readonly SharedMemoryBaggage[];
+  /** Configuration space and interrupts. */
+  readonly pci: PciFunctionState;
+  /** What the model's {@linkcode PciDevice.save} gave. */
+  readonly state: unknown;
+  /** What the model's {@linkcode PciDevice.handOver} gave; undefined for a model without. */
+  readonly resources: unknown;
+  /** The client, with everything it brought. */
+  readonly server: ServerBaggage;
+}
+
+/**
+ * Closes and unmaps what nobody will take over any more: the client sees its connection end. What the model's back ends
+ * had open (`resources`) is known to the model alone and stays.
+ */
+export function discardBaggage(baggage: HostBaggage): void {
+  discardServer(baggage.server);
+  for (const { fd } of baggage.shared) if (fd !== null) closeFd(fd);
+  new DmaMemory({ inherited: baggage.memory }).close();
+}
 
 /** What to host. */
 export interface DeviceHostOptions {
@@ -31,6 +77,13 @@ export interface DeviceHostOptions {
   readonly listener: number;
   /** Leave inaccessible pages where guest memory was, so that a stale use faults: for tests. */
   readonly poisonUnmapped?: boolean;
+  /**
+   * The same device as another thread of this process gave it away: goes on from there. When that fails the baggage still
+   * owns everything and may be tried again, here or on another thread.
+   */
+  readonly inherited?: HostBaggage;
+  /** Other threads that serve some of its queues; not together with `inherited`. */
+  readonly crew?: { readonly plan: CrewPlan; readonly calls: ThreadCalls };
 }
 
 const UNSHARED_ADVICE =
@@ -47,57 +100,225 @@ function dmaMapsMax(): number {
   return Math.min(65_535, all >> 2);
 }
 
-/** A device, its memory and interrupts, and the server that offers it. */
+interface NamedMemory {
+  readonly name: string;
+  readonly memory: MemfdMemory;
+}
+
+/**
+ * A device, its memory and interrupts, and the server that offers it.
+ *
+ * ```text
+ *   serving ⇄ held --handOver--> closed here; a new one, made with the baggage, is serving elsewhere
+ *      └───────┴──close──▶ closed
+ * ```
+ */
 export class DeviceHost implements Disposable {
   readonly id: string;
   readonly #model: string;
+  readonly #log: Log;
+  readonly #pci: PciFunction;
   readonly #device: PciDevice;
   readonly #server: VfioUserServer;
   readonly #memory: DmaMemory;
-  readonly #shared: MemfdMemory[] = [];
+  readonly #shared: NamedMemory[] = [];
+  /** How many of them hold what was inherited. */
+  #adopted = 0;
   #clientPid: number | null = null;
+  #closed = false;
 
-  /** @throws {Error} When the model or a back end cannot be set up; nothing is left behind */
+  /** @throws {Error} When the model or a back end cannot be set up; nothing is left behind, and nothing inherited lost */
   constructor(options: DeviceHostOptions) {
-    const { id, model, loop, log } = options;
+    const { id, model, loop, log, inherited } = options;
     this.id = id;
     this.#model = model.name;
-    this.#memory = new DmaMemory({ poison: options.poisonUnmapped ?? false });
+    this.#log = log;
+    this.#memory = new DmaMemory({
+      poison: options.poisonUnmapped ?? false,
+      ...(inherited === undefined ? {} : { inherited: inherited.memory }),
+    });
     const interrupts = new PciInterrupts();
-    const context: DeviceContext = {
+    let device: PciDevice | undefined;
+    let server: VfioUserServer | undefined;
+    try {
+      device = model.create(
+        this.#contextFor(loop, interrupts),
+        options.options,
+        inherited?.resources,
+      );
+      if (options.crew !== undefined) {
+        device = new SpreadDevice({
+          device,
+          memory: this.#memory,
+          interrupts,
+          loop,
+          ...options.crew,
+        });
+      }
+      this.#device = device;
+      this.#pci = new PciFunction(device, interrupts, log);
+      if (inherited !== undefined) this.#adopt(inherited);
+      server = this.#serve(options, interrupts);
+      this.#server = server;
+      server.start();
+      if (inherited === undefined) return;
+      this.#clientPid = server.clientPid;
+      // Nothing is received before the next turn, so that all is as it was when the device looks at it.
+      device.load?.(inherited.state);
+      device.start?.();
+    } catch (error) {
+      if (inherited === undefined) this.#abandon(server, device);
+      else this.#giveBack(inherited, server, device);
+      throw error;
+    }
+  }
+
+  #contextFor(loop: EventLoop, interrupts: PciInterrupts): DeviceContext {
+    return {
       memory: this.#memory,
       interrupts,
       loop,
-      log,
+      log: this.#log,
       random: (lengthBytes) =>
         crypto.getRandomValues(new Uint8Array(lengthBytes)),
       createSharedMemory: (name, lengthBytes) => {
         const memory = new MemfdMemory(name, lengthBytes);
-        this.#shared.push(memory);
+        this.#shared.push({ name, memory });
         return memory;
       },
     };
-    let device: PciDevice | undefined;
-    try {
-      device = model.create(context, options.options);
-      this.#device = device;
-      this.#server = new VfioUserServer({
-        loop,
-        log,
-        listener: options.listener,
-        pci: new PciFunction(device, interrupts, log),
-        interrupts,
-        memory: this.#memory,
-        limits: { maxDmaMaps: dmaMapsMax() },
-        onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
-        onClient: (pid, event) => this.#onClient(log, pid, event),
-      });
-      this.#server.start();
-    } catch (error) {
-      device?.close();
-      this.#release();
-      throw error;
+  }
+
+  #serve(
+    { loop, log, listener, inherited }: DeviceHostOptions,
+    interrupts: PciInterrupts,
+  ): VfioUserServer {
+    return new VfioUserServer({
+      loop,
+      log,
+      listener,
+      pci: this.#pci,
+      interrupts,
+      memory: this.#memory,
+      limits: { maxDmaMaps: dmaMapsMax() },
+      onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
+      onClient: (pid, event) => this.#onClient(log, pid, event),
+      ...(inherited === undefined ? {} : { inherited: inherited.server }),
+    });
+  }
+
+  /** @throws {Error} When the model made other memory than before */
+  #adopt({ shared, pci }: HostBaggage): void {
+    const describe = (memory: { name: string; lengthBytes: number }[]) =>
+      memory.map((it) => `${it.name} of ${it.lengthBytes} bytes`).join(", ") ||
+      "none";
+    const made = describe(this.#shared.map(({ name, memory }) => ({
+      name,
+      lengthBytes: memory.bytes.length,
+    })));
+    const given = describe([...shared]);
+    if (made !== given) {
+      throw new Error(
+        `Cannot go on with ${this.id}: it has shared memory ${made}, and had ${given}`,
+      );
     }
+    for (const { fd } of shared) {
+      if (fd !== null) this.#shared[this.#adopted]!.memory.adopt(fd);
+      this.#adopted++;
+    }
+    this.#pci.load(pci);
+  }
+
+  /** Closes what a failed constructor has made. */
+  #abandon(
+    server: VfioUserServer | undefined,
+    device: PciDevice | undefined,
+  ): void {
+    server?.close();
+    device?.close();
+    this.#release();
+  }
+
+  /** As {@linkcode DeviceHost.#abandon}, but closes nothing that was inherited. */
+  #giveBack(
+    { shared }: HostBaggage,
+    server: VfioUserServer | undefined,
+    device: PciDevice | undefined,
+  ): void {
+    server?.handOver();
+    try {
+      device?.handOver?.();
+      device?.close();
+    } catch (error) {
+      this.#log.error("cannot close the device that failed", { error });
+    }
+    this.#shared.splice(0, this.#adopted).forEach(({ memory }, i) => {
+      if (shared[i]!.fd === null) memory.close();
+      else memory.handOver();
+    });
+    this.#memory.handOver();
+    this.#release();
+  }
+
+  /**
+   * Makes the device take no new requests; to be called again, turns of the loop later, until nothing is in flight.
+   * Registers go on being served. Undone by {@linkcode DeviceHost.release}.
+   *
+   * @returns How many requests are in flight
+   * @throws {Error} When the model cannot be moved
+   */
+  hold(): number {
+    const device = this.#device;
+    const missing = (["hold", "save", "load"] as const)
+      .filter((name) => device[name] === undefined);
+    if (missing.length > 0) {
+      throw new Error(
+        `Cannot move ${this.id}: its model ${this.#model} has no ${
+          missing.join(", no ")
+        }`,
+      );
+    }
+    return device.hold!();
+  }
+
+  /** The device goes on after {@linkcode DeviceHost.hold}. */
+  release(): void {
+    this.#device.start?.();
+  }
+
+  /**
+   * Gives the device to another thread of this process, between two turns of the loop. This host is then closed, and has
+   * closed nothing that it gave.
+   *
+   * @returns For {@linkcode DeviceHostOptions.inherited}, or {@linkcode discardBaggage}
+   * @throws {Error} When something is in flight still, or the model cannot be moved; the device is then held as before
+   */
+  handOver(): HostBaggage {
+    const inFlight = this.hold();
+    if (inFlight > 0) {
+      throw new Error(
+        `Cannot move ${this.id}: requests in flight: ${inFlight}`,
+      );
+    }
+    const device = this.#device;
+    const state = device.save!();
+    const pci = this.#pci.save();
+    const resources = device.handOver?.();
+    this.#closed = true;
+    const server = this.#server.handOver();
+    try {
+      device.close();
+    } catch (error) {
+      // It has given away all that matters: a leak here must not cost the device.
+      this.#log.error("cannot close what the device left behind", { error });
+    }
+    const shared = this.#shared.splice(0).map(({ name, memory }) => ({
+      name,
+      lengthBytes: memory.bytes.length,
+      fd: memory.handOver(),
+    }));
+    const memory = this.#memory.handOver();
+    return { memory, shared, pci, state, resources, server };
   }
 
   #onClient(log: Log, pid: number, event: "connected" | "gone"): void {
@@ -144,15 +365,30 @@ export class DeviceHost implements Disposable {
     };
   }
 
-  /** Drops the client, closes the device and frees everything. */
+  /** What the device and its server have counted. */
+  metrics(): DeviceMetrics {
+    return {
+      id: this.id,
+      model: this.#model,
+      connected: this.#clientPid !== null,
+      info: this.#device.info?.() ?? {},
+      connection: this.#server.counters(),
+      device: this.#device.counters?.() ?? {},
+      memory: this.#memory.statistics(),
+    };
+  }
+
+  /** Drops the client, closes the device and frees everything; further calls do nothing. */
   close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
     this.#server.close();
     this.#device.close();
     this.#release();
   }
 
   #release(): void {
-    for (const memory of this.#shared.splice(0)) memory.close();
+    for (const { memory } of this.#shared.splice(0)) memory.close();
     this.#memory.close();
   }
 

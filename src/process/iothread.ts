@@ -6,6 +6,7 @@
 
 import { signalEventFd } from "../libc/mod.ts";
 import type { Notice, ReplyOf, Request } from "./messages.ts";
+import type { Seat } from "./thread_calls.ts";
 
 /** Told of what an IOThread logs and of its end by an error. */
 export interface IOThreadListener {
@@ -14,6 +15,9 @@ export interface IOThreadListener {
   onCrash(message: string): void;
 }
 
+/** What an IOThread says when it runs. */
+type Ready = Extract<Notice, { kind: "ready" }>;
+
 interface Pending {
   resolve(value: unknown): void;
   reject(error: Error): void;
@@ -21,18 +25,23 @@ interface Pending {
 
 /** A running IOThread. Several requests may be under way. */
 export class IOThread {
+  /** Its number in the process, from 0. */
+  readonly index: number;
   readonly #worker: Worker;
   readonly #listener: IOThreadListener;
   readonly #pending = new Map<number, Pending>();
-  readonly #ready = Promise.withResolvers<number>();
+  readonly #ready = Promise.withResolvers<Ready>();
+  /** Why no request is taken any more. */
+  #ended: Error | null = null;
   #nextId = 1;
 
-  /** @param name Name of the Worker, for debuggers */
-  constructor(name: string, listener: IOThreadListener) {
+  /** @param index Its number in the process, from 0; its thread is named after it */
+  constructor(index: number, listener: IOThreadListener) {
+    this.index = index;
     this.#listener = listener;
     this.#worker = new Worker(
       new URL("./iothread_worker.ts", import.meta.url).href,
-      { type: "module", name },
+      { type: "module", name: `iothread${index}` },
     );
     this.#worker.onmessage = (event: MessageEvent<Notice>) =>
       this.#onNotice(event.data);
@@ -42,13 +51,25 @@ export class IOThread {
     };
   }
 
+  /** The thread's id in the kernel, as soon as it runs. */
+  async threadId(): Promise<number> {
+    return (await this.#ready.promise).threadId;
+  }
+
+  /** Where other threads reach it. */
+  async seat(): Promise<Seat> {
+    return (await this.#ready.promise).seat;
+  }
+
   /**
-   * Sends a request to the thread and waits for its answer.
+   * Sends a request to the thread and waits for its answer. Requests are handled in the order they are made.
    *
    * @throws {Error} With the message of whatever failed on the thread
    */
   async request<R extends Request>(request: R): Promise<ReplyOf[R["kind"]]> {
-    const wakeFd = await this.#ready.promise;
+    const { wakeFd } = await this.#ready.promise;
+    if (this.#ended !== null) throw this.#ended;
+    if (request.kind === "stop") this.#ended = this.#stopped();
     const id = this.#nextId++;
     const { promise, resolve, reject } = Promise.withResolvers<unknown>();
     this.#pending.set(id, { resolve, reject });
@@ -60,12 +81,17 @@ export class IOThread {
   /** Ends the thread without asking it. */
   terminate(): void {
     this.#worker.terminate();
+    this.#end(this.#stopped());
+  }
+
+  #stopped(): Error {
+    return new Error(`Cannot go on: IOThread ${this.index} has stopped`);
   }
 
   #onNotice(notice: Notice): void {
     switch (notice.kind) {
       case "ready":
-        return this.#ready.resolve(notice.wakeFd);
+        return this.#ready.resolve(notice);
       case "log":
         return this.#listener.onLog(notice);
       case "reply":
@@ -82,11 +108,18 @@ export class IOThread {
   }
 
   #fail(message: string): void {
-    const error = new Error(`Cannot go on: the IOThread died: ${message}`);
+    const error = new Error(
+      `Cannot go on: IOThread ${this.index} died: ${message}`,
+    );
+    this.#end(error);
+    this.#listener.onCrash(message);
+  }
+
+  #end(error: Error): void {
+    this.#ended = error;
     this.#ready.reject(error);
     this.#ready.promise.catch(() => {});
     for (const pending of this.#pending.values()) pending.reject(error);
     this.#pending.clear();
-    this.#listener.onCrash(message);
   }
 }

@@ -2,18 +2,30 @@
  * An IOThread: a Worker that runs a blocking event loop and serves devices on it.
  *
  * While the loop runs, the Worker's `onmessage` does not. The main thread posts a message and then signals the
- * loop's wakeFd once; the loop returns with the number of signals, and that many messages are awaited.
+ * loop's wakeFd once; the loop returns with the number of signals, and that many messages are awaited. While a
+ * message is handled the loop does not run, so that is to be short.
  *
  * @module
  */
 
+import type { DeviceModel } from "../../devices/model.ts";
 import { loadModel } from "../../devices/registry.ts";
 import { EventLoop } from "../event_loop.ts";
+import {
+  createEventFd,
+  setThreadCpus,
+  setThreadName,
+  threadId,
+} from "../libc/mod.ts";
 import type { Log } from "../log.ts";
-import { DeviceHost } from "./device_host.ts";
+import { CrewTwin } from "./crew_twin.ts";
+import { DeviceHost, discardBaggage } from "./device_host.ts";
+import type { ThreadMetrics } from "./metrics.ts";
 import type { Notice, NumberedRequest, Request } from "./messages.ts";
+import { createSeat, ThreadCalls } from "./thread_calls.ts";
 
 const scope = globalThis as unknown as {
+  readonly name: string;
   postMessage(message: Notice): void;
   onmessage: ((event: MessageEvent<NumberedRequest>) => void) | null;
   close(): void;
@@ -41,46 +53,154 @@ const loop = new EventLoop({
       `unexpected failure: ${error instanceof Error ? error.stack : error}`,
     ),
 });
-const hosts = new Map<string, DeviceHost>();
 
-async function handleRequest(request: Request): Promise<unknown> {
+/** A request to serve a device, and what became of it. */
+interface Served {
+  readonly request: ServeRequest;
+  readonly host: DeviceHost;
+}
+
+type ServeRequest = Extract<Request, { kind: "serve" }>;
+
+const devices = new Map<string, Served>();
+/** Shares in devices that live on other threads. */
+const twins = new Map<string, CrewTwin>();
+const seatFd = createEventFd();
+const calls = new ThreadCalls(loop, createSeat(seatFd.number));
+/** How many messages were announced and not yet taken. */
+let announced = 0;
+
+function servedDevice(id: string): Served {
+  const served = devices.get(id);
+  if (served === undefined) {
+    throw new Error(`Cannot find device ${id}: it is not on ${scope.name}`);
+  }
+  return served;
+}
+
+function hostOf(id: string): DeviceHost {
+  return servedDevice(id).host;
+}
+
+async function serve(
+  request: ServeRequest,
+  inherited = request.inherited,
+): Promise<null> {
+  const { device, debug } = request;
+  const host = new DeviceHost({
+    id: device.id,
+    model: await loadWhileServing(device.model),
+    options: device.options,
+    loop,
+    log: remoteLog(device.id, debug),
+    listener: device.listener,
+    poisonUnmapped: Deno.env.get("OUTBOARD_POISON") === "1",
+    ...(inherited === undefined ? {} : { inherited }),
+    ...(request.crew === undefined
+      ? {}
+      : { crew: { plan: request.crew, calls } }),
+  });
+  // What was inherited is used up.
+  devices.set(device.id, { request: { kind: "serve", device, debug }, host });
+  return null;
+}
+
+/** Gives a device away; it stays here when what it hands over cannot travel. */
+async function handOver(id: string, replyTo: number): Promise<void> {
+  const { request, host } = servedDevice(id);
+  const baggage = host.handOver();
+  devices.delete(id);
+  try {
+    scope.postMessage({ kind: "reply", id: replyTo, value: baggage });
+  } catch (error) {
+    await serve(request, baggage);
+    throw new Error(
+      `Cannot hand over ${id}: its model gives what is not plain data: ${
+        (error as Error).message
+      }`,
+    );
+  }
+}
+
+async function join(
+  { device, debug, line, home }: Extract<Request, { kind: "join" }>,
+): Promise<null> {
+  const twin = new CrewTwin({
+    model: await loadWhileServing(device.model),
+    options: device.options,
+    loop,
+    log: remoteLog(device.id, debug),
+    calls,
+    line,
+    home,
+  });
+  twins.set(device.id, twin);
+  return null;
+}
+
+function leave(id: string): null {
+  twins.get(id)?.close();
+  twins.delete(id);
+  return null;
+}
+
+function closeDevices(): void {
+  for (const [id, { host }] of devices) {
+    try {
+      host.close();
+    } catch (error) {
+      // The others are to be closed all the same.
+      remoteLog(id, false).error("cannot close the device", { error });
+    }
+  }
+  devices.clear();
+}
+
+function stop(): void {
+  closeDevices();
+  for (const id of [...twins.keys()]) leave(id);
+  calls.close();
+}
+
+async function handleRequest(
+  request: Exclude<Request, { kind: "handOver" }>,
+): Promise<unknown> {
   switch (request.kind) {
     case "configure":
+      if (request.cpus !== null) setThreadCpus(request.cpus);
       loop.setPolling(request.pollMaxUs);
       return null;
-    case "serve": {
-      const { device, debug } = request;
-      const model = await loadModel(device.model);
-      hosts.set(
-        device.id,
-        new DeviceHost({
-          id: device.id,
-          model,
-          options: device.options,
-          loop,
-          log: remoteLog(device.id, debug),
-          listener: device.listener,
-          poisonUnmapped: Deno.env.get("OUTBOARD_POISON") === "1",
-        }),
-      );
+    case "serve":
+      return await serve(request);
+    case "join":
+      return await join(request);
+    case "leave":
+      return leave(request.device);
+    case "prepare":
+      await loadWhileServing(request.model);
       return null;
-    }
-    case "command": {
-      const host = hosts.get(request.device);
-      if (host === undefined) {
-        throw new Error(
-          `Cannot find device ${request.device}: known are ${
-            [...hosts.keys()].join(", ")
-          }`,
-        );
-      }
-      return host.command(request.name, request.args);
-    }
+    case "hold":
+      return hostOf(request.device).hold();
+    case "release":
+      hostOf(request.device).release();
+      return null;
+    case "discard":
+      discardBaggage(request.baggage);
+      return null;
+    case "command":
+      return hostOf(request.device).command(request.name, request.args);
+    case "metrics":
+      return {
+        loop: loop.counters(),
+        devices: [...devices.values()].map(({ host }) => host.metrics()),
+      } satisfies ThreadMetrics;
     case "describe":
-      return [...hosts.values()].map((host) => host.describe());
+      return [...devices.values()].map(({ host }) => host.describe());
+    case "close":
+      closeDevices();
+      return null;
     case "stop":
-      for (const host of hosts.values()) host.close();
-      hosts.clear();
+      stop();
       return null;
     default:
       return request satisfies never;
@@ -101,20 +221,55 @@ async function nextRequest(): Promise<NumberedRequest> {
   return inbox.shift()!;
 }
 
-async function main(): Promise<void> {
-  scope.postMessage({ kind: "ready", wakeFd: loop.wakeFd });
+/** How long the loop runs at a time while a model is loaded. */
+const SLICE_MS = 1;
+
+/** Loads a model; where devices are served already, they go on meanwhile. */
+async function loadWhileServing(reference: string): Promise<DeviceModel> {
+  const loading = loadModel(reference);
+  if (devices.size === 0 && twins.size === 0) return await loading;
+  let settled = false;
+  const settle = () => {
+    settled = true;
+  };
+  loading.then(settle, settle);
+  using slice = loop.timer(() => loop.stop());
+  // The runtime reads and compiles modules in turns of its own: each slice of the loop is followed by one of those.
   for (;;) {
-    for (let posted = loop.run(); posted > 0; posted--) {
-      const { id, request } = await nextRequest();
-      try {
-        const value = await handleRequest(request);
-        if (request.kind === "stop") loop.close();
-        scope.postMessage({ kind: "reply", id, value });
-      } catch (error) {
-        const message = error instanceof Error ? error.message : String(error);
-        scope.postMessage({ kind: "failure", id, message });
-      }
-      if (request.kind === "stop") return scope.close();
+    await new Promise((resolve) => setTimeout(resolve, 0));
+    if (settled) return await loading;
+    slice.arm(SLICE_MS);
+    announced += loop.run();
+  }
+}
+
+async function answer({ id, request }: NumberedRequest): Promise<void> {
+  try {
+    if (request.kind === "handOver") return await handOver(request.device, id);
+    const value = await handleRequest(request);
+    if (request.kind === "stop") loop.close();
+    scope.postMessage({ kind: "reply", id, value });
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    scope.postMessage({ kind: "failure", id, message });
+  }
+}
+
+async function main(): Promise<void> {
+  setThreadName(scope.name);
+  scope.postMessage({
+    kind: "ready",
+    wakeFd: loop.wakeFd,
+    threadId: threadId(),
+    seat: calls.seat,
+  });
+  for (;;) {
+    announced += loop.run();
+    while (announced > 0) {
+      announced--;
+      const numbered = await nextRequest();
+      await answer(numbered);
+      if (numbered.request.kind === "stop") return scope.close();
     }
   }
 }

@@ -4,7 +4,11 @@
  * @module
  */
 
+import type { HostBaggage } from "./device_host.ts";
 import type { LogLevel } from "./logging.ts";
+import type { CrewPlan } from "./spread_device.ts";
+import type { CallLine, Seat } from "./thread_calls.ts";
+import type { ThreadMetrics } from "./metrics.ts";
 
 /** A device to serve, as the command line describes it. */
 export interface DeviceSpec {
@@ -16,16 +20,45 @@ export interface DeviceSpec {
   readonly options: unknown;
   /** Number of the listening socket; the main thread owns it. */
   readonly listener: number;
+  /** The IOThreads it uses, the one it lives on first. */
+  readonly iothreads: readonly number[];
 }
 
 /** Requests of the main thread. */
 export type Request =
-  | { readonly kind: "configure"; readonly pollMaxUs: number }
+  | {
+    readonly kind: "configure";
+    /** Longest polling before the thread sleeps, in microseconds. */
+    readonly pollMaxUs: number;
+    /** The CPUs it may run on; null leaves them as they are. */
+    readonly cpus: readonly number[] | null;
+  }
   | {
     readonly kind: "serve";
     readonly device: DeviceSpec;
     readonly debug: boolean;
+    /** What the device had on the thread it comes from. */
+    readonly inherited?: HostBaggage;
+    /** The threads that serve its queues with this one, each of which has joined. */
+    readonly crew?: CrewPlan;
   }
+  /** Serves queues of a device that lives on another thread, when that asks for it. */
+  | {
+    readonly kind: "join";
+    readonly device: DeviceSpec;
+    readonly debug: boolean;
+    /** On which its home thread calls. */
+    readonly line: CallLine;
+    readonly home: Seat;
+  }
+  | { readonly kind: "leave"; readonly device: string }
+  /** Loads a model while the thread goes on serving, so that a device that comes later is not kept waiting. */
+  | { readonly kind: "prepare"; readonly model: string }
+  | { readonly kind: "hold"; readonly device: string }
+  | { readonly kind: "release"; readonly device: string }
+  | { readonly kind: "handOver"; readonly device: string }
+  /** Ends what no thread can take over. */
+  | { readonly kind: "discard"; readonly baggage: HostBaggage }
   | {
     readonly kind: "command";
     readonly device: string;
@@ -33,14 +66,27 @@ export type Request =
     readonly args: readonly string[];
   }
   | { readonly kind: "describe" }
+  /** Closes all devices: before any thread stops, since a device may need others than its own to be closed. */
+  | { readonly kind: "close" }
+  | { readonly kind: "metrics" }
   | { readonly kind: "stop" };
 
 /** What a request is answered with. */
 export interface ReplyOf {
   configure: null;
   serve: null;
+  join: null;
+  leave: null;
+  prepare: null;
+  /** How many requests are in flight. */
+  hold: number;
+  release: null;
+  handOver: HostBaggage;
+  discard: null;
   command: string;
   describe: readonly DeviceDescription[];
+  metrics: ThreadMetrics;
+  close: null;
   stop: null;
 }
 
@@ -55,6 +101,12 @@ export interface DeviceDescription {
   readonly counters: Readonly<Record<string, number>>;
 }
 
+/** A device as seen from outside, and where it lives. */
+export interface PlacedDescription extends DeviceDescription {
+  /** Number of its IOThread. */
+  readonly iothread: number;
+}
+
 /** A request on its way, with the number its reply carries. */
 export interface NumberedRequest {
   readonly id: number;
@@ -63,7 +115,14 @@ export interface NumberedRequest {
 
 /** Messages of an IOThread. */
 export type Notice =
-  | { readonly kind: "ready"; readonly wakeFd: number }
+  | {
+    readonly kind: "ready";
+    readonly wakeFd: number;
+    /** The thread as the kernel knows it. */
+    readonly threadId: number;
+    /** Where other threads reach it. */
+    readonly seat: Seat;
+  }
   | { readonly kind: "reply"; readonly id: number; readonly value: unknown }
   | {
     readonly kind: "failure";

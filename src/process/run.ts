@@ -2,19 +2,31 @@
  * A run of Outboard from listening to shutdown: sockets, IOThreads, signals.
  *
  * ```text
- *   main thread (control)              IOThread (a Worker; data)
- *   arguments, sockets, signals  ──▶   event loop: vfio-user servers and their devices
+ *   main thread (control)              IOThreads (Workers; data)
+ *   arguments, sockets, signals  ──▶   an event loop each: vfio-user servers and their devices
  *   logs, control socket         ◀──   log records, replies
  * ```
  *
  * @module
  */
 
+import { threadCpus } from "../libc/mod.ts";
 import type { Log } from "../log.ts";
-import { ControlSocket } from "./control.ts";
+import { ControlSocket, type IOThreadDescription } from "./control.ts";
 import { IOThread } from "./iothread.ts";
 import { createLog } from "./logging.ts";
-import type { DeviceDescription } from "./messages.ts";
+import type { DeviceSpec, PlacedDescription } from "./messages.ts";
+import type { MetricsSnapshot } from "./metrics.ts";
+import type { MetricsEndpoint } from "./metrics_endpoint.ts";
+import type { MetricsServer } from "./metrics_server.ts";
+import {
+  DeviceLostError,
+  holdDevice,
+  type Move,
+  transferDevice,
+} from "./move.ts";
+import { checkIOThread, checkIOThreads, placeDevices } from "./placement.ts";
+import { createCallLine } from "./thread_calls.ts";
 import { type Endpoint, type Listening, openEndpoint } from "./sockets.ts";
 
 /** A device and where it is served. */
@@ -26,6 +38,16 @@ export interface RunDevice {
   /** What the model's `parse` returned. */
   readonly options: unknown;
   readonly endpoint: Endpoint;
+  /** Numbers of the IOThreads it is to use, the one it lives on first; absent or empty for any. */
+  readonly iothreads?: readonly number[];
+}
+
+/** The threads of a process. */
+export interface ThreadOptions {
+  /** How many IOThreads serve devices, 1–64; 1 unless told. */
+  readonly iothreads?: number;
+  /** The CPUs that each of them may run on, one set for each; all that the process may use unless told. */
+  readonly cpus?: readonly (readonly number[])[];
 }
 
 /** What to run. */
@@ -35,6 +57,8 @@ export interface RunOptions {
   readonly pollMaxUs?: number;
   /** Path of the control socket, if one is wanted. */
   readonly control?: string;
+  /** Where metrics are to be served, if at all. */
+  readonly metrics?: MetricsEndpoint;
 }
 
 /** A device that is being served. */
@@ -44,35 +68,78 @@ export interface ServedDevice {
   /** Path of its socket; null for an inherited one without a name. */
   readonly path: string | null;
   readonly fd: number;
+  /** Number of the IOThread it lives on. */
+  readonly iothread: number;
 }
 
-/** How long an IOThread may take to stop before it is ended by force. */
+/** A device, its socket and its place. */
+interface Placed {
+  spec: DeviceSpec;
+  readonly listening: Listening;
+  /** Ends when everything asked of the device so far is done: moves and commands take their turns. */
+  turn: Promise<void>;
+}
+
+/** Number of the IOThread that the device lives on. */
+function homeOf({ spec }: Placed): number {
+  return spec.iothreads[0]!;
+}
+
+/** How long the IOThreads may take to stop before they are ended by force. */
 const STOP_TIMEOUT_MS = 5000;
 
 /** A process that serves devices. */
 export class Outboard {
   readonly #listening: Listening[] = [];
   readonly #log: Log = createLog();
-  readonly #iothread: IOThread;
+  readonly #iothreads: readonly IOThread[];
+  readonly #cpus: ThreadOptions["cpus"];
   readonly #crash = Promise.withResolvers<never>();
-  readonly #devices: ServedDevice[] = [];
+  readonly #devices = new Map<string, Placed>();
+  /** Devices between two threads. */
+  readonly #transfers = new Set<Promise<void>>();
   #control: ControlSocket | undefined;
+  #metrics: MetricsServer | undefined;
   #stopping = false;
 
-  /** Starts the IOThread at once: what the caller does meanwhile costs no start-up time. */
-  constructor() {
+  /**
+   * Starts the IOThreads at once: what the caller does meanwhile costs no start-up time.
+   *
+   * @throws {Error} When so many threads or such CPUs cannot be had
+   */
+  constructor(options: ThreadOptions = {}) {
+    const { iothreads: count = 1, cpus } = options;
+    checkIOThreads(count, cpus ?? null, cpus === undefined ? [] : threadCpus());
+    this.#cpus = cpus;
     // Whoever waits for the end races this; nobody need.
     this.#crash.promise.catch(() => {});
-    this.#iothread = new IOThread("iothread0", {
+    this.#iothreads = Array.from({ length: count }, (_, i) => this.#start(i));
+  }
+
+  #start(index: number): IOThread {
+    return new IOThread(index, {
       onLog: ({ level, device, message, properties }) =>
         createLog(device === "" ? undefined : device)[level](
           message,
           properties,
         ),
-      onCrash: (message) => {
-        if (!this.#stopping) this.#crash.reject(new Error(message));
-      },
+      onCrash: (message) => this.#onCrash(index, message),
     });
+  }
+
+  #onCrash(index: number, message: string): void {
+    if (this.#stopping) return;
+    const lost = this.#devicesOn(index).join(", ");
+    const what = lost === "" ? "" : `, and with it ${lost}`;
+    this.#crash.reject(
+      new Error(`Cannot go on: IOThread ${index} died${what}: ${message}`),
+    );
+  }
+
+  #devicesOn(index: number): string[] {
+    return [...this.#devices.values()]
+      .filter(({ spec }) => spec.iothreads.includes(index))
+      .map((device) => device.spec.id);
   }
 
   /**
@@ -81,35 +148,97 @@ export class Outboard {
    * @throws {Error} With the remedy; what was opened stays until {@linkcode Outboard.stop}
    */
   async serve(options: RunOptions): Promise<void> {
-    if (options.pollMaxUs !== undefined) {
-      const { pollMaxUs } = options;
-      await this.#iothread.request({ kind: "configure", pollMaxUs });
+    const { devices, pollMaxUs = 0 } = options;
+    const places = placeDevices(devices, this.#iothreads.length);
+    // A port in use is to be known before devices have begun to work.
+    if (options.metrics !== undefined) {
+      await this.#serveMetrics(options.metrics);
     }
-    for (const { id, model, options: own, endpoint } of options.devices) {
-      // A signal may come before everything is set up.
-      if (this.#stopping) return;
-      const listening = openEndpoint(endpoint);
-      this.#listening.push(listening);
-      await this.#iothread.request({
-        kind: "serve",
-        device: { id, model, options: own, listener: listening.fd },
-        debug: this.#log.debugEnabled,
-      });
-      this.#devices.push({
-        id,
-        model,
-        path: listening.path,
-        fd: listening.fd,
-      });
-    }
-    if (options.control !== undefined && !this.#stopping) {
+    // A signal may come before everything is set up.
+    if (this.#stopping) return;
+    const opened = devices.map((device, i) => this.#open(device, places[i]!));
+    await this.#serveAll(opened, pollMaxUs);
+    if (this.#stopping) return;
+    for (const device of opened) this.#devices.set(device.spec.id, device);
+    if (options.control !== undefined) {
       this.#control = new ControlSocket(options.control, this);
+    }
+  }
+
+  #open(device: RunDevice, iothreads: readonly number[]): Placed {
+    const { id, model, options } = device;
+    const listening = openEndpoint(device.endpoint);
+    this.#listening.push(listening);
+    return {
+      spec: { id, model, options, listener: listening.fd, iothreads },
+      listening,
+      turn: Promise.resolve(),
+    };
+  }
+
+  /** The threads set up their devices at the same time, each one after the other. */
+  async #serveAll(
+    devices: readonly Placed[],
+    pollMaxUs: number,
+  ): Promise<void> {
+    const debug = this.#log.debugEnabled;
+    const outcomes = await Promise.allSettled(
+      this.#iothreads.map(async (thread, i) => {
+        const cpus = this.#cpus?.[i] ?? null;
+        await thread.request({ kind: "configure", pollMaxUs, cpus });
+        for (const device of devices) {
+          if (homeOf(device) !== thread.index) continue;
+          if (this.#stopping) return;
+          await this.#serve(thread, device.spec, debug);
+        }
+      }),
+    );
+    const failed = outcomes.find((outcome) => outcome.status === "rejected");
+    if (failed !== undefined) throw failed.reason;
+  }
+
+  /** With a device that is to use several threads, the others get ready before its home makes it. */
+  async #serve(
+    thread: IOThread,
+    device: DeviceSpec,
+    debug: boolean,
+  ): Promise<void> {
+    const others = [...new Set(device.iothreads)].slice(1);
+    if (others.length === 0) {
+      await thread.request({ kind: "serve", device, debug });
+      return;
+    }
+    const home = await thread.seat();
+    try {
+      const seats = await Promise.all(others.map(async (iothread) => {
+        const other = this.#iothreads[iothread]!;
+        const line = createCallLine();
+        await other.request({ kind: "join", device, debug, line, home });
+        return { iothread, seat: await other.seat(), line };
+      }));
+      const turns = device.iothreads.map((iothread) =>
+        others.indexOf(iothread) + 1
+      );
+      const crew = { turns, seats };
+      await thread.request({ kind: "serve", device, debug, crew });
+    } catch (error) {
+      for (const iothread of others) {
+        await this.#iothreads[iothread]!
+          .request({ kind: "leave", device: device.id }).catch(() => {});
+      }
+      throw error;
     }
   }
 
   /** The devices, in the order they were asked for. */
   get devices(): readonly ServedDevice[] {
-    return this.#devices;
+    return [...this.#devices.values()].map((device) => ({
+      id: device.spec.id,
+      model: device.spec.model,
+      path: device.listening.path,
+      fd: device.listening.fd,
+      iothread: homeOf(device),
+    }));
   }
 
   /** Rejects when an IOThread dies; never resolves. */
@@ -117,9 +246,32 @@ export class Outboard {
     return this.#crash.promise;
   }
 
-  /** All devices with their clients, commands and counters. */
-  async describe(): Promise<readonly DeviceDescription[]> {
-    return await this.#iothread.request({ kind: "describe" });
+  /** All devices with their clients, commands and counters, in the order they were asked for. */
+  async describe(): Promise<readonly PlacedDescription[]> {
+    // Threads answer in the order they are asked, so a device that is on its way is the only one they could miss.
+    while (this.#transfers.size > 0) {
+      await Promise.allSettled(this.#transfers);
+    }
+    const found = new Map<string, PlacedDescription>();
+    await Promise.all(this.#iothreads.map(async (thread) => {
+      for (const device of await thread.request({ kind: "describe" })) {
+        found.set(device.id, { ...device, iothread: thread.index });
+      }
+    }));
+    return [...this.#devices.keys()].flatMap((id) => found.get(id) ?? []);
+  }
+
+  /** The IOThreads: where they run, and what on them. */
+  async describeIOThreads(): Promise<readonly IOThreadDescription[]> {
+    return await Promise.all(this.#iothreads.map(async (thread) => {
+      const threadId = await thread.threadId();
+      return {
+        iothread: thread.index,
+        threadId,
+        cpus: threadCpus(threadId),
+        devices: this.#devicesOn(thread.index),
+      };
+    }));
   }
 
   /**
@@ -128,17 +280,129 @@ export class Outboard {
    * @returns What to tell the person who asked
    * @throws {Error} With a message for that person
    */
-  async command(
+  command(
     device: string,
     name: string,
     args: readonly string[],
   ): Promise<string> {
-    return await this.#iothread.request({
-      kind: "command",
+    return this.#inTurn(
       device,
-      name,
-      args,
+      (placed) =>
+        this.#iothreads[homeOf(placed)]!.request({
+          kind: "command",
+          device,
+          name,
+          args,
+        }),
+    );
+  }
+
+  /**
+   * Moves a device to another IOThread. Its client and its driver go on, and notice at most that requests take longer
+   * for some milliseconds.
+   *
+   * @param iothread Number of the IOThread
+   * @returns What to tell the person who asked
+   * @throws {Error} With a message for that person: when there is no such device or thread, when the device's model
+   * cannot be moved, when its requests do not finish within 5 s, or when the other thread cannot take it; it then goes
+   * on where it was
+   */
+  move(device: string, iothread: number): Promise<string> {
+    return this.#inTurn(device, async (placed) => {
+      const { length } = this.#iothreads;
+      checkIOThread(`move ${device} to IOThread ${iothread}`, iothread, length);
+      const { iothreads } = placed.spec;
+      if (new Set(iothreads).size > 1) {
+        throw new Error(
+          `Cannot move ${device}: its queues are served by IOThreads ${
+            iothreads.join(", ")
+          }, and only a device on one of them moves`,
+        );
+      }
+      if (homeOf(placed) === iothread) {
+        return `${device} is on IOThread ${iothread} already`;
+      }
+      const startMs = performance.now();
+      await this.#move(placed, iothread);
+      const tookMs = Number((performance.now() - startMs).toFixed(1));
+      const text = `${device} moved to IOThread ${iothread} in ${tookMs} ms`;
+      this.#log.info(text, { id: device, iothread, tookMs });
+      return text;
     });
+  }
+
+  async #move(placed: Placed, iothread: number): Promise<void> {
+    const move: Move = {
+      device: placed.spec,
+      debug: this.#log.debugEnabled,
+      from: this.#iothreads[homeOf(placed)]!,
+      to: this.#iothreads[iothread]!,
+    };
+    await holdDevice(move, () => this.#stopping);
+    const transfer = transferDevice(move);
+    this.#transfers.add(transfer);
+    try {
+      await transfer;
+      placed.spec = { ...placed.spec, iothreads: [iothread] };
+    } catch (error) {
+      if (error instanceof DeviceLostError) this.#lose(placed, error);
+      throw error;
+    } finally {
+      this.#transfers.delete(transfer);
+    }
+  }
+
+  /** Nobody serves the device any more, so that nobody shall connect to it. */
+  #lose(device: Placed, error: DeviceLostError): void {
+    this.#log.error(error.message);
+    this.#devices.delete(device.spec.id);
+    device.listening.close();
+  }
+
+  /** Waits until it is the device's turn, then acts on it. */
+  #inTurn<T>(id: string, act: (device: Placed) => Promise<T>): Promise<T> {
+    const device = this.#devices.get(id);
+    if (device === undefined) return Promise.reject(this.#unknown(id));
+    const result = device.turn.then(() => {
+      if (this.#stopping) {
+        throw new Error(`Cannot use ${id}: everything is being stopped`);
+      }
+      if (!this.#devices.has(id)) throw this.#unknown(id);
+      return act(device);
+    });
+    device.turn = result.then(() => {}, () => {});
+    return result;
+  }
+
+  #unknown(id: string): Error {
+    return new Error(
+      `Cannot find device ${id}: known are ${
+        [...this.#devices.keys()].join(", ")
+      }`,
+    );
+  }
+
+  /** What the process, its IOThreads and its devices have counted. Costs each IOThread one turn of its loop. */
+  async metrics(): Promise<MetricsSnapshot> {
+    const { takeSnapshot } = await import("./metrics.ts");
+    // As for describe(): nobody would tell of a device between two threads.
+    while (this.#transfers.size > 0) {
+      await Promise.allSettled(this.#transfers);
+    }
+    return takeSnapshot(
+      await Promise.all(
+        this.#iothreads.map((thread) => thread.request({ kind: "metrics" })),
+      ),
+    );
+  }
+
+  async #serveMetrics(endpoint: MetricsEndpoint): Promise<void> {
+    // Most runs do without.
+    const { MetricsServer } = await import("./metrics_server.ts");
+    if (this.#stopping) return;
+    this.#metrics = new MetricsServer(endpoint, this);
+    const { where } = this.#metrics;
+    this.#log.info(`metrics on ${where}`, { metrics: where });
   }
 
   /** Stops every device, closes and removes the sockets. */
@@ -146,64 +410,28 @@ export class Outboard {
     if (this.#stopping) return;
     this.#stopping = true;
     this.#control?.close();
+    const metricsClosed = this.#metrics?.close();
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const timeout = new Promise<void>((resolve) => {
-      timer = setTimeout(() => {
-        this.#log.warn("the IOThread did not stop in time and is ended");
-        resolve();
-      }, STOP_TIMEOUT_MS);
+    const timeout = new Promise<"late">((resolve) => {
+      timer = setTimeout(() => resolve("late"), STOP_TIMEOUT_MS);
     });
-    await Promise.race([
-      this.#iothread.request({ kind: "stop" }).then(() => {}, () => {}),
-      timeout,
-    ]);
+    // A device that is between two threads could be stopped by neither.
+    await Promise.race([Promise.allSettled(this.#transfers), timeout]);
+    const closed = this.#iothreads.map((thread) =>
+      thread.request({ kind: "close" })
+    );
+    await Promise.race([Promise.allSettled(closed), timeout]);
+    await Promise.all(this.#iothreads.map(async (thread) => {
+      const stopped = thread.request({ kind: "stop" }).catch(() => {});
+      if (await Promise.race([stopped, timeout]) === "late") {
+        this.#log.warn(
+          `IOThread ${thread.index} did not stop in time and is ended`,
+        );
+      }
+      thread.terminate();
+    }));
+    await Promise.race([metricsClosed, timeout]);
     clearTimeout(timer);
-    this.#iothread.terminate();
     for (const listening of this.#listening.splice(0)) listening.close();
-  }
-}
-
-/** Hears SIGINT and SIGTERM from its making until it is disposed of; a second one ends the process at once. */
-export class StopSignal implements Disposable {
-  readonly #heard = Promise.withResolvers<void>();
-  readonly #onSignal = (): void => {
-    if (this.received) Deno.exit(130);
-    this.received = true;
-    this.#heard.resolve();
-  };
-  /** Whether one has come. */
-  received = false;
-
-  constructor() {
-    Deno.addSignalListener("SIGINT", this.#onSignal);
-    Deno.addSignalListener("SIGTERM", this.#onSignal);
-  }
-
-  /** Resolves when one comes. */
-  get heard(): Promise<void> {
-    return this.#heard.promise;
-  }
-
-  [Symbol.dispose](): void {
-    Deno.removeSignalListener("SIGINT", this.#onSignal);
-    Deno.removeSignalListener("SIGTERM", this.#onSignal);
-  }
-}
-
-/**
- * Waits for a signal or the death of an IOThread, then stops.
- *
- * @returns The exit status: 0 after a signal
- * @throws {Error} When an IOThread died
- */
-export async function runUntilSignal(
-  outboard: Outboard,
-  signal: StopSignal,
-): Promise<number> {
-  try {
-    await Promise.race([signal.heard, outboard.failed]);
-    return 0;
-  } finally {
-    await outboard.stop();
   }
 }

@@ -126,3 +126,25 @@ Deno.test("parseCommandLine refuses one socket under two names, and a control so
     "--control without a path",
   );
 });
+
+Deno.test("parseCommandLine takes a place for metrics, and says what would be one", () => {
+  const parse = (...words: string[]) => {
+    const command = parseCommandLine(
+      ["--device", "a", "--socket", "s", ...words],
+    );
+    if (command.kind !== "run") throw new Error(command.kind);
+    return command.metrics;
+  };
+  assertEquals(parse(), null);
+  assertEquals(parse("--metrics", "9100"), {
+    kind: "tcp",
+    hostname: "127.0.0.1",
+    port: 9100,
+  });
+  assertEquals(parse("--metrics", "/m"), { kind: "path", path: "/m" });
+  assertThrows(
+    () => parse("--metrics", "nobody:80"),
+    UsageError,
+    "Cannot use --metrics nobody:80: give a port, such as 9100",
+  );
+});

@@ -28,7 +28,8 @@ async function inFolder(run: (folder: string) => Promise<void>): Promise<void> {
 Deno.test("the command answers questions with status 0", async () => {
   const help = await outboard("--help");
   assertEquals([help.code, help.stderr], [0, ""]);
-  for (const option of ["--device", "--socket", "--fd", "--log-level"]) {
+  const asked = ["--device", "--socket", "--fd", "--log-level", "--iothreads"];
+  for (const option of asked) {
     assert(help.stdout.includes(option), option);
   }
   const version = await outboard("--version");
@@ -36,7 +37,8 @@ Deno.test("the command answers questions with status 0", async () => {
   const models = await outboard("--device", "help");
   assertMatch(models.stdout, /^ {2}virtio-net /m);
   const options = await outboard("--device", "virtio-net,help");
-  for (const option of ["mac=", "net=user|tap|", "hostfwd=", "ifname="]) {
+  const known = ["id=", "iothread=", "mac=", "net=user|tap|", "ifname="];
+  for (const option of [...known, "hostfwd="]) {
     assert(options.stdout.includes(option), option);
   }
 });
@@ -61,6 +63,31 @@ Deno.test("the command refuses with status 2 and one line that says what would b
         ["--device", "virtio-net,id=a", "--socket", `${folder}/t`],
       ),
       /id=a twice/,
+    ],
+    [
+      ["--device", "virtio-net,iothread=1", "--socket", socket],
+      /only IOThread 0; choose that, or start with --iothreads 2/,
+    ],
+    [
+      ["--iothreads", "1,cpus=8000", "--device", "virtio-net"].concat(
+        ["--socket", socket],
+      ),
+      /IOThread 0 on CPU 8000: this process may use CPU/,
+    ],
+    [
+      ["--iothreads", "2", "--device", "virtio-net,iothread=0:1"].concat(
+        ["--socket", socket],
+      ),
+      /virtio-net0: its queues are served by one IOThread, name one/,
+    ],
+    [
+      ["--iothreads", "3", "--device", "virtio-blk,queues=2,iothread=0:1:2"]
+        .concat(["--socket", socket]),
+      /served by up to 2; ask for more with queues=3/,
+    ],
+    [
+      ["--device", "virtio-net,id=move", "--socket", socket],
+      /none of help, .*move/,
     ],
   ];
   try {
@@ -196,7 +223,7 @@ Deno.test("the control socket answers, and says what it does not understand", ()
     await conn.write(new TextEncoder().encode(lines.join("\n") + "\n"));
     await conn.closeWrite();
     const text = await new Response(conn.readable).text();
-    assertMatch(text, /^lan \(virtio-net\) no client$/m);
+    assertMatch(text, /^lan \(virtio-net\) on IOThread 0, no client$/m);
     assertMatch(text, /link is up[\s\S]*link is down/);
     assertMatch(text, /^error: Cannot run "jump" on lan/m);
     assertMatch(text, /^error: Cannot find device wan/m);

@@ -1,0 +1,10 @@
+/**
+ * What a wrong command line ends in.
+ *
+ * @module
+ */
+
+/** A command line that makes no sense; the message says what would. Exit status 2. */
+export class UsageError extends Error {
+  override readonly name: string = "UsageError";
+}

@@ -1,0 +1,141 @@
+/**
+ * The twin of a device on another thread than its home, which serves some of its queues.
+ *
+ * @module
+ */
+
+import type { DeviceModel } from "../../devices/model.ts";
+import type { FdWatch, Loop } from "../event_loop.ts";
+import type { Log } from "../log.ts";
+import { DmaMemory } from "../memory/dma_memory.ts";
+import type { DeviceContext, PciDevice } from "../pci/mod.ts";
+import { RemoteBoard } from "./crew_board.ts";
+import type { CrewMessage } from "./spread_device.ts";
+import type { CallLine, Seat, ThreadCalls } from "./thread_calls.ts";
+
+/** What a twin is made with. */
+export interface CrewTwinParts {
+  readonly model: DeviceModel<unknown>;
+  /** What the model's `parse` returned. */
+  readonly options: unknown;
+  readonly loop: Loop;
+  readonly log: Log;
+  readonly calls: ThreadCalls;
+  /** The line on which the home thread calls, and its seat. */
+  readonly line: CallLine;
+  readonly home: Seat;
+}
+
+type OpenMessage = Extract<CrewMessage, { op: "open" }>;
+
+/** Carries out what the home thread says. */
+export class CrewTwin implements Disposable {
+  readonly #parts: CrewTwinParts;
+  readonly #hangUp: () => void;
+  readonly #memory = new DmaMemory();
+  readonly #watches: FdWatch[] = [];
+  #device: PciDevice | null = null;
+
+  /** Waits for the home thread to open the device. */
+  constructor(parts: CrewTwinParts) {
+    this.#parts = parts;
+    this.#hangUp = parts.calls.answer(
+      parts.line,
+      parts.home,
+      (message) => this.#handle(message as CrewMessage),
+    );
+  }
+
+  /** Ends it, though the home thread has not said so; further calls do nothing. */
+  close(): void {
+    // In this order: once the line is ended, home may free what the device uses.
+    this.#closeDevice();
+    this.#hangUp();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #handle(message: CrewMessage): unknown {
+    if (message.op === "open") return this.#open(message);
+    if (message.op === "close") return this.#closeDevice();
+    const device = this.#device;
+    if (device === null) {
+      throw new Error("Cannot go on: the twin of the device is closed");
+    }
+    switch (message.op) {
+      case "write": {
+        const { bar, offset, width, value } = message;
+        return device.writeBar(bar, offset, width, value);
+      }
+      case "reset":
+        return device.reset(message.reason);
+      case "stop":
+        return device.stop?.();
+      case "start":
+        return device.start?.();
+      case "map":
+        for (const range of message.ranges) this.#memory.borrow(range);
+        return;
+      case "unmap":
+        return this.#memory.unmap(message.iova, message.lengthBytes);
+      case "state":
+        return device.spreading!.loadShared(message.state);
+      case "fail":
+        return device.spreading!.fail(message.reason);
+      case "counters":
+        return device.counters?.() ?? {};
+      case "fence":
+        return;
+      default:
+        return message satisfies never;
+    }
+  }
+
+  #open({ shared, groups, board: place, kicks }: OpenMessage): void {
+    const { model, options, loop, log, home } = this.#parts;
+    const board = new RemoteBoard(place, home);
+    const context: DeviceContext = {
+      memory: this.#memory,
+      interrupts: board,
+      loop,
+      log,
+      random: (lengthBytes) =>
+        crypto.getRandomValues(new Uint8Array(lengthBytes)),
+      createSharedMemory: () => {
+        throw new Error("Cannot share device memory between IOThreads");
+      },
+    };
+    const device = model.create(context, options, shared);
+    try {
+      const spreading = device.spreading!;
+      spreading.begin((group) => groups.includes(group), {
+        // Shared state changes at home only.
+        onSharedState: () => {},
+        onFailure: () => board.fail(),
+        onForeignKick: (queue) => board.kick(queue),
+        // Only the client has a way to configuration space, and it talks to home.
+        onIndirectWrite: () => {},
+      });
+      kicks.forEach((fd, queue) => {
+        if (fd < 0) return;
+        this.#watches.push(
+          loop.watchEventFd(fd, () => spreading.kick(queue)),
+        );
+      });
+    } catch (error) {
+      for (const watch of this.#watches.splice(0)) watch.close();
+      device.close();
+      throw error;
+    }
+    this.#device = device;
+  }
+
+  #closeDevice(): void {
+    for (const watch of this.#watches.splice(0)) watch.close();
+    this.#device?.close();
+    this.#device = null;
+    this.#memory.close();
+  }
+}

@@ -1,0 +1,373 @@
+/**
+ * The home thread's side of a device whose queues are served by several threads.
+ *
+ * @module
+ */
+
+import type { BottomHalf, Loop } from "../event_loop.ts";
+import { createEventFd, type Fd, signalEventFd } from "../libc/mod.ts";
+import type { BorrowedRange, DmaMemory } from "../memory/dma_memory.ts";
+import type {
+  AccessWidth,
+  DeviceCommand,
+  PciDevice,
+  PciSpec,
+  ResetReason,
+} from "../pci/device.ts";
+import type { PciInterrupts } from "../pci/interrupts.ts";
+import { FOR_ALL, type Spreading } from "../pci/spreading.ts";
+import { Board, type BoardPlace } from "./crew_board.ts";
+import type { Caller, CallLine, Seat, ThreadCalls } from "./thread_calls.ts";
+
+/** What the home thread tells the others; each is carried out before the next is. Plain data. */
+export type CrewMessage =
+  | {
+    readonly op: "open";
+    /** What {@linkcode Spreading.share} gave. */
+    readonly shared: unknown;
+    /** Groups that are this thread's. */
+    readonly groups: readonly number[];
+    readonly board: BoardPlace;
+    /** Eventfds by queue; −1 for those that are not this thread's. */
+    readonly kicks: readonly number[];
+  }
+  | {
+    readonly op: "write";
+    readonly bar: number;
+    readonly offset: number;
+    readonly width: AccessWidth;
+    readonly value: number;
+  }
+  | { readonly op: "reset"; readonly reason: ResetReason }
+  | { readonly op: "stop" }
+  | { readonly op: "start" }
+  | { readonly op: "map"; readonly ranges: readonly BorrowedRange[] }
+  | {
+    readonly op: "unmap";
+    readonly iova: number;
+    readonly lengthBytes: number;
+  }
+  | { readonly op: "state"; readonly state: unknown }
+  | { readonly op: "fail"; readonly reason: string }
+  /** Answered with what this twin has counted. */
+  | { readonly op: "counters" }
+  /** Nothing: by the answer the thread is not in the midst of anything. */
+  | { readonly op: "fence" }
+  | { readonly op: "close" };
+
+/** A thread that is to serve queues of a device. Travels by postMessage. */
+export interface CrewSeat {
+  /** Number of the IOThread. */
+  readonly iothread: number;
+  readonly seat: Seat;
+  readonly line: CallLine;
+}
+
+/** Which threads serve a device. Travels by postMessage. */
+export interface CrewPlan {
+  /** By group, in turns: 0 is the home thread, n the n-th of `seats`. */
+  readonly turns: readonly number[];
+  readonly seats: readonly CrewSeat[];
+}
+
+/** What a {@linkcode SpreadDevice} is made with. */
+export interface SpreadDeviceParts {
+  readonly device: PciDevice;
+  readonly memory: DmaMemory;
+  readonly interrupts: PciInterrupts;
+  readonly loop: Loop;
+  readonly calls: ThreadCalls;
+  readonly plan: CrewPlan;
+}
+
+const HOME = 0;
+const NO_KICK = -1;
+
+/**
+ * The device that the client talks to: its own twin and the ones on other threads behind one {@linkcode PciDevice}.
+ *
+ * Whatever a driver may wait for (a register write, a reset, an unmapping) has been carried out by every thread when
+ * the call returns, and so before the client's message is answered.
+ */
+export class SpreadDevice implements PciDevice {
+  readonly spec: PciSpec;
+  readonly commands?: Readonly<Record<string, DeviceCommand>>;
+  readonly #device: PciDevice;
+  readonly #spreading: Spreading;
+  readonly #memory: DmaMemory;
+  readonly #interrupts: PciInterrupts;
+  readonly #callers: Caller[] = [];
+  readonly #board: Board;
+  /** By queue: what wakes the thread that serves it. */
+  readonly #kicks: (Fd | null)[] = [];
+  readonly #sharedState: BottomHalf;
+  readonly #endings: (() => void)[] = [];
+  /** Guest addresses of the ranges that the others know of. */
+  readonly #mapped = new Set<number>();
+
+  /**
+   * @throws {Error} When the device cannot be spread or another thread cannot make its twin; the device is then still
+   * the caller's to close
+   */
+  constructor(parts: SpreadDeviceParts) {
+    const { device, memory, interrupts, loop, calls, plan } = parts;
+    const { spreading } = device;
+    if (spreading === undefined) {
+      throw new Error("Cannot use several IOThreads: this model has one queue");
+    }
+    if (device.spec.bars.some(({ mmap }) => mmap !== undefined)) {
+      throw new Error(
+        "Cannot use several IOThreads with mapped doorbells: one thread polls the page; use doorbells=message",
+      );
+    }
+    this.#device = device;
+    this.#spreading = spreading;
+    this.#memory = memory;
+    this.#interrupts = interrupts;
+    this.#sharedState = loop.bottomHalf(() => this.#tellState());
+    checkGroups(spreading, plan);
+    const turnOf = (group: number) =>
+      group < 0 ? HOME : plan.turns[group % plan.turns.length]!;
+    this.#board = new Board(
+      vectorsOf(device.spec),
+      spreading.queueCount,
+    );
+    try {
+      for (let queue = 0; queue < spreading.queueCount; queue++) {
+        const isHome = turnOf(spreading.groupOf(queue)) === HOME;
+        this.#kicks.push(isHome ? null : createEventFd());
+      }
+      spreading.begin((group) => turnOf(group) === HOME, {
+        onSharedState: () => this.#sharedState.schedule(),
+        onFailure: (reason) => this.#tell({ op: "fail", reason }),
+        onForeignKick: (queue) => this.#forward(queue),
+        onIndirectWrite: (bar, offset, width, value) =>
+          this.writeBar(bar, offset, width, value),
+      });
+      plan.seats.forEach((seat, i) => this.#open(seat, i + 1, turnOf, calls));
+    } catch (error) {
+      this.#release();
+      throw error;
+    }
+    this.spec = this.#offerKicks(device.spec);
+    if (device.commands !== undefined) {
+      this.commands = this.#wrapCommands(device.commands);
+    }
+    this.#endings.push(
+      calls.onNudge(() => this.#lookAtBoard()),
+      memory.subscribe({
+        onUnmap: (iova, lengthBytes) => this.#unmap(iova, lengthBytes),
+        onChange: () => this.#map(),
+      }),
+    );
+    this.#map();
+    interrupts.publishDirect(
+      this.#board.view.direct,
+      () => this.#tell({ op: "fence" }),
+    );
+  }
+
+  readBar(bar: number, offset: number, width: AccessWidth): number {
+    return this.#device.readBar(bar, offset, width);
+  }
+
+  writeBar(
+    bar: number,
+    offset: number,
+    width: AccessWidth,
+    value: number,
+  ): void {
+    const target = this.#spreading.targetOfWrite(bar, offset);
+    if (target >= 0 && this.#kicks[target] != null) {
+      this.#forward(target);
+      return;
+    }
+    this.#device.writeBar(bar, offset, width, value);
+    if (target === FOR_ALL) {
+      this.#tell({ op: "write", bar, offset, width, value });
+    }
+  }
+
+  ringDoorbell(bar: number, doorbell: number): void {
+    this.#device.ringDoorbell?.(bar, doorbell);
+  }
+
+  reset(reason: ResetReason): void {
+    this.#tell({ op: "reset", reason });
+    this.#device.reset(reason);
+  }
+
+  stop(): void {
+    this.#tell({ op: "stop" });
+    this.#device.stop?.();
+  }
+
+  start(): void {
+    this.#device.start?.();
+    this.#tell({ op: "start" });
+  }
+
+  /** The sums over all threads. */
+  counters(): Readonly<Record<string, number>> {
+    const sums: Record<string, number> = { ...this.#device.counters?.() };
+    for (const caller of this.#callers) {
+      const counters = caller.call({ op: "counters" } satisfies CrewMessage);
+      for (const [name, value] of Object.entries(counters as typeof sums)) {
+        sums[name] = (sums[name] ?? 0) + value;
+      }
+    }
+    return sums;
+  }
+
+  info(): Readonly<Record<string, string>> {
+    return this.#device.info?.() ?? {};
+  }
+
+  close(): void {
+    for (const end of this.#endings.splice(0)) end();
+    this.#sharedState.cancel();
+    this.#interrupts.withdrawDirect();
+    this.#release();
+    this.#device.close();
+  }
+
+  #open(
+    seat: CrewSeat,
+    turn: number,
+    turnOf: (group: number) => number,
+    calls: ThreadCalls,
+  ): void {
+    const queues = this.#kicks.map((_, queue) =>
+      this.#spreading.groupOf(queue)
+    );
+    const groups = [...new Set(queues)].filter((group) =>
+      turnOf(group) === turn
+    );
+    const caller = calls.caller(seat.line, seat.seat);
+    this.#callers.push(caller);
+    const message: CrewMessage = {
+      op: "open",
+      shared: this.#spreading.share(groups),
+      groups,
+      board: this.#board.place,
+      kicks: queues.map((group, queue) =>
+        turnOf(group) === turn ? this.#kicks[queue]!.number : NO_KICK
+      ),
+    };
+    caller.call(message);
+  }
+
+  /** A command may change what all twins use, the size of a disk for one: they stand still meanwhile. */
+  #wrapCommands(
+    commands: Readonly<Record<string, DeviceCommand>>,
+  ): Record<string, DeviceCommand> {
+    const wrapped: Record<string, DeviceCommand> = {};
+    for (const [name, command] of Object.entries(commands)) {
+      const run = (args: readonly string[]) => {
+        this.#tell({ op: "stop" });
+        try {
+          return command.run(args);
+        } finally {
+          this.#tellState();
+          this.#tell({ op: "start" });
+        }
+      };
+      wrapped[name] = { help: command.help, run };
+    }
+    return wrapped;
+  }
+
+  /** Ends the twins and frees what they used. */
+  #release(): void {
+    for (const caller of this.#callers.splice(0)) {
+      try {
+        caller.call({ op: "close" } satisfies CrewMessage);
+      } catch {
+        // It has stopped: then its twin is gone too.
+      }
+      caller.close();
+    }
+    for (const kick of this.#kicks.splice(0)) kick?.close();
+    this.#board.close();
+  }
+
+  #tell(message: CrewMessage): void {
+    for (let i = 0; i < this.#callers.length; i++) {
+      this.#callers[i]!.call(message);
+    }
+  }
+
+  #tellState(): void {
+    this.#tell({ op: "state", state: this.#spreading.saveShared() });
+  }
+
+  /** Notifies a queue that another thread serves, or our own of what came to another thread. */
+  #forward(queue: number): void {
+    const kick = this.#kicks[queue];
+    if (kick == null) this.#spreading.kick(queue);
+    else signalEventFd(kick.number);
+  }
+
+  #lookAtBoard(): void {
+    this.#board.look({
+      raise: (vector) => this.#interrupts.raise(vector),
+      raiseLine: () => this.#spreading.raiseLine(),
+      kick: (queue) => this.#spreading.kick(queue),
+      fail: () =>
+        this.#spreading.fail("it broke the rules on a queue of another thread"),
+    });
+  }
+
+  #unmap(iova: number, lengthBytes: number): void {
+    if (this.#mapped.delete(iova)) {
+      this.#tell({ op: "unmap", iova, lengthBytes });
+    }
+  }
+
+  #map(): void {
+    const ranges = this.#memory.lendable().filter(({ iova }) =>
+      !this.#mapped.has(iova)
+    );
+    if (ranges.length === 0) return;
+    for (const { iova } of ranges) this.#mapped.add(iova);
+    this.#tell({ op: "map", ranges });
+  }
+
+  /** The doorbells of queues that other threads serve ring there, past this one. */
+  #offerKicks(spec: PciSpec): PciSpec {
+    const bars = spec.bars.map((bar) => ({
+      ...bar,
+      ...(bar.doorbells === undefined ? {} : {
+        doorbells: bar.doorbells.map((doorbell, i) => {
+          const queue = this.#spreading.targetOfDoorbell(bar.index, i);
+          const kick = this.#kicks[queue];
+          return kick == null
+            ? doorbell
+            : { ...doorbell, eventFd: kick.number };
+        }),
+      }),
+    }));
+    return { ...spec, bars };
+  }
+}
+
+function checkGroups(spreading: Spreading, plan: CrewPlan): void {
+  const groups = new Set<number>();
+  for (let queue = 0; queue < spreading.queueCount; queue++) {
+    const group = spreading.groupOf(queue);
+    if (group >= 0) groups.add(group);
+  }
+  if (groups.size >= plan.turns.length) return;
+  throw new Error(
+    `Cannot use ${plan.turns.length} IOThreads: the device has ${
+      groups.size <= 1 ? "one queue" : `${groups.size} queues`
+    }; ask for more with queues=${plan.turns.length}`,
+  );
+}
+
+function vectorsOf(spec: PciSpec): number {
+  for (const capability of spec.capabilities) {
+    if (capability.kind === "msix") return capability.vectors;
+  }
+  return 0;
+}

@@ -1,0 +1,125 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { threadCpus } from "../../src/libc/mod.ts";
+import { startOutboard } from "../../src/testing/outboard_process.ts";
+import { PciClient, VfioUserClient } from "../../src/vfio_user/client/mod.ts";
+import { controlLine } from "../guest/control_line.ts";
+import { COUNTER } from "./fixtures/counter_model.ts";
+
+const fixture = (name: string) =>
+  `${import.meta.dirname}/fixtures/${name}_model.ts`;
+
+async function inFolder(run: (folder: string) => Promise<void>): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await run(folder);
+    assertEquals([...Deno.readDirSync(folder)].map((e) => e.name), []);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+/** The threads of a process whose names begin with "iothread": name → CPUs. */
+function namedThreads(pid: number): Map<string, string> {
+  const threads = new Map<string, string>();
+  for (const { name: tid } of Deno.readDirSync(`/proc/${pid}/task`)) {
+    const status = Deno.readTextFileSync(`/proc/${pid}/task/${tid}/status`);
+    const [, name] = /^Name:\s+(.*)$/m.exec(status)!;
+    const [, cpus] = /^Cpus_allowed_list:\s+(.*)$/m.exec(status)!;
+    if (name!.startsWith("iothread")) threads.set(name!, cpus!);
+  }
+  return threads;
+}
+
+Deno.test("IOThreads run on the CPUs they are told, under names of their own", () =>
+  inFolder(async (folder) => {
+    const allowed = threadCpus();
+    const first = allowed[0]!, last = allowed.at(-1)!;
+    await using child = await startOutboard([
+      ...["--iothreads", `2,cpus=${first}:${last}`],
+      ...["--device", fixture("counter"), "--socket", `${folder}/a`],
+      ...["--device", `${fixture("counter")},id=b`, "--socket", `${folder}/b`],
+      ...["--control", `${folder}/control`],
+    ]);
+    assertEquals(
+      [...namedThreads(child.pid)].sort(),
+      [["iothread0", `${first}`], ["iothread1", `${last}`]],
+    );
+    const lines = await controlLine(`${folder}/control`, "iothreads");
+    assertMatch(lines[0]!, /^IOThread 0: thread \d+, CPUs \d+, counter0$/);
+    assertMatch(lines[1]!, /^IOThread 1: thread \d+, CPUs \d+, b$/);
+    for (const line of lines) {
+      const [, index, tid] = /^IOThread (\d+): thread (\d+)/.exec(line)!;
+      assertEquals(
+        Deno.readTextFileSync(`/proc/${child.pid}/task/${tid}/comm`),
+        `iothread${index}\n`,
+      );
+    }
+  }));
+
+Deno.test("devices live where they are told, or are dealt out, and are listed with their place", () =>
+  inFolder(async (folder) => {
+    const device = (options: string, socket: string) => [
+      ...["--device", `${fixture("counter")},${options}`],
+      ...["--socket", `${folder}/${socket}`],
+    ];
+    await using _child = await startOutboard([
+      ...["--iothreads", "3", "--control", `${folder}/control`],
+      ...device("id=a,iothread=2", "a"),
+      ...device("id=b", "b"),
+      ...device("id=c", "c"),
+      ...device("id=d", "d"),
+    ]);
+    const lines = await controlLine(`${folder}/control`, "list");
+    assertEquals(lines.filter((line) => !line.startsWith(" ")), [
+      "a (counter) on IOThread 2, no client",
+      "b (counter) on IOThread 0, no client",
+      "c (counter) on IOThread 1, no client",
+      "d (counter) on IOThread 0, no client",
+    ]);
+  }));
+
+Deno.test("a device answers while another IOThread is busy", () =>
+  inFolder(async (folder) => {
+    await using _child = await startOutboard([
+      ...["--iothreads", "2", "--control", `${folder}/control`],
+      ...["--device", fixture("busy"), "--socket", `${folder}/a`],
+      ...["--device", fixture("counter"), "--socket", `${folder}/b`],
+    ]);
+    using client = new VfioUserClient(`${folder}/b`);
+    client.negotiate();
+    using pci = new PciClient(client);
+    let over = false;
+    const work = controlLine(`${folder}/control`, "busy0 work 1000")
+      .then(() => over = true);
+    let served = 0;
+    while (!over) {
+      pci.writeBar(0, COUNTER.BELL, 4, 1);
+      served++;
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    await work;
+    // On one thread the first of them would have waited for the end of the work.
+    assert(served > 20, `served ${served} times`);
+    assertEquals(pci.readBar(0, COUNTER.COUNT, 4), served);
+  }));
+
+Deno.test("the death of an IOThread ends the process and says which devices were on it", () =>
+  inFolder(async (folder) => {
+    const device = (name: string, id: string, iothread: number) => [
+      ...["--device", `${fixture(name)},id=${id},iothread=${iothread}`],
+      ...["--socket", `${folder}/${id}`],
+    ];
+    const child = await startOutboard([
+      ...["--iothreads", "2", "--control", `${folder}/control`],
+      ...device("counter", "healthy", 0),
+      ...device("mortal", "weak", 1),
+      ...device("counter", "other", 1),
+    ]);
+    // The answer may or may not come before the end.
+    await controlLine(`${folder}/control`, "weak die").catch(() => {});
+    assertEquals(await child.exitCode(), 1);
+    assertMatch(
+      child.stderr,
+      /^error: Cannot go on: IOThread 1 died, and with it weak, other: .*farewell/m,
+    );
+  }));

@@ -1,0 +1,74 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { EventLoop } from "../../src/event_loop.ts";
+import { createEventFd } from "../../src/libc/mod.ts";
+import {
+  createCallLine,
+  createSeat,
+  ThreadCalls,
+} from "../../src/process/thread_calls.ts";
+import type { Orders } from "./thread_calls_worker.ts";
+
+async function run(orders: Orders): Promise<unknown> {
+  const worker = new Worker(
+    new URL("./thread_calls_worker.ts", import.meta.url),
+    { type: "module" },
+  );
+  const { promise, resolve, reject } = Promise.withResolvers<unknown>();
+  worker.onmessage = (event) => resolve(event.data);
+  worker.onerror = (event) => {
+    event.preventDefault();
+    reject(new Error(event.message));
+  };
+  worker.postMessage(orders);
+  return await promise.finally(() => worker.terminate());
+}
+
+Deno.test("ThreadCalls lets two threads call each other at the same time", async () => {
+  using fdA = createEventFd();
+  using fdB = createEventFd();
+  const [a, b] = [createSeat(fdA.number), createSeat(fdB.number)];
+  const [toA, toB] = [createCallLine(), createCallLine()];
+  const calls = 2000;
+  const results = await Promise.all([
+    run({ seat: a, peer: b, out: toB, in: toA, calls }),
+    run({ seat: b, peer: a, out: toA, in: toB, calls }),
+  ]);
+  const all = Array.from({ length: calls }, (_, i) => i + 1);
+  const good = all.filter((n) => n % 7 !== 0);
+  const expected = {
+    sum: good.reduce((sum, n) => sum + n + 1, 0),
+    errors: calls - good.length,
+    heard: calls,
+  };
+  assertEquals(results, [expected, expected]);
+});
+
+Deno.test("ThreadCalls fails calls to a line that nobody answers any more", () => {
+  using fd = createEventFd();
+  using loop = new EventLoop();
+  using calls = new ThreadCalls(loop, createSeat(fd.number));
+  const line = createCallLine();
+  // A thread that calls itself is answered while it waits.
+  const end = calls.answer(line, calls.seat, (message) => message);
+  using caller = calls.caller(line, calls.seat);
+  assertEquals(caller.call([1, new Uint8Array([2])]), [1, new Uint8Array([2])]);
+  end();
+  assertThrows(() => caller.call(1), Error, "has stopped");
+});
+
+Deno.test("ThreadCalls does not begin a call again while it is being handled", () => {
+  using fd = createEventFd();
+  using loop = new EventLoop();
+  using calls = new ThreadCalls(loop, createSeat(fd.number));
+  const [outer, inner] = [createCallLine(), createCallLine()];
+  using toInner = calls.caller(inner, calls.seat);
+  let handled = 0;
+  calls.answer(outer, calls.seat, () => {
+    handled++;
+    return toInner.call("inner");
+  });
+  calls.answer(inner, calls.seat, (message) => `${message}!`);
+  using toOuter = calls.caller(outer, calls.seat);
+  assertEquals(toOuter.call("outer"), "inner!");
+  assertEquals(handled, 1);
+});
