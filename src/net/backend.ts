@@ -119,10 +119,17 @@ export interface NetBackend {
    * Sends one frame (behind its header, if {@linkcode hasVnetHeader}). The list may be consumed.
    *
    * @param pair Which queue pair it comes from; 0 when left out
+   * @param more The caller calls {@linkcode flush} before anything else happens to this back end, to the frame's
+   * buffers or to guest memory: until then they are as they are, and the frame may wait for others to go with it
    * @returns ≥ 0 when the frame was taken (or dropped for good), −EAGAIN when it must be tried again after `onWritable`,
    * another −errno when it was dropped by an error
    */
-  send(frame: ScatterGather, pair?: number): number;
+  send(frame: ScatterGather, pair?: number, more?: boolean): number;
+  /**
+   * Frames that {@linkcode send} took with `more`, of whichever pair, are on their way when it returns, in order, or
+   * dropped and counted. Nothing waits when it is absent.
+   */
+  flush?(): void;
   /**
    * Receives one frame into the list, which has room for the largest one wherever the driver gave that much. The list
    * is left as it is: not consumed, not truncated.
@@ -141,12 +148,25 @@ export interface NetBackend {
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
   /**
-   * Gives what it has opened to a back end of the same kind on another thread of this process. Called when it is
-   * stopped; only close is called afterwards, and it leaves open what was given away.
+   * Gives what it has opened, and the frames that wait, to a back end of the same kind on another thread of this
+   * process. Called whether it is started or not; it calls nothing any more, only close is called afterwards, and that
+   * leaves open what was given away.
    *
-   * @returns Plain data for {@linkcode openNetBackend}
+   * The successor of one that was started drops nothing at its first start: what waits, and what comes until then, is
+   * kept (a stop drops it, as ever). The count of pairs is as it was, and so are offloads and counters.
+   *
+   * @returns Plain data for {@linkcode openNetBackend}: only its `version` and `kind` are anybody else's business
+   * @throws {Error} When it cannot be moved; it is as before
    */
   handOver?(): unknown;
+  /**
+   * Lets a back end of the same kind on another thread serve some of its pairs, beside this one, which does not serve
+   * them any more and goes on to choose for all.
+   *
+   * @returns Plain data for {@linkcode openNetBackend}
+   * @throws {import("../libc/mod.ts").SyscallError}
+   */
+  share?(pairs: readonly number[]): unknown;
   /** Releases everything. */
   close(): void;
 }

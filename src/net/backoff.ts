@@ -8,6 +8,16 @@ import type { Loop, Timer } from "../event_loop.ts";
 
 const FIRST_MS = 100;
 
+/** Where a {@linkcode Backoff} is; times are relative, in milliseconds. */
+export interface BackoffState {
+  /** How long the next pause is. */
+  readonly nextMs: number;
+  /** When the next attempt is due; null when none is. */
+  readonly dueInMs: number | null;
+  /** How long ago an attempt succeeded; null when what it made has ended. */
+  readonly succeededAgoMs: number | null;
+}
+
 /**
  * Tries something again after pauses that double, from a tenth of a second up to a limit. What then lasts for longer
  * than the longest pause has the next failure begin anew.
@@ -18,13 +28,42 @@ export class Backoff implements Disposable {
   readonly #maxMs: number;
   #nextMs: number;
   #succeededAt = Infinity;
+  #dueAt = Infinity;
 
-  /** @param attempt Called after each pause */
-  constructor(loop: Loop, maxMs: number, attempt: () => void) {
+  /**
+   * @param attempt Called after each pause
+   * @param state Where another one was, to go on from there
+   */
+  constructor(
+    loop: Loop,
+    maxMs: number,
+    attempt: () => void,
+    state: BackoffState | null = null,
+  ) {
     this.#loop = loop;
     this.#maxMs = maxMs;
-    this.#nextMs = Math.min(FIRST_MS, maxMs);
-    this.#timer = loop.timer(attempt);
+    this.#nextMs = state?.nextMs ?? Math.min(FIRST_MS, maxMs);
+    this.#timer = loop.timer(() => {
+      this.#dueAt = Infinity;
+      attempt();
+    });
+    if (state === null) return;
+    if (state.succeededAgoMs !== null) {
+      this.#succeededAt = loop.now() - state.succeededAgoMs;
+    }
+    if (state.dueInMs !== null) this.#arm(state.dueInMs);
+  }
+
+  /** Where it is. */
+  state(): BackoffState {
+    const now = this.#loop.now();
+    return {
+      nextMs: this.#nextMs,
+      dueInMs: this.#dueAt === Infinity ? null : Math.max(this.#dueAt - now, 0),
+      succeededAgoMs: this.#succeededAt === Infinity
+        ? null
+        : now - this.#succeededAt,
+    };
   }
 
   /** The attempt has succeeded, as far as one can tell. */
@@ -38,7 +77,7 @@ export class Backoff implements Disposable {
       this.#nextMs = Math.min(FIRST_MS, this.#maxMs);
     }
     this.#succeededAt = Infinity;
-    this.#timer.arm(this.#nextMs);
+    this.#arm(this.#nextMs);
     this.#nextMs = Math.min(this.#nextMs * 2, this.#maxMs);
   }
 
@@ -49,5 +88,10 @@ export class Backoff implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  #arm(delayMs: number): void {
+    this.#dueAt = this.#loop.now() + delayMs;
+    this.#timer.arm(delayMs);
   }
 }

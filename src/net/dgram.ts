@@ -9,7 +9,7 @@ import type { FdWatch, Timer } from "../event_loop.ts";
 import {
   bindUnixDatagram,
   Epoll,
-  type Fd,
+  Fd,
   openUdp,
   sockaddrUn,
   socketError,
@@ -18,8 +18,9 @@ import {
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
 import { FrameMessage } from "./frame_message.ts";
+import { type Given, PARKED_EVENTS, takeGiven } from "./given.ts";
 import { type DgramNetOptions, formatEndpoint } from "./option_table.ts";
-import { bindPath } from "./unix_path.ts";
+import { bindPath, removeSocketFile, type SocketFile } from "./unix_path.ts";
 
 /** How many datagrams are thrown away before the loop gets its turn. */
 const DISCARD_MAX = 256;
@@ -27,12 +28,24 @@ const DISCARD_MAX = 256;
 const RETRY_FIRST_MS = 0.1;
 const RETRY_MAX_MS = 10;
 
+const KIND = "dgram";
+
+interface GivenDgram extends Given {
+  readonly fd: number;
+  /** Of the local address; null for UDP. */
+  readonly file: SocketFile | null;
+  readonly running: boolean;
+  readonly txDropped: number;
+  readonly txUnreachable: number;
+  readonly rxErrors: number;
+}
+
 /** Frames by sendmsg(2) and recvmsg(2) between guest memory and the kernel, without a copy in between. */
 export class DgramBackend implements NetBackend {
   readonly description: string;
   readonly hasVnetHeader = false;
   readonly #fd: Fd;
-  readonly #remove: () => void;
+  readonly #file: SocketFile | null;
   readonly #message: FrameMessage;
   readonly #watch: FdWatch;
   readonly #retry: Timer;
@@ -43,13 +56,22 @@ export class DgramBackend implements NetBackend {
   #peer: NetPeer | null = null;
   #receiving = true;
   #refused = false;
+  /** What waits is to be kept for the first start. */
+  #keeping = false;
   #closed = false;
   #txDropped = 0;
   #txUnreachable = 0;
   #rxErrors = 0;
 
-  /** @throws {ErrnoError} With the remedy, when the socket cannot be had */
-  constructor(options: DgramNetOptions, context: NetContext) {
+  /**
+   * @param inherited What a predecessor gave, if there was one
+   * @throws {ErrnoError} With the remedy, when the socket cannot be had
+   */
+  constructor(
+    options: DgramNetOptions,
+    context: NetContext,
+    inherited?: unknown,
+  ) {
     const { local, remote } = options;
     const { loop, memory } = context;
     this.description = `dgram ${formatEndpoint(local)} to ${
@@ -57,22 +79,31 @@ export class DgramBackend implements NetBackend {
     }`;
     this.#isUnix = local.family === "unix";
     this.#nowhere = memory.createScatterGather(1);
-    if (local.family === "unix" && remote.family === "unix") {
-      const destination = sockaddrUn(remote.path);
-      const { fd, remove } = bindPath(local.path, bindUnixDatagram);
+    const destination = remote.family === "unix"
+      ? sockaddrUn(remote.path)
+      : null;
+    if (inherited !== undefined) {
+      const given = takeGiven<GivenDgram>(inherited, KIND);
+      this.#fd = new Fd(given.fd);
+      this.#file = given.file;
+      this.#keeping = given.running;
+      this.#txDropped = given.txDropped;
+      this.#txUnreachable = given.txUnreachable;
+      this.#rxErrors = given.rxErrors;
+    } else if (local.family === "unix" && remote.family === "unix") {
+      const { fd, file } = bindPath(local.path, bindUnixDatagram);
       this.#fd = fd;
-      this.#remove = remove;
-      this.#message = new FrameMessage(destination);
+      this.#file = file;
     } else if (local.family === "inet" && remote.family === "inet") {
       this.#fd = openOrExplain(() => openUdp(local.address, remote.address));
-      this.#remove = () => {};
-      this.#message = new FrameMessage();
+      this.#file = null;
     } else {
       throw new ErrnoError(
         Errno.EINVAL,
         `Cannot open ${this.description}: both ends must be of one family`,
       );
     }
+    this.#message = new FrameMessage(destination);
     this.#retry = loop.timer(() => this.#tellWritable());
     this.#watch = loop.watch(
       this.#fd.number,
@@ -82,13 +113,15 @@ export class DgramBackend implements NetBackend {
   }
 
   start(peer: NetPeer): void {
-    this.#discard();
+    if (!this.#keeping) this.#discard();
+    this.#keeping = false;
     this.#peer = peer;
     this.#update();
   }
 
   stop(): void {
     this.#peer = null;
+    this.#keeping = false;
     this.#refused = false;
     this.#retry.cancel();
     if (!this.#closed) this.#update();
@@ -137,18 +170,37 @@ export class DgramBackend implements NetBackend {
     };
   }
 
+  handOver(): unknown {
+    const running = this.#peer !== null || this.#keeping;
+    this.stop();
+    this.#watch.close();
+    return {
+      version: 1,
+      kind: KIND,
+      fd: this.#fd.release(),
+      file: this.#file,
+      running,
+      txDropped: this.#txDropped,
+      txUnreachable: this.#txUnreachable,
+      rxErrors: this.#rxErrors,
+    } satisfies GivenDgram;
+  }
+
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
     this.stop();
     this.#retry.close();
     this.#watch.close();
-    this.#fd.close();
-    this.#remove();
     this.#message.close();
+    // Given away, with its file?
+    if (this.#fd.number < 0) return;
+    this.#fd.close();
+    if (this.#file !== null) removeSocketFile(this.#file);
   }
 
   #events(): number {
+    if (this.#keeping) return PARKED_EVENTS;
     const reading = this.#peer === null || this.#receiving;
     const writing = this.#refused && !this.#isUnix;
     return (reading ? Epoll.IN : 0) | (writing ? Epoll.OUT : 0);
@@ -159,6 +211,7 @@ export class DgramBackend implements NetBackend {
   }
 
   #onEvents(events: number): void {
+    if (this.#keeping) return;
     // Cannot be masked, and lasts until it is asked for.
     if ((events & Epoll.ERR) !== 0 && socketError(this.#fd.number) !== 0) {
       this.#rxErrors++;

@@ -44,6 +44,22 @@ export class FrameBuffer implements Disposable {
     this.#memory.view.setUint32(offset, value, false);
   }
 
+  /**
+   * Puts bytes at the start.
+   *
+   * @returns How many
+   * @throws {RangeError} When there are more than it holds
+   */
+  fill(bytes: Uint8Array): number {
+    this.#memory.bytes.set(bytes);
+    return bytes.length;
+  }
+
+  /** A copy of the bytes from one offset up to another. */
+  slice(from: number, to: number): Uint8Array<ArrayBuffer> {
+    return this.#memory.bytes.slice(from, to);
+  }
+
   /** Moves bytes within the buffer; the ranges may overlap. */
   move(to: number, from: number, lengthBytes: number): void {
     this.#memory.bytes.copyWithin(to, from, from + lengthBytes);

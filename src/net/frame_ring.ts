@@ -92,6 +92,37 @@ export class FrameRing implements Disposable {
     return length;
   }
 
+  /** Copies of all frames, oldest first; they stay where they are. */
+  snapshot(): Uint8Array<ArrayBuffer>[] {
+    return Array.from({ length: this.#count }, (_, i) => {
+      const slot = (this.#head + i) % this.capacity;
+      const at = slot * this.#slotBytes;
+      return this.#memory.bytes.slice(at, at + this.#lengths[slot]!);
+    });
+  }
+
+  /**
+   * Fills an empty ring with frames, oldest first.
+   *
+   * @throws {RangeError} When they are more or longer than it takes
+   */
+  restore(frames: readonly Uint8Array[]): void {
+    if (
+      frames.length > this.capacity ||
+      frames.some(({ length }) => length > this.frameMaxBytes)
+    ) {
+      throw new RangeError(
+        `Cannot restore ${frames.length} frames: ${this.capacity} of ${this.frameMaxBytes} bytes are the most`,
+      );
+    }
+    this.#head = 0;
+    this.#count = frames.length;
+    frames.forEach((frame, i) => {
+      this.#memory.bytes.set(frame, i * this.#slotBytes);
+      this.#lengths[i] = frame.length;
+    });
+  }
+
   /** Drops all frames. */
   clear(): void {
     this.#head = 0;

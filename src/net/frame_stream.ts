@@ -6,7 +6,7 @@
  */
 
 import { Errno, errnoName } from "../errno.ts";
-import type { Fd } from "../libc/mod.ts";
+import { Fd } from "../libc/mod.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import { FrameBuffer } from "./frame_buffer.ts";
 import {
@@ -23,6 +23,18 @@ const ETH_HLEN = 14;
 const RECEIVE_BYTES = 256 * 1024;
 /** How often one receive() reads, however many frames without meaning it finds. */
 const READS_MAX = 4;
+
+/** A {@linkcode FrameStream} on its way to another thread. */
+export interface GivenFrameStream {
+  readonly fd: number;
+  /** What was read and not taken: frames, and the beginning of one. */
+  readonly received: Uint8Array<ArrayBuffer>;
+  /** The end of a frame that is yet to leave. */
+  readonly unsent: Uint8Array<ArrayBuffer>;
+  readonly endReason: string | null;
+  readonly runts: number;
+  readonly badLengths: number;
+}
 
 /**
  * One connection.
@@ -53,9 +65,18 @@ export class FrameStream implements Disposable {
   #runts = 0;
   #badLengths = 0;
 
-  /** Takes over a connected socket. */
-  constructor(fd: Fd) {
-    this.#fd = fd;
+  /** @param connected A connected socket, or what a predecessor gave; taken over */
+  constructor(connected: Fd | GivenFrameStream) {
+    if (connected instanceof Fd) {
+      this.#fd = connected;
+      return;
+    }
+    this.#fd = new Fd(connected.fd);
+    this.#tail = this.#in.fill(connected.received);
+    this.#outTail = this.#out.fill(connected.unsent);
+    this.#endReason = connected.endReason;
+    this.#runts = connected.runts;
+    this.#badLengths = connected.badLengths;
   }
 
   /** The socket. */
@@ -169,6 +190,18 @@ export class FrameStream implements Disposable {
   /** Throws away the frames that were read already. */
   clear(): void {
     while (this.#endReason === null && this.#takeFrame() !== 0);
+  }
+
+  /** Gives the socket and all bytes of it away; only close may follow. */
+  handOver(): GivenFrameStream {
+    return {
+      received: this.#in.slice(this.#head, this.#tail),
+      unsent: this.#out.slice(this.#outHead, this.#outTail),
+      endReason: this.#endReason,
+      runts: this.#runts,
+      badLengths: this.#badLengths,
+      fd: this.#fd.release(),
+    };
   }
 
   /** Closes the socket. */

@@ -10,6 +10,7 @@ import type { BottomHalf } from "../event_loop.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
+import { type Given, takeGiven } from "./given.ts";
 import { GatewayReplies } from "./gateway_replies.ts";
 import type { UserNetOptions } from "./option_table.ts";
 
@@ -17,6 +18,18 @@ import type { UserNetOptions } from "./option_table.ts";
 const FRAME_MAX = 65535 + 18;
 /** How many answers wait for the card; a guest that asks without listening loses the rest. */
 const QUEUE_MAX = 64;
+
+/** What marks its state. */
+export const GATEWAY_KIND = "gateway";
+
+/** It leases one address to whoever asks and keeps no table: the answers under way are all that a guest could miss. */
+interface GivenGateway extends Given {
+  readonly frames: readonly Uint8Array<ArrayBuffer>[];
+  readonly answered: number;
+  readonly ignored: number;
+  readonly rxDropped: number;
+  readonly txErrors: number;
+}
 
 /**
  * A gateway in TypeScript. It sees a handful of frames in a guest's life, so it allocates as it likes.
@@ -36,9 +49,14 @@ export class GatewayBackend implements NetBackend {
   #txErrors = 0;
 
   /**
+   * @param inherited What a predecessor gave, if there was one
    * @throws {ErrnoError} EOPNOTSUPP when ports are to be forwarded or files served, which takes libslirp
    */
-  constructor(options: UserNetOptions, context: NetContext) {
+  constructor(
+    options: UserNetOptions,
+    context: NetContext,
+    inherited?: unknown,
+  ) {
     refuseWhatTakesLibslirp(options);
     this.#memory = context.memory;
     this.#replies = new GatewayReplies(options, context.mtu);
@@ -48,10 +66,12 @@ export class GatewayBackend implements NetBackend {
       this.#peer.onReadable();
       this.#wake();
     });
+    if (inherited !== undefined) this.#inherit(inherited);
   }
 
   start(peer: NetPeer): void {
     this.#peer = peer;
+    this.#wake();
   }
 
   stop(): void {
@@ -115,8 +135,31 @@ export class GatewayBackend implements NetBackend {
     };
   }
 
+  handOver(): unknown {
+    const given: GivenGateway = {
+      version: 1,
+      kind: GATEWAY_KIND,
+      frames: this.#queue.splice(0),
+      answered: this.#answered,
+      ignored: this.#ignored,
+      rxDropped: this.#rxDropped,
+      txErrors: this.#txErrors,
+    };
+    this.stop();
+    return given;
+  }
+
   close(): void {
     this.stop();
+  }
+
+  #inherit(inherited: unknown): void {
+    const given = takeGiven<GivenGateway>(inherited, GATEWAY_KIND);
+    this.#queue.push(...given.frames);
+    this.#answered = given.answered;
+    this.#ignored = given.ignored;
+    this.#rxDropped = given.rxDropped;
+    this.#txErrors = given.txErrors;
   }
 
   #wake(): void {

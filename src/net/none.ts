@@ -7,6 +7,13 @@
 import { Errno } from "../errno.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import { type NetBackend, type NetPeer, QUEUE_PAIRS_MAX } from "./backend.ts";
+import { type Given, takeGiven } from "./given.ts";
+
+const KIND = "none";
+
+interface GivenNone extends Given {
+  readonly sent: number;
+}
 
 /** Takes every frame and has none. */
 export class NoneBackend implements NetBackend {
@@ -14,6 +21,12 @@ export class NoneBackend implements NetBackend {
   readonly hasVnetHeader = false;
   readonly queuePairs = QUEUE_PAIRS_MAX;
   #sent = 0;
+
+  /** @param inherited What a predecessor gave, if there was one */
+  constructor(inherited?: unknown) {
+    if (inherited === undefined) return;
+    this.#sent = takeGiven<GivenNone>(inherited, KIND).sent;
+  }
 
   start(_peer: NetPeer): void {}
 
@@ -32,6 +45,10 @@ export class NoneBackend implements NetBackend {
 
   counters(): Readonly<Record<string, number>> {
     return { txDropped: this.#sent };
+  }
+
+  handOver(): unknown {
+    return { version: 1, kind: KIND, sent: this.#sent } satisfies GivenNone;
   }
 
   close(): void {}

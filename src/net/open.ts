@@ -7,7 +7,8 @@
 import { Errno, ErrnoError } from "../errno.ts";
 import type { NetBackend, NetContext } from "./backend.ts";
 import { DgramBackend } from "./dgram.ts";
-import { GatewayBackend, INSTALL_LIBSLIRP } from "./gateway.ts";
+import { GATEWAY_KIND, GatewayBackend, INSTALL_LIBSLIRP } from "./gateway.ts";
+import { isGiven, takeGiven } from "./given.ts";
 import { NoneBackend } from "./none.ts";
 import {
   NetKind,
@@ -16,9 +17,11 @@ import {
 } from "./option_table.ts";
 import { PasstBackend } from "./passt.ts";
 import { SlirpBackend } from "./slirp.ts";
+import { type GivenSlirp, SLIRP_KIND } from "./slirp_given.ts";
 import { openLibslirp } from "./slirp_symbols.ts";
 import { StreamBackend } from "./stream.ts";
 import { TapBackend } from "./tap.ts";
+import { TAP_SHARE_KIND, TapTwin } from "./tap_twin.ts";
 
 /**
  * The environment variable that names the libslirp to load, as a file or a name for the dynamic linker. `none` loads
@@ -29,31 +32,60 @@ export const LIBSLIRP_VARIABLE = "OUTBOARD_LIBSLIRP";
 /**
  * Opens the network that the options ask for; to be called on the thread of the card's event loop.
  *
+ * @param inherited What {@linkcode NetBackend.handOver} of a predecessor with the same options gave: used instead of
+ * opening it anew, and owned from here on. When this throws, it is as it was, for another attempt on any thread
  * @throws {ErrnoError} With what is wrong and the remedy
+ * @throws {Error} When `inherited` is not of a back end of this kind
  */
 export function openNetBackend(
   options: NetOptions,
   context: NetContext,
+  inherited?: unknown,
 ): NetBackend {
   switch (options.net) {
     case NetKind.USER:
-      return openUser(options, context);
+      return inherited === undefined
+        ? openUser(options, context)
+        : inheritUser(options, context, inherited);
     case NetKind.TAP:
-      return new TapBackend(options, context);
+      return isGiven(inherited, TAP_SHARE_KIND)
+        ? new TapTwin(options, context, inherited)
+        : new TapBackend(options, context, inherited);
     case NetKind.STREAM:
-      return new StreamBackend(options, context);
+      return new StreamBackend(options, context, inherited);
     case NetKind.DGRAM:
-      return new DgramBackend(options, context);
+      return new DgramBackend(options, context, inherited);
     case NetKind.PASST:
-      return new PasstBackend(options, context);
+      return new PasstBackend(options, context, inherited);
     case NetKind.NONE:
-      return new NoneBackend();
+      return new NoneBackend(inherited);
     default:
       throw new ErrnoError(
         Errno.EINVAL,
         `Cannot open network ${options satisfies never}`,
       );
   }
+}
+
+/** What was chosen at first stays: a guest does not lose its connections because a variable has changed. */
+function inheritUser(
+  options: UserNetOptions,
+  context: NetContext,
+  inherited: unknown,
+): NetBackend {
+  if (isGiven(inherited, GATEWAY_KIND)) {
+    return new GatewayBackend(options, context, inherited);
+  }
+  const given = takeGiven<GivenSlirp>(inherited, SLIRP_KIND);
+  // The dynamic linker has it under this name already, so that this is the very library whose memory was given.
+  const library = openLibslirp(given.library);
+  if ("reason" in library) {
+    throw new ErrnoError(
+      Errno.ENOENT,
+      `Cannot move a user-mode network to another thread: ${library.reason}`,
+    );
+  }
+  return new SlirpBackend(options, context, library, given);
 }
 
 function openUser(options: UserNetOptions, context: NetContext): NetBackend {

@@ -137,6 +137,13 @@ export const NET_OPTIONS: readonly NetOption[] = [
     default: "tap%d",
   },
   {
+    name: "engine",
+    net: "tap",
+    syntax: "auto|io_uring|sync",
+    help: "how frames are sent: many at once by io_uring, or one by one",
+    default: "auto",
+  },
+  {
     name: "path",
     net: "stream",
     syntax: "path",
@@ -254,11 +261,26 @@ export interface UserNetOptions {
   readonly hostForwards: readonly HostForward[];
 }
 
+/** How frames are sent to a TAP. */
+export const TapEngine = {
+  /** Many at once by io_uring, a few by a system call each, and so all of them where io_uring is refused. */
+  AUTO: "auto",
+  /** All by io_uring, even a lone one, which is slower; with a warning where it is refused. */
+  RING: "io_uring",
+  /** A system call for each. */
+  SYNC: "sync",
+} as const;
+
+/** A way to send frames to a TAP. */
+export type TapEngine = typeof TapEngine[keyof typeof TapEngine];
+
 /** A TAP interface. */
 export interface TapNetOptions {
   readonly net: typeof NetKind.TAP;
   /** Its name, which may hold one `%d` for the kernel to number. */
   readonly ifname: string;
+  /** How frames are sent to it; {@linkcode TapEngine.AUTO} unless told. */
+  readonly engine?: TapEngine;
 }
 
 /** One end of a socket. */

@@ -10,6 +10,8 @@ import {
   NET_OPTIONS,
   NetKind,
   type NetOptions,
+  TapEngine,
+  type TapNetOptions,
   type UserNetOptions,
 } from "./option_table.ts";
 import { refuse } from "./refuse.ts";
@@ -108,7 +110,7 @@ export function parseNetOptions(values: OptionValues): NetOptions {
     case NetKind.USER:
       return parseUser(given);
     case NetKind.TAP:
-      return { net, ifname: parseIfname(given.one("ifname") ?? "tap%d") };
+      return parseTap(given);
     case NetKind.STREAM:
       return parseStream(given);
     case NetKind.DGRAM:
@@ -123,6 +125,14 @@ export function parseNetOptions(values: OptionValues): NetOptions {
         "it is user, tap, stream, dgram, passt or none",
       );
   }
+}
+
+function parseTap(given: Values): TapNetOptions {
+  const ifname = parseIfname(given.one("ifname") ?? "tap%d");
+  const text = given.one("engine") ?? TapEngine.AUTO;
+  const engine = Object.values(TapEngine).find((name) => name === text) ??
+    refuse(`engine=${text}`, "it is auto, io_uring or sync");
+  return { net: NetKind.TAP, ifname, engine };
 }
 
 /** What the kernel's dev_valid_name() and dev_alloc_name() take. */

@@ -9,15 +9,34 @@ import type { Loop } from "../event_loop.ts";
 import { formatExitStatus, SyscallError } from "../libc/mod.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
-import { Backoff } from "./backoff.ts";
+import { Backoff, type BackoffState } from "./backoff.ts";
 import { CalmLog } from "./calm_log.ts";
+import { type Given, takeGiven } from "./given.ts";
 import type { PasstNetOptions } from "./option_table.ts";
-import { findPasst, passtArguments, PasstProcess } from "./passt_process.ts";
-import { StreamPort } from "./stream_port.ts";
+import {
+  findPasst,
+  type GivenPasstProcess,
+  passtArguments,
+  PasstProcess,
+  startPasst,
+} from "./passt_process.ts";
+import { type GivenPort, StreamPort } from "./stream_port.ts";
 
 /** A passt that does not like its options or its host says so and ends within this time. */
 const START_MS = 200;
 const RESTART_MAX_MS = 5000;
+
+const KIND = "passt";
+
+interface GivenPasst extends Given {
+  /** What was found at first, and is started again. */
+  readonly program: string;
+  readonly port: GivenPort;
+  /** null while none runs. */
+  readonly process: GivenPasstProcess | null;
+  readonly backoff: BackoffState;
+  readonly starts: number;
+}
 
 /**
  * A frame stream to a passt process.
@@ -38,20 +57,39 @@ export class PasstBackend implements NetBackend {
   #process: PasstProcess | null = null;
   #starts = 0;
 
-  /** @throws {ErrnoError} With the remedy: when passt is not there, or ends at once */
-  constructor(options: PasstNetOptions, context: NetContext) {
+  /**
+   * @param inherited What a predecessor gave, if there was one
+   * @throws {ErrnoError} With the remedy: when passt is not there, or ends at once
+   */
+  constructor(
+    options: PasstNetOptions,
+    context: NetContext,
+    inherited?: unknown,
+  ) {
     const { loop } = context;
+    const given = inherited === undefined
+      ? null
+      : takeGiven<GivenPasst>(inherited, KIND);
     this.#loop = loop;
     this.#log = new CalmLog(loop, context.log);
-    this.#program = findPasst(options.program);
+    this.#program = given?.program ?? findPasst(options.program);
     this.#args = passtArguments(options, context.mtu);
     this.description = `passt (${this.#program})`;
     this.#port = new StreamPort(loop, () => this.#onEnd());
-    this.#backoff = new Backoff(loop, RESTART_MAX_MS, () => this.#restart());
+    this.#backoff = new Backoff(
+      loop,
+      RESTART_MAX_MS,
+      () => this.#restart(),
+      given?.backoff ?? null,
+    );
     try {
-      this.#start();
-      this.#awaitTrouble();
+      if (given === null) {
+        this.#start();
+        this.#awaitTrouble();
+      } else this.#inherit(given);
     } catch (error) {
+      // What was given stays the giver's.
+      if (given !== null) this.handOver();
       this.close();
       throw error;
     }
@@ -85,6 +123,23 @@ export class PasstBackend implements NetBackend {
     };
   }
 
+  handOver(): unknown {
+    const process = this.#process;
+    // Its end, if it comes now, is the successor's to see.
+    this.#process = null;
+    const given: GivenPasst = {
+      version: 1,
+      kind: KIND,
+      program: this.#program,
+      port: this.#port.handOver(),
+      process: process?.handOver() ?? null,
+      backoff: this.#backoff.state(),
+      starts: this.#starts,
+    };
+    this.#backoff.close();
+    return given;
+  }
+
   close(): void {
     this.#backoff.close();
     this.#port.close();
@@ -92,10 +147,21 @@ export class PasstBackend implements NetBackend {
     this.#process = null;
   }
 
+  #inherit(given: GivenPasst): void {
+    this.#starts = given.starts;
+    if (given.process !== null) {
+      this.#process = new PasstProcess(
+        given.process,
+        this.#loop,
+        () => this.#onEnd(),
+      );
+    }
+    this.#port.inherit(given.port);
+  }
+
   #start(): void {
     const process = new PasstProcess(
-      this.#program,
-      this.#args,
+      startPasst(this.#program, this.#args),
       this.#loop,
       () => this.#onEnd(),
     );

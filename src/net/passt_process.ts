@@ -7,11 +7,12 @@
 import { Errno, ErrnoError } from "../errno.ts";
 import type { FdWatch, Loop } from "../event_loop.ts";
 import {
-  type ChildProcess,
+  ChildProcess,
+  closeFd,
   createPipe,
   Epoll,
   type ExitStatus,
-  type Fd,
+  Fd,
   NativeBuffer,
   openFd,
   setBlocking,
@@ -86,6 +87,64 @@ export function passtArguments(
   ];
 }
 
+/** A passt that was just started. */
+export interface StartedPasst {
+  readonly child: ChildProcess;
+  /** What it says. */
+  readonly stderr: Fd;
+  /** Our end of its socket. */
+  readonly socket: Fd;
+}
+
+/**
+ * A {@linkcode PasstProcess} on its way to another thread. It is a child of the process, not of a thread: whichever
+ * thread has it may wait for it and end it.
+ */
+export interface GivenPasstProcess {
+  /** Nobody else's as long as it was not waited for, even when it has ended. */
+  readonly pid: number;
+  readonly stderr: number;
+  readonly said: string;
+}
+
+/**
+ * Starts passt.
+ *
+ * @throws {import("../libc/mod.ts").SyscallError}
+ */
+export function startPasst(
+  program: string,
+  args: readonly string[],
+): StartedPasst {
+  const [socket, theirs] = socketPair();
+  const [stderr, writer] = createPipe();
+  const O_RDWR = 2;
+  try {
+    // passt sends the end of a frame that did not fit as a blocking write.
+    setBlocking(theirs.number);
+    using nothing = openFd("/dev/null", O_RDWR);
+    const child = spawnProcess({
+      program,
+      args,
+      env: environment(),
+      fds: [
+        { from: nothing.number, to: 0 },
+        { from: nothing.number, to: 1 },
+        { from: writer.number, to: 2 },
+        { from: theirs.number, to: SOCKET_FD },
+      ],
+    });
+    return { child, stderr, socket };
+  } catch (error) {
+    socket.close();
+    stderr.close();
+    throw error;
+  } finally {
+    theirs.close();
+    writer.close();
+  }
+}
+
 /** A running passt. It ends by itself when its socket is closed, so not even our own sudden end leaves one behind. */
 export class PasstProcess implements Disposable {
   readonly #child: ChildProcess;
@@ -93,56 +152,44 @@ export class PasstProcess implements Disposable {
   readonly #chunk = new NativeBuffer(WORDS_MAX);
   readonly #chunkPointer = this.#chunk.pointer();
   readonly #watches: FdWatch[] = [];
-  #socket: Fd | null;
+  #socket: Fd | null = null;
   #said = "";
   #closed = false;
 
   /**
+   * @param passt Just started, or what a predecessor gave; taken over
    * @param onExit Called once when it ends by itself; it is to be closed then
-   * @throws {import("../libc/mod.ts").SyscallError}
+   * @throws {import("../libc/mod.ts").SyscallError} What a predecessor gave is untouched then
    */
   constructor(
-    program: string,
-    args: readonly string[],
+    passt: StartedPasst | GivenPasstProcess,
     loop: Loop,
     onExit: () => void,
   ) {
-    const [ours, theirs] = socketPair();
-    const [reader, writer] = createPipe();
-    const O_RDWR = 2;
-    try {
-      // passt sends the end of a frame that did not fit as a blocking write.
-      setBlocking(theirs.number);
-      using nothing = openFd("/dev/null", O_RDWR);
-      this.#child = spawnProcess({
-        program,
-        args,
-        env: environment(),
-        fds: [
-          { from: nothing.number, to: 0 },
-          { from: nothing.number, to: 1 },
-          { from: writer.number, to: 2 },
-          { from: theirs.number, to: SOCKET_FD },
-        ],
-      });
-    } catch (error) {
-      ours.close();
-      reader.close();
-      this.#chunk.close();
-      throw error;
-    } finally {
-      theirs.close();
-      writer.close();
+    if ("pid" in passt) {
+      this.#child = new ChildProcess(passt.pid);
+      this.#stderr = new Fd(passt.stderr);
+      this.#said = passt.said;
+    } else {
+      this.#child = passt.child;
+      this.#stderr = passt.stderr;
+      this.#socket = passt.socket;
     }
-    this.#socket = ours;
-    this.#stderr = reader;
-    this.#watches.push(
-      loop.watch(reader.number, Epoll.IN, () => this.#listen()),
-      loop.watch(this.#child.pidFd, Epoll.IN, () => {
-        for (const watch of this.#watches) watch.close();
-        onExit();
-      }),
-    );
+    try {
+      this.#watches.push(
+        loop.watch(this.#stderr.number, Epoll.IN, () => this.#listen()),
+      );
+      this.#watches.push(
+        loop.watch(this.#child.pidFd, Epoll.IN, () => {
+          for (const watch of this.#watches) watch.close();
+          onExit();
+        }),
+      );
+    } catch (error) {
+      if ("pid" in passt) this.handOver();
+      else this.close();
+      throw error;
+    }
   }
 
   /** Its process id. */
@@ -171,6 +218,20 @@ export class PasstProcess implements Disposable {
     const socket = this.#socket!;
     this.#socket = null;
     return socket;
+  }
+
+  /** Gives it away; nothing may follow. */
+  handOver(): GivenPasstProcess {
+    for (const watch of this.#watches) watch.close();
+    this.#closed = true;
+    this.#chunk.close();
+    // The custody of this thread ends, not the process.
+    closeFd(this.#child.pidFd);
+    return {
+      pid: this.pid,
+      stderr: this.#stderr.release(),
+      said: this.#said,
+    };
   }
 
   /**

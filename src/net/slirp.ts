@@ -6,18 +6,19 @@
  * @module
  */
 
-import { Errno, ErrnoError, errnoName } from "../errno.ts";
+import { Errno, ErrnoError } from "../errno.ts";
 import type { BottomHalf, Timer } from "../event_loop.ts";
 import { NativeBuffer } from "../libc/mod.ts";
-import { lastErrno, libc } from "../libc/symbols.ts";
+import { libc } from "../libc/symbols.ts";
 import type { Log } from "../log.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
 import { FrameRing } from "./frame_ring.ts";
-import { formatIpv4 } from "./ipv4.ts";
-import type { HostForward, UserNetOptions } from "./option_table.ts";
+import type { UserNetOptions } from "./option_table.ts";
 import { SlirpCallbacks, type SlirpHost } from "./slirp_callbacks.ts";
 import { buildSlirpConfig } from "./slirp_config.ts";
+import { addHostForward } from "./slirp_forward.ts";
+import { type GivenSlirp, SLIRP_KIND } from "./slirp_given.ts";
 import { SlirpPollTable } from "./slirp_poll.ts";
 import {
   IF_MTU_MAX,
@@ -63,18 +64,22 @@ export class SlirpBackend implements NetBackend, SlirpHost {
   #peer: NetPeer | null = null;
   #receiving = true;
   #throttled = false;
+  /** What waits is to be kept for the first start. */
+  #keeping = false;
   #txErrors = 0;
   #rxDropped = 0;
   #guestErrors = 0;
 
   /**
    * @param library Open; closed with this object, or when this throws
+   * @param given What a predecessor gave, if there was one; still good when this throws
    * @throws {ErrnoError} EADDRINUSE and the like when a port cannot be forwarded, EINVAL for the MTU
    */
   constructor(
     options: UserNetOptions,
     context: NetContext,
     library: Libslirp,
+    given: GivenSlirp | null = null,
   ) {
     const { loop, mtu } = context;
     this.description = `user (libslirp ${library.version})`;
@@ -95,22 +100,28 @@ export class SlirpBackend implements NetBackend, SlirpHost {
     });
     this.#callbacks = new SlirpCallbacks(this);
     try {
-      this.#create(options, mtu);
-      for (const forward of options.hostForwards) this.#forward(forward);
+      if (given === null) {
+        this.#create(options, mtu);
+        for (const forward of options.hostForwards) {
+          addHostForward(this.#symbols, this.#slirp, forward);
+        }
+      } else this.#inherit(given);
     } catch (error) {
       this.close();
       throw error;
     }
-    this.#service.schedule();
+    if (!this.#keeping) this.#service.schedule();
   }
 
   start(peer: NetPeer): void {
     this.#peer = peer;
+    this.#resume();
   }
 
   stop(): void {
     this.#peer = null;
     this.#ring.clear();
+    this.#resume();
   }
 
   send(frame: ScatterGather): number {
@@ -151,6 +162,31 @@ export class SlirpBackend implements NetBackend, SlirpHost {
     };
   }
 
+  handOver(): unknown {
+    // Nothing has changed when this throws.
+    this.#library.pin();
+    const instance = Number(Deno.UnsafePointer.value(this.#slirp));
+    // From here on no call of libslirp comes from this thread, and so none of its callbacks.
+    this.#slirp = null;
+    this.#service.cancel();
+    this.#pollTimer.close();
+    this.#polls.close();
+    return {
+      version: 1,
+      kind: SLIRP_KIND,
+      library: this.#library.name,
+      instance,
+      callbacks: this.#callbacks.handOver(),
+      timers: this.#timers.handOver(),
+      frames: this.#ring.snapshot(),
+      running: this.#peer !== null || this.#keeping,
+      txErrors: this.#txErrors,
+      rxDropped: this.#rxDropped,
+      guestErrors: this.#guestErrors,
+      pollErrors: this.#polls.failures,
+    } satisfies GivenSlirp;
+  }
+
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -172,7 +208,8 @@ export class SlirpBackend implements NetBackend, SlirpHost {
   // What libslirp calls.
 
   onFrame(hva: number, lengthBytes: number): void {
-    if (this.#peer === null || this.#ring.push(hva, lengthBytes) < 0) {
+    const drops = this.#peer === null && !this.#keeping;
+    if (drops || this.#ring.push(hva, lengthBytes) < 0) {
       this.#rxDropped++;
     }
   }
@@ -227,7 +264,7 @@ export class SlirpBackend implements NetBackend, SlirpHost {
     try {
       this.#slirp = this.#symbols.slirp_new(
         config.pointer(),
-        this.#callbacks.pointer,
+        this.#callbacks.install(),
         null,
       );
     } finally {
@@ -241,18 +278,25 @@ export class SlirpBackend implements NetBackend, SlirpHost {
     }
   }
 
-  #forward(forward: HostForward): void {
-    const { protocol, hostAddress, hostPort, guestAddress, guestPort } =
-      forward;
-    const result = this.#symbols.slirp_add_hostfwd(
-      this.#slirp,
-      protocol === "udp" ? 1 : 0,
-      networkOrder(hostAddress),
-      hostPort,
-      networkOrder(guestAddress),
-      guestPort,
-    );
-    if (result < 0) throw forwardError(forward, lastErrno());
+  /** SAFETY: see {@linkcode GivenSlirp}. */
+  #inherit(given: GivenSlirp): void {
+    this.#ring.restore(given.frames);
+    this.#timers.inherit(given.timers);
+    this.#keeping = given.running;
+    this.#txErrors = given.txErrors;
+    this.#rxDropped = given.rxDropped;
+    this.#guestErrors = given.guestErrors;
+    this.#polls.failures = given.pollErrors;
+    // Last, and it cannot fail: up to here the instance is the predecessor's, whom close() does no harm.
+    this.#callbacks.install(given.callbacks);
+    this.#slirp = Deno.UnsafePointer.create(BigInt(given.instance));
+  }
+
+  /** Has libslirp go on, if it waited for the first start. */
+  #resume(): void {
+    if (!this.#keeping) return;
+    this.#keeping = false;
+    this.#service.schedule();
   }
 
   #gather(frame: ScatterGather): void {
@@ -302,8 +346,9 @@ export class SlirpBackend implements NetBackend, SlirpHost {
   }
 
   #tell(): void {
-    if (this.#ring.count === 0 || !this.#receiving) return;
-    this.#peer?.onReadable();
+    const peer = this.#peer;
+    if (peer === null || this.#ring.count === 0 || !this.#receiving) return;
+    peer.onReadable();
     if (this.#ring.count > 0 && this.#receiving) this.#service.schedule();
   }
 
@@ -315,30 +360,4 @@ export class SlirpBackend implements NetBackend, SlirpHost {
     this.#pollDeadlineMs = deadlineMs;
     this.#pollTimer.arm(timeoutMs);
   }
-}
-
-/** An IPv4 address as the number a little-endian machine reads from its four bytes. */
-function networkOrder(address: number): number {
-  return ((address & 0xff) << 24 | (address & 0xff00) << 8 |
-    (address >>> 8) & 0xff00 | address >>> 24) >>> 0;
-}
-
-function forwardError(forward: HostForward, errno: number): ErrnoError {
-  const { protocol, hostAddress, hostPort } = forward;
-  const where = `${protocol} ${formatIpv4(hostAddress)}:${hostPort}`;
-  let why: string;
-  switch (errno) {
-    case Errno.EADDRINUSE:
-      why = "the port is in use, choose another or stop what listens there";
-      break;
-    case Errno.EACCES:
-      why = "ports this low need CAP_NET_BIND_SERVICE, choose one from 1024 up";
-      break;
-    case Errno.EADDRNOTAVAIL:
-      why = "this host does not have that address";
-      break;
-    default:
-      why = `libslirp fails with ${errnoName(errno)}`;
-  }
-  return new ErrnoError(errno, `Cannot forward ${where} to the guest: ${why}`);
 }

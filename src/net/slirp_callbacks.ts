@@ -5,7 +5,8 @@
  */
 
 import { setU64 } from "../bits.ts";
-import { NativeBuffer } from "../libc/mod.ts";
+import { NativeBuffer, viewMemory } from "../libc/mod.ts";
+import { libc } from "../libc/symbols.ts";
 import { SLIRP_CB } from "./slirp_symbols.ts";
 
 /** What libslirp calls, always on the thread that called it and before that call returns. Nothing here may throw. */
@@ -67,16 +68,27 @@ function messageAt(pointer: Deno.PointerValue): string {
     : new Deno.UnsafePointerView(pointer).getCString();
 }
 
+/** A `struct SlirpCb` on its way to another thread: anonymous memory of its own. */
+export interface GivenCallbacks {
+  readonly hva: number;
+  readonly lengthBytes: number;
+}
+
+// Room behind the structure stays zero: a later library may have a longer one.
+const TABLE_BYTES = SLIRP_CB.SIZE * 2;
+
 /** `struct SlirpCb` and the two callbacks that are passed by themselves, made once. */
 export class SlirpCallbacks implements Disposable {
   /** A `SlirpAddPollCb`. */
   readonly addPoll: Deno.PointerObject;
   /** A `SlirpGetREventsCb`. */
   readonly getRevents: Deno.PointerObject;
-  // Room behind the structure stays zero: a later library may have a longer one.
-  readonly #table = new NativeBuffer(SLIRP_CB.SIZE * 2);
+  /** Where the table is, once it is this object's. */
+  #table: GivenCallbacks | null = null;
+  readonly #addresses = new Map<number, number>();
   readonly #closers: (() => void)[] = [];
 
+  /** Makes the callbacks; {@linkcode install} puts them where libslirp finds them. */
   constructor(host: SlirpHost) {
     // Numbers are taken wherever a 64-bit integer is to be returned; the types say bigint.
     const word = (value: number) => value as unknown as bigint;
@@ -129,15 +141,36 @@ export class SlirpCallbacks implements Disposable {
     );
   }
 
-  /** The structure. */
-  get pointer(): Deno.PointerObject {
-    return this.#table.pointer();
+  /**
+   * Fills in the table.
+   *
+   * @param given A predecessor's, which libslirp knows already and which is taken over; a new one is made without
+   * @returns The table
+   * @throws {import("../libc/mod.ts").SyscallError} ENOMEM for a new one
+   */
+  install(given: GivenCallbacks | null = null): Deno.PointerObject {
+    const table = given ?? new NativeBuffer(TABLE_BYTES);
+    const { hva, lengthBytes } = table;
+    this.#write({ hva, lengthBytes }, (offset) => this.#addresses.get(offset)!);
+    this.#table = { hva, lengthBytes };
+    return Deno.UnsafePointer.create(BigInt(hva))!;
   }
 
-  /** Frees the callbacks; nothing may call them any more. */
+  /** Gives the table away, cleared: a call that must not be would fault and not run what is freed. */
+  handOver(): GivenCallbacks {
+    const table = this.#table!;
+    this.#table = null;
+    this.#write(table, () => 0);
+    return table;
+  }
+
+  /** Frees the callbacks and the table, if it is still here; libslirp may call none of them any more. */
   close(): void {
     for (const close of this.#closers.splice(0)) close();
-    this.#table.close();
+    if (this.#table === null) return;
+    // SAFETY: a mapping that install() made, here or on another thread, and that slirp_cleanup() has come before.
+    libc.munmap(this.#table.hva, this.#table.lengthBytes);
+    this.#table = null;
   }
 
   [Symbol.dispose](): void {
@@ -146,14 +179,23 @@ export class SlirpCallbacks implements Disposable {
 
   #put(offset: number, callback: Deno.PointerObject): void {
     const address = Number(Deno.UnsafePointer.value(callback));
-    setU64(this.#table.view, offset, address);
+    this.#addresses.set(offset, address);
+  }
+
+  #write(table: GivenCallbacks, value: (offset: number) => number): void {
+    // SAFETY: TABLE_BYTES are mapped there until close(), and libslirp reads them only during calls of this thread.
+    const view = new DataView(viewMemory(table.hva, TABLE_BYTES));
+    for (const offset of this.#addresses.keys()) {
+      setU64(view, offset, value(offset));
+    }
   }
 
   #make<const T extends Deno.UnsafeCallbackDefinition>(
     definition: T,
     callback: Deno.UnsafeCallbackFunction<T["parameters"], T["result"]>,
   ): Deno.PointerObject {
-    // SAFETY: alive until close(), which comes after slirp_cleanup(); called by this thread only.
+    // SAFETY: alive until close(), which comes after slirp_cleanup() or handOver(), when no table names it any more;
+    // called by this thread only.
     const made = new Deno.UnsafeCallback(
       definition as never,
       callback as never,

@@ -65,7 +65,8 @@ export class SlirpPollTable {
   #askedCount = 0;
   #round = 0;
   #mask = -1;
-  #failures = 0;
+  /** How many descriptors the loop refused. */
+  failures = 0;
 
   /** @param onReady Called in the loop's dispatch for every descriptor that has become ready */
   constructor(loop: Loop, onReady: () => void) {
@@ -76,11 +77,6 @@ export class SlirpPollTable {
   /** How many descriptors are on the loop. */
   get watchedCount(): number {
     return this.#watched.length;
-  }
-
-  /** How many descriptors the loop refused. */
-  get failures(): number {
-    return this.#failures;
   }
 
   /** @param readable Whether input is wanted now */
@@ -157,7 +153,7 @@ export class SlirpPollTable {
       this.#watched.push(entry);
     } catch (error) {
       if (!(error instanceof ErrnoError)) throw error;
-      this.#failures++;
+      this.failures++;
     }
   }
 }

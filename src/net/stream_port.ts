@@ -9,7 +9,21 @@ import type { BottomHalf, FdWatch, Loop } from "../event_loop.ts";
 import { Epoll, type Fd } from "../libc/mod.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import type { NetPeer } from "./backend.ts";
-import { FrameStream } from "./frame_stream.ts";
+import { FrameStream, type GivenFrameStream } from "./frame_stream.ts";
+import { PARKED_EVENTS } from "./given.ts";
+
+/** A {@linkcode StreamPort} on its way to another thread. */
+export interface GivenPort {
+  /** The connection; null when there is none. */
+  readonly stream: GivenFrameStream | null;
+  readonly sendError: number;
+  /** Whether a card was there. */
+  readonly running: boolean;
+  readonly connections: number;
+  readonly txDropped: number;
+  readonly runts: number;
+  readonly badLengths: number;
+}
 
 /**
  * What the connected back ends have in common: the card on one side, at most one connection on the other.
@@ -29,6 +43,8 @@ export class StreamPort implements Disposable {
   #watch: FdWatch | null = null;
   #peer: NetPeer | null = null;
   #receiving = true;
+  /** What waits is to be kept for the first start. */
+  #keeping = false;
   /** The card is being told of frames. */
   #serving = false;
   /** A frame was refused: the card waits to be told. */
@@ -65,6 +81,56 @@ export class StreamPort implements Disposable {
     );
   }
 
+  /**
+   * Takes over what a predecessor gave; there must have been nothing so far.
+   *
+   * @throws {SyscallError} What was given is untouched then
+   */
+  inherit(given: GivenPort): void {
+    if (given.stream !== null) {
+      const stream = new FrameStream(given.stream);
+      const handler = (events: number) => this.#onEvents(events);
+      try {
+        const events = given.running ? PARKED_EVENTS : Epoll.IN;
+        this.#watch = this.#loop.watch(stream.fd, events, handler);
+      } catch (error) {
+        stream.handOver();
+        stream.close();
+        throw error;
+      }
+      this.#stream = stream;
+    }
+    this.#keeping = given.running;
+    this.#sendError = given.sendError;
+    this.#connections = given.connections;
+    this.#txDropped = given.txDropped;
+    this.#runts = given.runts;
+    this.#badLengths = given.badLengths;
+    // An end that was noticed on the other thread and not told yet.
+    if (!given.running) this.#more.schedule();
+  }
+
+  /** Gives everything away; only close may follow. */
+  handOver(): GivenPort {
+    const running = this.#peer !== null || this.#keeping;
+    const stream = this.#stream;
+    this.#watch?.close();
+    this.#watch = null;
+    this.#stream = null;
+    this.stop();
+    const given = stream?.handOver() ?? null;
+    stream?.close();
+    return {
+      stream: given,
+      sendError: this.#sendError,
+      running,
+      connections: this.#connections,
+      txDropped: this.#txDropped,
+      runts: this.#runts,
+      badLengths: this.#badLengths,
+    };
+  }
+
   /** Closes the connection, if any, without onLost being told. */
   detach(): void {
     const stream = this.#stream;
@@ -84,16 +150,25 @@ export class StreamPort implements Disposable {
 
   /** See NetBackend. */
   start(peer: NetPeer): void {
-    this.#stream?.clear();
+    const stream = this.#stream;
+    if (!this.#keeping) stream?.clear();
+    this.#keeping = false;
     this.#peer = peer;
     this.#update();
+    // Of these no descriptor tells.
+    if (stream !== null && (stream.hasFrame || this.#hasEnded(stream))) {
+      this.#more.schedule();
+    }
   }
 
   /** See NetBackend. */
   stop(): void {
     this.#peer = null;
     this.#refused = false;
+    this.#keeping = false;
     this.#more.cancel();
+    const stream = this.#stream;
+    if (stream !== null && this.#hasEnded(stream)) this.#more.schedule();
     this.#update();
   }
 
@@ -163,7 +238,13 @@ export class StreamPort implements Disposable {
     this.close();
   }
 
+  /** Whether its end is yet to be told of. */
+  #hasEnded(stream: FrameStream): boolean {
+    return this.#sendError !== 0 || stream.endReason !== null;
+  }
+
   #events(): number {
+    if (this.#keeping) return PARKED_EVENTS;
     const reading = this.#peer === null || this.#receiving;
     const writing = this.#refused || this.#stream?.hasPending === true;
     return (reading ? Epoll.IN : 0) | (writing ? Epoll.OUT : 0);
@@ -174,6 +255,7 @@ export class StreamPort implements Disposable {
   }
 
   #onEvents(events: number): void {
+    if (this.#keeping) return;
     const stream = this.#stream!;
     if ((events & Epoll.OUT) !== 0) this.#onWritable(stream);
     // The card may have closed us.
@@ -220,7 +302,7 @@ export class StreamPort implements Disposable {
 
   #serveMore(): void {
     const stream = this.#stream;
-    if (stream === null) return;
+    if (stream === null || this.#keeping) return;
     if (this.#sendError !== 0) {
       return this.#lose(`it broke (${errnoName(this.#sendError)})`);
     }

@@ -11,8 +11,21 @@ import { type Fd, probeUnix, SyscallError } from "../libc/mod.ts";
 export interface PathSocket {
   /** The socket; its owner closes it. */
   readonly fd: Fd;
-  /** Removes the file, unless somebody has put another in its place; call it once. */
-  remove(): void;
+  /** The file, to be removed with {@linkcode removeSocketFile}. */
+  readonly file: SocketFile;
+}
+
+/** A socket's file in the file system. */
+export interface SocketFile {
+  readonly path: string;
+  /** Which file it is; null when it was gone at once. */
+  readonly inode: number | null;
+}
+
+/** Removes the file, unless it is gone or somebody has put another in its place. */
+export function removeSocketFile(file: SocketFile): void {
+  const found = inode(file.path);
+  if (found !== null && found === file.inode) Deno.removeSync(file.path);
 }
 
 function inode(path: string): number | null {
@@ -60,11 +73,7 @@ export function bindPath(path: string, bind: (path: string) => Fd): PathSocket {
       cause: error,
     });
   }
-  const made = inode(path);
-  const remove = () => {
-    if (inode(path) === made) Deno.removeSync(path);
-  };
-  return { fd, remove };
+  return { fd, file: { path, inode: inode(path) } };
 }
 
 function bindOver(path: string, bind: (path: string) => Fd): Fd {

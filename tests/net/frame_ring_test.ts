@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
 import { Errno } from "../../src/errno.ts";
 import { NativeBuffer } from "../../src/libc/mod.ts";
@@ -110,4 +110,42 @@ Deno.test("FrameRing moves frames without allocating", () => {
   move(1_000_000);
   const growth = heapGrowthPerOperation(100_000, move);
   assert(growth < 1, `${growth} bytes a frame`);
+});
+
+Deno.test("FrameRing goes on elsewhere with the frames it had", () => {
+  using from = new NativeBuffer(4096);
+  using into = new NativeBuffer(4096);
+  const list = segments(into, [256]);
+  let next = 0;
+  const push = (ring: FrameRing) => {
+    from.bytes.fill(++next, 0, next);
+    assertEquals(ring.push(from.hva, next), 0);
+  };
+  let ring = new FrameRing(256, 5);
+  let expected = 1;
+  // Its head is at another place each time, and the frames go around its end.
+  for (let i = 0; i < 12; i++) {
+    while (ring.count < 5) push(ring);
+    const frames = ring.snapshot();
+    assertEquals(
+      frames.map(({ length }) => length),
+      [0, 1, 2, 3, 4].map((n) => expected + n),
+    );
+    assertEquals(ring.count, 5);
+    ring.close();
+    ring = new FrameRing(256, 5);
+    ring.restore(frames);
+    for (let n = 0; n < 3; n++) {
+      assertEquals(ring.pop(list), expected);
+      assertEquals(into.bytes[1], expected & 0xff);
+      expected++;
+    }
+  }
+  assertThrows(() => ring.restore([new Uint8Array(257)]), RangeError);
+  assertThrows(
+    () => ring.restore(new Array(6).fill(new Uint8Array(1))),
+    RangeError,
+  );
+  assertEquals(ring.count, 2);
+  ring.close();
 });

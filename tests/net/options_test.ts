@@ -30,7 +30,7 @@ Deno.test("parseNetOptions gives what can be sent to a Worker", () => {
   for (
     const values of [
       { net: "none" },
-      { net: "tap", ifname: "tap7" },
+      { net: "tap", ifname: "tap7", engine: "sync" },
       { hostfwd: ["tcp::2222-:22", "udp:127.0.0.1:53-10.0.2.16:53"] },
     ]
   ) {
@@ -116,6 +116,7 @@ const REFUSED: readonly [OptionValues, RegExp][] = [
   [{ net: "tap", ifname: "sixteen-letters!" }, /1 to 15 bytes/],
   [{ net: "tap", ifname: "t%d%d" }, /one %d for a number/],
   [{ net: "tap", ifname: "t%s" }, /one %d for a number/],
+  [{ net: "tap", engine: "ring" }, /it is auto, io_uring or sync/],
 ];
 
 Deno.test("parseNetOptions says what is wrong and what would be right", () => {
@@ -153,9 +154,14 @@ Deno.test("NET_OPTIONS defaults are what parseNetOptions assumes", () => {
     }
   }
   assertEquals(parseNetOptions(defaults), parseNetOptions({}));
-  const tap = NET_OPTIONS.find(({ name }) => name === "ifname")!.default!;
+  const ofTap = (key: string) =>
+    NET_OPTIONS.find(({ name }) => name === key)!.default!;
   assertEquals(
-    parseNetOptions({ net: "tap", ifname: tap }),
+    parseNetOptions({
+      net: "tap",
+      ifname: ofTap("ifname"),
+      engine: ofTap("engine"),
+    }),
     parseNetOptions({ net: "tap" }),
   );
   const given = { server: "", "reconnect-ms": "" };

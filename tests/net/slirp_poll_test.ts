@@ -184,3 +184,33 @@ Deno.test("SlirpTimers fire once with what they were made with, unless freed", (
   timers.close();
   assertEquals(loop.turn(10), false);
 });
+
+Deno.test("SlirpTimers move to another loop with their handles and deadlines", () => {
+  using first = new EventLoop();
+  using second = new EventLoop();
+  const fired: string[] = [];
+  const made = (where: string, loop: EventLoop) =>
+    new SlirpTimers(loop, (id, opaque) => {
+      const address = Number(Deno.UnsafePointer.value(opaque));
+      fired.push(`${where} ${id} ${address}`);
+    });
+  const here = made("here", first);
+  const idle = here.create(7, null);
+  const due = here.create(8, Deno.UnsafePointer.create(0x1230n));
+  here.create(9, null);
+  here.arm(due, here.clockMs() + 1);
+  here.arm(3, here.clockMs() + 60_000);
+  const given = structuredClone(here.handOver());
+  const there = made("there", second);
+  there.inherit(given);
+  assertEquals(first.turn(5), false);
+  for (let i = 0; i < 500 && fired.length === 0; i++) second.turn(20);
+  assertEquals(fired, ["there 8 4656"]);
+  assert(Math.abs(there.clockMs() - here.clockMs()) <= 1);
+  assertEquals(there.create(10, null), 4);
+  there.arm(idle, 1);
+  for (let i = 0; i < 500 && fired.length === 1; i++) second.turn(20);
+  assertEquals(fired[1], "there 7 0");
+  const left = there.handOver().timers.filter(({ expireMs }) => expireMs);
+  assertEquals(left.map(({ handle }) => handle), [3]);
+});

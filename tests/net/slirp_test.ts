@@ -31,6 +31,7 @@ import {
 import { testLibslirp } from "./libslirp.ts";
 import { DGRAM, HostSocket, STREAM } from "./sockets.ts";
 import { TcpPeer } from "./tcp_peer.ts";
+import { MOVES } from "./traveller.ts";
 
 const GATEWAY_MAC = Uint8Array.of(0x52, 0x55, 10, 0, 2, 2);
 const GUEST = "10.0.2.15";
@@ -432,6 +433,40 @@ Deno.test({
 });
 
 Deno.test({
+  name: "SlirpBackend moves between threads with a connection on it",
+  ignore: "skip" in libslirp,
+  async fn() {
+    if ("skip" in libslirp) throw new Error(libslirp.skip);
+    const { library } = libslirp;
+    const script = `${import.meta.dirname}/slirp_move.ts`;
+    const command = new Deno.Command(Deno.execPath(), {
+      args: ["run", "--allow-all", "--no-check", script],
+      // Found by its name there, so that only those who use it hold it.
+      env: library.includes("/")
+        ? { LD_LIBRARY_PATH: library.slice(0, library.lastIndexOf("/")) }
+        : {},
+      stdin: "null",
+    });
+    const { stdout, stderr, success } = await command.output();
+    const text = new TextDecoder();
+    assert(success, text.decode(stderr));
+    const { advertisements, fdsGained, ...result } = JSON.parse(
+      text.decode(stdout),
+    );
+    assertEquals(result, {
+      sentBytes: 2_100_000,
+      gotBytes: 2_100_000,
+      same: true,
+      guestBytes: 2_100_000,
+      free: true,
+    });
+    // The runtime opens one or two whenever it likes; a descriptor left behind would be one a move.
+    assert(fdsGained < MOVES / 2, `${fdsGained} descriptors more`);
+    assert(advertisements > 0, "a timer of the first thread fired");
+  },
+});
+
+Deno.test({
   name: "SlirpBackend says which port it cannot forward, before anything runs",
   ignore: "skip" in libslirp,
   fn() {
@@ -477,8 +512,8 @@ Deno.test({
 
 Deno.test({
   name: "openNetBackend takes libslirp for net=user where it is there",
-  ignore: "skip" in libslirp || libslirp.library !== "libslirp.so.0" ||
-    Deno.env.has("OUTBOARD_LIBSLIRP"),
+  // One that was provided is loaded by now, and the dynamic linker finds it by its name.
+  ignore: "skip" in libslirp || Deno.env.has("OUTBOARD_LIBSLIRP"),
   fn() {
     using host = new Host();
     using card = new Card(host, openNetBackend(options(), host.context));
