@@ -4,8 +4,9 @@
  * @module
  */
 
-import type { Loop, Timer } from "../../src/event_loop.ts";
+import type { BottomHalf, Loop, Timer } from "../../src/event_loop.ts";
 import type { Virtqueue } from "../../src/virtio/queue.ts";
+import { NetCounter, type NetCounters } from "./counters.ts";
 
 /** When a queue's driver is to be told. */
 export interface CoalescingLimits {
@@ -29,6 +30,7 @@ export const NO_COALESCING: CoalescingLimits = { maxPackets: 0, maxUsecs: 0 };
 export class Notifier {
   readonly #loop: Loop;
   readonly #interrupt: (queue: Virtqueue) => void;
+  readonly #counters: NetCounters | null;
   /** Made when it is first needed. */
   #timer: Timer | null = null;
   #limits = NO_COALESCING;
@@ -36,10 +38,24 @@ export class Notifier {
   #packets = 0;
   /** The queue whose driver waits for an interrupt. */
   #owed: Virtqueue | null = null;
+  /** Interrupts in the loop's next turn; null when that is not wanted. */
+  readonly #late: BottomHalf | null;
 
-  constructor(loop: Loop, interrupt: (queue: Virtqueue) => void) {
+  /**
+   * @param counters Where to count what is not raised, if anywhere
+   * @param yields Whether interrupts let what the loop's next turn brings go first: for a queue of which the driver only
+   * gets its buffers back, while the answer to what was in them may be there already
+   */
+  constructor(
+    loop: Loop,
+    interrupt: (queue: Virtqueue) => void,
+    counters: NetCounters | null = null,
+    yields: boolean = false,
+  ) {
     this.#loop = loop;
+    this.#late = yields ? loop.bottomHalf(() => this.#fire()) : null;
     this.#interrupt = interrupt;
+    this.#counters = counters;
   }
 
   /** What is in force. */
@@ -63,14 +79,20 @@ export class Notifier {
    */
   published(queue: Virtqueue, wanted: boolean, packets: number): void {
     if (!this.#coalesces) {
-      if (wanted) this.#interrupt(queue);
+      if (wanted) this.#interruptSoon(queue);
       return;
     }
     const first = wanted && this.#owed === null;
     if (first) this.#owed = queue;
+    else if (wanted) this.#counters?.add(NetCounter.coalescedInterrupts, 1);
     this.#packets += packets;
     if (this.#packets >= this.#limits.maxPackets) this.#fire();
     else if (first) this.#arm();
+  }
+
+  /** The interrupt that is held back, if there is one, goes out now. */
+  flush(): void {
+    this.#fire();
   }
 
   /**
@@ -80,6 +102,7 @@ export class Notifier {
    */
   reset(limits: CoalescingLimits): void {
     this.#timer?.cancel();
+    this.#late?.cancel();
     this.#owed = null;
     this.#packets = 0;
     this.setLimits(limits);
@@ -90,6 +113,15 @@ export class Notifier {
     this.reset(NO_COALESCING);
     this.#timer?.close();
     this.#timer = null;
+  }
+
+  #interruptSoon(queue: Virtqueue): void {
+    if (this.#late === null) return this.#interrupt(queue);
+    if (this.#owed !== null) {
+      this.#counters?.add(NetCounter.coalescedInterrupts, 1);
+    }
+    this.#owed = queue;
+    this.#late.schedule();
   }
 
   #arm(): void {
@@ -103,6 +135,7 @@ export class Notifier {
     if (queue === null) return;
     this.#owed = null;
     this.#timer?.cancel();
+    this.#late?.cancel();
     this.#interrupt(queue);
   }
 }

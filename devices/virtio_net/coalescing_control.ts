@@ -10,6 +10,7 @@ import {
   type Notifier,
 } from "./coalescing.ts";
 import type { CommandReader } from "./command_reader.ts";
+import type { CoalescingState } from "./state.ts";
 import { VIRTIO_NET_CTRL_COAL, VIRTIO_NET_CTRL_NOTF_COAL_CMD } from "./defs.ts";
 
 /** Limits for all receive queues, all transmit queues, and queues by number. */
@@ -81,6 +82,24 @@ export class CoalescingControl {
     into.setUint32(VIRTIO_NET_CTRL_COAL.MAX_PACKETS, maxPackets, true);
     into.setUint32(VIRTIO_NET_CTRL_COAL.MAX_USECS, maxUsecs, true);
     return true;
+  }
+
+  /** What was set. */
+  save(): CoalescingState {
+    return {
+      rx: this.#common[0],
+      tx: this.#common[1],
+      queues: this.#notifiers.map((notifier) => notifier.limits),
+    };
+  }
+
+  /** Takes over what {@linkcode save} gave, of as many queues. */
+  load(state: CoalescingState): void {
+    this.#common[0] = state.rx;
+    this.#common[1] = state.tx;
+    this.#notifiers.forEach((notifier, i) =>
+      notifier.setLimits(state.queues[i]!)
+    );
   }
 
   #setAll(kind: 0 | 1, limits: CoalescingLimits | null): boolean {

@@ -45,6 +45,8 @@ export interface VirtioNetOptions {
   readonly queueSize: number;
   /** How many pairs of receive and transmit queues it has. */
   readonly queuePairs: number;
+  /** How long a busy transmit queue is left alone before it is looked at again, in microseconds; 0 for not at all. */
+  readonly txDelayUsec: number;
   /** Whether checksums and segments are left to the network, and to the driver, where they can do it. */
   readonly offloads: boolean;
   /** Which kinds of ring are offered. */
@@ -55,6 +57,10 @@ export interface VirtioNetOptions {
 
 /** Linux' first drivers with IN_ORDER take the slot of a used entry for the head of its chain: only when asked for. */
 const RING_DEFAULTS = { inOrder: false };
+
+/** Much less saves no notifications, and much more is felt. */
+const TX_DELAY_DEFAULT = 100;
+const TX_DELAY_MAX = 10_000;
 
 const CARD_OPTIONS: readonly OptionSpec[] = [
   {
@@ -73,6 +79,13 @@ const CARD_OPTIONS: readonly OptionSpec[] = [
     syntax: "up|down",
     help: "state of the link at first",
     default: "up",
+  },
+  {
+    name: "tx-delay",
+    syntax: "microseconds",
+    help: "while frames come two and more at a time, how long to wait for " +
+      "more of them instead of having the driver notify; 0 for not at all",
+    default: `${TX_DELAY_DEFAULT}`,
   },
   {
     name: "queue-size",
@@ -171,6 +184,16 @@ function parseQueuePairs(text: string, net: string): number {
   return pairs;
 }
 
+function parseTxDelay(text: string): number {
+  const usec = Number(text);
+  if (!/^\d+$/.test(text) || usec > TX_DELAY_MAX) {
+    throw new Error(
+      `Cannot use tx-delay=${text}: 0 to ${TX_DELAY_MAX} microseconds are allowed`,
+    );
+  }
+  return usec;
+}
+
 function parseOffloads(text: string): boolean {
   if (text !== "on" && text !== "off") {
     throw new Error(`Cannot use offloads=${text}: it is on or off`);
@@ -199,6 +222,7 @@ export function parseVirtioNetOptions(
     mac: mac === undefined ? null : parseMac(mac),
     mtu: parseMtu(own.get("mtu") ?? `${MTU_DEFAULT}`),
     linkUp: parseLink(own.get("link") ?? "up"),
+    txDelayUsec: parseTxDelay(own.get("tx-delay") ?? `${TX_DELAY_DEFAULT}`),
     queueSize: parseQueueSize(own.get("queue-size") ?? `${QUEUE_SIZE_DEFAULT}`),
     queuePairs: parseQueuePairs(own.get("queues") ?? "1", network.net),
     offloads: parseOffloads(own.get("offloads") ?? "on"),

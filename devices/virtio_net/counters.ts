@@ -48,6 +48,8 @@ export const NetCounter = {
   txGsoPackets: 19,
   /** The header has an offload that is off, as just after the driver turned it off. */
   rxDroppedBadHeader: 20,
+  /** Interrupts that were not raised because one that is held back stands for them too. */
+  coalescedInterrupts: 21,
 } as const;
 
 const NAMES = Object.keys(NetCounter) as (keyof typeof NetCounter)[];
@@ -60,6 +62,14 @@ export class NetCounters {
   /** Adds to a counter. */
   add(counter: number, amount: number): void {
     this.values[counter]! += amount;
+  }
+
+  /** Goes on from what {@linkcode NetCounters.toRecord} gave; what it lacks is left as it is. */
+  load(record: Readonly<Record<string, number>>): void {
+    for (const name of NAMES) {
+      this.values[NetCounter[name]] = record[name] ??
+        this.values[NetCounter[name]]!;
+    }
   }
 
   /** All of them by name. */

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { Errno, ErrnoError } from "../../src/errno.ts";
 import type {
   AccessWidth,
   DeviceCommand,
@@ -14,12 +15,13 @@ import {
   NetOffload,
   type NetPeer,
 } from "../../src/net/backend.ts";
+import { FOR_HOME } from "../../src/pci/spreading.ts";
 import type { VirtioDevice, VirtioTransport } from "../../src/virtio/device.ts";
 import { Features } from "../../src/virtio/features.ts";
 import type { Virtqueue } from "../../src/virtio/queue.ts";
 import { Notifier } from "./coalescing.ts";
 import { CoalescingControl } from "./coalescing_control.ts";
-import { NetConfig } from "./config.ts";
+import { formatMac, NetConfig } from "./config.ts";
 import { ControlQueue, CTRL_QUEUE_SIZE } from "./control.ts";
 import { NetCounters } from "./counters.ts";
 import {
@@ -40,6 +42,13 @@ import {
   takenOffloads,
 } from "./offloads.ts";
 import { Receiver } from "./rx.ts";
+import {
+  macFromText,
+  NET_STATE_VERSION,
+  type NetHandOver,
+  type NetState,
+  parseNetState,
+} from "./state.ts";
 import { Transmitter } from "./tx.ts";
 
 /** What a {@linkcode VirtioNet} is made with. */
@@ -63,7 +72,11 @@ export interface VirtioNetParts {
     readonly queuePairs?: number;
     /** Whether it offers the back end's offloads; it does when absent. */
     readonly offloads?: boolean;
+    /** How long a busy transmit queue is left alone, in microseconds; not at all when absent. */
+    readonly txDelayUsec?: number;
   };
+  /** What its predecessor counted. */
+  readonly inherited?: Pick<NetHandOver, "counters" | "pairs">;
 }
 
 const FEATURES = Features.of(
@@ -97,8 +110,9 @@ const NO_QUEUE = -1;
  *   idle --start--> running --reset--> idle        in each: link up ⇄ down
  *                      ╰─ a rule broken ─> failed --reset--> idle
  * ```
- * The back end runs while the device runs and the link is up. No chain is held between calls, so a reset leaves
- * nothing behind.
+ * The back end runs while the device runs and the link is up. Of the chains that are held between calls none has been
+ * written to, so nothing needs to come to its end when the card holds: frames then wait in the ring and in the back
+ * end, which is left as it is; what was chosen meanwhile is done when the card goes on.
  */
 export class VirtioNet implements VirtioDevice, NetPeer {
   readonly deviceId: number = VIRTIO_ID_NET;
@@ -131,7 +145,12 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   #activePairs = 1;
   /** Number of the control queue. */
   #ctrlIndex = NO_QUEUE;
+  /** What is left to the driver, a set of NetOffload. */
+  #guestOffloads = 0;
   #running = false;
+  #held = false;
+  /** Whether the back end is started. */
+  #plugged = false;
 
   constructor(parts: VirtioNetParts) {
     const { context, transport, backend, options } = parts;
@@ -166,12 +185,18 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       counters: this.#counters,
       mtu: options.mtu,
       chainSegments: Math.min(options.queueSize, SEGMENTS_MAX),
+      delayMs: (options.txDelayUsec ?? 0) / 1000,
       fail: (reason: string) => this.#fail(reason),
     };
     const interrupt = (queue: Virtqueue) => transport.interrupt(queue);
     for (let pair = 0; pair < this.#pairs; pair++) {
-      const rxNotifier = new Notifier(context.loop, interrupt);
-      const txNotifier = new Notifier(context.loop, interrupt);
+      const rxNotifier = new Notifier(context.loop, interrupt, this.#counters);
+      const txNotifier = new Notifier(
+        context.loop,
+        interrupt,
+        this.#counters,
+        true,
+      );
       this.#notifiers.push(rxNotifier, txNotifier);
       this.#rx.push(new Receiver({ ...common, pair, notifier: rxNotifier }));
       this.#tx.push(
@@ -194,6 +219,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       setQueuePairs: (count) => this.#setQueuePairs(count),
       setGuestOffloads: (offloads) => this.#setGuestOffloads(offloads),
     });
+    if (parts.inherited !== undefined) this.#countFrom(parts.inherited);
     this.commands = {
       link: {
         help: "link up|down: plug the card in or out; without a word, tell",
@@ -224,8 +250,9 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     for (const tx of this.#tx) tx.setLink(up);
     if (this.#running) {
       if (up) this.#startBackend();
-      else this.#backend.stop();
+      else this.#stopBackend();
     }
+    this.#transport.sharedStateChanged?.();
     this.#transport.configChanged();
   }
 
@@ -283,15 +310,17 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   notify(queue: Virtqueue): void {
     if (!this.#running) return;
     const { index } = queue;
-    if (index === this.#ctrlIndex) this.#control.run();
-    else if (!this.#isPacketQueue(index)) return;
+    if (index === this.#ctrlIndex) {
+      this.#control.run();
+      this.#transport.sharedStateChanged?.();
+    } else if (!this.#isPacketQueue(index)) return;
     else if (isTransmitQueue(index)) this.#tx[index >> 1]!.run();
     else this.#rx[index >> 1]!.onBuffers();
   }
 
   onReadable(pair: number = 0): void {
     if (!this.#running || !this.linkUp || pair >= this.#activePairs) return;
-    this.#rx[pair]!.run();
+    if (!this.#held) this.#rx[pair]!.run();
   }
 
   onWritable(pair: number = 0): void {
@@ -313,6 +342,108 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#config.setMac(this.#mac);
     this.#filter.reset(this.#mac, false);
     this.#clearAnnounce();
+  }
+
+  hold(): number {
+    if (!this.#held) {
+      this.#held = true;
+      for (const rx of this.#rx) rx.hold();
+    }
+    for (const notifier of this.#notifiers) notifier.flush();
+    return 0;
+  }
+
+  pause(): void {
+    for (const rx of this.#rx) rx.pause();
+  }
+
+  resume(): void {
+    if (!this.#held) return;
+    this.#held = false;
+    if (!this.#running) return;
+    this.#backend.setQueuePairs?.(this.#activePairs);
+    this.#backend.setOffloads?.(this.#guestOffloads);
+    if (this.linkUp) this.#startBackend();
+  }
+
+  save(): NetState {
+    return {
+      version: NET_STATE_VERSION,
+      permanentMac: formatMac(this.#mac),
+      mac: formatMac(this.#config.mac),
+      linkUp: this.linkUp,
+      announce: (this.#config.status & VIRTIO_NET_S_ANNOUNCE) !== 0,
+      activePairs: this.#activePairs,
+      guestOffloads: this.#guestOffloads,
+      filter: this.#filter.save(),
+      coalescing: this.#coalescing.save(),
+    };
+  }
+
+  load(value: unknown): void {
+    const state = parseNetState(value, this.#pairs);
+    const { linkUp, announce } = state;
+    this.#mac.set(macFromText(state.permanentMac)!);
+    this.#setMac(macFromText(state.mac)!);
+    this.#config.status = (linkUp ? VIRTIO_NET_S_LINK_UP : 0) |
+      (announce ? VIRTIO_NET_S_ANNOUNCE : 0);
+    for (const tx of this.#tx) tx.setLink(linkUp);
+    if (!linkUp && this.#plugged) this.#stopBackend();
+    this.#filter.load(state.filter);
+    this.#coalescing.load(state.coalescing);
+    if (!this.#running) return;
+    if (!this.#setQueuePairs(state.activePairs)) {
+      throw new ErrnoError(
+        Errno.EINVAL,
+        `Cannot load the network card: ${state.activePairs} queue pairs are in use, the driver knows ${this.#knownPairs}`,
+      );
+    }
+    this.#setGuestOffloads(
+      state.guestOffloads & givenOffloads(this.#negotiated),
+    );
+  }
+
+  handOver(): NetHandOver {
+    const backend = this.#backend.handOver?.();
+    // Nothing but to close it is left to do for its last owner.
+    this.#running = this.#plugged = false;
+    return {
+      version: NET_STATE_VERSION,
+      mac: formatMac(this.#mac),
+      linkUp: this.linkUp,
+      counters: this.#counters.toRecord(),
+      pairs: this.#rx.map((rx, pair) => ({
+        rxPackets: rx.packets,
+        rxBytes: rx.bytes,
+        txPackets: this.#tx[pair]!.packets,
+        txBytes: this.#tx[pair]!.bytes,
+      })),
+      backend,
+    };
+  }
+
+  queueGroup(queue: number, features: Features): number {
+    // Without MQ there is one pair, and the control queue comes right behind it.
+    const pairs = features.has(VIRTIO_NET_F.MQ) ? this.#pairs : 0;
+    return queue < pairs * 2 ? queue >> 1 : FOR_HOME;
+  }
+
+  share(pairs: readonly number[]): NetHandOver {
+    const backend = this.#backend;
+    if (backend.share === undefined) {
+      throw new Error(
+        `Cannot use several IOThreads: ${backend.description} is served by one; a TAP can be served by several`,
+      );
+    }
+    const none = { rxPackets: 0, rxBytes: 0, txPackets: 0, txBytes: 0 };
+    return {
+      version: NET_STATE_VERSION,
+      mac: formatMac(this.#mac),
+      linkUp: this.linkUp,
+      counters: {},
+      pairs: this.#rx.map(() => none),
+      backend: backend.share(pairs),
+    };
   }
 
   counters(): Readonly<Record<string, number>> {
@@ -339,7 +470,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
 
   /** Stops everything that moves; the driver's queues are not touched any more. */
   #halt(): void {
-    if (this.#running && this.linkUp) this.#backend.stop();
+    if (this.#running && this.linkUp) this.#stopBackend();
     this.#running = false;
     for (const rx of this.#rx) rx.stop();
     for (const tx of this.#tx) tx.stop();
@@ -361,13 +492,35 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   }
 
   #startBackend(): void {
-    this.#backend.start(this);
+    if (this.#held) return;
+    if (!this.#plugged) {
+      this.#plugged = true;
+      this.#backend.start(this);
+    }
     for (const rx of this.#rx) rx.resume();
+  }
+
+  /** Drops what waits, also of a back end that was handed over and not started yet. */
+  #stopBackend(): void {
+    this.#plugged = false;
+    this.#backend.stop();
+  }
+
+  #countFrom({ counters, pairs }: Pick<NetHandOver, "counters" | "pairs">) {
+    this.#counters.load(counters);
+    for (let pair = 0; pair < Math.min(pairs.length, this.#pairs); pair++) {
+      const { rxPackets, rxBytes, txPackets, txBytes } = pairs[pair]!;
+      this.#rx[pair]!.countFrom(rxPackets, rxBytes);
+      this.#tx[pair]!.countFrom(txPackets, txBytes);
+    }
   }
 
   #setQueuePairs(count: number): boolean {
     if (count < 1 || count > this.#knownPairs) return false;
-    if ((this.#backend.setQueuePairs?.(count) ?? 0) < 0) return false;
+    // Taking pairs away and giving them back would lose their frames.
+    if (!this.#held && (this.#backend.setQueuePairs?.(count) ?? 0) < 0) {
+      return false;
+    }
     this.#activePairs = count;
     return true;
   }
@@ -375,7 +528,10 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   #setGuestOffloads(offloads: number): boolean {
     // None of the others can be without the checksum (5.1.3.1).
     const possible = (offloads & NetOffload.CSUM) !== 0 ? offloads : 0;
-    if ((this.#backend.setOffloads?.(possible) ?? 0) < 0) return false;
+    if (!this.#held && (this.#backend.setOffloads?.(possible) ?? 0) < 0) {
+      return false;
+    }
+    this.#guestOffloads = possible;
     for (const rx of this.#rx) rx.setOffloads(possible);
     return true;
   }

@@ -11,6 +11,7 @@ import {
   VIRTIO_NET_CTRL_RX_CMD,
   VLAN_N_VID,
 } from "./defs.ts";
+import { type FilterState, macFromText, macsToText } from "./state.ts";
 
 /** Addresses that are filtered exactly; a driver that asks for more gets all of the kind. */
 export const MAC_TABLE_ENTRIES = 64;
@@ -18,7 +19,7 @@ export const MAC_TABLE_ENTRIES = 64;
 /** How much of a frame {@linkcode ReceiveFilter.accepts} looks at: addresses, an 802.1Q tag. */
 export const FILTER_BYTES = 18;
 
-const RX_MODES = Object.keys(VIRTIO_NET_CTRL_RX_CMD).length;
+const RX_MODES = Object.entries(VIRTIO_NET_CTRL_RX_CMD);
 
 /** Bytes 0 and 1 of an address as one number. */
 function highOf(bytes: Uint8Array, at: number): number {
@@ -49,6 +50,27 @@ class MacList {
     }
   }
 
+  /** As text; null for more than fit. */
+  save(): string[] | null {
+    if (this.overflow) return null;
+    const bytes = new DataView(new ArrayBuffer(this.#count * ETH_ALEN));
+    for (let i = 0; i < this.#count; i++) {
+      bytes.setUint16(i * ETH_ALEN, this.#high[i]!);
+      bytes.setInt32(i * ETH_ALEN + 2, this.#low[i]!);
+    }
+    return macsToText(new Uint8Array(bytes.buffer));
+  }
+
+  /** As save; more than fit are as null. */
+  load(addresses: readonly string[] | null): void {
+    const few = addresses !== null && addresses.length <= MAC_TABLE_ENTRIES;
+    this.set(
+      few
+        ? Uint8Array.from(addresses.flatMap((mac) => [...macFromText(mac)!]))
+        : null,
+    );
+  }
+
   has(high: number, low: number): boolean {
     if (this.overflow) return true;
     for (let i = 0; i < this.#count; i++) {
@@ -68,7 +90,7 @@ export class ReceiveFilter {
   readonly #unicast = new MacList();
   readonly #multicast = new MacList();
   readonly #vlans = new Uint32Array(VLAN_N_VID / 32);
-  readonly #modes = new Uint8Array(RX_MODES);
+  readonly #modes = new Uint8Array(RX_MODES.length);
   #filtersVlans = false;
   #macHigh = 0;
   #macLow = 0;
@@ -124,6 +146,32 @@ export class ReceiveFilter {
   setVlan(vid: number, allowed: boolean): void {
     const word = vid >>> 5;
     this.#vlans[word] = withBit(this.#vlans[word]!, vid & 31, allowed);
+  }
+
+  /** What the driver has set, the card's own address and whether VLANs are filtered at all aside. */
+  save(): FilterState {
+    const vlans: number[] = [];
+    for (let vid = 0; vid < VLAN_N_VID; vid++) {
+      if (bit(this.#vlans[vid >>> 5]!, vid & 31)) vlans.push(vid);
+    }
+    return {
+      modes: RX_MODES.filter(([, mode]) => this.#modes[mode] !== 0)
+        .map(([name]) => name),
+      unicast: this.#unicast.save(),
+      multicast: this.#multicast.save(),
+      vlans,
+    };
+  }
+
+  /** Takes over what {@linkcode save} gave. */
+  load(state: FilterState): void {
+    for (const [name, mode] of RX_MODES) {
+      this.setMode(mode, state.modes.includes(name));
+    }
+    this.#unicast.load(state.unicast);
+    this.#multicast.load(state.multicast);
+    this.#vlans.fill(0);
+    for (const vid of state.vlans) this.setVlan(vid, true);
   }
 
   /**

@@ -62,6 +62,11 @@ function isGsoTypeAllowed(gsoType: number, offloads: number): boolean {
     (type === VIRTIO_NET_HDR_GSO_TCPV4 || type === VIRTIO_NET_HDR_GSO_TCPV6);
 }
 
+/** For a few bytes `fill` takes ten times as long. */
+function clear(bytes: Uint8Array, start: number, end: number): void {
+  for (let at = start; at < end; at++) bytes[at] = 0;
+}
+
 /**
  * Checks a header (virtio 1.3, sections 5.1.6.2 and 5.1.6.4) and clears what has no meaning: unknown flags, fields of
  * offloads that are not used, num_buffers.
@@ -89,7 +94,7 @@ export function sanitizeHeader(
       return HeaderKind.BAD;
     }
   } else {
-    bytes.fill(0, H.CSUM_START, H.NUM_BUFFERS);
+    clear(bytes, H.CSUM_START, H.NUM_BUFFERS);
   }
   const kept = VIRTIO_NET_HDR_F_NEEDS_CSUM |
     (keepsValid && (offloads & NetOffload.CSUM) !== 0
@@ -100,7 +105,7 @@ export function sanitizeHeader(
   bytes[H.NUM_BUFFERS + 1] = 0;
   const gsoType = bytes[H.GSO_TYPE]!;
   if (gsoType === VIRTIO_NET_HDR_GSO_NONE) {
-    bytes.fill(0, H.HDR_LEN, H.CSUM_START);
+    clear(bytes, H.HDR_LEN, H.CSUM_START);
     return HeaderKind.PLAIN;
   }
   // NEEDS_CSUM and a segment size MUST come with any other type. hdr_len is a hint that need not be true, but that a

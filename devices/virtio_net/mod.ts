@@ -5,8 +5,9 @@
  */
 
 import { openNetBackend } from "../../src/net/open.ts";
+import { NetKind } from "../../src/net/option_table.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
-import { ringFeatures } from "../../src/virtio/options.ts";
+import { mapsNotify, ringFeatures } from "../../src/virtio/options.ts";
 import { VirtioPci } from "../../src/virtio/virtio_pci.ts";
 import type { DeviceModel } from "../model.ts";
 import {
@@ -17,13 +18,22 @@ import {
   type VirtioNetOptions,
 } from "./config.ts";
 import { VirtioNet } from "./device.ts";
+import { macFromText, parseNetHandOver } from "./state.ts";
 
 export { VirtioNet, type VirtioNetParts } from "./device.ts";
 export { type VirtioNetOptions } from "./config.ts";
 
-function create(context: DeviceContext, options: VirtioNetOptions): PciDevice {
-  const { mtu, linkUp, queueSize, queuePairs, offloads } = options;
-  const mac = options.mac === null
+function create(
+  context: DeviceContext,
+  options: VirtioNetOptions,
+  inherited?: unknown,
+): PciDevice {
+  const given = inherited === undefined ? null : parseNetHandOver(inherited);
+  const { mtu, queueSize, queuePairs, offloads, txDelayUsec } = options;
+  const linkUp = given?.linkUp ?? options.linkUp;
+  const mac = given !== null
+    ? macFromText(given.mac)!
+    : options.mac === null
     ? randomMac((lengthBytes) => context.random(lengthBytes))
     : Uint8Array.from(options.mac);
   const { loop, log, memory } = context;
@@ -34,7 +44,7 @@ function create(context: DeviceContext, options: VirtioNetOptions): PciDevice {
     mtu,
     mac,
     queuePairs,
-  });
+  }, given?.backend);
   try {
     const device = new VirtioPci(
       context,
@@ -43,10 +53,24 @@ function create(context: DeviceContext, options: VirtioNetOptions): PciDevice {
           context,
           transport,
           backend,
-          options: { mac, mtu, linkUp, queueSize, queuePairs, offloads },
+          options: {
+            mac,
+            mtu,
+            linkUp,
+            queueSize,
+            queuePairs,
+            offloads,
+            txDelayUsec,
+          },
+          ...(given === null ? {} : { inherited: given }),
         }),
-      { ringFeatures: ringFeatures(options.rings) },
+      {
+        ringFeatures: ringFeatures(options.rings),
+        mapNotify: mapsNotify(options.rings),
+        ...(given === null ? {} : { counters: given.sessionCounters }),
+      },
     );
+    if (given !== null) return device;
     log.info(
       `network card ${
         formatMac(mac)
@@ -55,6 +79,8 @@ function create(context: DeviceContext, options: VirtioNetOptions): PciDevice {
     );
     return device;
   } catch (error) {
+    // What was given belongs to whoever gave it again.
+    if (given !== null) backend.handOver?.();
     backend.close();
     throw error;
   }
@@ -66,5 +92,8 @@ export const virtioNetModel: DeviceModel<VirtioNetOptions> = {
   help: "virtio network card",
   options: VIRTIO_NET_OPTIONS,
   parse: parseVirtioNetOptions,
+  // Other networks have one connection to the outside, and one thread for it.
+  maxIOThreads: ({ net, queuePairs }) =>
+    net.net === NetKind.TAP ? queuePairs : 1,
   create,
 };

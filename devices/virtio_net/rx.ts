@@ -51,8 +51,9 @@ export interface ReceiverOptions {
  * Fills receive buffers.
  *
  * As many chains as the largest frame can need are put into one list, which the back end fills. What a frame does not
- * need is there for the next one, with as many chains added; what is left after the last frame goes back to the
- * available ring. Between calls no chain is held, so there is nothing to give up when the driver resets.
+ * need is there for the next one, with as many chains added. They are kept between calls: with segmentation offloads
+ * several dozen are read from the ring for the largest frame, of which a small frame takes one. They go back to the
+ * available ring when the device pauses or holds, and when guest memory changes, whose addresses they are.
  *
  * ```text
  *   idle --start--> receiving ⇄ starved (the driver has given too few buffers)
@@ -90,6 +91,8 @@ export class Receiver {
   #neededBytes = 0;
   /** Chains at hand. */
   #held = 0;
+  /** Generation of the memory that they lie in. */
+  #generation = 0;
   /** Room in the chains at hand. */
   #roomBytes = 0;
   /** Frames delivered and not yet published. */
@@ -176,6 +179,25 @@ export class Receiver {
     this.#backend.setReceiving(true, this.#options.pair);
   }
 
+  /** Takes no more frames, until {@linkcode resume}. */
+  hold(): void {
+    this.pause();
+    if (this.#queue !== null) this.#starve();
+  }
+
+  /** Gives the chains at hand back to the available ring; a call in progress ends without them. */
+  pause(): void {
+    if (this.#queue === null) return;
+    this.#epoch++;
+    this.#release(this.#queue, 0);
+  }
+
+  /** What was given so far, where the queue was before. */
+  countFrom(packets: number, bytes: number): void {
+    this.#given[0] = packets;
+    this.#given[1] = bytes;
+  }
+
   /** The driver has added buffers. */
   onBuffers(): void {
     if (!this.#starved) return;
@@ -220,7 +242,7 @@ export class Receiver {
     }
     // Whoever took the queue away took the chains as well.
     if (epoch !== this.#epoch) return;
-    this.#release(queue, 0);
+    if (ready < 0) this.#release(queue, 0);
     const wanted = queue.publish();
     this.#options.notifier.published(queue, wanted, this.#unpublished);
     if (ready < 0) this.#options.fail(this.#violation);
@@ -237,9 +259,12 @@ export class Receiver {
     const wantedBytes = VIRTIO_NET_HDR.SIZE + this.#frameMaxBytes + 1;
     const most = this.#mergeable ? CHAINS_MAX : 2;
     const list = this.#list;
+    const generation = this.#memory.generation;
+    if (generation !== this.#generation) this.#release(queue, 0);
     if (this.#held === 0) {
       list.clear();
       this.#roomBytes = 0;
+      this.#generation = generation;
     }
     while (this.#roomBytes < wantedBytes && this.#held < most) {
       const chain = this.#chains[this.#held] ?? this.#addChain();
@@ -251,7 +276,7 @@ export class Receiver {
       if (got === 0) {
         if (this.#isEnough(queue)) break;
         // Asked while everything available is in our hands: a notification is then due for whatever is added.
-        if (!queue.enableNotifications()) return this.#starveWith(queue);
+        if (!queue.enableNotifications()) return this.#starveHere();
         queue.disableNotifications();
         continue;
       }
@@ -286,8 +311,7 @@ export class Receiver {
     return descriptors * 2 >= queue.size;
   }
 
-  #starveWith(queue: Virtqueue): number {
-    this.#release(queue, 0);
+  #starveHere(): number {
     this.#counters.add(NetCounter.rxStarved, 1);
     this.#starve();
     return 0;

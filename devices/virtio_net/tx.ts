@@ -5,9 +5,9 @@
  */
 
 import { Errno } from "../../src/errno.ts";
-import type { BottomHalf, Loop } from "../../src/event_loop.ts";
+import type { BottomHalf, Loop, Timer } from "../../src/event_loop.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
-import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
+import { ScatterGather } from "../../src/memory/scatter_gather.ts";
 import type { NetBackend } from "../../src/net/backend.ts";
 import { Chain, type Virtqueue } from "../../src/virtio/queue.ts";
 import type { Notifier } from "./coalescing.ts";
@@ -23,6 +23,10 @@ import { canSegment } from "./offloads.ts";
 
 /** Frames that are moved before the loop gets its turn. */
 const BUDGET = 64;
+
+/** So many frames at a time are a rush: more will come. */
+const RUSH_FRAMES = 2;
+
 /** IOV_MAX: what one writev(2) takes. */
 const SEGMENTS_MAX = 1024;
 
@@ -40,6 +44,8 @@ export interface TransmitterOptions {
   readonly chainSegments: number;
   /** Passes interrupts on. */
   readonly notifier: Notifier;
+  /** How long the queue is left alone in a rush, in milliseconds; 0 for not at all. */
+  readonly delayMs: number;
   /** The driver broke a rule. */
   readonly fail: (reason: string) => void;
 }
@@ -50,18 +56,22 @@ export interface TransmitterOptions {
  * ```text
  *   idle --start--> running ⇄ blocked (the back end takes no more; goes on at onWritable)
  * ```
- * A frame that the back end cannot take stays in the available ring, so there is nothing to give up on a reset.
+ * In a rush of frames the driver is not asked to notify: the queue is looked at again after a while, until that finds it
+ * quiet. A frame that the back end cannot take stays in the available ring, so there is nothing to give up on a reset.
  */
 export class Transmitter {
   readonly #options: TransmitterOptions;
   readonly #chain: Chain;
-  /** Our copy of the header at hand, which the driver cannot change any more. */
-  readonly #header: Uint8Array<ArrayBuffer>;
-  /** The same as a list, for a back end with headers. */
-  readonly #headerList: ScatterGather | null;
+  /** Our copies of headers, which the driver cannot change any more; where the back end keeps them, one for each frame. */
+  readonly #headers: Uint8Array<ArrayBuffer>[] = [];
+  /** The same as lists, for a back end with headers. */
+  readonly #headerLists: ScatterGather[] = [];
   /** What such a back end gets: our header, the driver's frame. */
   readonly #list: ScatterGather;
   readonly #more: BottomHalf;
+  /** Runs in a rush. */
+  #again: Timer | null = null;
+  readonly #delayMs: number;
   /** Length of the largest frame that goes over a wire, VLAN tag included. */
   readonly #plainMaxBytes: number;
   /** Frames and bytes that the back end took of this queue. */
@@ -75,9 +85,12 @@ export class Transmitter {
   #linkUp: boolean;
   #blocked = false;
   #busy = false;
+  /** Frames that the back end may have kept since it was last flushed. */
+  #kept = 0;
 
   constructor(options: TransmitterOptions, linkUp: boolean) {
     this.#options = options;
+    this.#delayMs = options.delayMs;
     this.#linkUp = linkUp;
     this.#chain = new Chain(options.memory, options.chainSegments);
     this.#more = options.loop.bottomHalf(() => this.run());
@@ -85,16 +98,23 @@ export class Transmitter {
     this.#list = memory.createScatterGather(
       Math.min(options.chainSegments + 1, SEGMENTS_MAX),
     );
-    if (options.backend.hasVnetHeader) {
-      const scratch = memory.createScratch(VIRTIO_NET_HDR.SIZE);
-      this.#header = scratch.bytes;
-      this.#headerList = memory.createScatterGather(1);
-      scratch.append(VIRTIO_NET_HDR.SIZE, this.#headerList);
-    } else {
-      this.#header = new Uint8Array(VIRTIO_NET_HDR.SIZE);
-      this.#headerList = null;
-    }
+    if (options.backend.hasVnetHeader) this.#makeHeaders(memory);
+    else this.#headers.push(new Uint8Array(VIRTIO_NET_HDR.SIZE));
     this.#plainMaxBytes = ETH_HLEN + VLAN_HLEN + options.mtu;
+  }
+
+  #makeHeaders(memory: GuestMemory): void {
+    const { SIZE } = VIRTIO_NET_HDR;
+    const scratch = memory.createScratch(BUDGET * SIZE);
+    const all = memory.createScatterGather(1);
+    scratch.append(BUDGET * SIZE, all);
+    const frames = this.#options.backend.flush === undefined ? 1 : BUDGET;
+    for (let i = 0; i < frames; i++) {
+      this.#headers.push(scratch.bytes.subarray(i * SIZE, (i + 1) * SIZE));
+      const list = new ScatterGather(new Uint32Array(4));
+      list.push(all.base(0) + i * SIZE, SIZE);
+      this.#headerLists.push(list);
+    }
   }
 
   /** Frames that the back end took of this queue. */
@@ -105,6 +125,12 @@ export class Transmitter {
   /** Their bytes. */
   get bytes(): number {
     return this.#taken[1]!;
+  }
+
+  /** What was taken so far, where the queue was before. */
+  countFrom(packets: number, bytes: number): void {
+    this.#taken[0] = packets;
+    this.#taken[1] = bytes;
   }
 
   /**
@@ -136,6 +162,7 @@ export class Transmitter {
     this.#epoch++;
     this.#blocked = false;
     this.#more.cancel();
+    this.#again?.cancel();
   }
 
   /** Sends frames, or throws them away while the link is down. */
@@ -161,6 +188,8 @@ export class Transmitter {
     try {
       this.#runBatch(queue);
     } finally {
+      // Nothing is kept between calls, also when the queue was taken away meanwhile.
+      this.#flush();
       this.#busy = false;
     }
   }
@@ -183,11 +212,31 @@ export class Transmitter {
         queue.push(this.#chain.head, 0);
         left--;
       }
+      // The driver may use its buffers anew from here on.
+      this.#flush();
       this.#options.notifier.published(queue, queue.publish(), before - left);
       if (got < 0) return this.#options.fail(queue.lastError);
       if (this.#blocked) return;
       if (left === 0) return this.#more.schedule();
+      if (this.#delayMs > 0 && BUDGET - left >= RUSH_FRAMES) {
+        return this.#lookSoon();
+      }
     } while (queue.enableNotifications());
+  }
+
+  /**
+   * Frames come thick and fast: instead of being notified of each handful, which costs the driver more than the frames
+   * themselves, look again by ourselves.
+   */
+  #lookSoon(): void {
+    this.#again ??= this.#options.loop.timer(() => this.run());
+    this.#again.arm(this.#delayMs);
+  }
+
+  #flush(): void {
+    if (this.#kept === 0) return;
+    this.#kept = 0;
+    this.#options.backend.flush!();
   }
 
   #block(): void {
@@ -206,9 +255,7 @@ export class Transmitter {
     const frameBytes = list.lengthBytes - VIRTIO_NET_HDR.SIZE;
     const cuts = frameBytes > this.#plainMaxBytes;
     const out = this.#compose(list);
-    const result = out === null
-      ? -Errno.E2BIG
-      : this.#options.backend.send(out, this.#options.pair);
+    const result = out === null ? -Errno.E2BIG : this.#sendOut(out);
     if (result === -Errno.EAGAIN) return result;
     if (result < 0) {
       counters.add(NetCounter.txErrors, 1);
@@ -222,13 +269,20 @@ export class Transmitter {
     return 0;
   }
 
+  #sendOut(frame: ScatterGather): number {
+    const { backend, pair } = this.#options;
+    if (backend.flush === undefined) return backend.send(frame, pair);
+    this.#kept++;
+    return backend.send(frame, pair, true);
+  }
+
   /** @returns The frame as the back end takes it; null when it is in too many pieces */
   #compose(list: ScatterGather): ScatterGather | null {
     list.consume(VIRTIO_NET_HDR.SIZE);
-    if (this.#headerList === null) return list;
+    if (this.#headerLists.length === 0) return list;
     const out = this.#list;
     out.clear();
-    out.append(this.#headerList);
+    out.append(this.#headerLists[this.#kept]!);
     return out.append(list) < 0 ? null : out;
   }
 
@@ -238,8 +292,10 @@ export class Transmitter {
     if (frameBytes < ETH_HLEN) return NetCounter.txDroppedShort;
     if (frameBytes > this.#maxBytes) return NetCounter.txDroppedOversized;
     if (!this.#linkUp) return NetCounter.txDroppedLinkDown;
-    this.#options.memory.gather(list, this.#header, VIRTIO_NET_HDR.SIZE);
-    switch (sanitizeHeader(this.#header, frameBytes, this.#offloads, false)) {
+    const header = this
+      .#headers[this.#headerLists.length > 0 ? this.#kept : 0]!;
+    this.#options.memory.gather(list, header, VIRTIO_NET_HDR.SIZE);
+    switch (sanitizeHeader(header, frameBytes, this.#offloads, false)) {
       case HeaderKind.GSO:
         return -1;
       case HeaderKind.PLAIN:

@@ -60,6 +60,7 @@ class EndlessBackend implements NetBackend {
   start(_peer: NetPeer): void {}
   stop(): void {}
   setReceiving(_on: boolean): void {}
+  flush(): void {}
   close(): void {}
 
   send(list: ScatterGather): number {

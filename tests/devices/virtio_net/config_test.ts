@@ -14,6 +14,7 @@ const DEFAULT_RINGS = {
   eventIdx: true,
   indirect: true,
   notificationData: false,
+  doorbells: "auto" as const,
 };
 
 Deno.test("parseVirtioNetOptions has sensible defaults", () => {
@@ -23,6 +24,7 @@ Deno.test("parseVirtioNetOptions has sensible defaults", () => {
     mtu: 1500,
     linkUp: true,
     queueSize: 256,
+    txDelayUsec: 100,
     queuePairs: 1,
     offloads: true,
     rings: DEFAULT_RINGS,
@@ -36,6 +38,7 @@ Deno.test("parseVirtioNetOptions takes every option of the card", () => {
     mtu: "9000",
     link: "down",
     "queue-size": "1024",
+    "tx-delay": "0",
     queues: "8",
     offloads: "off",
     packed: "on",
@@ -46,6 +49,7 @@ Deno.test("parseVirtioNetOptions takes every option of the card", () => {
     mtu: 9000,
     linkUp: false,
     queueSize: 1024,
+    txDelayUsec: 0,
     queuePairs: 8,
     offloads: false,
     rings: { ...DEFAULT_RINGS, packed: true },
@@ -69,6 +73,8 @@ Deno.test("parseVirtioNetOptions hands network options on", () => {
 
 for (
   const [options, message] of [
+    [{ "tx-delay": "10001" }, "0 to 10000 microseconds"],
+    [{ "tx-delay": "-1" }, "0 to 10000 microseconds"],
     [{ mac: "52:54:00:12:34" }, "six bytes are wanted"],
     [{ mac: "52:54:00:12:34:5g" }, "six bytes are wanted"],
     [{ mac: "53:54:00:12:34:56" }, "multicast"],
@@ -90,7 +96,7 @@ for (
     [{ offloads: "yes" }, "it is on or off"],
     [
       { speed: "10" },
-      "virtio-net has mac, mtu, link, queue-size, queues, offloads, net",
+      "virtio-net has mac, mtu, link, tx-delay, queue-size, queues, offloads, net",
     ],
   ] as const
 ) {

@@ -6,16 +6,15 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { VirtioNet } from "../../../devices/virtio_net/device.ts";
-import { Errno } from "../../../src/errno.ts";
+import { parseNetHandOver } from "../../../devices/virtio_net/state.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
-import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
-import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
-import type {
-  NetBackend,
-  NetOffloads,
-  NetPeer,
-} from "../../../src/net/backend.ts";
-import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
+import type { NetOffloads } from "../../../src/net/backend.ts";
+import {
+  type PciDevice,
+  PciFunction,
+  PciInterrupts,
+} from "../../../src/pci/mod.ts";
+import type { DriverRing } from "../../../src/testing/driver_ring.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import {
   fakeContext,
@@ -27,8 +26,16 @@ import {
   type DriverQueue,
   VirtioDriver,
 } from "../../../src/testing/virtio_driver.ts";
+import type { Features } from "../../../src/virtio/features.ts";
 import { VirtioPci } from "../../../src/virtio/virtio_pci.ts";
 import { LocalPci } from "../local_pci.ts";
+import {
+  type GivenScript,
+  type HeadedFrame,
+  ScriptedBackend,
+} from "./scripted_backend.ts";
+
+export { type HeadedFrame, ScriptedBackend } from "./scripted_backend.ts";
 
 export const HDR_BYTES = 12;
 export const MAC = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56] as const;
@@ -70,161 +77,15 @@ export const OF = {
   HOST_USO: 56,
 } as const;
 
-/** A frame with the header that its sender put before it. */
-export interface HeadedFrame {
-  readonly header: readonly number[];
-  readonly frame: Uint8Array;
-}
-
-/** A network that gives the frames it was given and keeps those it gets, moving bytes through guest memory. */
-export class ScriptedBackend implements NetBackend {
-  readonly description = "scripted";
-  readonly hasVnetHeader: boolean;
-  readonly offloads: NetOffloads;
-  readonly queuePairs: number;
-  readonly #memory: GuestMemory;
-  /** Frames that wait for the card; a number is what receive() returns in place of one. */
-  readonly incoming: (Uint8Array | HeadedFrame | number)[] = [];
-  /** The same for the other queue pairs. */
-  readonly incomingOn: (Uint8Array | HeadedFrame | number)[][];
-  /** On which pair each frame of `sent` came. */
-  readonly sentOn: number[] = [];
-  /** What the card chose. */
-  givenOffloads = -1;
-  activePairs = -1;
-  /** What setOffloads() and setQueuePairs() return. */
-  result = 0;
-  /** What the card sent, with the header if there is one. */
-  readonly sent: Uint8Array[] = [];
-  /** What send() returns next, in place of taking the frame. */
-  readonly sendResults: number[] = [];
-  /** Called inside send() and receive(), before anything else. */
-  onSend: (() => void) | null = null;
-  onReceive: (() => void) | null = null;
-  peer: NetPeer | null = null;
-  readonly receivingOn: boolean[];
-  closed = false;
-  starts = 0;
-
-  constructor(
-    memory: GuestMemory,
-    hasVnetHeader: boolean,
-    offloads: NetOffloads,
-    queuePairs: number,
-  ) {
-    this.#memory = memory;
-    this.hasVnetHeader = hasVnetHeader;
-    this.offloads = offloads;
-    this.queuePairs = queuePairs;
-    this.receivingOn = new Array(queuePairs).fill(true);
-    this.incomingOn = Array.from(
-      { length: queuePairs },
-      (_, pair) => pair === 0 ? this.incoming : [],
-    );
-  }
-
-  get receiving(): boolean {
-    return this.receivingOn[0]!;
-  }
-
-  setOffloads(give: number): number {
-    if (this.result === 0) this.givenOffloads = give;
-    return this.result;
-  }
-
-  setQueuePairs(count: number): number {
-    if (this.result === 0) this.activePairs = count;
-    return this.result;
-  }
-
-  start(peer: NetPeer): void {
-    assertEquals(this.peer, null, "started twice");
-    this.peer = peer;
-    this.starts++;
-  }
-
-  stop(): void {
-    this.peer = null;
-    for (const frames of this.incomingOn) frames.length = 0;
-  }
-
-  send(frame: ScatterGather, pair?: number): number {
-    this.onSend?.();
-    const result = this.sendResults.shift();
-    if (result !== undefined) return result;
-    const bytes = new Uint8Array(frame.lengthBytes);
-    let at = 0;
-    for (let i = 0; i < frame.count; i++) {
-      bytes.set(this.#memory.bytes(frame.base(i), frame.length(i)), at);
-      at += frame.length(i);
-    }
-    assertEquals(at, frame.lengthBytes);
-    this.sent.push(bytes);
-    this.sentOn.push(pair!);
-    // The contract allows it.
-    frame.consume(frame.lengthBytes);
-    return bytes.length;
-  }
-
-  receive(into: ScatterGather, pair?: number): number {
-    this.onReceive?.();
-    const next = this.incomingOn[pair!]!.shift();
-    if (next === undefined) return -Errno.EAGAIN;
-    if (typeof next === "number") return next;
-    // What the kernel puts before a frame on a TAP, with a flag that was not negotiated.
-    const headed = "frame" in next
-      ? next
-      : { header: [2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0xad, 0xde], frame: next };
-    const bytes = this.hasVnetHeader
-      ? Uint8Array.from([...headed.header, ...headed.frame])
-      : headed.frame;
-    let at = 0;
-    for (let i = 0; i < into.count && at < bytes.length; i++) {
-      const part = bytes.subarray(at, at + into.length(i));
-      this.#memory.bytes(into.base(i), part.length).set(part);
-      at += part.length;
-    }
-    // As readv(2) does it: what did not fit is lost in silence.
-    return at;
-  }
-
-  setReceiving(on: boolean, pair?: number): void {
-    this.receivingOn[pair!] = on;
-  }
-
-  counters(): Record<string, number> {
-    return { sent: this.sent.length };
-  }
-
-  close(): void {
-    assert(!this.closed, "closed twice");
-    this.closed = true;
-  }
-
-  /** Level-triggered: calls the card while frames wait and it wants them; how often it did. */
-  pump(): number {
-    let calls = 0;
-    for (let pair = 0; pair < this.activePairs; pair++) {
-      while (
-        this.peer !== null && this.receivingOn[pair] &&
-        this.incomingOn[pair]!.length > 0
-      ) {
-        assert(++calls < 1000, "the card takes no frames");
-        // One that knows of no pairs says none.
-        if (pair === 0) this.peer.onReadable();
-        else this.peer.onReadable(pair);
-      }
-    }
-    return calls;
-  }
-}
-
 /** How a {@linkcode Rig} differs from the usual. */
 export interface RigOptions {
   readonly mtu?: number;
   readonly linkUp?: boolean;
   readonly queueSize?: number;
+  readonly txDelayUsec?: number;
   readonly vnetHeader?: boolean;
+  /** Whether the back end keeps frames until it is flushed. */
+  readonly keeps?: boolean;
   /** What the back end can do; nothing unless told. It has headers then. */
   readonly offloads?: NetOffloads;
   /** Queue pairs of the card and its back end. */
@@ -235,6 +96,8 @@ export interface RigOptions {
   readonly offersOffloads?: boolean;
   /** What the driver asks for; all that is offered unless told. */
   readonly features?: readonly number[];
+  /** Which features of rings are offered, if not the usual. */
+  readonly ringFeatures?: Features;
   /** Leave the driver before negotiation. */
   readonly bare?: boolean;
 }
@@ -257,10 +120,10 @@ const RAM_BYTES = 8 << 20;
 export class Rig {
   readonly memory: ArrayMemory;
   readonly ram: DriverMemory;
-  readonly loop: ManualLoop;
-  readonly log: RecordingLog;
-  readonly backend: ScriptedBackend;
-  readonly device: VirtioPci;
+  loop!: ManualLoop;
+  log!: RecordingLog;
+  backend!: ScriptedBackend;
+  device!: VirtioPci;
   readonly pci: LocalPci;
   readonly driver: VirtioDriver;
   card!: VirtioNet;
@@ -269,22 +132,38 @@ export class Rig {
   ctrl: DriverQueue | null = null;
   /** The pairs that the driver set up. */
   pairs: { rx: DriverQueue; tx: DriverQueue }[] = [];
+  readonly #options: RigOptions;
+  readonly #interrupts = new PciInterrupts();
   readonly #rxBuffers = new Map<number, readonly (readonly number[])[]>();
 
   constructor(options: RigOptions = {}) {
     this.memory = new ArrayMemory([]);
     const buffer = this.memory.map({ iova: RAM_IOVA, lengthBytes: RAM_BYTES });
     this.ram = new DriverMemory(buffer, RAM_IOVA);
-    const interrupts = new PciInterrupts();
+    this.#options = options;
+    this.#makeDevice();
+    this.pci = new LocalPci(
+      new PciFunction(this.#seat(), this.#interrupts, this.log),
+      this.#interrupts,
+    );
+    const vectors = 2 * (options.queuePairs ?? 1) + 2;
+    this.driver = new VirtioDriver(this.pci, this.ram, { vectors });
+    if (options.bare !== true) this.bringUp(options.features);
+  }
+
+  #makeDevice(inherited?: ReturnType<typeof parseNetHandOver>): void {
+    const options = this.#options;
     const fake = fakeContext({ memory: this.memory });
     this.loop = fake.loop;
     this.log = fake.log;
-    const context = { ...fake, interrupts };
+    const context = { ...fake, interrupts: this.#interrupts };
     this.backend = new ScriptedBackend(
       this.memory,
       options.vnetHeader ?? options.offloads !== undefined,
       options.offloads ?? { take: 0, give: 0 },
       options.backendPairs ?? options.queuePairs ?? 1,
+      inherited?.backend as GivenScript | undefined,
+      options.keeps,
     );
     this.device = new VirtioPci(
       context,
@@ -298,18 +177,59 @@ export class Rig {
             mtu: options.mtu ?? 1500,
             linkUp: options.linkUp ?? true,
             queueSize: options.queueSize ?? 256,
+            txDelayUsec: options.txDelayUsec ?? 0,
             queuePairs: options.queuePairs ?? 1,
             offloads: options.offersOffloads ?? true,
           },
+          ...(inherited === undefined ? {} : { inherited }),
         }),
+      {
+        ...(options.ringFeatures === undefined
+          ? {}
+          : { ringFeatures: options.ringFeatures }),
+        ...(inherited === undefined
+          ? {}
+          : { counters: inherited.sessionCounters }),
+      },
     );
-    this.pci = new LocalPci(
-      new PciFunction(this.device, interrupts, fake.log),
-      interrupts,
-    );
-    const vectors = 2 * (options.queuePairs ?? 1) + 2;
-    this.driver = new VirtioDriver(this.pci, this.ram, { vectors });
-    if (options.bare !== true) this.bringUp(options.features);
+  }
+
+  /** Whatever device there is at the time: configuration space and MSI-X stay as they are when it moves. */
+  #seat(): PciDevice {
+    return {
+      spec: this.device.spec,
+      readBar: (...access) => this.device.readBar(...access),
+      writeBar: (...access) => this.device.writeBar(...access),
+      reset: (reason) => this.device.reset(reason),
+      close: () => this.device.close(),
+    };
+  }
+
+  /**
+   * The card goes on as another one on another loop, which holds until its `start()`.
+   *
+   * @param anew Whether that one opens its network itself
+   */
+  move(anew = false): void {
+    assertEquals(this.device.hold!(), 0);
+    const state = JSON.parse(JSON.stringify(this.device.save!()));
+    const given = parseNetHandOver(structuredClone(this.device.handOver()));
+    const { loop, backend } = this;
+    this.device.close();
+    assert(backend.closed);
+    assertEquals([loop.hasScheduled, loop.timerCount], [false, 0]);
+    this.#makeDevice(anew ? { ...given, backend: undefined } : given);
+    this.device.load!(state);
+  }
+
+  #setup(index: number, vector: number): DriverQueue {
+    if (!this.driver.has(F.RING_PACKED)) {
+      return this.driver.setupQueue(index, { vector });
+    }
+    // What the rig does with a ring can be done with either.
+    const queue: DriverQueue<DriverRing> = this.driver
+      .setupPackedQueue(index, { vector });
+    return queue as DriverQueue;
   }
 
   /** As a driver begins: negotiates, sets up its queues, starts. */
@@ -324,18 +244,18 @@ export class Rig {
     );
     this.#rxBuffers.clear();
     this.driver.setConfigVector(VECTOR.CONFIG);
-    this.rx = this.driver.setupQueue(0, { vector: VECTOR.RX });
-    this.tx = this.driver.setupQueue(1, { vector: VECTOR.TX });
+    this.rx = this.#setup(0, VECTOR.RX);
+    this.tx = this.#setup(1, VECTOR.TX);
     const pairs = this.driver.has(OF.MQ) ? this.driver.readConfig(8, 2) : 1;
     this.pairs = [{ rx: this.rx, tx: this.tx }];
     for (let i = 1; i < pairs; i++) {
       this.pairs.push({
-        rx: this.driver.setupQueue(2 * i, { vector: 2 * i + 1 }),
-        tx: this.driver.setupQueue(2 * i + 1, { vector: 2 * i + 2 }),
+        rx: this.#setup(2 * i, 2 * i + 1),
+        tx: this.#setup(2 * i + 1, 2 * i + 2),
       });
     }
     this.ctrl = this.driver.has(NF.CTRL_VQ)
-      ? this.driver.setupQueue(2 * pairs, { vector: 2 * pairs + 1 })
+      ? this.#setup(2 * pairs, 2 * pairs + 1)
       : null;
     this.driver.driverOk();
     this.settle();

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { virtioNetModel } from "../../../devices/virtio_net/mod.ts";
+import type { PciDevice } from "../../../src/pci/device.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 
 Deno.test("virtioNetModel.create makes a card with an address that it tells", () => {
@@ -54,3 +55,62 @@ Deno.test("virtioNetModel.create leaves nothing behind when the device cannot be
   assertEquals(context.loop.pollerCount, 0);
   assert(!context.loop.hasScheduled);
 });
+
+Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
+  const from = fakeContext({ seed: 7 });
+  const options = virtioNetModel.parse({ net: "none", link: "up" });
+  const first = virtioNetModel.create(from, options);
+  first.commands!.link!.run(["down"]);
+  first.writeBar(4, 0x3000, 2, 0);
+  assertEquals(first.hold!(), 0);
+  const state = structuredClone(first.save!());
+  const given = structuredClone(first.handOver!());
+  const counters = first.counters!();
+  first.close();
+  assertEquals(counters.kicks, 1);
+  const to = fakeContext({ seed: 8 });
+  const second = virtioNetModel.create(to, options, given);
+  try {
+    second.load!(state);
+    second.start!();
+    // A random address stays what it is.
+    assertEquals(mac(second), mac(first));
+    assertEquals(second.commands!.link!.run([]), "link is down");
+    assertEquals(second.counters!(), counters);
+    assertEquals(to.log.at("info"), []);
+  } finally {
+    second.close();
+  }
+});
+
+Deno.test("VirtioNet keeps its address in its state", () => {
+  const options = virtioNetModel.parse({ net: "none" });
+  const first = virtioNetModel.create(fakeContext({ seed: 7 }), options);
+  const second = virtioNetModel.create(fakeContext({ seed: 8 }), options);
+  assert(mac(first).join() !== mac(second).join());
+  first.hold!();
+  second.load!(first.save!());
+  second.start!();
+  assertEquals(mac(second), mac(first));
+  // device_status
+  second.writeBar(4, 0x14, 1, 1);
+  second.reset("device_reset");
+  assertEquals(mac(second), mac(first));
+  first.close();
+  second.close();
+});
+
+Deno.test("virtioNetModel.create refuses what no card handed over", () => {
+  const options = virtioNetModel.parse({ net: "none" });
+  for (const given of [null, {}, { version: 1, mac: "52:54:00:00:00:00" }]) {
+    assertThrows(
+      () => virtioNetModel.create(fakeContext(), options, given),
+      Error,
+      "Cannot load the network card",
+    );
+  }
+});
+
+function mac(device: PciDevice): number[] {
+  return Array.from({ length: 6 }, (_, i) => device.readBar(4, 0x2000 + i, 1));
+}

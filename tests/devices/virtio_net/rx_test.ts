@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { Errno } from "../../../src/errno.ts";
+import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import { F } from "../../../src/testing/virtio_defs.ts";
 import { frame, NF, Rig, taggedFrame, VECTOR } from "./harness.ts";
 
@@ -381,6 +382,96 @@ Deno.test("VirtioNet stops at guest memory that went away and goes on when it is
   });
   rig.settle();
   assertEquals(rig.received().map((it) => it.frame), [frame(60)]);
+});
+
+/** What a driver sees of the card's receive queue, after a first frame has left a buffer at hand. */
+function withBufferAtHand(): Rig {
+  const rig = new Rig({ features: [NF.MRG_RXBUF, F.RING_EVENT_IDX] });
+  rig.postRx(2048, 2048);
+  rig.arrive(frame(60, 1));
+  assertEquals(rig.received().map((it) => it.frame), [frame(60, 1)]);
+  return rig;
+}
+
+Deno.test("VirtioNet leaves a buffer at hand alone when its memory goes away", () => {
+  using rig = withBufferAtHand();
+  const before = rig.ram.bytes.slice();
+  rig.memory.unmap(rig.ram.iova, rig.ram.lengthBytes);
+  rig.arrive(frame(60, 2));
+  assertEquals(rig.backend.incoming.length, 1);
+  assert(rig.ram.bytes.every((byte, i) => byte === before[i]), "written to");
+  rig.memory.map({
+    iova: rig.ram.iova,
+    lengthBytes: rig.ram.lengthBytes,
+    buffer: rig.ram.bytes.buffer,
+  });
+  rig.settle();
+  assertEquals(rig.received().map((it) => it.frame), [frame(60, 2)]);
+});
+
+Deno.test("VirtioNet finds a buffer at hand anew in other memory at the same address", () => {
+  using rig = withBufferAtHand();
+  const { iova, lengthBytes, bytes } = rig.ram;
+  rig.memory.unmap(iova, lengthBytes);
+  const buffer = bytes.slice().buffer;
+  rig.memory.map({ iova, lengthBytes, buffer });
+  const before = bytes.slice();
+  rig.arrive(frame(60, 2));
+  assert(bytes.every((byte, i) => byte === before[i]), "written to");
+  const other = new DriverMemory(buffer, iova);
+  assert(
+    other.bytes.some((byte, i) => byte !== before[i]),
+    "the frame is not there",
+  );
+});
+
+Deno.test("VirtioNet gives a buffer at hand back when it stops, and takes it again", () => {
+  using rig = withBufferAtHand();
+  rig.device.stop();
+  assertEquals(rig.device.session.queues[0]!.inFlight, 0);
+  rig.arrive(frame(60, 2));
+  assertEquals(rig.rx.ring.hasUsed, false);
+  rig.device.start();
+  rig.settle();
+  assertEquals(rig.received().map((it) => it.frame), [frame(60, 2)]);
+});
+
+Deno.test("VirtioNet gives a buffer at hand back when it holds, and takes it again", () => {
+  using rig = withBufferAtHand();
+  assertEquals(rig.device.hold!(), 0);
+  rig.arrive(frame(60, 2));
+  assertEquals(rig.rx.ring.hasUsed, false);
+  rig.device.start();
+  rig.settle();
+  assertEquals(rig.received().map((it) => it.frame), [frame(60, 2)]);
+});
+
+Deno.test("VirtioNet drops a frame that comes while it stops in the middle of another", () => {
+  using rig = withBufferAtHand();
+  rig.postRx(2048);
+  rig.backend.onReceive = () => {
+    rig.backend.onReceive = null;
+    rig.device.stop();
+  };
+  rig.arrive(frame(60, 2));
+  rig.device.start();
+  rig.arrive(frame(60, 3));
+  assertEquals(rig.received().map((it) => it.frame), [frame(60, 3)]);
+  assertEquals(rig.needsReset, false);
+});
+
+Deno.test("VirtioNet is notified of buffers after polling ended while it waited for some", () => {
+  using rig = new Rig({
+    mtu: 9000,
+    features: [NF.MRG_RXBUF, NF.MTU, F.RING_EVENT_IDX],
+  });
+  rig.device.session.beginPolling();
+  rig.postRx(4000);
+  rig.arrive(frame(60, 1));
+  assertEquals(rig.counter("rxStarved"), 1);
+  assertEquals(rig.device.session.endPolling(), false);
+  assertEquals(rig.postRx(4000, 4000), true, "nobody would look");
+  assertEquals(rig.received().map((it) => it.frame), [frame(60, 1)]);
 });
 
 Deno.test("VirtioNet receives while stopped only what it can deliver afterwards", () => {

@@ -1,6 +1,15 @@
 import { assert, assertEquals } from "@std/assert";
 import { Errno } from "../../../src/errno.ts";
-import { frame, HDR_BYTES, NF, Rig, VECTOR } from "./harness.ts";
+import { F } from "../../../src/testing/mod.ts";
+import {
+  ALL_OFFLOADS,
+  frame,
+  HDR_BYTES,
+  NF,
+  OF,
+  Rig,
+  VECTOR,
+} from "./harness.ts";
 
 const NO_HEADER = new Uint8Array(HDR_BYTES);
 
@@ -145,8 +154,8 @@ Deno.test("VirtioNet interrupts once for a batch and lets others have the loop a
   rig.loop.turn();
   assertEquals(rig.backend.sent.length, 64);
   assertEquals(rig.reclaim(), 64);
-  assertEquals(rig.interrupts(VECTOR.TX), 1);
   rig.loop.turn();
+  assertEquals(rig.interrupts(VECTOR.TX), 1);
   assertEquals(rig.backend.sent.length, 128);
   rig.settle();
   assertEquals(rig.backend.sent.length, 150);
@@ -286,4 +295,205 @@ Deno.test("VirtioNet leaves the transmit queue alone while the device is stopped
   rig.settle();
   assertEquals(rig.backend.sent, [frame(60)]);
   assert(rig.reclaim() === 1);
+});
+
+/** A frame was just sent, and an interrupt is wanted for that. */
+function withFrameSent(): Rig {
+  const rig = new Rig();
+  rig.postRx(2048, 2048);
+  rig.queueTx(new Uint8Array(HDR_BYTES), frame(60));
+  rig.tx.flush();
+  rig.loop.turn();
+  assertEquals(rig.backend.sent.length, 1);
+  assertEquals(rig.interrupts(VECTOR.TX), 0);
+  return rig;
+}
+
+Deno.test("VirtioNet tells of an answer before it tells that the question was sent", () => {
+  using rig = withFrameSent();
+  rig.backend.incoming.push(frame(60, 2));
+  rig.backend.pump();
+  assertEquals([rig.interrupts(VECTOR.RX), rig.interrupts(VECTOR.TX)], [1, 0]);
+  rig.loop.turn();
+  assertEquals([rig.interrupts(VECTOR.RX), rig.interrupts(VECTOR.TX)], [0, 1]);
+  rig.settle();
+  assertEquals(rig.interrupts(VECTOR.TX), 0);
+  assertEquals(rig.reclaim(), 1);
+});
+
+Deno.test("VirtioNet tells at once that frames were sent when it is to hold", () => {
+  using rig = withFrameSent();
+  assertEquals(rig.device.hold!(), 0);
+  assertEquals(rig.interrupts(VECTOR.TX), 1);
+  assertEquals(rig.loop.hasScheduled, false);
+});
+
+Deno.test("VirtioNet tells no driver that its predecessor's frames were sent", () => {
+  using rig = withFrameSent();
+  rig.driver.reset();
+  rig.bringUp();
+  assertEquals(rig.interrupts(VECTOR.TX), 0);
+});
+
+for (const vnetHeader of [false, true]) {
+  const options = { vnetHeader, keeps: true };
+
+  Deno.test(`VirtioNet has what it sends flushed before the driver gets its buffers back (vnet header ${vnetHeader})`, () => {
+    using rig = new Rig(options);
+    const flushed: number[] = [];
+    rig.backend.onFlush = () => {
+      assertEquals(rig.tx.ring.hasUsed, false);
+      flushed.push(rig.backend.kept.length);
+    };
+    for (let i = 0; i < 150; i++) rig.queueTx(behind([], frame(60, i)));
+    rig.tx.flush();
+    for (const count of [64, 64, 22]) {
+      rig.loop.turn();
+      assertEquals(flushed.splice(0), [count]);
+      assertEquals(rig.reclaim(), count);
+    }
+    assertEquals(
+      rig.backend.sent.map((bytes) => bytes.slice(-60)),
+      Array.from({ length: 150 }, (_, i) => frame(60, i)),
+    );
+    // Nothing was sent, nothing is flushed.
+    rig.tx.kick();
+    rig.settle();
+    rig.transmit(new Uint8Array(3));
+    assertEquals(flushed, []);
+  });
+
+  Deno.test(`VirtioNet has frames flushed that it sent before it was blocked (vnet header ${vnetHeader})`, () => {
+    using rig = new Rig(options);
+    rig.backend.onSend = () => {
+      if (rig.backend.kept.length === 2) {
+        rig.backend.sendResults.push(-Errno.EAGAIN);
+      }
+    };
+    rig.transmit(frame(60, 1), frame(60, 2), frame(60, 3));
+    assertEquals(rig.backend.sent.length, 2);
+    assertEquals(rig.reclaim(), 2);
+    rig.backend.onSend = null;
+    rig.backend.peer!.onWritable();
+    rig.settle();
+    assertEquals(rig.backend.sent.length, 3);
+    assertEquals(rig.reclaim(), 1);
+  });
+
+  Deno.test(`VirtioNet has frames flushed that it sent before it was reset (vnet header ${vnetHeader})`, () => {
+    using rig = new Rig(options);
+    rig.backend.onSend = () => {
+      if (rig.backend.kept.length < 2) return;
+      rig.backend.onSend = null;
+      rig.driver.status = 0;
+    };
+    for (let i = 0; i < 5; i++) rig.queueTx(behind([], frame(60, i)));
+    rig.tx.flush();
+    rig.settle();
+    assertEquals(rig.backend.kept, []);
+    assertEquals(
+      rig.backend.sent.map((bytes) => bytes.slice(-60)),
+      [0, 1, 2].map((i) => frame(60, i)),
+    );
+  });
+
+  Deno.test(`VirtioNet has frames flushed that are before a hostile one (vnet header ${vnetHeader})`, () => {
+    using rig = new Rig(options);
+    rig.queueTx(behind([], frame(60, 1)));
+    rig.queueTx(behind([], frame(60, 2)));
+    rig.tx.ring.makeAvailable(0xffff);
+    rig.tx.flush();
+    rig.settle();
+    assertEquals(rig.backend.sent.length, 2);
+    assertEquals([rig.reclaim(), rig.needsReset], [2, true]);
+  });
+}
+
+Deno.test("VirtioNet keeps a header for each frame until it is flushed", () => {
+  using rig = new Rig({
+    offloads: ALL_OFFLOADS,
+    keeps: true,
+    features: [...Object.values(NF), OF.CSUM],
+  });
+  const headers = Array.from(
+    { length: 64 },
+    (_, i) => i % 3 === 0 ? [] : [1, 0, 0, 0, 0, 0, 14 + i % 40, 0, 2, 0],
+  );
+  const all = headers.map((header, i) => behind(header, frame(60, i)));
+  for (const bytes of all) rig.queueTx(bytes);
+  rig.tx.flush();
+  rig.settle();
+  assertEquals(rig.backend.sent, all);
+});
+
+/** How often the driver was asked to notify the device of one more frame. */
+function sendOne(rig: Rig, i: number): boolean {
+  const { kicks } = rig.tx;
+  rig.queueTx(behind([], frame(60, i)));
+  rig.tx.flush();
+  rig.loop.turn();
+  return rig.tx.kicks > kicks;
+}
+
+for (const eventIdx of [false, true]) {
+  Deno.test(`VirtioNet looks again by itself in a rush of frames (EVENT_IDX ${eventIdx})`, () => {
+    const features = eventIdx ? [F.RING_EVENT_IDX] : [];
+    using rig = new Rig({ txDelayUsec: 100, features });
+    const sent = () => rig.backend.sent.length;
+    // One at a time is no rush: each is sent at once.
+    for (let i = 0; i < 3; i++) assert(sendOne(rig, i));
+    assertEquals(sent(), 3);
+    rig.queueTx(behind([], frame(60, 3)));
+    rig.queueTx(behind([], frame(60, 4)));
+    rig.tx.flush();
+    rig.loop.turn();
+    assertEquals(sent(), 5);
+    // The driver need not notify of what comes now, and it is not looked at before its time.
+    for (let round = 0; round < 3; round++) {
+      assert(!sendOne(rig, 5));
+      assert(!sendOne(rig, 6));
+      rig.loop.advance(0.05);
+      assertEquals(sent(), 5 + round * 2);
+      rig.loop.advance(0.06);
+      rig.settle();
+      assertEquals(sent(), 7 + round * 2);
+    }
+    // It is quiet: the driver notifies again, and nothing is left to be done.
+    rig.loop.advance(0.2);
+    rig.settle();
+    assert(sendOne(rig, 7));
+    assertEquals(sent(), 12);
+    assertEquals(rig.reclaim(), 12);
+  });
+}
+
+Deno.test("VirtioNet leaves no look behind when a queue is taken away in a rush", () => {
+  using rig = new Rig({ txDelayUsec: 100 });
+  rig.queueTx(behind([], frame(60, 0)));
+  rig.queueTx(behind([], frame(60, 1)));
+  rig.tx.flush();
+  rig.loop.turn();
+  rig.device.reset("device_reset");
+  rig.bringUp();
+  rig.queueTx(behind([], frame(60, 2)));
+  // Not shown to the device yet, so a look that was left behind would find nothing but ask for notifications.
+  rig.loop.advance(1);
+  rig.tx.flush();
+  rig.settle();
+  assertEquals(rig.backend.sent.length, 3);
+});
+
+Deno.test("VirtioNet goes on in a rush after it was held", () => {
+  using rig = new Rig({ txDelayUsec: 100 });
+  rig.queueTx(behind([], frame(60, 0)));
+  rig.queueTx(behind([], frame(60, 1)));
+  rig.tx.flush();
+  rig.loop.turn();
+  assertEquals(rig.device.hold!(), 0);
+  assert(!sendOne(rig, 2));
+  rig.loop.advance(1);
+  assertEquals(rig.backend.sent.length, 2);
+  rig.device.start();
+  rig.settle();
+  assertEquals(rig.backend.sent.length, 3);
 });

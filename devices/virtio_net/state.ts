@@ -1,0 +1,198 @@
+/**
+ * What a card is saved as, and what it hands over when it moves.
+ *
+ * @module
+ */
+
+import { StateReader } from "../../src/state_reader.ts";
+import type { SessionCounters } from "../../src/virtio/session.ts";
+import { formatMac } from "./config.ts";
+import type { CoalescingLimits } from "./coalescing.ts";
+import { ETH_ALEN, VLAN_N_VID } from "./defs.ts";
+
+/** The version of {@linkcode NetState} and {@linkcode NetHandOver}. */
+export const NET_STATE_VERSION = 1;
+
+/** The receive filter; addresses as people write them. */
+export interface FilterState {
+  /** Names of the VIRTIO_NET_CTRL_RX_CMD modes that are on. */
+  readonly modes: readonly string[];
+  /** The address table; null for more addresses than fit. */
+  readonly unicast: readonly string[] | null;
+  readonly multicast: readonly string[] | null;
+  /** VLANs that are let in. */
+  readonly vlans: readonly number[];
+}
+
+/** Notification coalescing. */
+export interface CoalescingState {
+  /** What all receive queues, and all transmit queues, were given last. */
+  readonly rx: CoalescingLimits;
+  readonly tx: CoalescingLimits;
+  /** What is in force, by queue number. */
+  readonly queues: readonly CoalescingLimits[];
+}
+
+/** Everything that a driver could tell a card by, beyond its queues and features; see {@linkcode VirtioNet.save}. */
+export interface NetState {
+  readonly version: typeof NET_STATE_VERSION;
+  /** The address that a reset restores. */
+  readonly permanentMac: string;
+  /** The address in force. */
+  readonly mac: string;
+  readonly linkUp: boolean;
+  /** Whether the driver is to announce itself, and has not said that it did. */
+  readonly announce: boolean;
+  /** How many queue pairs receive. */
+  readonly activePairs: number;
+  /** What is left to the driver, a set of NetOffload. */
+  readonly guestOffloads: number;
+  readonly filter: FilterState;
+  readonly coalescing: CoalescingState;
+}
+
+/** Frames and bytes of one queue pair. */
+export interface PairCounts {
+  readonly rxPackets: number;
+  readonly rxBytes: number;
+  readonly txPackets: number;
+  readonly txBytes: number;
+}
+
+/** What a card gives to its successor; see {@linkcode VirtioNet.handOver}. */
+export interface NetHandOver {
+  readonly version: typeof NET_STATE_VERSION;
+  /** The address that a reset restores: it may be a random one. */
+  readonly mac: string;
+  readonly linkUp: boolean;
+  /** By name. */
+  readonly counters: Readonly<Record<string, number>>;
+  readonly pairs: readonly PairCounts[];
+  /** As its back end handed it over; undefined when that is to be opened anew. */
+  readonly backend: unknown;
+}
+
+const U32_MAX = 0xffff_ffff;
+const WHAT = "the network card";
+
+/** The bytes of an address written as by {@linkcode formatMac}; null for anything else. */
+export function macFromText(text: string): Uint8Array<ArrayBuffer> | null {
+  if (!/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/.test(text)) return null;
+  return Uint8Array.from(text.split(":"), (byte) => parseInt(byte, 16));
+}
+
+/** Addresses of six bytes each as text. */
+export function macsToText(addresses: Uint8Array): string[] {
+  const texts: string[] = [];
+  for (let at = 0; at < addresses.length; at += ETH_ALEN) {
+    texts.push(formatMac(addresses.subarray(at, at + ETH_ALEN)));
+  }
+  return texts;
+}
+
+function readMac(state: StateReader, name: string): string {
+  const text = state.text(name);
+  if (macFromText(text) === null) {
+    throw state.refused(`its ${name} is no address`);
+  }
+  return text;
+}
+
+function readTable(state: StateReader, name: string): readonly string[] | null {
+  if (state.value(name) === null) return null;
+  const texts = state.texts(name);
+  if (texts.some((text) => macFromText(text) === null)) {
+    throw state.refused(`not all of ${name} are addresses`);
+  }
+  return texts;
+}
+
+function readFilter(value: unknown): FilterState {
+  const state = new StateReader(value, `${WHAT}'s filter`);
+  return {
+    modes: state.texts("modes"),
+    unicast: readTable(state, "unicast"),
+    multicast: readTable(state, "multicast"),
+    vlans: state.integers("vlans", VLAN_N_VID - 1),
+  };
+}
+
+function readLimits(value: unknown): CoalescingLimits {
+  const state = new StateReader(value, `${WHAT}'s coalescing`);
+  return {
+    maxPackets: state.integer("maxPackets", U32_MAX),
+    maxUsecs: state.integer("maxUsecs", U32_MAX),
+  };
+}
+
+function readCoalescing(value: unknown, queues: number): CoalescingState {
+  const state = new StateReader(value, `${WHAT}'s coalescing`);
+  return {
+    rx: readLimits(state.value("rx")),
+    tx: readLimits(state.value("tx")),
+    queues: state.list("queues", queues).map(readLimits),
+  };
+}
+
+/**
+ * Parses the state of a card.
+ *
+ * @param pairs How many queue pairs the card has
+ * @throws {ErrnoError} EINVAL when it is none of such a card
+ */
+export function parseNetState(value: unknown, pairs: number): NetState {
+  const state = new StateReader(value, WHAT);
+  state.version(NET_STATE_VERSION);
+  return {
+    version: NET_STATE_VERSION,
+    permanentMac: readMac(state, "permanentMac"),
+    mac: readMac(state, "mac"),
+    linkUp: state.flag("linkUp"),
+    announce: state.flag("announce"),
+    activePairs: state.integer("activePairs", pairs),
+    guestOffloads: state.integer("guestOffloads", U32_MAX),
+    filter: readFilter(state.value("filter")),
+    coalescing: readCoalescing(state.value("coalescing"), pairs * 2),
+  };
+}
+
+/**
+ * Parses what a card handed over.
+ *
+ * @returns That, and what the transport added to it
+ * @throws {ErrnoError} EINVAL when it is no such thing
+ */
+export function parseNetHandOver(
+  value: unknown,
+): NetHandOver & { readonly sessionCounters: Partial<SessionCounters> } {
+  const state = new StateReader(value, WHAT);
+  state.version(NET_STATE_VERSION);
+  return {
+    version: NET_STATE_VERSION,
+    mac: readMac(state, "mac"),
+    linkUp: state.flag("linkUp"),
+    counters: readCounters(state.value("counters")),
+    pairs: state.list("pairs").map((pair) => {
+      const counts = new StateReader(pair, `${WHAT}'s counters`);
+      const count = (name: string) =>
+        counts.integer(name, Number.MAX_SAFE_INTEGER);
+      return {
+        rxPackets: count("rxPackets"),
+        rxBytes: count("rxBytes"),
+        txPackets: count("txPackets"),
+        txBytes: count("txBytes"),
+      };
+    }),
+    backend: state.value("backend"),
+    sessionCounters: readCounters(state.value("sessionCounters")),
+  };
+}
+
+function readCounters(value: unknown): Record<string, number> {
+  const state = new StateReader(value, `${WHAT}'s counters`);
+  const counters: Record<string, number> = {};
+  for (const name of Object.keys(value as object)) {
+    counters[name] = state.integer(name, Number.MAX_SAFE_INTEGER);
+  }
+  return counters;
+}
