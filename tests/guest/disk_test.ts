@@ -11,9 +11,13 @@ import {
 import { Guest, vfioUserDevice } from "./guest.ts";
 import { guestTest, guestTests } from "./harness.ts";
 import { clearSockets, QemuNbd } from "./qemu_nbd.ts";
+import { whileMoving } from "./moving.ts";
 import { Serving } from "./serving.ts";
 
 const IMAGE_BYTES = 64 * 1024 * 1024;
+
+/** How long disks are moved to and fro under a load. */
+const MOVING_SECONDS = 10;
 
 const diskTest = await guestTests({ tools: ["filesystem", "fio", "nvme"] });
 
@@ -74,6 +78,7 @@ diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
       `virtio-blk,file=${images.create("blk")},serial=BLK-0001`,
       `nvme,file=${images.create("nvme")},serial=NVME-0001`,
     ],
+    args: ["--iothreads", "2"],
   });
   await using guest = await Guest.boot({
     kit,
@@ -153,6 +158,14 @@ diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
 
   await t.step(`fio verifies a random load for ${FIO_SECONDS} s`, async () => {
     await assertFioVerify(guest, disks, FIO_SECONDS);
+  });
+
+  await t.step("both change threads under a verified load", async () => {
+    await whileMoving(
+      (line) => serving.control(line),
+      ["virtio-blk0", "nvme0"],
+      () => assertFioVerify(guest, disks, MOVING_SECONDS),
+    );
   });
 
   await t.step("a reset in the middle of a load is survived", async () => {

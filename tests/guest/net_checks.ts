@@ -4,7 +4,7 @@
  * @module
  */
 
-import { assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch, equal } from "@std/assert";
 import type { Guest } from "./guest.ts";
 import type { TapPeer } from "./tap_peer.ts";
 import { sha256, TcpSink, TcpSource, testPattern } from "./tcp_peer.ts";
@@ -40,6 +40,59 @@ export async function interruptCount(
     const counts = line.split(":")[1]!.trim().split(/\s+/);
     return sum + (Number(counts[0]) || 0);
   }, 0);
+}
+
+/** Packets received and sent. */
+export interface PacketCounts {
+  readonly rx: number;
+  readonly tx: number;
+}
+
+/** What the guest's driver has counted, on all queues together. */
+async function driverPackets(guest: Guest): Promise<PacketCounts> {
+  const text = await guest.output(
+    "cd /sys/class/net/eth0/statistics; cat rx_packets tx_packets",
+  );
+  const [rx, tx] = text.trim().split(/\s+/).map(Number);
+  return { rx: rx!, tx: tx! };
+}
+
+/** Packets by queue pair as the device counts them. */
+export async function devicePackets(
+  peer: TapPeer,
+  pairs: number,
+): Promise<Readonly<Record<"rx" | "tx", number[]>>> {
+  const counters = await peer.counters();
+  const of = (way: string) =>
+    Array.from(
+      { length: pairs },
+      (_, pair) => counters[`pair${pair}.${way}Packets`]!,
+    );
+  return { rx: of("rx"), tx: of("tx") };
+}
+
+const AGREE_TRIES = 20;
+
+/**
+ * Waits until driver and device have counted the same packets since they met. A driver counts a sent packet when it gets
+ * the buffer back, which is when it looks after that queue next.
+ */
+export async function assertPacketsAgree(
+  guest: Guest,
+  peer: TapPeer,
+  pairs: number,
+): Promise<void> {
+  const sum = (counts: number[]) => counts.reduce((a, b) => a + b, 0);
+  let driver: PacketCounts | undefined;
+  let device: PacketCounts | undefined;
+  for (let i = 0; i < AGREE_TRIES; i++) {
+    driver = await driverPackets(guest);
+    const counts = await devicePackets(peer, pairs);
+    device = { rx: sum(counts.rx), tx: sum(counts.tx) };
+    if (equal(driver, device)) return;
+    await ping(guest, TAP_HOST, 1);
+  }
+  assertEquals(driver, device);
 }
 
 /**

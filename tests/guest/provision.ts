@@ -88,7 +88,17 @@ const GROUPS = {
   },
   iperf3: {
     packages: ["iperf3"],
-    tools: { iperf3: { programs: ["usr/bin/iperf3"] } },
+    tools: {
+      iperf3: {
+        programs: ["usr/bin/iperf3"],
+        // Loaded when a thread is cancelled, as each of iperf3's is at its end.
+        files: ["usr/lib/x86_64-linux-gnu/libgcc_s.so.1"],
+      },
+    },
+  },
+  ping: {
+    packages: ["iputils-ping"],
+    tools: { ping: { programs: ["usr/bin/ping"] } },
   },
   fio: { packages: ["fio"], tools: { fio: { programs: ["usr/bin/fio"] } } },
   nvme: {
@@ -112,7 +122,7 @@ type GroupName = keyof typeof GROUPS;
 export type BaseTool = keyof typeof GROUPS.guest.tools;
 
 /** Tools that a test asks for when it needs them; each is a download of its own. */
-export type ExtraTool = "iperf3" | "fio" | "nvme" | "filesystem";
+export type ExtraTool = "iperf3" | "ping" | "fio" | "nvme" | "filesystem";
 
 /** Any program for the guest. */
 export type GuestTool = BaseTool | ExtraTool;

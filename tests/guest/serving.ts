@@ -17,6 +17,8 @@ export interface ServeOptions {
   readonly devices: readonly string[];
   /** Which user-mode network `net=user` gets; libslirp unless told. */
   readonly user?: "libslirp" | "gateway";
+  /** More arguments for Outboard. */
+  readonly args?: readonly string[];
 }
 
 /** Devices that are being served. */
@@ -45,7 +47,7 @@ export class Serving {
         ...["--device", device, "--socket", sockets[i]!],
       ]);
       const outboard = await startOutboard(
-        [...args, "--control", `${folder}/control`],
+        [...args, ...options.args ?? [], "--control", `${folder}/control`],
         await environment(options.user ?? "libslirp"),
       );
       return new Serving(outboard, sockets, folder);

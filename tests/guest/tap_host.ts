@@ -1,6 +1,6 @@
 /**
  * The host's side of the TAP tests, a program that runs in a network namespace of its own:
- * `tap_host.ts SOCKET CONTROL DEVICE_OPTIONS IP_COMMAND_JSON`. See `tap_peer.ts` for the side that asks.
+ * `tap_host.ts SOCKET CONTROL DEVICE_OPTIONS IP_COMMAND_JSON [ARGUMENT...]`. See `tap_peer.ts` for the side that asks.
  *
  * Serves a virtio-net card on a new TAP, whose host's end is 192.0.2.1/24, and prints a JSON line when that is done.
  * Then answers each JSON line of its standard input with one, and ends when its standard input does.
@@ -34,7 +34,7 @@ export type TapHostRequest =
   | { readonly ask: "put" };
 
 const ADDRESS = "192.0.2.1";
-const [socket, control, options, ipCommand] = Deno.args;
+const [socket, control, options, ipCommand, ...more] = Deno.args;
 const [command, ...prefix] = JSON.parse(ipCommand!) as string[];
 
 async function ip(...args: string[]): Promise<void> {
@@ -47,7 +47,7 @@ async function ip(...args: string[]): Promise<void> {
 await ip("link", "set", "lo", "up");
 await using _outboard = await startOutboard([
   ...["--device", `virtio-net,net=tap,ifname=obtap0${options}`],
-  ...["--socket", socket!, "--control", control!],
+  ...["--socket", socket!, "--control", control!, ...more],
 ]);
 await ip("addr", "add", `${ADDRESS}/24`, "dev", "obtap0");
 await ip("link", "set", "obtap0", "up");

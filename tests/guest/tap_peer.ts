@@ -40,8 +40,13 @@ export class TapPeer implements AsyncDisposable {
    * Starts Outboard and waits until the card is served.
    *
    * @param options More options of the device, each behind a comma
+   * @param args More arguments for Outboard
    */
-  static async start(kit: Kit, options = ""): Promise<TapPeer> {
+  static async start(
+    kit: Kit,
+    options = "",
+    args: readonly string[] = [],
+  ): Promise<TapPeer> {
     const folder = await Deno.makeTempDir({ prefix: "outboard-tap-" });
     const ip = treeCommand(kit.guestTree.root, "usr/bin/ip");
     // The TAP lives in a network namespace of its own, which ends with the processes in it: nothing is left on the host.
@@ -52,6 +57,7 @@ export class TapPeer implements AsyncDisposable {
         ...[import.meta.resolve("./tap_host.ts"), `${folder}/dev.sock`],
         ...[`${folder}/control`, options],
         JSON.stringify([ip.command, ...ip.args]),
+        ...args,
       ],
       env: { ...ip.env },
       stdin: "piped",

@@ -1,13 +1,22 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Guest, vfioUserDevice } from "./guest.ts";
 import { guestTest } from "./harness.ts";
-import { assertTapTransfers, ping, TAP_HOST } from "./net_checks.ts";
+import {
+  assertPacketsAgree,
+  assertTapTransfers,
+  devicePackets,
+  interruptCount,
+  ping,
+  TAP_HOST,
+} from "./net_checks.ts";
 import { TapPeer } from "./tap_peer.ts";
 
 const GUEST = "192.0.2.2";
 const QUEUES = 4;
 const FLOWS = 16;
 const FLOW_BYTES = 128 * 1024;
+const PINGERS = 20;
+const PINGS = 10;
 const DATAGRAM_FILE_BYTES = 50_000;
 
 /** Which offloads the driver has switched on, as ethtool(8) names them. */
@@ -16,6 +25,42 @@ async function offloadsOn(guest: Guest): Promise<Set<string>> {
   return new Set(
     [...text.matchAll(/^\s*([\w-]+): on\b/gm)].map(([, name]) => name!),
   );
+}
+
+/** Sends so many flows to the host's echo at once, and wants all their bytes back. */
+async function assertFlows(guest: Guest, peer: TapPeer): Promise<void> {
+  const { port } = await peer.ask({ ask: "echo" });
+  const flow =
+    `head -c ${FLOW_BYTES} /dev/zero | nc ${TAP_HOST} ${port} | wc -c`;
+  const output = await guest.output(
+    `for i in $(seq ${FLOWS}); do (${flow}) & done; wait`,
+    { timeoutMs: 120_000 },
+  );
+  assertEquals(
+    output.trim().split(/\s+/),
+    new Array(FLOWS).fill(String(FLOW_BYTES)),
+  );
+}
+
+/** Has many processes ping the host at once; interrupts for each packet that the card received. */
+async function interruptsPerPacket(
+  guest: Guest,
+  peer: TapPeer,
+): Promise<number> {
+  const input = /virtio\d+-input\.0/;
+  const before = [
+    await interruptCount(guest, input),
+    (await peer.counters())["rxPackets"]!,
+  ];
+  const pings = `ping -c ${PINGS} -i 0.2 -W 5 ${TAP_HOST} > /dev/null`;
+  await guest.output(
+    `for i in $(seq ${PINGERS}); do ${pings} & done; wait`,
+    { timeoutMs: 120_000 },
+  );
+  const interrupts = await interruptCount(guest, input) - before[0]!;
+  const packets = (await peer.counters())["rxPackets"]! - before[1]!;
+  assert(packets >= PINGS * PINGERS, `${packets} packets`);
+  return interrupts / packets;
 }
 
 /** Moves a file each way in datagrams of a size, and compares. */
@@ -38,7 +83,12 @@ async function assertDatagrams(
 }
 
 guestTest("virtio-net leaves work to the network", async ({ kit, t }) => {
-  await using peer = await TapPeer.start(kit, `,queues=${QUEUES}`);
+  // Pairs 0 and 2 are served by one IOThread, the others by another.
+  await using peer = await TapPeer.start(
+    kit,
+    `,queues=${QUEUES},iothread=0:1`,
+    ["--iothreads", "2"],
+  );
   await using guest = await Guest.boot({
     kit,
     devices: [vfioUserDevice(peer.socket)],
@@ -118,17 +168,7 @@ guestTest("virtio-net leaves work to the network", async ({ kit, t }) => {
       assertEquals(before[`pair${pair}.rxPackets`], 0);
     }
     await guest.output(`ethtool -L eth0 combined ${QUEUES}`);
-    const { port } = await peer.ask({ ask: "echo" });
-    const flow =
-      `head -c ${FLOW_BYTES} /dev/zero | nc ${TAP_HOST} ${port} | wc -c`;
-    const output = await guest.output(
-      `for i in $(seq ${FLOWS}); do (${flow}) & done; wait`,
-      { timeoutMs: 120_000 },
-    );
-    assertEquals(
-      output.trim().split(/\s+/),
-      new Array(FLOWS).fill(String(FLOW_BYTES)),
-    );
+    await assertFlows(guest, peer);
     const after = await peer.counters();
     for (const way of ["rx", "tx"]) {
       const used = Array.from({ length: QUEUES }, (_, pair) => {
@@ -142,6 +182,50 @@ guestTest("virtio-net leaves work to the network", async ({ kit, t }) => {
     assertEquals((await ping(guest, TAP_HOST, 3)).received, 3);
   });
 
+  await t.step("uses as many queues as it is told", async () => {
+    const before = await devicePackets(peer, QUEUES);
+    await guest.output("ethtool -L eth0 combined 2");
+    assertMatch(
+      await guest.output("ethtool -l eth0"),
+      /settings:[^]*Combined:\s*2\b/,
+    );
+    await assertFlows(guest, peer);
+    const after = await devicePackets(peer, QUEUES);
+    for (const way of ["rx", "tx"] as const) {
+      const used = after[way].map((count, pair) => count - before[way][pair]!);
+      assert(used[0]! > 5 && used[1]! > 5, `${way}: ${used}`);
+      assertEquals(used.slice(2), [0, 0], way);
+    }
+    await guest.output("ethtool -L eth0 combined 1");
+    assertEquals((await ping(guest, TAP_HOST, 3)).received, 3);
+    const one = await devicePackets(peer, QUEUES);
+    assertEquals(one.rx.slice(1), after.rx.slice(1));
+  });
+
+  await t.step("counts the packets that the driver counts", async () => {
+    await assertPacketsAgree(guest, peer, QUEUES);
+    // It lists the queues in use, and of packets only those of XDP.
+    await guest.output(`ethtool -L eth0 combined ${QUEUES}`);
+    const listed = await guest.output("ethtool -S eth0");
+    for (let queue = 0; queue < QUEUES; queue++) {
+      // Named tx_queue_0_kicks by kernels before 6.8.
+      assertMatch(listed, new RegExp(`\\btx(_queue_)?${queue}_kicks: [1-9]`));
+      assertMatch(listed, new RegExp(`\\brx(_queue_)?${queue}_drops: 0\\b`));
+    }
+    await guest.output("ethtool -L eth0 combined 1");
+  });
+
+  await t.step("tells what it is, and the size of its rings", async () => {
+    assertMatch(
+      await guest.output("ethtool -i eth0"),
+      /driver: virtio_net\b[^]*bus-info: 0000:[\da-f]{2}:[\da-f]{2}\.\d/,
+    );
+    assertMatch(
+      await guest.output("ethtool -g eth0"),
+      /maximums:\s+RX:\s*256\b[^]*TX:\s*256\b[^]*settings:\s+RX:\s*256\b[^]*TX:\s*256\b/,
+    );
+  });
+
   await t.step("delays interrupts as asked", async () => {
     const quick = await ping(guest, TAP_HOST, 5);
     await guest.output("ethtool -C eth0 rx-usecs 60000 rx-frames 100");
@@ -151,8 +235,11 @@ guestTest("virtio-net leaves work to the network", async ({ kit, t }) => {
     );
     const slow = await ping(guest, TAP_HOST, 5);
     assertEquals(slow.received, 5);
+    const few = await interruptsPerPacket(guest, peer);
     assert(slow.averageMs > 50, `${slow.averageMs} ms, was ${quick.averageMs}`);
     await guest.output("ethtool -C eth0 rx-usecs 0 rx-frames 0");
+    const many = await interruptsPerPacket(guest, peer);
+    assert(few < 0.6 * many, `${few} interrupts a packet, ${many} without`);
     const again = await ping(guest, TAP_HOST, 5);
     assert(again.averageMs < 50, `${again.averageMs} ms`);
   });

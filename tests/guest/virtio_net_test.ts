@@ -10,11 +10,13 @@ import {
   interruptCount,
   ping,
 } from "./net_checks.ts";
+import { whileMoving } from "./moving.ts";
 import { Serving } from "./serving.ts";
 
 guestTest("virtio-net through libslirp", async ({ kit, t }) => {
   await using serving = await Serving.start({
     devices: ["virtio-net,mac=52:54:00:12:34:56,mtu=1400"],
+    args: ["--iothreads", "2"],
   });
   await using guest = await Guest.boot({
     kit,
@@ -44,6 +46,14 @@ guestTest("virtio-net through libslirp", async ({ kit, t }) => {
 
   await t.step("moves 64 MiB each way unchanged", async () => {
     await assertTransfers(guest, "127.0.0.1", "10.0.2.2");
+  });
+
+  await t.step("keeps its connections while it changes threads", async () => {
+    await whileMoving(
+      (line) => serving.control(line),
+      ["virtio-net0"],
+      () => assertTransfers(guest, "127.0.0.1", "10.0.2.2"),
+    );
   });
 
   await t.step("link goes down and up at run time", async () => {
