@@ -7,7 +7,8 @@
 import { Guest, vfioUserDevice } from "../tests/guest/guest.ts";
 import { kitOrThrow, provision } from "../tests/guest/provision.ts";
 import { Serving } from "../tests/guest/serving.ts";
-import type { Figure } from "./report.ts";
+import { type Figure, median } from "./report.ts";
+import { type BenchSettings, count } from "./settings.ts";
 
 const DISK_BYTES = 64 * 1024 * 1024;
 const SECONDS = 3;
@@ -55,21 +56,21 @@ async function iops(
   device: string,
   rw: string,
   depth: number,
+  forSeconds: number,
 ): Promise<number> {
   const text = await guest.output(
-    `fio --name=b --filename=${device} --direct=1 --ioengine=libaio --rw=${rw} --bs=4k --iodepth=${depth} --size=32M --time_based --runtime=${SECONDS} --minimal`,
+    `fio --name=b --filename=${device} --direct=1 --ioengine=libaio --rw=${rw} --bs=4k --iodepth=${depth} --size=32M --time_based --runtime=${forSeconds} --minimal`,
   );
   const fields = text.split("\n").find((line) => line.startsWith("3;"))!
     .split(";");
   return Number(fields[rw === "randread" ? 7 : 48]);
 }
 
-/** The middle one of an odd number of values. */
-function median(values: number[]): number {
-  return values.sort((a, b) => a - b)[values.length >> 1]!;
-}
-
-async function compare(guest: Guest): Promise<Figure[]> {
+async function compare(
+  guest: Guest,
+  settings: BenchSettings,
+): Promise<Figure[]> {
+  const forSeconds = count(settings, SECONDS);
   const figures: Figure[] = [];
   for (const [ours, theirs] of PAIRS) {
     for (const rw of ["randread", "randwrite"]) {
@@ -78,8 +79,8 @@ async function compare(guest: Guest): Promise<Figure[]> {
         const other: number[] = [];
         // In turns, so that whatever else the machine does falls on both.
         for (let round = 0; round < ROUNDS; round++) {
-          mine.push(await iops(guest, ours.device, rw, depth));
-          other.push(await iops(guest, theirs.device, rw, depth));
+          mine.push(await iops(guest, ours.device, rw, depth, forSeconds));
+          other.push(await iops(guest, theirs.device, rw, depth, forSeconds));
         }
         const value = median(mine);
         const baseline = { name: theirs.name, value: median(other) };
@@ -101,7 +102,9 @@ async function compare(guest: Guest): Promise<Figure[]> {
 }
 
 /** Our virtio-blk and NVMe against QEMU's own under TCG. */
-export async function benchGuestDisk(): Promise<Figure[]> {
+export async function benchGuestDisk(
+  settings: BenchSettings,
+): Promise<Figure[]> {
   const kit = kitOrThrow(await provision({ tools: ["fio"] }));
   const folder = Deno.makeTempDirSync({ prefix: "outboard-bench-" });
   try {
@@ -119,7 +122,7 @@ export async function benchGuestDisk(): Promise<Figure[]> {
       ),
       qemuArgs: qemuDisks(c!, d!),
     });
-    return await compare(guest);
+    return await compare(guest, settings);
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }

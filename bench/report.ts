@@ -14,6 +14,31 @@ export interface Figure {
   readonly baseline?: { readonly name: string; readonly value: number };
   /** What it should be, as text, and whether it is. */
   readonly target?: { readonly text: string; readonly met: boolean };
+  /** Why there is no value (it is NaN then, null in JSON). */
+  readonly leftOut?: string;
+}
+
+/** Another side of the same run. */
+export type Baseline = NonNullable<Figure["baseline"]>;
+
+/** A figure that could not be taken. */
+export function leftOut(name: string, why: string): Figure {
+  return { name, value: NaN, unit: "", leftOut: why };
+}
+
+/** A figure that must be at most so many times another one of the same run. */
+export function ratioAtMost(
+  figure: Pick<Figure, "name" | "value" | "unit">,
+  baseline: Baseline,
+  limit: number,
+): Figure {
+  const met = figure.value <= limit * baseline.value;
+  return { ...figure, baseline, target: { text: `≤ ${limit}×`, met } };
+}
+
+/** The middle one of the values, the higher of two. */
+export function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[values.length >> 1]!;
 }
 
 /** A figure that must stay below a limit. */
@@ -49,8 +74,8 @@ export function atLeast(
 export function table(title: string, figures: readonly Figure[]): string {
   const rows = figures.map((figure) => [
     figure.name,
-    format(figure.value),
-    figure.unit,
+    figure.leftOut === undefined ? format(figure.value) : "–",
+    figure.leftOut === undefined ? figure.unit : `left out: ${figure.leftOut}`,
     figure.baseline === undefined
       ? ""
       : `${

@@ -5,33 +5,99 @@
  */
 
 import {
+  type OutboardOptions,
   type OutboardProcess,
   startOutboard,
 } from "../src/testing/outboard_process.ts";
-import { VfioUserClient } from "../src/vfio_user/client/mod.ts";
+import {
+  type ClientOptions,
+  GuestRam,
+  VfioUserClient,
+} from "../src/vfio_user/client/mod.ts";
 
 /** A served device and a negotiated client on it. */
 export interface Served {
   readonly outboard: OutboardProcess;
   readonly client: VfioUserClient;
+  /** Path of the device's socket. */
+  readonly socket: string;
+  /** What the device counts, by name; asked for over the control socket. */
+  counters(): Promise<ReadonlyMap<string, number>>;
 }
 
-/** Serves a device, connects, runs the bench, and takes everything down. */
-export async function withDevice<T>(
-  device: string,
-  run: (served: Served) => T | Promise<T>,
-  args: readonly string[] = [],
+/** Asks a control socket one thing. */
+async function ask(path: string, question: string): Promise<string> {
+  using conn = await Deno.connect({ transport: "unix", path });
+  await conn.write(new TextEncoder().encode(`${question}\n`));
+  await conn.closeWrite();
+  let answer = "";
+  for await (
+    const text of conn.readable.pipeThrough(new TextDecoderStream())
+  ) answer += text;
+  return answer;
+}
+
+/** Lines such as `virtio-blk0 reads 12` of the `counters` command. */
+export function parseCounters(text: string): Map<string, number> {
+  const counters = new Map<string, number>();
+  for (const line of text.split("\n")) {
+    const [, name, value] = line.split(" ");
+    if (name !== undefined && value !== undefined) {
+      counters.set(name, Number(value));
+    }
+  }
+  return counters;
+}
+
+/** Makes a folder for sockets, and removes it with everything in it. */
+export async function withFolder<T>(
+  run: (folder: string) => Promise<T>,
 ): Promise<T> {
   const folder = Deno.makeTempDirSync({ prefix: "outboard-bench-" });
   try {
-    const socket = `${folder}/dev.sock`;
-    await using outboard = await startOutboard(
-      ["--device", device, "--socket", socket, ...args],
-    );
-    using client = new VfioUserClient(socket);
-    client.negotiate();
-    return await run({ outboard, client });
+    return await run(folder);
   } finally {
     Deno.removeSync(folder, { recursive: true });
+  }
+}
+
+/** What a bench wants of the process and of the client. */
+export interface ServingOptions extends OutboardOptions {
+  readonly client?: ClientOptions;
+}
+
+/** Serves a device, connects, runs the bench, and takes everything down. */
+export function withDevice<T>(
+  device: string,
+  run: (served: Served) => T | Promise<T>,
+  args: readonly string[] = [],
+  options: ServingOptions = {},
+): Promise<T> {
+  return withFolder(async (folder) => {
+    const socket = `${folder}/dev.sock`;
+    const control = `${folder}/control.sock`;
+    await using outboard = await startOutboard(
+      ["--device", device, "--socket", socket, "--control", control, ...args],
+      options,
+    );
+    using client = new VfioUserClient(socket, options.client);
+    client.negotiate();
+    const counters = async () => parseCounters(await ask(control, "counters"));
+    return await run({ outboard, client, socket, counters });
+  });
+}
+
+/** Lends guest memory to the server while the bench runs. */
+export async function withRam<T>(
+  client: VfioUserClient,
+  lengthBytes: number,
+  run: (ram: GuestRam) => T | Promise<T>,
+): Promise<T> {
+  using ram = new GuestRam(lengthBytes);
+  ram.share(client);
+  try {
+    return await run(ram);
+  } finally {
+    ram.unshare(client);
   }
 }

@@ -12,6 +12,11 @@ import type {
   ScatterGather,
 } from "../mod.ts";
 import { Errno, VirtioPci } from "../mod.ts";
+import {
+  parseVirtioOptions,
+  ringFeatures,
+  type VirtioOptions,
+} from "../src/virtio/options.ts";
 
 /** How many frames are offered per wake-up before the loop gets its turn. */
 const BURST = 256;
@@ -19,22 +24,34 @@ const BURST = 256;
 class EndlessNet implements NetBackend {
   readonly description = "endless source";
   readonly hasVnetHeader = false;
+  readonly queuePairs: number;
   readonly #frameBytes: number;
   readonly #more: () => void;
+  /** By pair: whether it receives. */
+  readonly #receiving: boolean[];
+  #active = 1;
   #left = 0;
-  #receiving = true;
   #peer: NetPeer | null = null;
 
-  constructor(frameBytes: number, schedule: (run: () => void) => () => void) {
-    this.#frameBytes = frameBytes;
+  constructor(
+    options: SourceOptions,
+    schedule: (run: () => void) => () => void,
+  ) {
+    this.queuePairs = options.pairs;
+    this.#frameBytes = options.frameBytes;
+    this.#receiving = new Array<boolean>(options.pairs).fill(true);
     this.#more = schedule(() => this.#offer());
   }
 
   #offer(): void {
-    if (!this.#receiving || this.#peer === null) return;
-    this.#left = BURST;
-    this.#peer.onReadable();
-    if (this.#receiving) this.#more();
+    let more = false;
+    for (let pair = 0; pair < this.#active; pair++) {
+      if (!this.#receiving[pair] || this.#peer === null) continue;
+      this.#left = BURST;
+      this.#peer.onReadable(pair);
+      if (this.#receiving[pair]) more = true;
+    }
+    if (more) this.#more();
   }
 
   start(peer: NetPeer): void {
@@ -54,26 +71,47 @@ class EndlessNet implements NetBackend {
     return this.#left-- > 0 ? this.#frameBytes : -Errno.EAGAIN;
   }
 
-  setReceiving(on: boolean): void {
-    this.#receiving = on;
+  setReceiving(on: boolean, pair = 0): void {
+    this.#receiving[pair] = on;
     if (on && this.#frameBytes > 0) this.#more();
+  }
+
+  setQueuePairs(count: number): number {
+    this.#active = count;
+    if (this.#frameBytes > 0) this.#more();
+    return 0;
   }
 
   close(): void {}
 }
 
+/** What the card is like; plain data. */
+interface SourceOptions {
+  readonly frameBytes: number;
+  readonly pairs: number;
+  readonly rings: VirtioOptions;
+}
+
 /** `frame=BYTES`: the length of the frames it offers; 0 offers none. */
-export const model: DeviceModel<number> = {
+export const model: DeviceModel<SourceOptions> = {
   name: "source-net",
   help: "virtio-net on an endless source, for benches",
-  options: [{ name: "frame", syntax: "bytes", help: "length of the frames" }],
-  parse: (options) => Number(options["frame"] ?? 0),
-  create: (context, frameBytes) =>
+  options: [
+    { name: "frame", syntax: "bytes", help: "length of the frames" },
+    { name: "pairs", syntax: "1-8", help: "queue pairs" },
+    { name: "packed", syntax: "on|off", help: "offer packed queues" },
+  ],
+  parse: (options) => ({
+    frameBytes: Number(options["frame"] ?? 0),
+    pairs: Number(options["pairs"] ?? 1),
+    rings: parseVirtioOptions({ packed: options["packed"] ?? "off" }),
+  }),
+  create: (context, options) =>
     new VirtioPci(context, (transport) =>
       new VirtioNet({
         context,
         transport,
-        backend: new EndlessNet(frameBytes, (run) => {
+        backend: new EndlessNet(options, (run) => {
           const half = context.loop.bottomHalf(run);
           return () => half.schedule();
         }),
@@ -82,6 +120,7 @@ export const model: DeviceModel<number> = {
           mtu: 1500,
           linkUp: true,
           queueSize: 256,
+          queuePairs: options.pairs,
         },
-      })),
+      }), { ringFeatures: ringFeatures(options.rings) }),
 };

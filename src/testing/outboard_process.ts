@@ -14,6 +14,8 @@ export interface OutboardOptions {
   readonly timeoutMs?: number;
   /** The program; this package's mod.ts unless told. */
   readonly program?: string;
+  /** Flags of V8, such as `--trace-gc`; what it traces is on standard output. */
+  readonly v8Flags?: readonly string[];
 }
 
 const DEFAULT_TIMEOUT_MS = 20_000;
@@ -226,8 +228,12 @@ export async function startOutboard(
   if (options.libraryPath !== undefined) {
     env["LD_LIBRARY_PATH"] = options.libraryPath;
   }
+  const v8Flags = options.v8Flags ?? [];
+  const runtime = v8Flags.length === 0
+    ? []
+    : [`--v8-flags=${v8Flags.join(",")}`];
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", program, ...args],
+    args: ["run", "-A", ...runtime, program, ...args],
     env,
     stdin: "null",
     stdout: "piped",

@@ -1,0 +1,37 @@
+/**
+ * What V8 says with `--trace-gc`.
+ *
+ * @module
+ */
+
+/** One collection. */
+export interface Collection {
+  /** Which isolate: the main thread or a Worker. */
+  readonly isolate: string;
+  /** When it was, in milliseconds since the isolate began. */
+  readonly atMs: number;
+  /** Such as `Scavenge` or `Mark-Compact (reduce)`. */
+  readonly kind: string;
+  /** What the heap held afterwards, in MB. */
+  readonly heapMB: number;
+  /** How long the isolate stood still, in milliseconds. */
+  readonly pauseMs: number;
+  /** The line itself. */
+  readonly line: string;
+}
+
+// [18181:0x55fb8149a000]  15 ms: Scavenge 3.4 (4.4) -> 3.0 (5.2) MB, pooled: 0.0 MB, 1.45 / 0.00 ms (average mu …
+const LINE =
+  /\[\d+:(0x[0-9a-f]+)\]\s+(\d+) ms: (\S.*?) [\d.]+ \([\d.]+\) -> ([\d.]+) \([\d.]+\) MB,(?: pooled: [\d.]+ MB,)? ([\d.]+) \/ [\d.]+ ms.*/g;
+
+/** The collections in the output of a process, other lines among them left aside. */
+export function parseGcTrace(output: string): Collection[] {
+  return [...output.matchAll(LINE)].map((match) => ({
+    isolate: match[1]!,
+    atMs: Number(match[2]),
+    kind: match[3]!,
+    heapMB: Number(match[4]),
+    pauseMs: Number(match[5]),
+    line: match[0],
+  }));
+}
