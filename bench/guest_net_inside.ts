@@ -213,7 +213,7 @@ class DisposableChild implements AsyncDisposable {
   }
 }
 
-const polls = (Deno.env.get("OUTBOARD_BENCH_POLL") ?? "off").split(",");
+const polls = (Deno.env.get("OUTBOARD_BENCH_POLL") ?? "50000,off").split(",");
 if (polls.length > 1 && polls.includes("always")) {
   throw new Error(
     'Cannot compare "always" with other polling: it takes a core from them too, bench it alone',

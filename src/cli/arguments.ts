@@ -16,6 +16,7 @@ import {
   type MetricsEndpoint,
   parseMetricsEndpoint,
 } from "../process/metrics_endpoint.ts";
+import { POLL_MAX_US_DEFAULT } from "../process/messages.ts";
 import type { Endpoint } from "../process/sockets.ts";
 import {
   IOTHREADS_DEFAULT,
@@ -119,9 +120,6 @@ function parseMetrics(text: string): MetricsEndpoint {
   }
   return endpoint;
 }
-
-/** A loop that nobody told to poll sleeps at once. */
-const POLL_MAX_US_DEFAULT = 0;
 
 /** `off`, `always`, or the longest polling in nanoseconds. */
 function parsePoll(text: string): number {

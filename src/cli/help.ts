@@ -47,7 +47,8 @@ Running:
   --metrics PORT|ADDR:PORT|PATH  HTTP for Prometheus at /metrics, on 127.0.0.1
                                  unless told, or on a UNIX socket
   --poll off|always|NANOSECONDS  poll for work before sleeping, up to that long
-                                 where it pays; "always" burns a core
+                                 where it pays (default 50000); "always" burns
+                                 a core
   --log-level LEVEL              debug, info (default), warn or error
   --log-format FORMAT            text (default) or json
   -h, --help                     this text

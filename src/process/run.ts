@@ -15,7 +15,11 @@ import type { Log } from "../log.ts";
 import { ControlSocket, type IOThreadDescription } from "./control.ts";
 import { IOThread } from "./iothread.ts";
 import { createLog } from "./logging.ts";
-import type { DeviceSpec, PlacedDescription } from "./messages.ts";
+import {
+  type DeviceSpec,
+  type PlacedDescription,
+  POLL_MAX_US_DEFAULT,
+} from "./messages.ts";
 import type { MetricsSnapshot } from "./metrics.ts";
 import type { MetricsEndpoint } from "./metrics_endpoint.ts";
 import type { MetricsServer } from "./metrics_server.ts";
@@ -53,7 +57,7 @@ export interface ThreadOptions {
 /** What to run. */
 export interface RunOptions {
   readonly devices: readonly RunDevice[];
-  /** Longest polling before an IOThread sleeps, in microseconds; 0 never polls, Infinity never sleeps. */
+  /** Longest polling before an IOThread sleeps, in microseconds; 0 never polls, Infinity never sleeps; 50 unless told. */
   readonly pollMaxUs?: number;
   /** Path of the control socket, if one is wanted. */
   readonly control?: string;
@@ -148,7 +152,7 @@ export class Outboard {
    * @throws {Error} With the remedy; what was opened stays until {@linkcode Outboard.stop}
    */
   async serve(options: RunOptions): Promise<void> {
-    const { devices, pollMaxUs = 0 } = options;
+    const { devices, pollMaxUs = POLL_MAX_US_DEFAULT } = options;
     const places = placeDevices(devices, this.#iothreads.length);
     // A port in use is to be known before devices have begun to work.
     if (options.metrics !== undefined) {

@@ -62,6 +62,7 @@ Deno.test("parseCommandLine takes polling in nanoseconds, or in words", () => {
     if (command.kind !== "run") throw new Error(command.kind);
     return command.pollMaxUs;
   };
+  assertEquals(pollMaxUs(), 50);
   assertEquals(pollMaxUs("--poll", "off"), 0);
   assertEquals(pollMaxUs("--poll", "always"), Infinity);
   assertEquals(pollMaxUs("--poll", "50000"), 50);
