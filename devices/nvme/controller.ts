@@ -458,6 +458,9 @@ export class NvmeController implements PciDevice, BlockClient {
       return false;
     }
     if (!this.#parts.queues.hasNews(this.#parts.lines.usesPin)) return false;
+    const { pageKicks, polledKicks } = NvmeCounter;
+    const path = this.#doorbellTimer === null ? polledKicks : pageKicks;
+    this.#parts.counters.add(path, 1);
     this.#run();
     return true;
   }

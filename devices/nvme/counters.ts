@@ -38,6 +38,12 @@ export const NvmeCounter = {
   controllerResets: 13,
   /** Errors that only a reset ends (CSTS.CFS). */
   fatalErrors: 14,
+  /** Looks at mapped doorbells that found something. */
+  pageKicks: 15,
+  /** Looks at shadow doorbells that found something. */
+  polledKicks: 16,
+  /** Completions that were told by the interrupt of another. */
+  coalescedInterrupts: 17,
 } as const;
 
 const NAMES = Object.keys(NvmeCounter) as (keyof typeof NvmeCounter)[];

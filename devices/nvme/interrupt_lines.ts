@@ -114,15 +114,22 @@ export class InterruptLines {
         kept = true;
         continue;
       }
+      const told = cq.untold;
       cq.told();
-      if (cq.interrupts) this.#raise(cq.vector);
+      if (cq.interrupts) this.#raise(cq.vector, told);
     }
     return kept;
   }
 
-  #raise(vector: number): void {
-    this.#options.counters.add(NvmeCounter.interrupts, 1);
+  #raise(vector: number, completions: number): void {
+    this.#count(completions);
     this.#options.interrupts.raise(vector);
+  }
+
+  #count(completions: number): void {
+    const { counters } = this.#options;
+    counters.add(NvmeCounter.interrupts, 1);
+    counters.add(NvmeCounter.coalescedInterrupts, completions - 1);
   }
 
   /** @returns Whether completions are kept for later */
@@ -137,8 +144,8 @@ export class InterruptLines {
       const kept = cq.untold > 0 && this.#keeps(cq);
       if (kept) anyKept = true;
       else if (cq.untold > 0) {
+        this.#count(cq.untold);
         cq.told();
-        this.#options.counters.add(NvmeCounter.interrupts, 1);
       }
       if (cq.occupied > (kept ? cq.untold : 0)) level = true;
     }

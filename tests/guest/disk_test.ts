@@ -237,17 +237,22 @@ diskTest(
       devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
     });
     await waitForDisks(guest, "nvme0n1", "nvme0n2");
-    const sectors = async (name: string) =>
-      Number(await guest.output(`cat /sys/block/${name}/size`));
-    assertEquals(await sectors("nvme0n1"), 16 * 2048);
-    assertEquals(await sectors("nvme0n2"), 8 * 2048);
+    // Linux looks at namespaces side by side, and names them in the order in which it is done with them.
+    const sizeFile = async (nsid: number) =>
+      (await guest.output(
+        `grep -lx ${nsid} /sys/block/nvme0n*/nsid | sed s/nsid$/size/`,
+      )).trim();
+    const sectors = async (nsid: number) =>
+      Number(await guest.output(`cat ${await sizeFile(nsid)}`));
+    assertEquals(await sectors(1), 16 * 2048);
+    assertEquals(await sectors(2), 8 * 2048);
     const ids = await guest.output("cat /sys/block/nvme0n*/wwid");
     assertEquals(new Set(ids.trim().split("\n")).size, 2, ids);
     await serving.control("nvme0 resize 2 12M");
     await guest.output(
-      `until [ $(cat /sys/block/nvme0n2/size) = ${12 * 2048} ]; do :; done`,
+      `until [ $(cat ${await sizeFile(2)}) = ${12 * 2048} ]; do :; done`,
     );
-    assertEquals(await sectors("nvme0n1"), 16 * 2048);
+    assertEquals(await sectors(1), 16 * 2048);
   },
 );
 

@@ -105,16 +105,18 @@ Deno.test("memory that is unmapped under requests in flight fails the device, an
       ...SPREAD_DISK,
       otherMemory: other.memory,
     });
-    let failures = 0;
     for (let round = 0; round < 100; round++) {
+      // Some may be in flight when the memory goes away, and some are issued when it has gone.
       for (let i = 0; i <= round % 7; i++) disk.step();
       other.unshare(client);
-      for (let i = 0; i < 20; i++) disk.reap();
+      disk.step();
+      const deadline = performance.now() + 20_000;
+      while ((virtio.status & DEVICE_NEEDS_RESET) === 0) {
+        assert(performance.now() < deadline, "the device does not fail");
+      }
       other.share(client);
-      if ((virtio.status & DEVICE_NEEDS_RESET) !== 0) failures++;
       await disk.settleAfterFailure();
     }
-    assert(failures > 0, "no request was in flight when its memory went away");
     await disk.verifyAll();
   }));
 
