@@ -16,6 +16,8 @@ export interface Collection {
   readonly heapMB: number;
   /** How long the isolate stood still, in milliseconds. */
   readonly pauseMs: number;
+  /** Whether it was a task of its thread's own event loop, as the main thread has one: an IOThread runs none. */
+  readonly byTask: boolean;
   /** The line itself. */
   readonly line: string;
 }
@@ -32,6 +34,7 @@ export function parseGcTrace(output: string): Collection[] {
     kind: match[3]!,
     heapMB: Number(match[4]),
     pauseMs: Number(match[5]),
+    byTask: match[0].includes("via task"),
     line: match[0],
   }));
 }

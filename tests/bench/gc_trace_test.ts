@@ -6,7 +6,7 @@ Deno.test("parseGcTrace reads a scavenge, a full collection and nothing else", (
     "virtio-net0 listens on /tmp/dev.sock",
     "[18181:0x55fb8149a000]       15 ms: Scavenge 3.4 (4.4) -> 3.0 (5.2) MB, pooled: 0.0 MB, 1.45 / 0.00 ms (average mu = 1.000, current mu = 1.000) allocation failure; ",
     "[18181:0x7f01]      146 ms: Incremental Mark-Compact 115.0 (131.9) -> 14.4 (30.9) MB, pooled: 59.8 MB, 10.80 / 0.00 ms (+ 0.0 ms in 1 steps since start of marking, biggest step 0.0 ms, walltime since start of marking 14 ms) (average mu = 0.925, current mu = 0.925) finalize incremental marking via stack guard; GC in old space requested",
-    "[18181:0x7f01]      150 ms: Mark-Compact (reduce) 5.0 (6.0) -> 4.0 (6.0) MB, 2.50 / 0.00 ms (average mu = 1.000) external memory pressure; ",
+    "[18181:0x7f01]      150 ms: Mark-Compact (reduce) 5.0 (6.0) -> 4.0 (6.0) MB, 2.50 / 0.00 ms (average mu = 1.000) finalize incremental marking via task; ",
     "",
   ].join("\n");
   assertEquals(
@@ -18,6 +18,7 @@ Deno.test("parseGcTrace reads a scavenge, a full collection and nothing else", (
         kind: "Scavenge",
         heapMB: 3,
         pauseMs: 1.45,
+        byTask: false,
       },
       {
         isolate: "0x7f01",
@@ -25,6 +26,7 @@ Deno.test("parseGcTrace reads a scavenge, a full collection and nothing else", (
         kind: "Incremental Mark-Compact",
         heapMB: 14.4,
         pauseMs: 10.8,
+        byTask: false,
       },
       {
         isolate: "0x7f01",
@@ -32,6 +34,7 @@ Deno.test("parseGcTrace reads a scavenge, a full collection and nothing else", (
         kind: "Mark-Compact (reduce)",
         heapMB: 4,
         pauseMs: 2.5,
+        byTask: true,
       },
     ],
   );
