@@ -14,8 +14,8 @@ import type { ThreadMetrics } from "./metrics.ts";
  * How long a thread polls at most before it sleeps, in microseconds, unless told.
  *
  * Measured: a register read of a client that sleeps takes 20 µs instead of 72 (`deno task bench region`), a guest under
- * TCG on two cores does no worse with it and receives datagrams better (`guest-net`), and a quiet device costs nothing
- * (`devices`).
+ * TCG on two cores is as fast with it as without, within the noise (`guest-net`, `guest-disk`), and a quiet device costs
+ * nothing (`devices`).
  */
 export const POLL_MAX_US_DEFAULT = 50;
 
