@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../errno.ts";
+import { refuse as refuseOption } from "../refuse.ts";
 import { NBD_DEFAULT_PORT, NBD_MAX_STRING } from "./nbd_protocol.ts";
 
 /** An export of a server. */
@@ -23,7 +23,7 @@ const RIGHT =
   "nbd://HOST[:PORT]/[EXPORT], nbd+unix:///[EXPORT]?socket=PATH, tcp://HOST[:PORT][/EXPORT] or unix:PATH[?EXPORT] is wanted";
 
 function refuse(uri: string, right: string): never {
-  throw new ErrnoError(Errno.EINVAL, `Cannot use nbd=${uri}: ${right}`);
+  refuseOption(`nbd=${uri}`, right);
 }
 
 function decode(uri: string, text: string): string {

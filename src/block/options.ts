@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../errno.ts";
+import { checkText, refuse } from "../refuse.ts";
 import {
   BLOCK_OPTIONS,
   BlockKind,
@@ -23,10 +23,6 @@ const KINDS: readonly BlockKind[] = Object.values(BlockKind);
 const DEFAULT_MEMORY = "64M";
 const DEFAULT_TIMEOUT = "120";
 const PATH_MAX = 4095;
-
-function refuse(what: string, right: string): never {
-  throw new ErrnoError(Errno.EINVAL, `Cannot use ${what}: ${right}`);
-}
 
 /** The given values, each checked to belong here. */
 class Values {
@@ -96,16 +92,7 @@ class Values {
 
   /** Text of 1 to 4095 bytes without control characters. */
   text(key: string): string {
-    const value = this.one(key)!;
-    const length = new TextEncoder().encode(value).length;
-    // deno-lint-ignore no-control-regex
-    if (length === 0 || length > PATH_MAX || /[\0-\x1f\x7f]/.test(value)) {
-      refuse(
-        `${key}=${JSON.stringify(value)}`,
-        `1 to ${PATH_MAX} bytes without control characters are allowed`,
-      );
-    }
-    return value;
+    return checkText(key, this.one(key)!, PATH_MAX);
   }
 }
 

@@ -38,6 +38,11 @@ function mmap(
   return pointer;
 }
 
+/** An address as C calls take it; not 0. */
+function pointerTo(hva: number): Deno.PointerObject {
+  return Deno.UnsafePointer.create(BigInt(hva))!;
+}
+
 /** What to map; offset and length in bytes, offset page-aligned. */
 export interface MappingOptions {
   /** The file to map; anonymous memory without one. */
@@ -82,7 +87,7 @@ export class Mapping implements Disposable {
         options.fd ?? -1,
         options.offset ?? 0,
       )
-      : Deno.UnsafePointer.create(BigInt(options.hva))!;
+      : pointerTo(options.hva);
     this.hva = Number(Deno.UnsafePointer.value(this.#pointer));
     this.lengthBytes = options.lengthBytes;
   }
@@ -204,7 +209,7 @@ export function sealLength(fd: number): void {
 export function viewMemory(hva: number, lengthBytes: number): ArrayBuffer {
   // SAFETY: the caller knows that it is mapped, and for how long.
   return Deno.UnsafePointerView.getArrayBuffer(
-    Deno.UnsafePointer.create(BigInt(hva))!,
+    pointerTo(hva),
     lengthBytes,
   );
 }
@@ -235,7 +240,7 @@ export class NativeBuffer implements Disposable {
    * The same address, or one `offset` bytes further, as C calls take it. Make it once: it is an object.
    */
   pointer(offset = 0): Deno.PointerObject {
-    return Deno.UnsafePointer.create(BigInt(this.hva + offset))!;
+    return pointerTo(this.hva + offset);
   }
 
   /** Usable length in bytes. */

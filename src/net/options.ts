@@ -14,7 +14,7 @@ import {
   type TapNetOptions,
   type UserNetOptions,
 } from "./option_table.ts";
-import { refuse } from "./refuse.ts";
+import { checkText, refuse } from "../refuse.ts";
 import {
   type GivenValues,
   parseDgram,
@@ -83,18 +83,6 @@ class Values implements GivenValues {
     const value = this.one(key);
     return value === undefined ? null : checkText(key, value, max);
   }
-}
-
-function checkText(key: string, value: string, max: number): string {
-  const length = new TextEncoder().encode(value).length;
-  // deno-lint-ignore no-control-regex
-  if (length === 0 || length > max || /[\0-\x1f\x7f]/.test(value)) {
-    refuse(
-      `${key}=${JSON.stringify(value)}`,
-      `1 to ${max} bytes without control characters are allowed`,
-    );
-  }
-  return value;
 }
 
 /**

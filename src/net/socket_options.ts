@@ -16,7 +16,7 @@ import {
   type SocketEndpoint,
   type StreamNetOptions,
 } from "./option_table.ts";
-import { refuse } from "./refuse.ts";
+import { refuse } from "../refuse.ts";
 
 /** The values that were given, by key. */
 export interface GivenValues {
