@@ -97,11 +97,16 @@ export class PciInterrupts implements Interrupts {
    * @param direct Shared words, one more than there are vectors: the first is 1 in MSI-X mode, the others are an
    * eventfd or {@linkcode NO_DIRECT}
    * @param fence Returns when no other thread uses an eventfd any more that was taken out of the table
+   * @returns Empties the table and leaves it alone: before its memory goes away
    */
-  publishDirect(direct: Int32Array, fence: () => void): void {
+  publishDirect(direct: Int32Array, fence: () => void): () => void {
     this.#direct = direct;
     this.#fence = fence;
     this.refreshDirect();
+    return () => {
+      this.withdrawDirect();
+      this.#direct = null;
+    };
   }
 
   /** Takes every eventfd out of the table, until {@linkcode refreshDirect}: before any of them is closed. */

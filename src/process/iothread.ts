@@ -4,7 +4,7 @@
  * @module
  */
 
-import { signalEventFd } from "../libc/mod.ts";
+import { closeFd, signalEventFd } from "../libc/mod.ts";
 import type { Notice, ReplyOf, Request } from "./messages.ts";
 import type { Seat } from "./thread_calls.ts";
 
@@ -34,6 +34,8 @@ export class IOThread {
   /** Why no request is taken any more. */
   #ended: Error | null = null;
   #nextId = 1;
+  /** Where other threads reach it, as long as there is something to close there. */
+  #seat: Seat | null = null;
 
   /** @param index Its number in the process, from 0; its thread is named after it */
   constructor(index: number, listener: IOThreadListener) {
@@ -84,6 +86,12 @@ export class IOThread {
     this.#end(this.#stopped());
   }
 
+  /** Closes where others reached it: when all of them have ended too. Further calls do nothing. */
+  closeSeat(): void {
+    if (this.#seat !== null) closeFd(this.#seat.eventFd);
+    this.#seat = null;
+  }
+
   #stopped(): Error {
     return new Error(`Cannot go on: IOThread ${this.index} has stopped`);
   }
@@ -91,6 +99,7 @@ export class IOThread {
   #onNotice(notice: Notice): void {
     switch (notice.kind) {
       case "ready":
+        this.#seat = notice.seat;
         return this.#ready.resolve(notice);
       case "log":
         return this.#listener.onLog(notice);

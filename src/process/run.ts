@@ -434,6 +434,7 @@ export class Outboard {
       }
       thread.terminate();
     }));
+    for (const thread of this.#iothreads) thread.closeSeat();
     await Promise.race([metricsClosed, timeout]);
     clearTimeout(timer);
     for (const listening of this.#listening.splice(0)) listening.close();

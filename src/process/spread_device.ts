@@ -145,6 +145,7 @@ export class SpreadDevice implements PciDevice {
           this.writeBar(bar, offset, width, value),
       });
       plan.seats.forEach((seat, i) => this.#open(seat, i + 1, turnOf, calls));
+      this.#connect(calls);
     } catch (error) {
       this.#release();
       throw error;
@@ -153,18 +154,29 @@ export class SpreadDevice implements PciDevice {
     if (device.commands !== undefined) {
       this.commands = this.#wrapCommands(device.commands);
     }
+  }
+
+  /** From here on the other threads are told of memory and interrupts, and what they want is done. */
+  #connect(calls: ThreadCalls): void {
+    const wishes = {
+      raise: (vector: number) => this.#interrupts.raise(vector),
+      raiseLine: () => this.#spreading.raiseLine(),
+      kick: (queue: number) => this.#spreading.kick(queue),
+      fail: () =>
+        this.#spreading.fail("it broke the rules on a queue of another thread"),
+    };
     this.#endings.push(
-      calls.onNudge(() => this.#lookAtBoard()),
-      memory.subscribe({
+      calls.onNudge(() => this.#board.look(wishes)),
+      this.#memory.subscribe({
         onUnmap: (iova, lengthBytes) => this.#unmap(iova, lengthBytes),
         onChange: () => this.#map(),
       }),
+      this.#interrupts.publishDirect(
+        this.#board.view.direct,
+        () => this.#tell({ op: "fence" }),
+      ),
     );
     this.#map();
-    interrupts.publishDirect(
-      this.#board.view.direct,
-      () => this.#tell({ op: "fence" }),
-    );
   }
 
   readBar(bar: number, offset: number, width: AccessWidth): number {
@@ -224,9 +236,7 @@ export class SpreadDevice implements PciDevice {
   }
 
   close(): void {
-    for (const end of this.#endings.splice(0)) end();
     this.#sharedState.cancel();
-    this.#interrupts.withdrawDirect();
     this.#release();
     this.#device.close();
   }
@@ -279,6 +289,7 @@ export class SpreadDevice implements PciDevice {
 
   /** Ends the twins and frees what they used. */
   #release(): void {
+    for (const end of this.#endings.splice(0)) end();
     for (const caller of this.#callers.splice(0)) {
       try {
         caller.call({ op: "close" } satisfies CrewMessage);
@@ -306,16 +317,6 @@ export class SpreadDevice implements PciDevice {
     const kick = this.#kicks[queue];
     if (kick == null) this.#spreading.kick(queue);
     else signalEventFd(kick.number);
-  }
-
-  #lookAtBoard(): void {
-    this.#board.look({
-      raise: (vector) => this.#interrupts.raise(vector),
-      raiseLine: () => this.#spreading.raiseLine(),
-      kick: (queue) => this.#spreading.kick(queue),
-      fail: () =>
-        this.#spreading.fail("it broke the rules on a queue of another thread"),
-    });
   }
 
   #unmap(iova: number, lengthBytes: number): void {

@@ -63,10 +63,15 @@ export function createSeat(eventFd: number): Seat {
 
 /** Makes the thread of a seat look at what there is for it. Any thread may. */
 export function nudge(seat: Seat): void {
+  endWait(seat);
+  signalEventFd(seat.eventFd);
+}
+
+/** Makes the thread of a seat look again if it waits for an answer. */
+function endWait(seat: Seat): void {
   const word = new Int32Array(seat.word);
   Atomics.add(word, WORD, 1);
   Atomics.notify(word, WORD);
-  signalEventFd(seat.eventFd);
 }
 
 /** One message in native memory, which other threads can read. */
@@ -234,9 +239,7 @@ export class ThreadCalls implements Disposable {
   /** Fails the calls that others make from here on. */
   close(): void {
     this.#watch.close();
-    for (const served of this.#served.splice(0)) {
-      end(served);
-    }
+    for (const served of this.#served.splice(0)) end(served);
   }
 
   [Symbol.dispose](): void {
@@ -308,9 +311,7 @@ function answerOne(served: Served, called: number): void {
   words[LINE.ANSWER_ROOM] = answer.room;
   words[LINE.FAILED] = failed;
   Atomics.store(words, LINE.ANSWERED, called);
-  const word = new Int32Array(from.word);
-  Atomics.add(word, WORD, 1);
-  Atomics.notify(word, WORD);
+  endWait(from);
 }
 
 function gone(): Error {

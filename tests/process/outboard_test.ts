@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { IOThread } from "../../src/process/iothread.ts";
 import { loadModel, Outboard, type RunDevice } from "../../src/process/mod.ts";
 import { connectUnix, threadCpus } from "../../src/libc/mod.ts";
 
@@ -100,3 +101,15 @@ Deno.test("Outboard opens nothing when a device has no place, and says which fai
       await outboard.stop();
     }
   }));
+
+Deno.test("IOThread closes where other threads reached it", async () => {
+  const thread = new IOThread(0, { onLog: () => {}, onCrash: () => {} });
+  const link = `/proc/self/fd/${(await thread.seat()).eventFd}`;
+  await thread.request({ kind: "stop" });
+  thread.terminate();
+  // Others may still say that they end.
+  assertEquals(Deno.readLinkSync(link), "anon_inode:[eventfd]");
+  thread.closeSeat();
+  assertThrows(() => Deno.readLinkSync(link), Deno.errors.NotFound);
+  thread.closeSeat();
+});
