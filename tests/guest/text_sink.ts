@@ -25,9 +25,12 @@ export class TextSink {
     return this.drained = this.#drain(stream);
   }
 
-  /** Resolves when the text from `from` on matches. */
+  /** Resolves when the whole lines of the text from `from` on match: a line that is still coming could match in part. */
   match(pattern: RegExp, from: number): Promise<RegExpExecArray> {
-    const attempt = () => pattern.exec(this.#text.slice(from));
+    const attempt = () => {
+      const end = this.#text.lastIndexOf("\n") + 1;
+      return pattern.exec(this.#text.slice(from, Math.max(from, end)));
+    };
     const match = attempt();
     if (match !== null) return Promise.resolve(match);
     if (this.#failed !== undefined) return Promise.reject(this.#failed);
