@@ -1,11 +1,12 @@
 /**
  * The same traffic in one guest, in one boot, on our cards and on QEMU's own, on a TAP each and on user-mode networks.
  *
- * `OUTBOARD_BENCH_POLL` lists the values of `--poll` to compare on the TAP, each in a process of its own (`50000,off` unless
- * told, such as `off,50000`; `always` goes alone); `OUTBOARD_BENCH_CPUS` is the number of virtual CPUs. There is one unless told: a virtual
- * CPU under TCG keeps a core busy, and with more of them than cores less one what is measured is how the host's
- * scheduler shares cores between them and whoever serves the card, which is a process of its own on our side and
- * QEMU's main loop on the other.
+ * - `OUTBOARD_BENCH_POLL` lists the values of `--poll` to compare on the TAP, each in a process of its own (`50000,off`
+ *   unless told; `always` goes alone).
+ * - `OUTBOARD_BENCH_ONLY` is a regular expression for the rows to measure, such as `TAP, UDP`.
+ * - `OUTBOARD_BENCH_CPUS` is the number of virtual CPUs, 1 unless told: a virtual CPU under TCG keeps a core busy, and
+ *   with more of them than cores less one what is measured is how the host's scheduler shares cores between them and
+ *   whoever serves the card, which is a process of its own on our side and QEMU's main loop on the other.
  *
  * @module
  */

@@ -92,6 +92,9 @@ const ROUND_TRIP: Job = {
   },
 };
 
+/** Which networks and jobs to run, by part of their names. */
+const ONLY = new RegExp(Deno.env.get("OUTBOARD_BENCH_ONLY") ?? "");
+
 const JOBS: readonly Job[] = [
   tcp("TCP guest→host", ""),
   tcp("TCP host→guest", "-R"),
@@ -154,7 +157,9 @@ async function compare(
   const cards = [...ours, theirs];
   for (const job of JOBS) {
     const { measurements } = job;
-    console.error(`${network}, ${measurements[0]!.name}`);
+    const title = `${network}, ${measurements[0]!.name}`;
+    if (!ONLY.test(title)) continue;
+    console.error(title);
     const samples = cards.map(() => measurements.map((): number[] => []));
     // In turns, so that whatever else the machine does falls on all.
     for (let round = 0; round < ROUNDS; round++) {
