@@ -42,7 +42,7 @@ const LINE = {
   ANSWER_HVA_LOW: 7,
   ANSWER_HVA_HIGH: 8,
   ANSWER_LENGTH: 9,
-  /** How many bytes of memory the answer has there; 0 before the first. */
+  /** How many bytes of memory the answer has there; 0 before the first, {@linkcode FREED} once it was freed. */
   ANSWER_ROOM: 10,
   SIZE: 11,
 } as const;
@@ -50,6 +50,8 @@ const LINE = {
 /** How long an answer may take: another thread may be loading a module. */
 const ANSWER_TIMEOUT_MS = 10_000;
 const WORD = 0;
+/** In place of the room of an answer: its memory is no more. */
+const FREED = -1;
 
 /** Makes the shared memory of a {@linkcode CallLine}. */
 export function createCallLine(): CallLine {
@@ -120,9 +122,9 @@ function isAnswered(words: Int32Array): boolean {
 /** Frees the answers of a line that has ended. */
 function freeAnswer(words: Int32Array): void {
   const lengthBytes = words[LINE.ANSWER_ROOM]!;
-  if (lengthBytes === 0) return;
+  if (lengthBytes <= 0) return;
   new Mapping({ hva: hvaOf(words, LINE.ANSWER_HVA_LOW), lengthBytes }).close();
-  words[LINE.ANSWER_ROOM] = 0;
+  words[LINE.ANSWER_ROOM] = FREED;
 }
 
 function readNote(words: Int32Array, at: number): unknown {
@@ -287,7 +289,7 @@ export class ThreadCalls implements Disposable {
   }
 }
 
-/** The last answer may not have been read yet: its memory is the caller's to free. */
+/** The last answer may not have been read yet: its memory is the caller's to free, and may be freed already. */
 function end({ words, from, answer }: Served): void {
   if (words[LINE.ANSWER_ROOM] === 0) answer[Symbol.dispose]();
   else answer.abandon();

@@ -1,12 +1,32 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { EventLoop } from "../../src/event_loop.ts";
-import { createEventFd } from "../../src/libc/mod.ts";
+import { createEventFd, Mapping } from "../../src/libc/mod.ts";
 import {
   createCallLine,
   createSeat,
   ThreadCalls,
 } from "../../src/process/thread_calls.ts";
 import type { Orders } from "./thread_calls_worker.ts";
+
+/** A thread that can call itself: it is answered while it waits. */
+class Alone implements Disposable {
+  readonly #fd = createEventFd();
+  readonly #loop = new EventLoop();
+  readonly calls = new ThreadCalls(this.#loop, createSeat(this.#fd.number));
+
+  [Symbol.dispose](): void {
+    this.calls.close();
+    this.#loop.close();
+    this.#fd.close();
+  }
+}
+
+function isMapped({ hva }: Mapping): boolean {
+  return Deno.readTextFileSync("/proc/self/maps").split("\n").some((line) => {
+    const [from, to] = line.split(" ")[0]!.split("-");
+    return parseInt(from!, 16) <= hva && hva < parseInt(to!, 16);
+  });
+}
 
 async function run(orders: Orders): Promise<unknown> {
   const worker = new Worker(
@@ -71,4 +91,28 @@ Deno.test("ThreadCalls does not begin a call again while it is being handled", (
   using toOuter = calls.caller(outer, calls.seat);
   assertEquals(toOuter.call("outer"), "inner!");
   assertEquals(handled, 1);
+});
+
+Deno.test("ThreadCalls frees the memory of a line once, whichever end goes first", () => {
+  using thread = new Alone();
+  const { calls } = thread;
+  for (const callerFirst of [true, false]) {
+    const line = createCallLine();
+    const end = calls.answer(line, calls.seat, (message) => message);
+    const caller = calls.caller(line, calls.seat);
+    assertEquals(caller.call(1), 1);
+    if (callerFirst) caller.close();
+    else end();
+    // The kernel gives freed addresses to whoever asks next.
+    const others = Array.from(
+      { length: 8 },
+      () => new Mapping({ lengthBytes: 4096 }),
+    );
+    if (callerFirst) end();
+    else caller.close();
+    for (const other of others) {
+      assertEquals(isMapped(other), true);
+      other.close();
+    }
+  }
 });
