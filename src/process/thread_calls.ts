@@ -130,7 +130,9 @@ function freeAnswer(words: Int32Array): void {
 function readNote(words: Int32Array, at: number): unknown {
   const hva = hvaOf(words, at);
   // SAFETY: the note is its writer's and stays as it is until this call is answered, or the answer taken.
-  return deserialize(new Uint8Array(viewMemory(hva, words[at + 2]!)));
+  const note = new Uint8Array(viewMemory(hva, words[at + 2]!));
+  // Byte arrays in the message are views of what it is read from: that must outlive the note.
+  return deserialize(note.slice());
 }
 
 /** The calling end of a line. */

@@ -116,3 +116,19 @@ Deno.test("ThreadCalls frees the memory of a line once, whichever end goes first
     }
   }
 });
+
+Deno.test("ThreadCalls gives messages and answers that stay as they are", () => {
+  using thread = new Alone();
+  const { calls } = thread;
+  const line = createCallLine();
+  const heard: unknown[] = [];
+  calls.answer(line, calls.seat, (message) => {
+    heard.push(message);
+    return message;
+  });
+  using caller = calls.caller(line, calls.seat);
+  const answers = [1, 2, 3].map((n) => caller.call(Uint8Array.of(n, n)));
+  const expected = [1, 2, 3].map((n) => Uint8Array.of(n, n));
+  assertEquals(heard, expected);
+  assertEquals(answers, expected);
+});
