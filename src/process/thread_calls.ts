@@ -50,6 +50,8 @@ const LINE = {
 /** How long an answer may take: another thread may be loading a module. */
 const ANSWER_TIMEOUT_MS = 10_000;
 const WORD = 0;
+/** The longest reason for a failure that is told, in UTF-16 units: less than half a page. */
+const REASON_MAX = 1000;
 /** In place of the room of an answer: its memory is no more. */
 const FREED = -1;
 
@@ -89,9 +91,10 @@ class Note implements Disposable {
   write(message: unknown, words: Int32Array, at: number): void {
     const bytes = serialize(message);
     if (bytes.length > this.room) {
-      this.#memory.close();
       const lengthBytes = alignUp(bytes.length * 2, PAGE_SIZE);
-      this.#memory = new Mapping({ lengthBytes });
+      const memory = new Mapping({ lengthBytes });
+      this.#memory.close();
+      this.#memory = memory;
     }
     new Uint8Array(this.#memory.buffer).set(bytes);
     const { hva } = this.#memory;
@@ -301,17 +304,20 @@ function end({ words, from, answer }: Served): void {
 
 function answerOne(served: Served, called: number): void {
   const { words, from, handler, answer } = served;
-  let value: unknown;
+  // The handler may end the line: then nobody takes an answer.
+  const isOver = () => Atomics.load(words, LINE.CLOSED) !== 0;
   let failed = 0;
   try {
-    value = handler(readNote(words, LINE.CALL_HVA_LOW)) ?? null;
+    const value = handler(readNote(words, LINE.CALL_HVA_LOW)) ?? null;
+    if (isOver()) return;
+    answer.write(value, words, LINE.ANSWER_HVA_LOW);
   } catch (error) {
+    if (isOver()) return;
     failed = 1;
-    value = error instanceof Error ? error.message : String(error);
+    const reason = error instanceof Error ? error.message : String(error);
+    // So short that there is room: whoever calls waits for an answer, whatever has become of memory.
+    answer.write(reason.slice(0, REASON_MAX), words, LINE.ANSWER_HVA_LOW);
   }
-  // The handler may have ended the line: then nobody takes an answer.
-  if (Atomics.load(words, LINE.CLOSED) !== 0) return;
-  answer.write(value, words, LINE.ANSWER_HVA_LOW);
   words[LINE.ANSWER_ROOM] = answer.room;
   words[LINE.FAILED] = failed;
   Atomics.store(words, LINE.ANSWERED, called);

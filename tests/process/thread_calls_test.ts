@@ -132,3 +132,13 @@ Deno.test("ThreadCalls gives messages and answers that stay as they are", () => 
   assertEquals(heard, expected);
   assertEquals(answers, expected);
 });
+
+Deno.test("ThreadCalls fails a call whose answer cannot travel, and answers the next", () => {
+  using thread = new Alone();
+  const { calls } = thread;
+  const line = createCallLine();
+  calls.answer(line, calls.seat, (message) => message === 1 ? () => {} : 2);
+  using caller = calls.caller(line, calls.seat);
+  assertThrows(() => caller.call(1), Error, "could not be cloned");
+  assertEquals(caller.call(2), 2);
+});
