@@ -30,7 +30,7 @@ const LINE = {
   CALLED: 0,
   /** Number of the last call that was answered. */
   ANSWERED: 1,
-  /** Not 0 once nobody answers any more. */
+  /** {@linkcode OPEN}, or why nobody answers any more. */
   CLOSED: 2,
   /** Whether the answer is the message of an error. */
   FAILED: 3,
@@ -47,9 +47,12 @@ const LINE = {
   SIZE: 11,
 } as const;
 
-/** How long an answer may take: another thread may be loading a module. */
 const ANSWER_TIMEOUT_MS = 10_000;
 const WORD = 0;
+/** Whether calls are answered; after a call was given up it stays so, since what was done about it is not known. */
+const OPEN = 0;
+const ENDED = 1;
+const GIVEN_UP = 2;
 /** The longest reason for a failure that is told, in UTF-16 units: less than half a page. */
 const REASON_MAX = 1000;
 /** In place of the room of an answer: its memory is no more. */
@@ -148,6 +151,8 @@ export interface Caller extends Disposable {
    * @throws {Error} What the handler threw; or that the thread is gone or does not answer
    */
   call(message: unknown): unknown;
+  /** Whether a call was given up: the other thread may be in the midst of it, now or later; no other one is made. */
+  readonly lost: boolean;
   /** Says that no more calls will come. */
   close(): void;
 }
@@ -209,12 +214,17 @@ export class ThreadCalls implements Disposable {
    * Opens the calling end of a line.
    *
    * @param to The seat of the thread that answers
+   * @param timeoutMs How long an answer may take: another thread may be loading a module
    */
-  caller(line: CallLine, to: Seat): Caller {
+  caller(
+    line: CallLine,
+    to: Seat,
+    timeoutMs: number = ANSWER_TIMEOUT_MS,
+  ): Caller {
     const words = new Int32Array(line);
     const note = new Note();
     const close = () => {
-      Atomics.store(words, LINE.CLOSED, 1);
+      Atomics.compareExchange(words, LINE.CLOSED, OPEN, ENDED);
       // Whoever is late with an answer may use the memory at this moment: then it is better lost.
       if (isAnswered(words)) {
         note[Symbol.dispose]();
@@ -223,11 +233,14 @@ export class ThreadCalls implements Disposable {
     };
     return {
       call: (message) => {
-        if (Atomics.load(words, LINE.CLOSED) !== 0) throw gone();
+        if (Atomics.load(words, LINE.CLOSED) !== OPEN) throw gone();
         note.write(message, words, LINE.CALL_HVA_LOW);
         Atomics.add(words, LINE.CALLED, 1);
         nudge(to);
-        return this.#waitForAnswer(words);
+        return this.#waitForAnswer(words, timeoutMs);
+      },
+      get lost() {
+        return Atomics.load(words, LINE.CLOSED) === GIVEN_UP;
       },
       close,
       [Symbol.dispose]: close,
@@ -264,7 +277,8 @@ export class ThreadCalls implements Disposable {
       const called = Atomics.load(served.words, LINE.CALLED);
       if (
         served.busy ||
-        called === Atomics.load(served.words, LINE.ANSWERED)
+        called === Atomics.load(served.words, LINE.ANSWERED) ||
+        Atomics.load(served.words, LINE.CLOSED) !== OPEN
       ) continue;
       served.busy = true;
       answerOne(served, called);
@@ -272,18 +286,20 @@ export class ThreadCalls implements Disposable {
     }
   }
 
-  #waitForAnswer(words: Int32Array): unknown {
-    const deadline = performance.now() + ANSWER_TIMEOUT_MS;
+  #waitForAnswer(words: Int32Array, timeoutMs: number): unknown {
+    const deadline = performance.now() + timeoutMs;
     for (;;) {
       const seen = Atomics.load(this.#word, WORD);
       if (isAnswered(words)) break;
-      if (Atomics.load(words, LINE.CLOSED) !== 0) throw gone();
+      if (Atomics.load(words, LINE.CLOSED) !== OPEN) throw gone();
       // Whom we wait for may wait for us.
       this.#answerAll();
       const left = deadline - performance.now();
       if (left <= 0) {
+        // Another call would change the note under the hands of a thread that is only late.
+        Atomics.store(words, LINE.CLOSED, GIVEN_UP);
         throw new Error(
-          `Cannot go on: another IOThread has not answered for ${ANSWER_TIMEOUT_MS} ms`,
+          `Cannot go on: another IOThread has not answered for ${timeoutMs} ms`,
         );
       }
       Atomics.wait(this.#word, WORD, seen, left);
@@ -298,14 +314,14 @@ export class ThreadCalls implements Disposable {
 function end({ words, from, answer }: Served): void {
   if (words[LINE.ANSWER_ROOM] === 0) answer[Symbol.dispose]();
   else answer.abandon();
-  Atomics.store(words, LINE.CLOSED, 1);
+  Atomics.store(words, LINE.CLOSED, ENDED);
   nudge(from);
 }
 
 function answerOne(served: Served, called: number): void {
   const { words, from, handler, answer } = served;
   // The handler may end the line: then nobody takes an answer.
-  const isOver = () => Atomics.load(words, LINE.CLOSED) !== 0;
+  const isOver = () => Atomics.load(words, LINE.CLOSED) !== OPEN;
   let failed = 0;
   try {
     const value = handler(readNote(words, LINE.CALL_HVA_LOW)) ?? null;

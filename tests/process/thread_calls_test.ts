@@ -142,3 +142,21 @@ Deno.test("ThreadCalls fails a call whose answer cannot travel, and answers the 
   assertThrows(() => caller.call(1), Error, "could not be cloned");
   assertEquals(caller.call(2), 2);
 });
+
+Deno.test("ThreadCalls never begins a call that was given up, nor makes another on its line", () => {
+  using thread = new Alone();
+  const { calls } = thread;
+  const line = createCallLine();
+  using caller = calls.caller(line, calls.seat, 1);
+  assertThrows(() => caller.call("late"), Error, "has not answered for 1 ms");
+  assertEquals(caller.lost, true);
+  const heard: unknown[] = [];
+  calls.answer(line, calls.seat, (message) => heard.push(message));
+  assertThrows(() => caller.call("later"), Error, "has stopped");
+  const other = createCallLine();
+  calls.answer(other, calls.seat, (message) => message);
+  using toOther = calls.caller(other, calls.seat);
+  assertEquals(toOther.call("in time"), "in time");
+  assertEquals(heard, []);
+  assertEquals(toOther.lost, false);
+});
