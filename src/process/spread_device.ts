@@ -104,6 +104,8 @@ export class SpreadDevice implements PciDevice {
   readonly #endings: (() => void)[] = [];
   /** Guest addresses of the ranges that the others know of. */
   readonly #mapped = new Set<number>();
+  /** Ends the hearing of memory that comes and goes. */
+  #deafen: () => void = () => {};
 
   /**
    * @throws {Error} When the device cannot be spread or another thread cannot make its twin; the device is then still
@@ -165,12 +167,12 @@ export class SpreadDevice implements PciDevice {
       fail: () =>
         this.#spreading.fail("it broke the rules on a queue of another thread"),
     };
+    this.#deafen = this.#memory.subscribe({
+      onUnmap: (iova, lengthBytes) => this.#unmap(iova, lengthBytes),
+      onChange: () => this.#map(),
+    });
     this.#endings.push(
       calls.onNudge(() => this.#board.look(wishes)),
-      this.#memory.subscribe({
-        onUnmap: (iova, lengthBytes) => this.#unmap(iova, lengthBytes),
-        onChange: () => this.#map(),
-      }),
       this.#interrupts.publishDirect(
         this.#board.view.direct,
         () => this.#tell({ op: "fence" }),
@@ -205,8 +207,11 @@ export class SpreadDevice implements PciDevice {
   }
 
   reset(reason: ResetReason): void {
-    this.#tell({ op: "reset", reason });
-    this.#device.reset(reason);
+    try {
+      this.#tell({ op: "reset", reason });
+    } finally {
+      this.#device.reset(reason);
+    }
   }
 
   stop(): void {
@@ -223,6 +228,7 @@ export class SpreadDevice implements PciDevice {
   counters(): Readonly<Record<string, number>> {
     const sums: Record<string, number> = { ...this.#device.counters?.() };
     for (const caller of this.#callers) {
+      if (caller.ended) continue;
       const counters = caller.call({ op: "counters" } satisfies CrewMessage);
       for (const [name, value] of Object.entries(counters as typeof sums)) {
         sums[name] = (sums[name] ?? 0) + value;
@@ -274,8 +280,8 @@ export class SpreadDevice implements PciDevice {
     const wrapped: Record<string, DeviceCommand> = {};
     for (const [name, command] of Object.entries(commands)) {
       const run = (args: readonly string[]) => {
-        this.#tell({ op: "stop" });
         try {
+          this.#tell({ op: "stop" });
           return command.run(args);
         } finally {
           this.#tellState();
@@ -289,23 +295,47 @@ export class SpreadDevice implements PciDevice {
 
   /** Ends the twins and frees what they used. */
   #release(): void {
-    for (const end of this.#endings.splice(0)) end();
+    const late: Caller[] = [];
     for (const caller of this.#callers.splice(0)) {
       try {
         caller.call({ op: "close" } satisfies CrewMessage);
       } catch {
-        // It has stopped: then its twin is gone too.
+        // It has stopped: then its twin is gone too. Or else it has not let go of anything.
+        if (!caller.ended) {
+          late.push(caller);
+          continue;
+        }
       }
       caller.close();
     }
+    for (const end of this.#endings.splice(0)) end();
+    if (late.length > 0) {
+      // What a thread may be using, guest memory too, is better lost.
+      this.#callers.push(...late);
+      return;
+    }
+    this.#deafen();
     for (const kick of this.#kicks.splice(0)) kick?.close();
     this.#board.close();
   }
 
+  /**
+   * Tells every thread, though others fail. A thread that has ended has nothing to do any more, and the process ends
+   * soon.
+   *
+   * @throws {Error} What failed first
+   */
   #tell(message: CrewMessage): void {
+    let failure: unknown;
     for (let i = 0; i < this.#callers.length; i++) {
-      this.#callers[i]!.call(message);
+      const caller = this.#callers[i]!;
+      try {
+        caller.call(message);
+      } catch (error) {
+        if (!caller.ended) failure ??= error;
+      }
     }
+    if (failure !== undefined) throw failure;
   }
 
   #tellState(): void {
@@ -320,9 +350,10 @@ export class SpreadDevice implements PciDevice {
   }
 
   #unmap(iova: number, lengthBytes: number): void {
-    if (this.#mapped.delete(iova)) {
-      this.#tell({ op: "unmap", iova, lengthBytes });
-    }
+    if (!this.#mapped.has(iova)) return;
+    // What this throws keeps the range mapped, now and later: a thread may use it.
+    this.#tell({ op: "unmap", iova, lengthBytes });
+    this.#mapped.delete(iova);
   }
 
   #map(): void {

@@ -153,6 +153,8 @@ export interface Caller extends Disposable {
   call(message: unknown): unknown;
   /** Whether a call was given up: the other thread may be in the midst of it, now or later; no other one is made. */
   readonly lost: boolean;
+  /** Whether the other thread has ended, or at least its end of the line: it is in the midst of nothing. */
+  readonly ended: boolean;
   /** Says that no more calls will come. */
   close(): void;
 }
@@ -241,6 +243,9 @@ export class ThreadCalls implements Disposable {
       },
       get lost() {
         return Atomics.load(words, LINE.CLOSED) === GIVEN_UP;
+      },
+      get ended() {
+        return Atomics.load(words, LINE.CLOSED) === ENDED;
       },
       close,
       [Symbol.dispose]: close,
