@@ -30,7 +30,12 @@ import {
   transferDevice,
 } from "./move.ts";
 import { checkIOThread, checkIOThreads, placeDevices } from "./placement.ts";
-import { createCallLine } from "./thread_calls.ts";
+import {
+  type CallLine,
+  createCallLine,
+  hangUp,
+  type Seat,
+} from "./thread_calls.ts";
 import { type Endpoint, type Listening, openEndpoint } from "./sockets.ts";
 
 /** A device and where it is served. */
@@ -84,6 +89,15 @@ interface Placed {
   turn: Promise<void>;
 }
 
+/** A line between two IOThreads. */
+interface Line {
+  readonly line: CallLine;
+  /** Number of the thread that answers. */
+  readonly iothread: number;
+  /** The thread that calls. */
+  readonly home: Seat;
+}
+
 /** Number of the IOThread that the device lives on. */
 function homeOf({ spec }: Placed): number {
   return spec.iothreads[0]!;
@@ -100,6 +114,7 @@ export class Outboard {
   readonly #cpus: ThreadOptions["cpus"];
   readonly #crash = Promise.withResolvers<never>();
   readonly #devices = new Map<string, Placed>();
+  readonly #lines: Line[] = [];
   /** Devices between two threads. */
   readonly #transfers = new Set<Promise<void>>();
   #control: ControlSocket | undefined;
@@ -132,6 +147,10 @@ export class Outboard {
   }
 
   #onCrash(index: number, message: string): void {
+    // Whoever waits for an answer of it would wait in vain, and could not be stopped.
+    for (const { line, iothread, home } of this.#lines) {
+      if (iothread === index) hangUp(line, home);
+    }
     if (this.#stopping) return;
     const lost = this.#devicesOn(index).join(", ");
     const what = lost === "" ? "" : `, and with it ${lost}`;
@@ -217,6 +236,7 @@ export class Outboard {
       const seats = await Promise.all(others.map(async (iothread) => {
         const other = this.#iothreads[iothread]!;
         const line = createCallLine();
+        this.#lines.push({ line, iothread, home });
         await other.request({ kind: "join", device, debug, line, home });
         return { iothread, seat: await other.seat(), line };
       }));
@@ -434,6 +454,7 @@ export class Outboard {
       }
       thread.terminate();
     }));
+    this.#lines.length = 0;
     for (const thread of this.#iothreads) thread.closeSeat();
     await Promise.race([metricsClosed, timeout]);
     clearTimeout(timer);

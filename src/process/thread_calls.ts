@@ -68,6 +68,16 @@ export function createSeat(eventFd: number): Seat {
   return { word: new SharedArrayBuffer(4), eventFd };
 }
 
+/**
+ * Ends a line whose answering thread is gone. Any thread may.
+ *
+ * @param from The seat of the thread that calls
+ */
+export function hangUp(line: CallLine, from: Seat): void {
+  Atomics.store(new Int32Array(line), LINE.CLOSED, ENDED);
+  nudge(from);
+}
+
 /** Makes the thread of a seat look at what there is for it. Any thread may. */
 export function nudge(seat: Seat): void {
   endWait(seat);
@@ -319,8 +329,7 @@ export class ThreadCalls implements Disposable {
 function end({ words, from, answer }: Served): void {
   if (words[LINE.ANSWER_ROOM] === 0) answer[Symbol.dispose]();
   else answer.abandon();
-  Atomics.store(words, LINE.CLOSED, ENDED);
-  nudge(from);
+  hangUp(words.buffer as CallLine, from);
 }
 
 function answerOne(served: Served, called: number): void {

@@ -123,3 +123,21 @@ Deno.test("the death of an IOThread ends the process and says which devices were
       /^error: Cannot go on: IOThread 1 died, and with it weak, other: .*farewell/m,
     );
   }));
+
+Deno.test("the others end in order when an IOThread dies that shared a device with them", () =>
+  inFolder(async (folder) => {
+    const child = await startOutboard([
+      ...["--iothreads", "3", "--control", `${folder}/control`],
+      ...["--device", "virtio-blk,memory=1M,queues=3,iothread=0:1:2"],
+      ...["--socket", `${folder}/disk`],
+      ...["--device", `${fixture("mortal")},iothread=1`],
+      ...["--socket", `${folder}/weak`],
+    ]);
+    await controlLine(`${folder}/control`, "mortal0 die").catch(() => {});
+    assertEquals(await child.exitCode(), 1);
+    assertMatch(
+      child.stderr,
+      /^error: Cannot go on: IOThread 1 died, and with it virtio-blk0, mortal0/m,
+    );
+    assert(!child.stderr.includes("did not stop in time"), child.stderr);
+  }));
