@@ -5,6 +5,7 @@
  */
 
 import { formatCpus } from "../libc/mod.ts";
+import { AcceptLoop, closeConnection } from "./accept_loop.ts";
 import type { PlacedDescription } from "./messages.ts";
 import {
   explainListening,
@@ -119,6 +120,8 @@ async function answer(line: string, target: Controllable): Promise<string[]> {
   }
 }
 
+/** How many people and scripts are served at a time. */
+const CONNECTIONS_MAX = 64;
 /** The longest line taken; a longer one closes the connection. */
 const MAX_LINE = 4096;
 
@@ -153,18 +156,13 @@ async function serve(conn: Deno.Conn, target: Controllable): Promise<void> {
   } catch {
     // The person hung up; there is nobody to tell.
   } finally {
-    try {
-      conn.close();
-    } catch {
-      // Closed with its streams already.
-    }
+    closeConnection(conn);
   }
 }
 
 /** A listening control socket. Each request line is answered by lines of text and a last line `ok` or `error: …`. */
 export class ControlSocket {
-  readonly #listener: Deno.UnixListener;
-  readonly #connections = new Set<Deno.Conn>();
+  readonly #connections: AcceptLoop;
   readonly #remove: () => void;
 
   /**
@@ -173,35 +171,25 @@ export class ControlSocket {
    */
   constructor(path: string, target: Controllable) {
     const mask = Deno.umask(0o177);
+    let listener: Deno.UnixListener;
     try {
       prepareSocketPath(path);
-      this.#listener = Deno.listen({ transport: "unix", path });
+      listener = Deno.listen({ transport: "unix", path });
     } catch (error) {
       throw explainListening(path, error);
     } finally {
       Deno.umask(mask);
     }
     this.#remove = socketRemover(path);
-    this.#accept(target);
-  }
-
-  async #accept(target: Controllable): Promise<void> {
-    for await (const conn of this.#listener) {
-      this.#connections.add(conn);
-      serve(conn, target).finally(() => this.#connections.delete(conn));
-    }
+    this.#connections = new AcceptLoop(listener, {
+      most: CONNECTIONS_MAX,
+      serve: (conn) => serve(conn, target),
+    });
   }
 
   /** Stops listening, hangs up, and removes the socket file. */
   close(): void {
-    this.#listener.close();
-    for (const conn of this.#connections) {
-      try {
-        conn.close();
-      } catch {
-        // Closed by its server already.
-      }
-    }
+    this.#connections.close();
     this.#remove();
   }
 }

@@ -4,8 +4,15 @@
  * @module
  */
 
+import { AcceptLoop } from "./accept_loop.ts";
 import type { MetricsSnapshot } from "./metrics.ts";
 import type { MetricsEndpoint } from "./metrics_endpoint.ts";
+import {
+  answerOneRequest,
+  type HttpRequest,
+  type HttpResponse,
+  textResponse,
+} from "./metrics_http.ts";
 import { formatMetrics, MetricsFormat } from "./metrics_text.ts";
 import {
   explainListening,
@@ -20,21 +27,17 @@ export interface MetricsSource {
 }
 
 const PATH = "/metrics";
-
-function answerText(status: number, text: string, headers = {}): Response {
-  return new Response(`${text}\n`, {
-    status,
-    headers: { "content-type": "text/plain; charset=utf-8", ...headers },
-  });
-}
+/** How many are answered at a time, so that nobody takes the descriptors that clients of devices need. */
+const CONNECTIONS_MAX = 16;
+/** How long one may take to ask and to hear. */
+const TIMEOUT_MS = 10_000;
 
 /** Serves `GET /metrics` until it is closed. */
 export class MetricsServer {
   /** Where it can be reached, for people. */
   readonly where: string;
   readonly #source: MetricsSource;
-  readonly #server: Deno.HttpServer;
-  readonly #abort = new AbortController();
+  readonly #connections: AcceptLoop;
   readonly #remove: () => void;
   /** Who comes while a snapshot is being taken gets the same one: each costs every IOThread a turn. */
   #taking: Promise<MetricsSnapshot> | null = null;
@@ -46,81 +49,79 @@ export class MetricsServer {
    */
   constructor(endpoint: MetricsEndpoint, source: MetricsSource) {
     this.#source = source;
+    let listener: Deno.Listener;
     if (endpoint.kind === "path") {
       const { path } = endpoint;
-      this.#server = this.#listenAt(path);
+      listener = listenAt(path);
       this.#remove = socketRemover(path);
       this.where =
         `${path}, as in curl --unix-socket ${path} http://localhost${PATH}`;
-      return;
+    } else {
+      listener = listenOn(endpoint.hostname, endpoint.port);
+      this.#remove = () => {};
+      const { hostname, port } = listener.addr as Deno.NetAddr;
+      const host = hostname.includes(":") ? `[${hostname}]` : hostname;
+      this.where = `http://${host}:${port}${PATH}`;
     }
-    this.#server = this.#listenOn(endpoint.hostname, endpoint.port);
-    this.#remove = () => {};
-    const { hostname, port } = this.#server.addr as Deno.NetAddr;
-    const host = hostname.includes(":") ? `[${hostname}]` : hostname;
-    this.where = `http://${host}:${port}${PATH}`;
+    this.#connections = new AcceptLoop(listener, {
+      most: CONNECTIONS_MAX,
+      serve: (conn) =>
+        answerOneRequest(conn, TIMEOUT_MS, (request) => this.#answer(request)),
+    });
   }
 
   /** Stops listening, hangs up, and removes the socket file. */
-  async close(): Promise<void> {
-    this.#abort.abort();
-    await this.#server.finished;
+  close(): void {
+    this.#connections.close();
     this.#remove();
   }
 
-  #listenAt(path: string): Deno.HttpServer {
-    const mask = Deno.umask(0o177);
-    try {
-      prepareSocketPath(path);
-      return Deno.serve(
-        { path, signal: this.#abort.signal, onListen: () => {} },
-        (request) => this.#answer(request),
-      );
-    } catch (error) {
-      throw explainListening(path, error);
-    } finally {
-      Deno.umask(mask);
+  async #answer({ method, path, accept }: HttpRequest): Promise<HttpResponse> {
+    if (path !== PATH) {
+      return textResponse(404, `Nothing is here: metrics are at ${PATH}`);
     }
-  }
-
-  #listenOn(hostname: string, port: number): Deno.HttpServer {
-    try {
-      return Deno.serve(
-        { hostname, port, signal: this.#abort.signal, onListen: () => {} },
-        (request) => this.#answer(request),
-      );
-    } catch (error) {
-      throw explainPort(hostname, port, error);
-    }
-  }
-
-  async #answer(request: Request): Promise<Response> {
-    if (new URL(request.url).pathname !== PATH) {
-      return answerText(404, `Nothing is here: metrics are at ${PATH}`);
-    }
-    if (request.method !== "GET" && request.method !== "HEAD") {
-      const allow = "GET, HEAD";
-      return answerText(405, `Cannot ${request.method} metrics: GET them`, {
-        allow,
+    if (method !== "GET" && method !== "HEAD") {
+      return textResponse(405, `Cannot ${method} metrics: GET them`, {
+        allow: "GET, HEAD",
       });
     }
-    const accept = request.headers.get("accept") ?? "";
     const format = accept.includes("application/openmetrics-text")
       ? MetricsFormat.OPENMETRICS
       : MetricsFormat.PROMETHEUS;
     try {
-      const text = formatMetrics(await this.#snapshot(), format);
-      return new Response(request.method === "HEAD" ? null : text, {
-        headers: { "content-type": format },
-      });
+      const body = formatMetrics(await this.#snapshot(), format);
+      return { status: 200, headers: { "content-type": format }, body };
     } catch (error) {
-      return answerText(503, error instanceof Error ? error.message : "failed");
+      return textResponse(
+        503,
+        error instanceof Error ? error.message : "failed",
+      );
     }
   }
 
   async #snapshot(): Promise<MetricsSnapshot> {
     this.#taking ??= this.#source.metrics().finally(() => this.#taking = null);
     return await this.#taking;
+  }
+}
+
+function listenAt(path: string): Deno.Listener {
+  const mask = Deno.umask(0o177);
+  try {
+    prepareSocketPath(path);
+    return Deno.listen({ transport: "unix", path });
+  } catch (error) {
+    throw explainListening(path, error);
+  } finally {
+    Deno.umask(mask);
+  }
+}
+
+function listenOn(hostname: string, port: number): Deno.Listener {
+  try {
+    return Deno.listen({ hostname, port });
+  } catch (error) {
+    throw explainPort(hostname, port, error);
   }
 }
 

@@ -434,7 +434,7 @@ export class Outboard {
     if (this.#stopping) return;
     this.#stopping = true;
     this.#control?.close();
-    const metricsClosed = this.#metrics?.close();
+    this.#metrics?.close();
     let timer: ReturnType<typeof setTimeout> | undefined;
     const timeout = new Promise<"late">((resolve) => {
       timer = setTimeout(() => resolve("late"), STOP_TIMEOUT_MS);
@@ -456,7 +456,6 @@ export class Outboard {
     }));
     this.#lines.length = 0;
     for (const thread of this.#iothreads) thread.closeSeat();
-    await Promise.race([metricsClosed, timeout]);
     clearTimeout(timer);
     for (const listening of this.#listening.splice(0)) listening.close();
   }

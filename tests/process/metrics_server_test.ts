@@ -93,7 +93,7 @@ Deno.test("MetricsServer answers GET /metrics in the format that is accepted, an
       "GET, HEAD",
     ]);
   } finally {
-    await server.close();
+    server.close();
   }
 });
 
@@ -112,7 +112,7 @@ Deno.test("MetricsServer takes one snapshot for all who wait for it", async () =
     await get(server.where);
     assert(source.asked >= 2);
   } finally {
-    await server.close();
+    server.close();
   }
 });
 
@@ -125,11 +125,11 @@ Deno.test("MetricsServer says why there are no metrics", async () => {
     const { status, text } = await get(server.where);
     assertEquals([status, text], [503, "Cannot go on: it has stopped\n"]);
   } finally {
-    await server.close();
+    server.close();
   }
 });
 
-Deno.test("MetricsServer says that a port is in use", async () => {
+Deno.test("MetricsServer says that a port is in use", () => {
   const server = new MetricsServer(ANY_PORT, new Source());
   try {
     const port = Number(new URL(server.where).port);
@@ -139,7 +139,7 @@ Deno.test("MetricsServer says that a port is in use", async () => {
       `Cannot serve metrics on 127.0.0.1:${port}: the port is in use; choose another one`,
     );
   } finally {
-    await server.close();
+    server.close();
   }
 });
 
@@ -167,7 +167,7 @@ Deno.test("MetricsServer listens on a socket of its owner's only, replaces a sta
         "another process is serving it",
       );
     } finally {
-      await server.close();
+      server.close();
     }
     assertEquals([...Deno.readDirSync(folder)], []);
     assertThrows(
@@ -190,7 +190,7 @@ Deno.test("MetricsServer.close hangs up on a connection that is kept alive", asy
   );
   const some = new Uint8Array(4096);
   assert(await conn.read(some) !== null);
-  await server.close();
+  server.close();
   while (await conn.read(some) !== null);
   conn.close();
 });
@@ -277,7 +277,7 @@ Deno.test("the command says in one line that the place for metrics is taken", ()
         `outboard: Cannot serve metrics on 127.0.0.1:${port}: the port is in use; choose another one\n`,
       ]);
     } finally {
-      await taken.close();
+      taken.close();
     }
     assertEquals([...Deno.readDirSync(folder)], []);
   }));
