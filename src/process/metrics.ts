@@ -15,6 +15,7 @@ import {
   METRIC_FAMILIES,
   ruleFor,
 } from "./metrics_table.ts";
+import { labelName } from "./metrics_text.ts";
 
 /** What kind of value a family has: only growing, going up and down, or none but its labels. */
 export type MetricType = "counter" | "gauge" | "info";
@@ -100,12 +101,22 @@ function addCounters(
   device: Labels,
 ): void {
   for (const [name, value] of Object.entries(counters)) {
-    // A model from outside may count in whatever it likes.
-    if (typeof value !== "number") continue;
+    // A model from outside may count in whatever it likes; one line that is no counter would cost all the others.
+    if (typeof value !== "number" || !(value >= 0)) continue;
     const rule = ruleFor(scope, name);
     if (rule === undefined) to.add(FALLBACK, { ...device, name }, value);
     else to.add(rule.family, { ...device, ...rule.labels }, value);
   }
+}
+
+/** Adds what a model says of itself: no label twice, and none that is not its to say. */
+function withInfo(labels: Labels, info: Readonly<Record<string, string>>) {
+  const all = { ...labels };
+  for (const [name, text] of Object.entries(info)) {
+    const label = labelName(name);
+    if (!Object.hasOwn(all, label)) all[label] = String(text);
+  }
+  return all;
 }
 
 function addDevice(
@@ -114,7 +125,7 @@ function addDevice(
   iothread: string,
 ): void {
   const labels = { device: device.id, model: device.model, iothread };
-  to.add(METRIC_FAMILIES.device, { ...labels, ...device.info }, 1);
+  to.add(METRIC_FAMILIES.device, withInfo(labels, device.info), 1);
   // A device keeps its counters when it moves, so they do not say where it is.
   const { iothread: _, ...own } = labels;
   to.add(METRIC_FAMILIES.connected, own, device.connected ? 1 : 0);

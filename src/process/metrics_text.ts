@@ -30,9 +30,10 @@ function escapeLabel(text: string): string {
   return escapeHelp(text).replaceAll('"', '\\"');
 }
 
-/** A name that a label may have; what else comes from outside is bent to it. */
-function labelName(name: string): string {
-  return name.replace(/[^a-zA-Z0-9_]/g, "_").replace(/^(?=\d|$)/, "_");
+/** A name that a label may have; what else comes from outside is bent to it. Two underscores are Prometheus's own. */
+export function labelName(name: string): string {
+  return name.replace(/[^a-zA-Z0-9_]/g, "_").replace(/^(?=\d|$)/, "_")
+    .replace(/^__+/, "_");
 }
 
 function formatValue(value: number): string {

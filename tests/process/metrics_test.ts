@@ -97,6 +97,28 @@ Deno.test("takeSnapshot tells where a device is and how it is set up", () => {
   );
 });
 
+Deno.test("takeSnapshot lets no model from outside spoil the metrics of the others", () => {
+  const info = {
+    device: "other",
+    iothread: "9",
+    "a-b": "1",
+    "a.b": "2",
+    __name__: "up",
+    queues: 4 as unknown as string,
+  };
+  const device = { nan: NaN, less: -1, text: "x" as unknown as number, it: 3 };
+  const snapshot = snapshotOf({ info, device });
+  assertEquals(samples(snapshot, "outboard_device_counter"), [
+    "outboard_device_counter{device=d0,model=m,name=it} 3",
+  ]);
+  for (const format of Object.values(MetricsFormat)) {
+    const lines = formatMetrics(snapshot, format).split("\n");
+    assertEquals(lines.filter((it) => it.startsWith("outboard_device_info{")), [
+      'outboard_device_info{device="d0",model="m",iothread="0",a_b="1",_name__="up",queues="4"} 1',
+    ]);
+  }
+});
+
 Deno.test("takeSnapshot sorts counters into families with labels", () => {
   const snapshot = snapshotOf({
     connection: { interrupts: 3, regionReads: 4 },
