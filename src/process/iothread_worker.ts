@@ -78,6 +78,10 @@ function servedDevice(id: string): Served {
   return served;
 }
 
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 function hostOf(id: string): DeviceHost {
   return servedDevice(id).host;
 }
@@ -105,7 +109,7 @@ async function serve(
   return null;
 }
 
-/** Gives a device away; it stays here when what it hands over cannot travel. */
+/** Gives a device away; it stays here when what it hands over cannot travel, or ends when it cannot even do that. */
 async function handOver(id: string, replyTo: number): Promise<void> {
   const { request, host } = servedDevice(id);
   const baggage = host.handOver();
@@ -113,12 +117,19 @@ async function handOver(id: string, replyTo: number): Promise<void> {
   try {
     scope.postMessage({ kind: "reply", id: replyTo, value: baggage });
   } catch (error) {
-    await serve(request, baggage);
-    throw new Error(
+    const what =
       `Cannot hand over ${id}: its model gives what is not plain data: ${
-        (error as Error).message
-      }`,
-    );
+        messageOf(error)
+      }`;
+    try {
+      await serve(request, baggage);
+    } catch (failure) {
+      discardBaggage(baggage);
+      throw new Error(
+        `${what}; ${scope.name} cannot take it back: ${messageOf(failure)}`,
+      );
+    }
+    throw new Error(what);
   }
 }
 
@@ -182,8 +193,8 @@ async function handleRequest(
     case "hold":
       return hostOf(request.device).hold();
     case "release":
-      hostOf(request.device).release();
-      return null;
+      devices.get(request.device)?.host.release();
+      return devices.has(request.device);
     case "discard":
       discardBaggage(request.baggage);
       return null;
@@ -250,8 +261,7 @@ async function answer({ id, request }: NumberedRequest): Promise<void> {
     if (request.kind === "stop") loop.close();
     scope.postMessage({ kind: "reply", id, value });
   } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
-    scope.postMessage({ kind: "failure", id, message });
+    scope.postMessage({ kind: "failure", id, message: messageOf(error) });
   }
 }
 

@@ -89,7 +89,8 @@ export interface ReplyOf {
   prepare: null;
   /** How many requests are in flight. */
   hold: number;
-  release: null;
+  /** Whether the device is there. */
+  release: boolean;
   handOver: HostBaggage;
   discard: null;
   command: string;

@@ -23,7 +23,7 @@ export interface Move {
   readonly to: IOThread;
 }
 
-/** A device is on no thread any more: the one it was to go to failed, and the one it came from as well. */
+/** A device is on no thread any more: it could not go where it was to go, and not back to where it came from. */
 export class DeviceLostError extends Error {
   override readonly name: string = "DeviceLostError";
 }
@@ -93,8 +93,9 @@ export async function transferDevice(move: Move): Promise<void> {
   const { device, debug, from, to } = move;
   const request = { kind: "handOver", device: device.id } as const;
   const inherited = await from.request(request).catch(async (error) => {
-    await from.request({ kind: "release", device: device.id }).catch(() => {});
-    throw error;
+    const isThere = await from.request({ kind: "release", device: device.id })
+      .catch(() => true);
+    throw isThere ? error : new DeviceLostError(messageOf(error));
   });
   try {
     const moved = { ...device, iothreads: [to.index] };

@@ -1,4 +1,11 @@
-import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
+import { connectUnix } from "../../src/libc/mod.ts";
 import {
   type OutboardProcess,
   startOutboard,
@@ -240,33 +247,46 @@ Deno.test("a device that hands over what cannot travel goes on where it was", ()
     assertEquals(guest.add(5), 10);
   }));
 
-Deno.test("a device that no thread can take is gone, and the others are not", () =>
-  withDevices(
-    ["counter,id=lost,refuse=always", "counter,id=other"],
-    async ({ folder, say, child }) => {
-      using guest = new Guest(`${folder}/0`);
-      using other = new Guest(`${folder}/1`);
-      await assertRejects(
-        () => say("move lost 1"),
-        Error,
-        "IOThread 0 cannot take it back: Cannot count here",
-      );
-      assertEquals(await say("list"), [
-        `other (counter) on IOThread 0, client pid ${Deno.pid}`,
-        "  count: the sum",
-      ]);
-      await assertRejects(() => say("lost count"), Error, "Cannot find");
-      let failure: unknown;
-      try {
-        guest.read(COUNTER.COUNT);
-      } catch (error) {
-        failure = error;
-      }
-      assertMatch(String(failure), /ECONNRESET|EPIPE/);
-      assertEquals(other.add(2), 2);
-      assertMatch(child.stderr, /^error: Cannot move lost to IOThread 1/m);
-    },
-  ));
+for (
+  const [what, option, reason] of [
+    [
+      "no thread can take",
+      "",
+      "to IOThread 1: Cannot count here: there is no abacus; IOThread 0 cannot take it back: Cannot count here",
+    ],
+    [
+      "can neither travel nor stay",
+      ",unplain",
+      "its model gives what is not plain data: .* iothread0 cannot take it back: Cannot count here",
+    ],
+  ]
+) {
+  Deno.test(`a device that ${what} is gone, and the others are not`, () =>
+    withDevices(
+      [`counter,id=lost,refuse=always${option}`, "counter,id=other"],
+      async ({ folder, say, child }) => {
+        using guest = new Guest(`${folder}/0`);
+        using other = new Guest(`${folder}/1`);
+        const error = await assertRejects(() => say("move lost 1"), Error);
+        assertMatch(error.message, new RegExp(reason!));
+        assertEquals(await say("list"), [
+          `other (counter) on IOThread 0, client pid ${Deno.pid}`,
+          "  count: the sum",
+        ]);
+        await assertRejects(() => say("lost count"), Error, "Cannot find");
+        let failure: unknown;
+        try {
+          guest.read(COUNTER.COUNT);
+        } catch (error) {
+          failure = error;
+        }
+        assertMatch(String(failure), /ECONNRESET|EPIPE/);
+        assertEquals(other.add(2), 2);
+        assertMatch(child.stderr, /^error: Cannot .* lost/m);
+        assertThrows(() => connectUnix(`${folder}/0`), Error, "ENOENT");
+      },
+    ));
+}
 
 Deno.test("a device whose model cannot be moved says so and goes on", () =>
   withDevices(["mortal"], async ({ say, place }) => {
