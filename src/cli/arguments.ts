@@ -234,7 +234,12 @@ function checkPairs(seen: Seen): void {
       `Cannot pair ${devices.length} --device with ${endpoints.length} --socket or --fd: give one for each, in the same order`,
     );
   }
-  const taken = new Set<string>();
+  checkPlaces(seen);
+}
+
+/** Two of our own in one place would each take the other for another process. */
+function checkPlaces({ endpoints, control, metrics }: Seen): void {
+  const taken = new Map<string, string>();
   for (const endpoint of endpoints) {
     const key = endpoint.kind === "path"
       ? resolve(endpoint.path)
@@ -244,7 +249,22 @@ function checkPairs(seen: Seen): void {
         `Cannot serve two devices on ${key}: each needs a socket of its own`,
       );
     }
-    taken.add(key);
+    taken.set(key, "--socket");
+  }
+  const others = [
+    ["--control", control],
+    ["--metrics", metrics?.kind === "path" ? metrics.path : null],
+  ] as const;
+  for (const [option, path] of others) {
+    if (path === null) continue;
+    const key = resolve(path);
+    const before = taken.get(key);
+    if (before !== undefined) {
+      throw new UsageError(
+        `Cannot use ${key} for ${before} and ${option}: each needs a path of its own`,
+      );
+    }
+    taken.set(key, option);
   }
 }
 

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import {
   parseCommandLine,
   parseDeviceArgument,
@@ -148,4 +148,25 @@ Deno.test("parseCommandLine takes a place for metrics, and says what would be on
     UsageError,
     "Cannot use --metrics nobody:80: give a port, such as 9100",
   );
+});
+
+Deno.test("parseCommandLine refuses one path for two purposes", () => {
+  const run = (...words: string[]) =>
+    parseCommandLine(["--device", "a", "--socket", "s", ...words]);
+  const cases: [string[], RegExp][] = [
+    [["--control", "./s"], /^Cannot use \/.*\/s for --socket and --control: /],
+    [
+      ["--metrics", "x/../s"],
+      /^Cannot use \/.*\/s for --socket and --metrics: /,
+    ],
+    [
+      ["--metrics", "./m", "--control", "m"],
+      /^Cannot use \/.*\/m for --control and --metrics: /,
+    ],
+  ];
+  for (const [words, expected] of cases) {
+    const error = assertThrows(() => run(...words), UsageError);
+    assertMatch(error.message, expected);
+  }
+  assertEquals(run("--metrics", "./m", "--control", "c").kind, "run");
 });
