@@ -64,6 +64,8 @@ export class PciInterrupts implements Interrupts {
   /** Word 0: 1 in MSI-X mode; word v + 1: what delivers vector v at once. */
   #direct: Int32Array | null = null;
   #fence: () => void = () => {};
+  /** Whether an eventfd was taken out of the table that another thread may be using. */
+  #isLoose = false;
 
   /** What the driver has enabled in configuration space. */
   get mode(): Interrupts["mode"] {
@@ -85,6 +87,8 @@ export class PciInterrupts implements Interrupts {
   /**
    * Says where interrupts go from now on; null for nowhere. What is pending stays so until
    * {@linkcode PciInterrupts.retry}.
+   *
+   * @throws {Error} When another thread may go on using eventfds of the sink before
    */
   connect(sink: IrqSink | null): void {
     this.#sink = sink;
@@ -96,7 +100,8 @@ export class PciInterrupts implements Interrupts {
    *
    * @param direct Shared words, one more than there are vectors: the first is 1 in MSI-X mode, the others are an
    * eventfd or {@linkcode NO_DIRECT}
-   * @param fence Returns when no other thread uses an eventfd any more that was taken out of the table
+   * @param fence Returns when no other thread uses an eventfd any more that was taken out of the table; throws when it
+   * cannot say so
    * @returns Empties the table and leaves it alone: before its memory goes away
    */
   publishDirect(direct: Int32Array, fence: () => void): () => void {
@@ -113,25 +118,23 @@ export class PciInterrupts implements Interrupts {
   withdrawDirect(): void {
     const direct = this.#direct;
     if (direct === null) return;
-    let withdrawn = false;
     for (let word = 1; word < direct.length; word++) {
-      if (Atomics.exchange(direct, word, NO_DIRECT) >= 0) withdrawn = true;
+      if (Atomics.exchange(direct, word, NO_DIRECT) >= 0) this.#isLoose = true;
     }
-    if (withdrawn) this.#fence();
+    this.#awaitOthers();
   }
 
   /** Looks again at what delivers each vector. */
   refreshDirect(): void {
     const direct = this.#direct;
     if (direct === null) return;
-    let withdrawn = false;
     for (let word = 1; word < direct.length; word++) {
       const fd = Atomics.load(direct, word);
       if (fd < 0 || fd === this.#directFd(word - 1)) continue;
       Atomics.store(direct, word, NO_DIRECT);
-      withdrawn = true;
+      this.#isLoose = true;
     }
-    if (withdrawn) this.#fence();
+    this.#awaitOthers();
     for (let word = 1; word < direct.length; word++) {
       Atomics.store(direct, word, this.#directFd(word - 1));
     }
@@ -254,6 +257,12 @@ export class PciInterrupts implements Interrupts {
     this.#config?.setMsiPending(0);
     this.#config?.setInterruptStatus(false);
     this.refreshDirect();
+  }
+
+  #awaitOthers(): void {
+    if (!this.#isLoose) return;
+    this.#fence();
+    this.#isLoose = false;
   }
 
   #directFd(vector: number): number {

@@ -215,23 +215,30 @@ export class Session implements ConnectionHandler {
 
   onClose(reason: string): void {
     const { interrupts, memory, pci, files } = this.#options;
-    interrupts.connect(null);
-    this.#commands?.irqs.close();
+    // What fails at one step must not keep the next client from a clean start.
+    const isQuiet = this.#attempt(
+      "disconnect interrupts",
+      () => interrupts.connect(null),
+    );
+    if (isQuiet) this.#commands?.irqs.close();
+    // Eventfds that another thread may be signalling are better lost.
+    else this.#commands?.irqs.handOver();
     this.#commands?.doorbells.close();
-    // A model that fails at one step must not keep the next client from a clean start.
     this.#attempt("reset the device", () => pci.reset("client_gone"));
     this.#attempt("unmap guest memory", () => memory.unmapAll());
     this.#attempt("renew mappable memory", () => files.renew());
     this.#options.onClose(reason);
   }
 
-  #attempt(what: string, step: () => void): void {
+  #attempt(what: string, step: () => void): boolean {
     try {
       step();
+      return true;
     } catch (error) {
       this.#options.log.error(`cannot ${what} after the client has gone`, {
         error,
       });
+      return false;
     }
   }
 

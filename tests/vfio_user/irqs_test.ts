@@ -1,9 +1,11 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import {
+  closeFd,
   createEventFd,
   createMemfd,
   drainEventFd,
   type Fd,
+  isOpen,
   signalEventFd,
 } from "../../src/libc/mod.ts";
 import type { IrqsBaggage } from "../../src/vfio_user/baggage.ts";
@@ -438,6 +440,50 @@ Deno.test("DEVICE_SET_IRQS: interrupts end with their client and wait for the ne
   using second = rig.client();
   set(rig, second, { flags: EVENTFD | TRIGGER, index: INTX }, fd);
   assertEquals(drainEventFd(fd.number), 1);
+});
+
+Deno.test("DEVICE_SET_IRQS: no eventfd is closed that another thread may be signalling", () => {
+  using rig = new Rig();
+  const EIO = 5;
+  const assign = { flags: EVENTFD | TRIGGER, index: MSIX, start: 1 };
+  const direct = new Int32Array(new SharedArrayBuffer(9 * 4)).fill(-1, 1);
+  let broken = false;
+  let used = -1;
+  let fences = 0;
+  const end = rig.interrupts.publishDirect(direct, () => {
+    fences++;
+    assertEquals(direct[2], -1);
+    assert(isOpen(used));
+    if (broken) throw new Error("a thread does not answer");
+  });
+  using fd = createEventFd();
+  {
+    using client = rig.client();
+    enableMsix(rig, client);
+    assertEquals(set(rig, client, assign, fd), 0);
+    const first = used = direct[2]!;
+    signalEventFd(first);
+    assertEquals(drainEventFd(fd.number), 1);
+    assertEquals(set(rig, client, assign, fd), 0);
+    assertEquals([fences, isOpen(first)], [1, false]);
+    used = direct[2]!;
+    broken = true;
+    assertEquals(set(rig, client, assign, fd), EIO);
+    rig.settle();
+    assertEquals(rig.clients, ["connected self", "gone self"]);
+    assert(isOpen(used), "a thread may use it");
+    closeFd(used);
+    used = fd.number;
+  }
+  broken = false;
+  using client = rig.client();
+  enableMsix(rig, client);
+  assertEquals(set(rig, client, assign, fd), 0);
+  signalEventFd(direct[2]!);
+  assertEquals(drainEventFd(fd.number), 1);
+  used = direct[2]!;
+  end();
+  assertEquals([...direct.subarray(1)], new Array(8).fill(-1));
 });
 
 Deno.test("Irqs refuses what belongs to a device with other interrupts", () => {
