@@ -112,14 +112,21 @@ export class DmaMemory implements GuestMemory, Disposable {
     );
   }
 
-  /** The ranges as another thread can borrow them. */
-  lendable(): BorrowedRange[] {
-    return this.#table.regions.map(({ iova, lengthBytes, hva, access }) => ({
-      iova,
-      lengthBytes,
-      hva,
-      access,
-    }));
+  /**
+   * The ranges as another thread can borrow them.
+   *
+   * @param known Guest addresses of those to leave out
+   */
+  lendable(known?: ReadonlySet<number>): BorrowedRange[] {
+    const ranges: BorrowedRange[] = [];
+    const { regions } = this.#table;
+    if (known?.size === regions.length) return ranges;
+    for (let i = 0; i < regions.length; i++) {
+      const { iova, lengthBytes, hva, access } = regions[i]!;
+      if (known?.has(iova)) continue;
+      ranges.push({ iova, lengthBytes, hva, access });
+    }
+    return ranges;
   }
 
   /**

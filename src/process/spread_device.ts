@@ -357,9 +357,7 @@ export class SpreadDevice implements PciDevice {
   }
 
   #map(): void {
-    const ranges = this.#memory.lendable().filter(({ iova }) =>
-      !this.#mapped.has(iova)
-    );
+    const ranges = this.#memory.lendable(this.#mapped);
     if (ranges.length === 0) return;
     for (const { iova } of ranges) this.#mapped.add(iova);
     this.#tell({ op: "map", ranges });

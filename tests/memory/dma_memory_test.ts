@@ -260,6 +260,54 @@ Deno.test("DmaMemory.handOver gives mappings as they are, and the next one owns 
   }
 });
 
+Deno.test("DmaMemory.borrow shows what another memory has mapped and lends, and unmaps nothing", () => {
+  const PAGE = 4096;
+  using lender = new DmaMemory();
+  using borrower = new DmaMemory();
+  using memfd = createMemfd("lent", 2 * PAGE);
+  const mapped = sharedMappings();
+  const known = new Set<number>();
+  const lend = () => {
+    const ranges = lender.lendable(known);
+    for (const range of ranges) {
+      known.add(range.iova);
+      borrower.borrow(range);
+    }
+    return ranges.map(({ iova }) => iova);
+  };
+  lender.map({
+    iova: 2 * PAGE,
+    lengthBytes: PAGE,
+    access: RW,
+    fd: memfd.number,
+  });
+  assertEquals(lend(), [2 * PAGE]);
+  assertEquals(lend(), []);
+  lender.map({
+    iova: 0,
+    lengthBytes: PAGE,
+    access: Access.READ,
+    fd: memfd.number,
+    offset: PAGE,
+  });
+  lender.map({ iova: 8 * PAGE, lengthBytes: PAGE, access: RW });
+  assertEquals(lend(), [0, 8 * PAGE]);
+  assertEquals(lender.lendable().length, 3);
+  lender.write(2 * PAGE, Uint8Array.of(5));
+  const byte = new Uint8Array(1);
+  assertEquals([borrower.read(2 * PAGE, byte), byte[0]], [0, 5]);
+  assertEquals(borrower.write(0, byte), -Errno.EFAULT);
+  assertEquals(borrower.read(8 * PAGE, byte), -Errno.EFAULT);
+  assertThrows(
+    () => borrower.borrow(lender.lendable()[0]!),
+    ErrnoError,
+    "overlaps",
+  );
+  borrower.unmapAll();
+  assertEquals(borrower.read(2 * PAGE, byte), -Errno.EFAULT);
+  assertEquals(sharedMappings(), mapped + 2);
+});
+
 /** Whether an address belongs to an inaccessible mapping, as is left behind by poisoning. */
 function isTaken(hva: number): boolean {
   return Deno.readTextFileSync("/proc/self/maps").split("\n").some((line) => {
