@@ -284,8 +284,11 @@ export class SpreadDevice implements PciDevice {
           this.#tell({ op: "stop" });
           return command.run(args);
         } finally {
-          this.#tellState();
-          this.#tell({ op: "start" });
+          try {
+            this.#tellState();
+          } finally {
+            this.#tell({ op: "start" });
+          }
         }
       };
       wrapped[name] = { help: command.help, run };

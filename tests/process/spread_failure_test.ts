@@ -141,18 +141,17 @@ Deno.test("SpreadDevice keeps memory mapped that a thread has not let go of", ()
   assertEquals(crew.memory.count, 0);
 });
 
-Deno.test("SpreadDevice starts every thread again after a command that not all of them stopped for", () => {
+Deno.test("SpreadDevice starts every thread again after a command that not all of them obeyed", () => {
   using crew = new Crew();
-  crew.broken = { twin: 1, op: "stop" };
   const { act } = crew.device.commands!;
+  crew.broken = { twin: 1, op: "stop" };
   assertThrows(() => act!.run([]), Error, "broken at stop");
-  assertEquals(crew.told, [
-    "0 stop",
-    "0 state",
-    "1 state",
-    "0 start",
-    "1 start",
-  ]);
+  const starts = ["0 start", "1 start"];
+  assertEquals(crew.told, ["0 stop", "0 state", "1 state", ...starts]);
+  crew.told.length = 0;
+  crew.broken = { twin: 0, op: "state" };
+  assertThrows(() => act!.run([]), Error, "broken at state");
+  assertEquals(crew.told, ["0 stop", "1 stop", "act", "1 state", ...starts]);
 });
 
 Deno.test("SpreadDevice goes on to its end without a thread that has ended", () => {
