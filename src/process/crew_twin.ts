@@ -5,6 +5,7 @@
  */
 
 import type { DeviceModel } from "../../devices/model.ts";
+import { Errno, ErrnoError } from "../errno.ts";
 import type { FdWatch, Loop } from "../event_loop.ts";
 import type { Log } from "../log.ts";
 import { DmaMemory } from "../memory/dma_memory.ts";
@@ -79,7 +80,7 @@ export class CrewTwin implements Disposable {
         for (const range of message.ranges) this.#memory.borrow(range);
         return;
       case "unmap":
-        return this.#memory.unmap(message.iova, message.lengthBytes);
+        return this.#unmap(message.iova, message.lengthBytes);
       case "state":
         return device.spreading!.loadShared(message.state);
       case "fail":
@@ -90,6 +91,17 @@ export class CrewTwin implements Disposable {
         return;
       default:
         return message satisfies never;
+    }
+  }
+
+  /** Told again, because another thread has not let go of the range, this one has nothing left to do. */
+  #unmap(iova: number, lengthBytes: number): void {
+    try {
+      this.#memory.unmap(iova, lengthBytes);
+    } catch (error) {
+      const isGone = error instanceof ErrnoError &&
+        error.errno === Errno.ENOENT;
+      if (!isGone) throw error;
     }
   }
 

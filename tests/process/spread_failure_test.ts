@@ -1,9 +1,12 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { EventLoop } from "../../src/event_loop.ts";
 import { createEventFd, createMemfd } from "../../src/libc/mod.ts";
+import { silentLog } from "../../src/log.ts";
 import { DmaMemory } from "../../src/memory/dma_memory.ts";
 import { type PciDevice, PciInterrupts } from "../../src/pci/mod.ts";
 import type { Spreading } from "../../src/pci/spreading.ts";
+import { Board } from "../../src/process/crew_board.ts";
+import { CrewTwin } from "../../src/process/crew_twin.ts";
 import {
   type CrewMessage,
   SpreadDevice,
@@ -185,4 +188,41 @@ Deno.test("SpreadDevice leaves what it shares to a thread that does not close it
   assertEquals(openFds(), before - 2);
   crew.memory.unmapAll();
   assertEquals(crew.memory.count, 0);
+});
+
+Deno.test("CrewTwin lets go of a range once, however often it is told", () => {
+  using fd = createEventFd();
+  using loop = new EventLoop();
+  using calls = new ThreadCalls(loop, createSeat(fd.number));
+  using lender = new DmaMemory();
+  using board = new Board(0, 3);
+  using memfd = createMemfd("guest", PAGE);
+  const line = createCallLine();
+  using _twin = new CrewTwin({
+    model: {
+      name: "spread",
+      help: "",
+      options: [],
+      parse: () => null,
+      create: () => deviceOf([]),
+    },
+    options: null,
+    loop,
+    log: silentLog,
+    calls,
+    line,
+    home: calls.seat,
+  });
+  using caller = calls.caller(line, calls.seat);
+  const tell = (message: CrewMessage) => caller.call(message);
+  const place = { shared: null, groups: [1], board: board.place, kicks: [] };
+  tell({ op: "open", ...place });
+  const range = { iova: 0, lengthBytes: PAGE };
+  lender.map({ ...range, access: 3, fd: memfd.number });
+  for (let round = 0; round < 2; round++) {
+    tell({ op: "map", ranges: lender.lendable() });
+    tell({ op: "unmap", ...range });
+    tell({ op: "unmap", ...range });
+  }
+  tell({ op: "close" });
 });
