@@ -31,7 +31,8 @@ interface WatchedOptions {
   readonly options: unknown;
 }
 
-function heapCounters(): Record<string, number> {
+/** What this thread's heap holds, now and without garbage, in bytes. */
+export function heapCounters(): Record<string, number> {
   const gc = (globalThis as { gc?: () => void }).gc;
   const heapBeforeGc = Deno.memoryUsage().heapUsed;
   gc?.();
