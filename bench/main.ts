@@ -6,7 +6,7 @@
  * @module
  */
 
-import { parseArgs } from "@std/cli/parse-args";
+import { type BenchArguments, parseBenchArguments } from "./arguments.ts";
 import { benchBlock } from "./block.ts";
 import { benchCost } from "./cost.ts";
 import { benchDevices } from "./devices.ts";
@@ -94,29 +94,33 @@ function fail(message: string): never {
   Deno.exit(2);
 }
 
-const args = parseArgs(Deno.args, { string: ["json", "scale"] });
-const scale = Number(args.scale ?? 1);
-if (!(scale > 0)) {
-  fail(`Cannot use --scale ${args.scale}: it is a number above 0`);
+function parse(): BenchArguments {
+  try {
+    return parseBenchArguments(Deno.args, Object.keys(SUITES));
+  } catch (error) {
+    fail((error as Error).message);
+  }
 }
-const wanted: string[] = args._.length > 0
-  ? args._.map(String)
-  : Object.keys(SUITES);
-if (wanted.includes("help")) {
+
+/** Writes figures, or says why that is impossible. */
+function save(path: string, results: Readonly<Record<string, Figure[]>>): void {
+  try {
+    Deno.writeTextFileSync(path, JSON.stringify(results, null, 2) + "\n");
+  } catch (error) {
+    fail(`Cannot write ${path}: ${(error as Error).message}`);
+  }
+}
+
+const { help, suites, scale, json } = parse();
+if (help) {
   console.log(HELP.join("\n"));
   Deno.exit(0);
 }
-const unknown = wanted.find((name) => !Object.hasOwn(SUITES, name));
-if (unknown !== undefined) {
-  fail(
-    `Cannot run bench ${unknown}: known are ${Object.keys(SUITES).join(", ")}`,
-  );
-}
 const results: Record<string, Figure[]> = {};
-for (const name of wanted) {
+// Before the first suite: figures of half an hour must not be lost for a folder that is not there.
+if (json !== null) save(json, results);
+for (const name of suites) {
   results[name] = await SUITES[name]!.run({ scale });
   console.log(table(name, results[name]));
-}
-if (args.json !== undefined) {
-  Deno.writeTextFileSync(args.json, JSON.stringify(results, null, 2) + "\n");
+  if (json !== null) save(json, results);
 }
