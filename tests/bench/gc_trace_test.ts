@@ -40,6 +40,13 @@ Deno.test("parseGcTrace reads a scavenge, a full collection and nothing else", (
   );
 });
 
+Deno.test("parseGcTrace takes the longest step of a collection for its pause", () => {
+  const [collection] = parseGcTrace(
+    "[22611:0x7f02]      662 ms: Incremental Mark-Compact 127.4 (142.0) -> 112.2 (123.9) MB, pooled: 0.0 MB, 3.88 / 0.00 ms (+ 57.9 ms in 193 steps since start of marking, biggest step 23.8 ms, walltime since start of marking 314 ms) (average mu = 0.816, current mu = 0.816) finalize incremental marking via stack guard; GC in old space requested",
+  );
+  assertEquals(collection!.pauseMs, 23.8);
+});
+
 Deno.test("parseGcTrace reads what this V8 prints", async () => {
   const { stdout } = await new Deno.Command(Deno.execPath(), {
     args: ["eval", "--v8-flags=--trace-gc,--expose-gc", "globalThis.gc()"],
