@@ -21,6 +21,7 @@ import { type BenchSettings, seconds } from "./settings.ts";
 const RAM_BYTES = 64 * 1024 * 1024;
 const DISK_BYTES = 64 * 1024 * 1024;
 const SECONDS = 2;
+const WARM_UP_SECONDS = 1;
 
 /** A disk to measure. */
 interface Disk {
@@ -46,6 +47,8 @@ function measure(disk: Disk, load: DiskLoad): Promise<Measured> {
           transferBytes: load.transferBytes,
         });
         try {
+          // Runs are a quarter slower until both sides are compiled.
+          runDiskLoad(driver, { ...load, seconds: WARM_UP_SECONDS });
           const result = runDiskLoad(driver, load);
           return { ...result, counters: await counters() };
         } finally {
