@@ -380,11 +380,18 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
 
   /** Submits the request of a slot; ends it when it is done at once. Returns whether it is in flight. */
   #submit(slot: Slot): boolean {
+    const result = this.#give(slot);
+    return result === PENDING || this.#advance(slot, result);
+  }
+
+  /** Gives the request of a slot to the back end. Returns what that says. */
+  #give(slot: Slot): number {
+    // What waited here, or is the next part of a request, was checked when the disk may have been larger.
+    if (!this.#parser.fits(slot.request)) return -Errno.EIO;
     slot.state = SlotState.IN_FLIGHT;
     const result = this.#backend.submit(slot.request);
-    if (result === PENDING) return true;
-    slot.state = SlotState.SERVING;
-    return this.#advance(slot, result);
+    if (result !== PENDING) slot.state = SlotState.SERVING;
+    return result;
   }
 
   /** A part of the request of a slot is done. Returns whether the next part is in flight. */
@@ -393,10 +400,8 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
       result === 0 && slot.rangeCount > 1 && this.#isAlive(slot) &&
       this.#parser.nextRange(slot)
     ) {
-      slot.state = SlotState.IN_FLIGHT;
-      result = this.#backend.submit(slot.request);
+      result = this.#give(slot);
       if (result === PENDING) return true;
-      slot.state = SlotState.SERVING;
     }
     this.#finish(slot, statusOfResult(result));
     return false;

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { BlockOp } from "../../src/block/backend.ts";
+import { BlockOp, type BlockRequest } from "../../src/block/backend.ts";
 import { Errno } from "../../src/errno.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
@@ -134,6 +134,12 @@ export class RequestParser {
     }
   }
 
+  /** Whether a request lies inside the storage, which may have become smaller since it was parsed. */
+  fits(request: BlockRequest): boolean {
+    const { offset, lengthBytes } = request;
+    return offset + lengthBytes <= this.limits.sizeBytes;
+  }
+
   /**
    * Goes on to the next range of a DISCARD or WRITE_ZEROES.
    *
@@ -144,7 +150,7 @@ export class RequestParser {
       slot.range++;
       if (slot.range >= slot.rangeCount) return false;
       this.#placeRange(slot);
-      // All of them were checked; an empty one needs nothing.
+      // All of them were checked, against what the storage was then; an empty one needs nothing.
       if (slot.request.lengthBytes > 0) return true;
     }
   }
@@ -183,7 +189,7 @@ export class RequestParser {
     return lengthBytes === 0 ? VIRTIO_BLK_S.OK : Verdict.SUBMIT;
   }
 
-  /** Checks a range against the storage and writes it into the request. */
+  /** Writes a range into the request, and checks it against the storage. */
   #place(
     slot: Slot,
     view: DataView,
@@ -197,14 +203,11 @@ export class RequestParser {
     const sectorMask = logicalBlockBytes / VIRTIO_BLK_SECTOR_SIZE - 1;
     // Exact: below 2^44 sectors, thus below 2^53 bytes.
     const offset = (high * 0x1_0000_0000 + low) * VIRTIO_BLK_SECTOR_SIZE;
-    if (
-      (low & sectorMask) !== 0 ||
-      (lengthBytes & (logicalBlockBytes - 1)) !== 0 ||
-      offset > sizeBytes || lengthBytes > sizeBytes - offset
-    ) return false;
     slot.request.offset = offset;
     slot.request.lengthBytes = lengthBytes;
-    return true;
+    return (low & sectorMask) === 0 &&
+      (lengthBytes & (logicalBlockBytes - 1)) === 0 &&
+      offset <= sizeBytes && lengthBytes <= sizeBytes - offset;
   }
 
   #parseFlush(slot: Slot): number {

@@ -494,3 +494,36 @@ Deno.test("VirtioBlk hides errors of the back end from everyone but the driver",
   assertEquals(rig.write(0, pattern(512)).status, S.IOERR);
   assertEquals(rig.counter("backend.seen"), 1);
 });
+
+Deno.test("VirtioBlk fails what a smaller disk has no room for any more", () => {
+  const beyond = 1536;
+  for (const cancels of [false, true]) {
+    using rig = new Rig({ cancels });
+    const zeroes = ranges({ sector: 0, count: 8 }, {
+      sector: beyond,
+      count: 8,
+    });
+    const parked = rig.queue(
+      new Uint8Array([...header(T.WRITE_ZEROES), ...zeroes]),
+      1,
+    );
+    const kept = rig.queueRead(0, 512);
+    rig.flush();
+    rig.device.stop!();
+    rig.device.commands!.resize!.run(["512K"]);
+    rig.device.start!();
+    rig.loop.settle();
+    rig.backend.finishAll();
+    rig.loop.settle();
+    const replies = new Map<number, number>();
+    while (parked.queue.ring.take()) {
+      const { usedHead } = parked.queue.ring;
+      const pending = usedHead === parked.head ? parked : kept;
+      replies.set(usedHead, rig.reply(pending, 1).status);
+    }
+    assertEquals(replies.get(parked.head), S.IOERR);
+    assertEquals(replies.get(kept.head), S.OK);
+    assertEquals(rig.disk.inFlight, 0);
+    assertEquals(rig.backend.bytes.length, 512 << 10);
+  }
+});
