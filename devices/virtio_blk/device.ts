@@ -109,6 +109,8 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
   /** Which queues have chains pushed that are not published. */
   readonly #dirty: Uint8Array;
   #parked = 0;
+  /** The size that a person has heard of last, from this disk or from its twin on another thread. */
+  #toldBytes: number;
   #draining = false;
   #running = false;
   #paused = false;
@@ -141,6 +143,7 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
       writeZeroes: false,
     }, options.serial);
     this.#status = new StatusWriter(memory);
+    this.#toldBytes = info.sizeBytes;
     this.#epochs = new Uint32Array(queues);
     this.#dirty = new Uint8Array(queues);
     this.#more = this.queueSizes.map((_, i) =>
@@ -224,6 +227,7 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     this.#setWriteCache(state.writeback);
     // The driver knows another size than the storage has by now, or a twin on another thread has changed it.
     const { sizeBytes } = this.#parser.limits;
+    this.#toldBytes = state.sizeBytes;
     if (state.sizeBytes === sizeBytes) return;
     if (!this.#backend.rescan?.()) this.#transport.configChanged();
   }
@@ -304,9 +308,12 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     const { sizeBytes } = this.#backend.info;
     this.#parser.limits.sizeBytes = sizeBytes;
     this.#config.setSize(sizeBytes);
-    this.#context.log.info(`the disk has ${formatSize(sizeBytes)} now`, {
-      sizeBytes,
-    });
+    if (sizeBytes !== this.#toldBytes) {
+      this.#context.log.info(`the disk has ${formatSize(sizeBytes)} now`, {
+        sizeBytes,
+      });
+    }
+    this.#toldBytes = sizeBytes;
     this.#transport.configChanged();
     this.#transport.sharedStateChanged?.();
   }

@@ -340,6 +340,26 @@ Deno.test("a disk that is loaded on storage of another size tells its driver", (
   assert(rig.driver.configGeneration !== before);
 });
 
+Deno.test("a disk says that it has another size, unless its twin has said so", () => {
+  for (const [told, said] of [[1 << 20, 1], [2 << 20, 0], [3 << 20, 1]]) {
+    using rig = new Rig();
+    const state = rig.disk.save();
+    const rescan = () => {
+      rig.backend.resize(2 << 20);
+      return true;
+    };
+    Object.defineProperty(rig.backend, "rescan", { value: rescan });
+    rig.disk.load({ ...state, sizeBytes: told! });
+    // One that is told the size it has already does not look.
+    if (told === 1 << 20) rescan();
+    assertEquals(rig.driver.readConfig(0, 4), 4096);
+    const lines = rig.log.records.filter(({ message }) =>
+      message === "the disk has 2M now"
+    );
+    assertEquals(lines.length, said, `told ${told}`);
+  }
+});
+
 Deno.test("a disk on storage that stays on its thread says so", () => {
   using rig = new Rig();
   assertThrows(
