@@ -145,8 +145,12 @@ export class MemoryBackend implements BlockBackend {
     if (sizeBytes > this.#info.sizeBytes) {
       truncateFd(this.#fd.number, sizeBytes);
     }
-    this.#remap(sizeBytes);
-    truncateFd(this.#fd.number, sizeBytes);
+    try {
+      this.#remap(sizeBytes);
+    } finally {
+      // Also back to what it was.
+      truncateFd(this.#fd.number, this.#info.sizeBytes);
+    }
     this.#client?.onResize();
   }
 
@@ -209,7 +213,18 @@ export class MemoryBackend implements BlockBackend {
   }
 
   #map(lengthBytes: number): Mapping {
-    return new Mapping({ fd: this.#fd.number, lengthBytes });
+    try {
+      return new Mapping({ fd: this.#fd.number, lengthBytes });
+    } catch (error) {
+      if (!(error instanceof ErrnoError)) throw error;
+      throw new ErrnoError(
+        error.errno,
+        `Cannot keep a disk of ${
+          formatSize(lengthBytes)
+        } in memory: this process has no room for it, choose a smaller size or file=`,
+        { cause: error },
+      );
+    }
   }
 
   #describe(sizeBytes: number): BlockInfo {

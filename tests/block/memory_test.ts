@@ -1,6 +1,7 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { BlockOp, PENDING } from "../../src/block/backend.ts";
-import { Errno } from "../../src/errno.ts";
+import { MemoryBackend } from "../../src/block/memory.ts";
+import { Errno, ErrnoError } from "../../src/errno.ts";
 import { openFds, sharedMappings } from "../resources.ts";
 import { Controller, Host, MEMORY, pattern } from "./rig.ts";
 
@@ -110,4 +111,30 @@ Deno.test("MemoryBackend keeps what it holds when it is resized", () => {
   }
   assertEquals(openFds(), fds);
   assertEquals(sharedMappings(), mappings);
+});
+
+Deno.test("MemoryBackend that cannot be that large says so, and is as it was", () => {
+  using host = new Host();
+  const fds = openFds();
+  const tooLarge = 128 * 2 ** 40;
+  const right = /^Cannot keep a disk of 128T in memory: .*a smaller size/;
+  const { message } = assertThrows(
+    () => new MemoryBackend({ ...MEMORY, sizeBytes: tooLarge }),
+    ErrnoError,
+  );
+  assertMatch(message, right);
+  {
+    using controller = new Controller(host, MEMORY);
+    const { backend } = controller;
+    controller.write(0, pattern(4096, 1));
+    assertMatch(
+      assertThrows(() => backend.resize!(tooLarge), ErrnoError).message,
+      right,
+    );
+    assertEquals(backend.info.sizeBytes, SIZE);
+    assertEquals(backend.rescan!(), false);
+    assertEquals(controller.resizes, 0);
+    assertEquals(controller.read(0, 4096), pattern(4096, 1));
+  }
+  assertEquals(openFds(), fds);
 });
