@@ -106,8 +106,10 @@ export class StreamPort implements Disposable {
     this.#txDropped = given.txDropped;
     this.#runts = given.runts;
     this.#badLengths = given.badLengths;
-    // An end that was noticed on the other thread and not told yet.
-    if (!given.running) this.#more.schedule();
+    if (given.running) return;
+    // The rest of a frame, and an end that was noticed on the other thread and not told yet.
+    this.#update();
+    this.#more.schedule();
   }
 
   /** Gives everything away; only close may follow. */

@@ -4,6 +4,7 @@ import { Access } from "../../src/memory/guest_memory.ts";
 import type { NetPeer } from "../../src/net/backend.ts";
 import { openNetBackend } from "../../src/net/open.ts";
 import { type OptionValues, parseNetOptions } from "../../src/net/options.ts";
+import type { GivenPort } from "../../src/net/stream_port.ts";
 import type { TapBackend } from "../../src/net/tap.ts";
 import { openFds } from "../resources.ts";
 import { Card, Host } from "./card.ts";
@@ -172,6 +173,49 @@ for (const role of ["server", "client"]) {
     });
   }
 }
+
+moveTest(
+  "of a stream whose card is unplugged sends the rest of a frame",
+  (scene) => {
+    const path = `${scene.folder}/net.sock`;
+    const values = { net: "stream", path };
+    using far = scene.open({ ...values, server: "on" });
+    using traveller = scene.travel(values);
+    far.turnUntil("connected", () => {
+      traveller.host.loop.turn(0);
+      return far.backend.counters!()["connected"] === 1;
+    });
+    far.backend.setReceiving(false);
+    // Longer than what the kernel takes at once or not at all.
+    const sent = frames(50).map((frame) => {
+      const long = new Uint8Array(60_000);
+      long.set(frame);
+      return long;
+    });
+    const count = sendUntilFull(traveller.card, sent);
+    assert(count < sent.length, "the socket is full");
+    const { backend } = traveller.card;
+    backend.stop();
+    const given = give(backend) as { port: GivenPort };
+    backend.close();
+    assert(given.port.stream!.unsent.length > 0, "a part is left");
+    const [, host] = scene.hosts;
+    const moved = openNetBackend(
+      parseNetOptions(values),
+      host.context,
+      given,
+    );
+    far.backend.setReceiving(true);
+    far.turnUntil("all frames", () => {
+      host.loop.turn(0);
+      return far.received.length >= count;
+    });
+    const numbers = (all: readonly Uint8Array[]) =>
+      all.map(({ buffer }) => new DataView(buffer).getUint32(20));
+    assertEquals(numbers(far.received), numbers(sent.slice(0, count)));
+    moved.close();
+  },
+);
 
 moveTest("of a stream that listens keeps its path", (scene) => {
   const path = `${scene.folder}/net.sock`;
