@@ -4,7 +4,6 @@
  * @module
  */
 
-import { Errno } from "../errno.ts";
 import type { Loop } from "../event_loop.ts";
 import { dupFd, Fd, setTapOffloads } from "../libc/mod.ts";
 import type { Log } from "../log.ts";
@@ -19,7 +18,7 @@ import { type Given, takeGiven } from "./given.ts";
 import type { TapNetOptions } from "./option_table.ts";
 import { InterfaceControl } from "./tap_interface.ts";
 import { openTapQueues, probeTapOffloads } from "./tap_open.ts";
-import { TapQueue, type TapQueueListener } from "./tap_queue.ts";
+import { receiveErrors, TapQueue, type TapQueueListener } from "./tap_queue.ts";
 import { TapSender } from "./tap_sender.ts";
 import { type SharedTap, TAP_SHARE_KIND } from "./tap_twin.ts";
 
@@ -62,7 +61,8 @@ export class TapBackend implements NetBackend, TapQueueListener {
   /** What waits is to be kept for the first start: a queue that was detached would drop it. */
   #keeping = false;
   #wantedPairs = 1;
-  #rxErrors = 0;
+  /** Receive errors of predecessors. */
+  #rxErrorsBefore = 0;
 
   /**
    * @param inherited What a predecessor gave, if there was one
@@ -154,13 +154,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
   }
 
   receive(into: ScatterGather, pair: number = 0): number {
-    const n = this.#queues[pair]!.receive(into);
-    if (n < 0 && n !== -Errno.EAGAIN) {
-      this.#rxErrors++;
-      // What it was is lost or will come again; either way this is no time to go on.
-      return -Errno.EAGAIN;
-    }
-    return n;
+    return this.#queues[pair]!.receive(into);
   }
 
   setReceiving(on: boolean, pair: number = 0): void {
@@ -189,7 +183,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
     return {
       txDropped: dropped,
       txBatches: batches,
-      rxErrors: this.#rxErrors,
+      rxErrors: this.#rxErrorsBefore + receiveErrors(this.#queues),
     };
   }
 
@@ -209,7 +203,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
       gone: this.#gone,
       txDropped: sender.dropped,
       txBatches: sender.batches,
-      rxErrors: this.#rxErrors,
+      rxErrors: this.#rxErrorsBefore + receiveErrors(queues),
     };
     queues.length = 0;
     this.#keeping = false;
@@ -267,7 +261,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
     this.#wantedPairs = given.attached.filter((on) => on).length;
     this.#sender.dropped = given.txDropped;
     this.#sender.batches = given.txBatches;
-    this.#rxErrors = given.rxErrors;
+    this.#rxErrorsBefore = given.rxErrors;
   }
 
   /** @returns 0 or −errno */

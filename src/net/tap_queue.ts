@@ -49,6 +49,7 @@ export class TapQueue {
   #attached: boolean;
   #receiving = true;
   #awaitsWritable = false;
+  #rxErrors = 0;
 
   /**
    * @param fd Taken over
@@ -78,6 +79,11 @@ export class TapQueue {
   /** Whether the kernel gives and takes frames here. */
   get attached(): boolean {
     return this.#attached;
+  }
+
+  /** How often receiving failed. */
+  get rxErrors(): number {
+    return this.#rxErrors;
   }
 
   /**
@@ -138,7 +144,11 @@ export class TapQueue {
    * each, where one by one the next frame has what the last one left. And large frames need few calls.
    */
   receive(into: ScatterGather): number {
-    return readv(this.fd, into.iovec, into.count);
+    const n = readv(this.fd, into.iovec, into.count);
+    if (n >= 0 || n === -Errno.EAGAIN) return n;
+    this.#rxErrors++;
+    // What it was is lost or will come again; either way this is no time to go on.
+    return -Errno.EAGAIN;
   }
 
   /** Pauses or resumes telling of frames. */
@@ -176,4 +186,11 @@ export class TapQueue {
       this.#listener.onQueueReadable(this.pair);
     }
   }
+}
+
+/** How often receiving failed, on all of the queues. */
+export function receiveErrors(
+  queues: readonly (TapQueue | undefined)[],
+): number {
+  return queues.reduce((sum, queue) => sum + (queue?.rxErrors ?? 0), 0);
 }

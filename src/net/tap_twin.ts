@@ -16,7 +16,7 @@ import type {
 } from "./backend.ts";
 import { type Given, takeGiven } from "./given.ts";
 import type { TapNetOptions } from "./option_table.ts";
-import { TapQueue, type TapQueueListener } from "./tap_queue.ts";
+import { receiveErrors, TapQueue, type TapQueueListener } from "./tap_queue.ts";
 import { TapSender } from "./tap_sender.ts";
 
 /** The kind of what {@linkcode TapBackend.share} gives. */
@@ -45,7 +45,6 @@ export class TapTwin implements NetBackend, TapQueueListener {
   readonly #queues: (TapQueue | undefined)[] = [];
   readonly #sender: TapSender;
   #peer: NetPeer | null = null;
-  #rxErrors = 0;
 
   /**
    * @param shared What {@linkcode TapBackend.share} gave; its descriptors are taken over
@@ -114,12 +113,7 @@ export class TapTwin implements NetBackend, TapQueueListener {
   }
 
   receive(into: ScatterGather, pair: number = 0): number {
-    const n = this.#queues[pair]?.receive(into) ?? -Errno.EAGAIN;
-    if (n < 0 && n !== -Errno.EAGAIN) {
-      this.#rxErrors++;
-      return -Errno.EAGAIN;
-    }
-    return n;
+    return this.#queues[pair]?.receive(into) ?? -Errno.EAGAIN;
   }
 
   setReceiving(on: boolean, pair: number = 0): void {
@@ -144,7 +138,7 @@ export class TapTwin implements NetBackend, TapQueueListener {
     return {
       txDropped: dropped,
       txBatches: batches,
-      rxErrors: this.#rxErrors,
+      rxErrors: receiveErrors(this.#queues),
     };
   }
 

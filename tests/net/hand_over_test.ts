@@ -593,11 +593,18 @@ moveTest(`of a TAP that was deleted stays without one${ignored}`, () => {
   namespace.delete("obtap0");
   host.loop.turn(0);
   assertEquals(host.warnings.length, 1);
+  const into = host.memory.createScatterGather(1);
+  host.memory.translate(0, 2048, Access.WRITE, into);
+  assertEquals(backend.receive(into), -Errno.EAGAIN);
+  assertEquals(backend.counters!()["rxErrors"], 1);
   const next = openNetBackend(options, host.context, give(backend));
   backend.close();
   next.start(new Silent());
   assertEquals(host.loop.turn(0), false);
   assertEquals(host.warnings.length, 1);
+  // It goes on counting.
+  assertEquals(next.receive(into), -Errno.EAGAIN);
+  assertEquals(next.counters!()["rxErrors"], 2);
   next.close();
 }, whyNot !== null);
 
