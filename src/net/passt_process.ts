@@ -116,33 +116,31 @@ export function startPasst(
   program: string,
   args: readonly string[],
 ): StartedPasst {
-  const [socket, theirs] = socketPair();
-  const [stderr, writer] = createPipe();
+  using undo = new DisposableStack();
+  using passed = new DisposableStack();
   const O_RDWR = 2;
-  try {
-    // passt sends the end of a frame that did not fit as a blocking write.
-    setBlocking(theirs.number);
-    using nothing = openFd("/dev/null", O_RDWR);
-    const child = spawnProcess({
-      program,
-      args,
-      env: environment(),
-      fds: [
-        { from: nothing.number, to: 0 },
-        { from: nothing.number, to: 1 },
-        { from: writer.number, to: 2 },
-        { from: theirs.number, to: SOCKET_FD },
-      ],
-    });
-    return { child, stderr, socket };
-  } catch (error) {
-    socket.close();
-    stderr.close();
-    throw error;
-  } finally {
-    theirs.close();
-    writer.close();
-  }
+  const [socket, theirs] = socketPair();
+  undo.use(socket);
+  passed.use(theirs);
+  const [stderr, writer] = createPipe();
+  undo.use(stderr);
+  passed.use(writer);
+  // passt sends the end of a frame that did not fit as a blocking write.
+  setBlocking(theirs.number);
+  const nothing = passed.use(openFd("/dev/null", O_RDWR));
+  const child = spawnProcess({
+    program,
+    args,
+    env: environment(),
+    fds: [
+      { from: nothing.number, to: 0 },
+      { from: nothing.number, to: 1 },
+      { from: writer.number, to: 2 },
+      { from: theirs.number, to: SOCKET_FD },
+    ],
+  });
+  undo.move();
+  return { child, stderr, socket };
 }
 
 /** A running passt. It ends by itself when its socket is closed, so not even our own sudden end leaves one behind. */

@@ -1,0 +1,37 @@
+/**
+ * A program for passt_test.ts, to be run with few descriptors: starts passt with ever fewer of them left, and prints for
+ * each attempt how many there were before it and after it.
+ *
+ * @module
+ */
+
+import { Errno, ErrnoError } from "../../src/errno.ts";
+import { type Fd, openFd } from "../../src/libc/mod.ts";
+import { startPasst } from "../../src/net/passt_process.ts";
+
+/** Takes all descriptors that are left. */
+function takeAll(): Fd[] {
+  const taken: Fd[] = [];
+  for (;;) {
+    try {
+      taken.push(openFd("/dev/null", 0));
+    } catch (error) {
+      if ((error as ErrnoError).errno !== Errno.EMFILE) throw error;
+      return taken;
+    }
+  }
+}
+
+const held = takeAll();
+for (let free = 0; free < 5; free++) {
+  for (const fd of held.splice(0, free)) fd.close();
+  try {
+    startPasst("/bin/true", ["true"]);
+    console.log("it was started");
+  } catch (error) {
+    if (!(error instanceof ErrnoError)) throw error;
+    const left = takeAll();
+    console.log(`${free} ${left.length} ${error.code}`);
+    held.push(...left);
+  }
+}
