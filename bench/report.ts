@@ -54,7 +54,8 @@ export function atMost(
 
 function format(value: number): string {
   if (value === 0) return "0";
-  return Math.abs(value) >= 1000
+  // From here on three digits would be shown as a power of ten.
+  return Math.abs(value) >= 999.5
     ? Math.round(value).toLocaleString("en-US")
     : value.toPrecision(3);
 }

@@ -21,3 +21,13 @@ Deno.test("table says why a figure was left out", () => {
     /round trip +– +left out: there is no cc/,
   );
 });
+
+Deno.test("table writes figures without powers of ten", () => {
+  const shown = (value: number) =>
+    table("t", [{ name: "n", value, unit: "µs" }]).split("\n")[1]!.trim();
+  assertEquals(
+    [0, 0.1234, 999.4, 999.5, 999.96, 1000, 1234567.8].map(shown),
+    ["0", "0.123", "999", "1,000", "1,000", "1,000", "1,234,568"]
+      .map((text) => `n  ${text}  µs`),
+  );
+});
