@@ -182,9 +182,14 @@ function tokenize(args: readonly string[]) {
       tokens: true,
     }).tokens;
   } catch (error) {
-    const reason = (error as Error).message.split(/\. |\n/)[0];
+    const { message } = error as Error;
+    const reason = message.split(/\.\s/)[0];
+    // A value that begins with a dash could be an option by itself.
+    const remedy = /ambiguous/.test(message)
+      ? "give its value, with = if it begins with a dash"
+      : "see --help";
     throw new UsageError(
-      `Cannot understand the command line: ${reason}; see --help`,
+      `Cannot understand the command line: ${reason}; ${remedy}`,
     );
   }
 }

@@ -20,7 +20,7 @@ export const COMMON_DEVICE_OPTIONS: readonly OptionSpec[] = [
     name: "iothread",
     syntax: "N[:N...]",
     help:
-      "which of the --iothreads it lives on, counted from 0; further ones share its queues",
+      "which of the --iothreads it lives on, counted from 0; further ones share the queues of a model that can",
     default: "the one with the fewest devices",
   },
 ];

@@ -190,6 +190,14 @@ async function run(command: RunCommand): Promise<number> {
   }
 }
 
+/** One line, whatever was on the command line. */
+function oneLine(text: string): string {
+  return text.replaceAll("\n", "\\n").replace(
+    /\p{Cc}/gu,
+    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
+  );
+}
+
 /**
  * Runs the command line.
  *
@@ -219,9 +227,8 @@ export async function main(args: readonly string[]): Promise<number> {
         return command satisfies never;
     }
   } catch (error) {
-    console.error(
-      `outboard: ${error instanceof Error ? error.message : String(error)}`,
-    );
+    const message = error instanceof Error ? error.message : String(error);
+    console.error(`outboard: ${oneLine(message)}`);
     return Exit.USAGE;
   }
 }

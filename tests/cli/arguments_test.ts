@@ -88,6 +88,7 @@ Deno.test("parseCommandLine says in one line what would be right", () => {
     [["--device", "a"], "one for each"],
     [["--socket", "/tmp/a"], "--device"],
     [["--bogus"], "--bogus"],
+    [["--poll", "-1"], "'--poll' argument is ambiguous; give its value"],
     [["stray"], "stray"],
     [["--device"], "--device"],
     [["--device", "a", "--fd", "2"], "3 or more"],

@@ -51,6 +51,7 @@ Deno.test("the command refuses with status 2 and one line that says what would b
     [["--device", "nope", "--socket", socket], /virtio-net/],
     [["--device", "./nope.ts", "--socket", socket], /no such file/],
     [["--device", "virtio-net,mtu=3", "--socket", socket], /mtu=3/],
+    [["--device", "virtio-net,mtu=1\n5", "--socket", socket], /mtu=1\\n5:/],
     [["--device", "virtio-net,colour=red", "--socket", socket], /colour/],
     [["--device", "virtio-net,net=wifi", "--socket", socket], /user, tap/],
     [["--device", "virtio-net", "--fd", "77"], /not open/],
