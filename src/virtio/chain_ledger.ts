@@ -31,19 +31,19 @@ export function assumedBytes(chain: Chain): number {
  *     ↑____unpop____|
  * ```
  * Without IN_ORDER chains go back in the order of {@linkcode ChainLedger.push}; with it, in the order of
- * {@linkcode ChainLedger.pop}, and a chain that is done waits for those before it. Nothing here allocates after
- * construction.
+ * {@linkcode ChainLedger.pop}, and a chain that is done waits for those before it. At first there are no
+ * chains, and nothing but {@linkcode ChainLedger.reset} allocates.
  */
 export class ChainLedger {
-  readonly #size: number;
-  readonly #inOrder: boolean;
-  readonly #state: Uint8Array;
-  readonly #written: Uint32Array;
-  readonly #assumed: Uint32Array;
+  #size = 0;
+  #inOrder = false;
+  #state = new Uint8Array(0);
+  #written = new Uint32Array(0);
+  #assumed = new Uint32Array(0);
   /** Heads in the order they were popped; circular, so is the next. */
-  readonly #popped: Uint16Array;
+  #popped = new Uint16Array(0);
   /** Heads in the order they go back: those pushed, or the same array. */
-  readonly #returning: Uint16Array;
+  #returning = new Uint16Array(0);
   /** Where the next popped and the next pushed head is noted, and which goes back next. */
   #popAt = 0;
   #pushAt = 0;
@@ -51,8 +51,13 @@ export class ChainLedger {
   #outstanding = 0;
   #done = 0;
 
-  /** @param size Heads are below it, 0–32768 */
-  constructor(size: number, inOrder: boolean) {
+  /**
+   * Forgets all chains.
+   *
+   * @param size Heads are below it, 0–32768
+   * @param inOrder Whether chains go back in the order of {@linkcode ChainLedger.pop}
+   */
+  reset(size: number, inOrder: boolean): void {
     this.#size = size;
     this.#inOrder = inOrder;
     this.#state = new Uint8Array(size);
@@ -60,6 +65,8 @@ export class ChainLedger {
     this.#assumed = new Uint32Array(size);
     this.#popped = new Uint16Array(size);
     this.#returning = inOrder ? this.#popped : new Uint16Array(size);
+    this.#popAt = this.#pushAt = this.#nextAt = 0;
+    this.#outstanding = this.#done = 0;
   }
 
   /** How many chains are with the device. */
@@ -81,13 +88,12 @@ export class ChainLedger {
    * The device takes a chain.
    *
    * @param head Not with the device yet
-   * @param assumed What {@linkcode assumedBytes} says of it
    */
-  pop(head: number, assumed: number): void {
+  pop(head: number, chain: Chain): void {
     const at = this.#popAt;
     this.#state[head] = HELD;
     // −1 becomes 2^32−1, more than a chain of both kinds can hold.
-    if (this.#inOrder) this.#assumed[head] = assumed;
+    if (this.#inOrder) this.#assumed[head] = assumedBytes(chain);
     this.#popped[at] = head;
     this.#popAt = at + 1 === this.#size ? 0 : at + 1;
     this.#outstanding++;

@@ -5,44 +5,22 @@
  */
 
 import { Errno } from "../errno.ts";
-import {
-  Access,
-  type GuestMemory,
-  type MemoryWindow,
-} from "../memory/guest_memory.ts";
-import { MappedWindow } from "../memory/mapped_window.ts";
-import { assumedBytes, ChainLedger } from "./chain_ledger.ts";
-import {
-  VIRTQUEUE_MAX_SIZE,
-  VRING_DESC_F,
-  VRING_PACKED_DESC,
-  VRING_PACKED_EVENT,
-  VRING_PACKED_EVENT_F_WRAP_CTR,
-  VRING_PACKED_EVENT_FLAG,
-} from "./defs.ts";
-import { type Features, VIRTIO_F } from "./features.ts";
+import type { GuestMemory } from "../memory/guest_memory.ts";
+import type { ChainLedger } from "./chain_ledger.ts";
+import { VRING_DESC_F, VRING_PACKED_DESC } from "./defs.ts";
+import type { Features } from "./features.ts";
 import {
   availableMark,
   OWNER_MASK,
   PackedChainReader,
   usedMark,
 } from "./packed_chain_reader.ts";
+import { offWrap, PackedEvents } from "./packed_events.ts";
 import type { Chain } from "./queue.ts";
 import type { QueueAddresses, Ring } from "./ring.ts";
+import { RingCore } from "./ring_core.ts";
+import { PACKED_LAYOUT } from "./ring_layout.ts";
 import type { RingState } from "./ring_state.ts";
-import { checkPackedAddresses } from "./ring_layout.ts";
-
-/** No generation of any memory: the ring must be resolved before it is touched. */
-const UNRESOLVED = -1;
-const WRAP_BIT = 1 << VRING_PACKED_EVENT_F_WRAP_CTR;
-const OFFSET_MASK = WRAP_BIT - 1;
-const EVENT_FLAGS_MASK = 3;
-
-/** Stands for a part of the ring that is not resolved; it is never accessed. */
-const NO_WINDOW: MemoryWindow = new MappedWindow(new ArrayBuffer(0), 0, 0);
-
-/** What a disabled queue holds. */
-const NO_CHAINS = new ChainLedger(0, false);
 
 /**
  * A packed virtqueue as the device sees it. Chains are known by their buffer ids, which are below the queue size.
@@ -62,26 +40,10 @@ export class PackedQueue implements Ring {
   readonly index: number;
   readonly maxSize: number;
   suppressed = 0;
-  /** Whether the queue is polled, so that the driver is not asked to notify. */
-  #polled: boolean;
-  /** Whether the device wants to be notified, once nobody polls. */
-  #wantsNotification = true;
-  readonly #memory: GuestMemory;
+  readonly #core: RingCore;
+  readonly #ledger: ChainLedger;
+  readonly #events: PackedEvents;
   readonly #reader: PackedChainReader;
-
-  #addresses: QueueAddresses | null = null;
-  #suspended = false;
-  #held = false;
-  #eventIdx = false;
-  #indirect = false;
-  #inOrder = false;
-  #size = 0;
-
-  #generation = UNRESOLVED;
-  #desc = NO_WINDOW;
-  #driverEvent = NO_WINDOW;
-  #deviceEvent = NO_WINDOW;
-
   /** Which descriptor is looked at for the next chain, and the wrap counter there. */
   #availAt = 0;
   #availWrap = true;
@@ -92,13 +54,8 @@ export class PackedQueue implements Ring {
   #outstanding = 0;
   /** How many descriptors from `#availAt` on a poll has found available. */
   #seen = 0;
-  /** What the flags in the device's event suppression structure are. */
-  #eventFlags: number = VRING_PACKED_EVENT_FLAG.ENABLE;
-  #ledger = NO_CHAINS;
   /** How many descriptors of the ring a chain has, by buffer id. */
   #descriptors = new Uint16Array(0);
-
-  #lastError = "";
 
   /**
    * @param index Number of the queue in its device
@@ -111,28 +68,24 @@ export class PackedQueue implements Ring {
     maxSize: number,
     polled = false,
   ) {
-    if (
-      !Number.isInteger(maxSize) || maxSize < 1 || maxSize > VIRTQUEUE_MAX_SIZE
-    ) {
-      throw new RangeError(`Cannot make a queue of ${maxSize} entries`);
-    }
-    this.#memory = memory;
+    this.#core = new RingCore(memory, PACKED_LAYOUT, index, maxSize, polled);
+    this.#events = new PackedEvents(this.#core);
+    this.#ledger = this.#core.ledger;
     this.#reader = new PackedChainReader(memory, maxSize);
     this.index = index;
     this.maxSize = maxSize;
-    this.#polled = polled;
   }
 
   get size(): number {
-    return this.#size;
+    return this.#core.size;
   }
 
   get enabled(): boolean {
-    return this.#addresses !== null;
+    return this.#core.enabled;
   }
 
   get lastError(): string {
-    return this.#lastError;
+    return this.#core.lastError;
   }
 
   get inFlight(): number {
@@ -144,112 +97,83 @@ export class PackedQueue implements Ring {
   }
 
   get resolved(): boolean {
-    return this.#generation === this.#memory.generation;
+    return this.#core.resolved;
   }
 
   enable(features: Features, addresses: QueueAddresses): number {
     this.disable();
-    const wrong = checkPackedAddresses(addresses, this.maxSize);
-    if (wrong !== null) {
-      this.#lastError = wrong;
-      return -Errno.EINVAL;
-    }
-    const { size, descIova, availIova, usedIova } = addresses;
-    this.#addresses = { size, descIova, availIova, usedIova };
-    this.#size = size;
-    this.#eventIdx = features.has(VIRTIO_F.RING_EVENT_IDX);
-    this.#indirect = features.has(VIRTIO_F.RING_INDIRECT_DESC);
-    this.#inOrder = features.has(VIRTIO_F.IN_ORDER);
-    this.#ledger = new ChainLedger(size, this.#inOrder);
-    this.#descriptors = new Uint16Array(size);
+    const result = this.#core.enable(features, addresses);
+    if (result < 0) return result;
+    this.#descriptors = new Uint16Array(addresses.size);
     return 0;
   }
 
   disable(): void {
-    this.#addresses = null;
-    this.#size = 0;
-    this.#forgetWindows();
+    this.#core.disable();
     this.#availAt = this.#usedAt = 0;
     this.#availWrap = this.#usedWrap = true;
     this.#outstanding = this.#seen = 0;
-    this.#eventFlags = VRING_PACKED_EVENT_FLAG.ENABLE;
-    this.#ledger = NO_CHAINS;
-    this.#suspended = false;
-    this.#lastError = "";
+    this.#events.reset();
   }
 
   suspend(): void {
-    this.#suspended = true;
-    this.#forgetWindows();
+    this.#core.suspend();
   }
 
   resume(): void {
-    this.#suspended = false;
+    this.#core.resume();
   }
 
   hold(): void {
-    this.#held = true;
+    this.#core.hold();
   }
 
   release(): void {
-    this.#held = false;
+    this.#core.release();
   }
 
   save(): RingState {
-    const at = this.#addresses;
     return {
       format: "packed",
-      enabled: at !== null,
-      size: this.#size,
-      descIova: at?.descIova ?? 0,
-      availIova: at?.availIova ?? 0,
-      usedIova: at?.usedIova ?? 0,
+      ...this.#core.save(),
       availAt: this.#availAt,
       availWrap: this.#availWrap,
       usedAt: this.#usedAt,
       usedWrap: this.#usedWrap,
-      eventFlags: this.#eventFlags,
+      eventFlags: this.#events.flags,
     };
   }
 
   load(features: Features, state: RingState): number {
-    if (state.format !== "packed") {
-      this.disable();
-      return this.#fail(
-        Errno.EINVAL,
-        `a ${state.format} queue was saved, this is a packed one`,
-      );
-    }
-    if (!state.enabled) {
-      this.disable();
-      return 0;
-    }
+    this.disable();
+    if (state.format !== "packed") return this.#core.failFormat(state.format);
+    if (!state.enabled) return 0;
     const result = this.enable(features, state);
     if (result < 0) return result;
-    const { availAt, usedAt } = state;
-    if (availAt >= state.size || usedAt >= state.size) {
+    const { availAt, usedAt, size } = state;
+    if (availAt >= size || usedAt >= size) {
       this.disable();
-      return this.#fail(
+      return this.#core.fail(
         Errno.EINVAL,
-        `descriptors ${availAt} and ${usedAt} do not exist in a queue of ${state.size}`,
+        `descriptors ${availAt} and ${usedAt} do not exist in a queue of ${size}`,
       );
     }
     this.#availAt = availAt;
     this.#availWrap = state.availWrap;
     this.#usedAt = usedAt;
     this.#usedWrap = state.usedWrap;
-    this.#eventFlags = state.eventFlags;
+    this.#events.reset(state.eventFlags);
     return 0;
   }
 
   hasTaken(next: number): boolean {
-    return this.#addresses !== null &&
-      next === (this.#availAt | (this.#availWrap ? WRAP_BIT : 0));
+    return this.#core.enabled &&
+      next === offWrap(this.#availAt, this.#availWrap);
   }
 
   poll(): boolean {
-    if (!this.#ready() || this.#held) return false;
-    const size = this.#size;
+    if (!this.#core.readyToTake()) return false;
+    const size = this.#core.size;
     let found = false;
     let at = this.#availAt + this.#seen;
     let wrap = this.#availWrap;
@@ -272,34 +196,36 @@ export class PackedQueue implements Ring {
   }
 
   pop(chain: Chain): number {
-    if (!this.#ready() || this.#held) return 0;
+    const core = this.#core;
+    if (!core.readyToTake()) return 0;
+    const { desc, size } = core;
+    const ledger = this.#ledger;
     const at = this.#availAt;
-    const flags = this.#desc.loadU16(
+    const flags = desc.loadU16(
       at * VRING_PACKED_DESC.SIZE + VRING_PACKED_DESC.FLAGS,
     );
     if ((flags & OWNER_MASK) !== availableMark(this.#availWrap)) return 0;
-    const size = this.#size;
     if (this.#outstanding === size) {
-      return this.#fail(
+      return core.fail(
         Errno.EINVAL,
         `descriptor ${at} is made available again before it was used (2.8.16)`,
       );
     }
     const count = this.#reader.read(
-      this.#desc,
+      desc,
       size,
       size - this.#outstanding,
-      this.#indirect,
+      core.indirect,
       at,
       this.#availWrap,
       flags,
       chain,
     );
-    if (count < 0) return this.#fail(-count, this.#reader.lastError);
+    if (count < 0) return core.fail(-count, this.#reader.lastError);
     const id = this.#reader.id;
-    if (id >= size || this.#ledger.has(id)) return this.#failId(id);
+    if (id >= size || ledger.has(id)) return this.#failId(id);
     chain.head = id;
-    this.#ledger.pop(id, this.#inOrder ? assumedBytes(chain) : 0);
+    ledger.pop(id, chain);
     this.#descriptors[id] = count;
     this.#outstanding += count;
     this.#seen = this.#seen > count ? this.#seen - count : 0;
@@ -317,16 +243,14 @@ export class PackedQueue implements Ring {
    * @throws {Error} When they were: a mistake of the device model
    */
   unpop(count: number): void {
-    if (this.#addresses === null) return;
+    if (!this.#core.enabled) return;
     for (let i = 0; i < count; i++) {
-      const id = this.#ledger.unpop();
-      if (id < 0) throw this.#notHeld("unpop a chain");
-      const descriptors = this.#descriptors[id]!;
+      const descriptors = this.#descriptors[this.#core.unpop()]!;
       this.#outstanding -= descriptors;
       this.#seen += descriptors;
       this.#availAt -= descriptors;
       if (this.#availAt < 0) {
-        this.#availAt += this.#size;
+        this.#availAt += this.#core.size;
         this.#availWrap = !this.#availWrap;
       }
     }
@@ -338,14 +262,11 @@ export class PackedQueue implements Ring {
    * @throws {Error} When the chain is not with the device: a mistake of the device model
    */
   push(head: number, writtenBytes: number): void {
-    if (this.#addresses === null) return;
-    if (!this.#ledger.push(head, writtenBytes)) {
-      throw this.#notHeld(`push chain ${head}`);
-    }
+    if (!this.#ledger.push(head, writtenBytes)) this.#core.refusePush(head);
   }
 
   publish(): boolean {
-    if (!this.#ready()) return false;
+    if (!this.#core.ready()) return false;
     const ledger = this.#ledger;
     let head = ledger.next();
     if (head < 0) return false;
@@ -375,21 +296,18 @@ export class PackedQueue implements Ring {
     }
     this.#outstanding -= added;
     // The driver looks here next: this shows it everything above (2.8.2).
-    this.#desc.storeU16(
+    this.#core.desc.storeU16(
       first * VRING_PACKED_DESC.SIZE + VRING_PACKED_DESC.FLAGS,
       firstFlags,
     );
-    const wanted = this.#wantsInterrupt(first, firstWrap, added);
+    const wanted = this.#events.wantsInterrupt(first, firstWrap, added);
     if (!wanted) this.suppressed++;
     return wanted;
   }
 
   enableNotifications(): boolean {
-    if (!this.#ready()) return false;
-    this.#wantsNotification = true;
-    // Whoever looks once more would find nothing, for ever.
-    if (this.#held) return false;
-    if (!this.#polled) this.#askForNotification(0);
+    if (!this.#core.beginNotifications()) return false;
+    if (!this.#core.polled) this.#events.ask(this.#availAt, this.#availWrap);
     // As in publish: either we see what the driver made available, or it sees that we want to be notified.
     const more = this.#isAvailable(this.#availAt, this.#availWrap);
     if (more && this.#seen === 0) this.#seen = 1;
@@ -397,66 +315,23 @@ export class PackedQueue implements Ring {
   }
 
   beginPolling(): void {
-    this.#polled = true;
+    this.#core.beginPolling();
   }
 
   endPolling(): boolean {
-    this.#polled = false;
-    if (!this.#wantsNotification || !this.#ready()) return false;
+    if (!this.#core.endPolling()) return false;
     // Not from what was taken last: the driver has passed that where the device leaves chains in the ring.
-    this.#askForNotification(this.#seen);
+    this.#events.ask(this.#availAt + this.#seen, this.#availWrap);
     return this.poll();
   }
 
   disableNotifications(): void {
-    this.#wantsNotification = false;
-    // With EVENT_IDX the descriptor to be notified of lies behind as soon as it is popped, which says it all.
-    if (this.#eventFlags !== VRING_PACKED_EVENT_FLAG.ENABLE || !this.#ready()) {
-      return;
-    }
-    this.#storeEvent(VRING_PACKED_EVENT_FLAG.DISABLE, 0);
-  }
-
-  /** @param ahead From which descriptor behind the next one on the driver is to notify, where it can be told that (2.8.10) */
-  #askForNotification(ahead: number): void {
-    if (this.#eventIdx) {
-      let at = this.#availAt + ahead;
-      let wrap = this.#availWrap;
-      if (at >= this.#size) {
-        at -= this.#size;
-        wrap = !wrap;
-      }
-      this.#storeEvent(
-        VRING_PACKED_EVENT_FLAG.DESC,
-        at | (wrap ? WRAP_BIT : 0),
-      );
-    } else if (this.#eventFlags !== VRING_PACKED_EVENT_FLAG.ENABLE) {
-      this.#storeEvent(VRING_PACKED_EVENT_FLAG.ENABLE, 0);
-    }
-  }
-
-  #storeEvent(flags: number, offWrap: number): void {
-    this.#eventFlags = flags;
-    this.#deviceEvent.storeU32(
-      0,
-      offWrap | (flags << (VRING_PACKED_EVENT.FLAGS * 8)),
-    );
-  }
-
-  /** Whether the driver wants to know that `added` descriptors from `first` on were used (2.8.10). */
-  #wantsInterrupt(first: number, wrap: boolean, added: number): boolean {
-    const word = this.#driverEvent.loadU32(0);
-    const flags = (word >>> (VRING_PACKED_EVENT.FLAGS * 8)) & EVENT_FLAGS_MASK;
-    if (flags === VRING_PACKED_EVENT_FLAG.DISABLE) return false;
-    // What must not be there, DESC without EVENT_IDX and 3, costs the driver an interrupt too many.
-    if (flags !== VRING_PACKED_EVENT_FLAG.DESC || !this.#eventIdx) return true;
-    const sameLap = ((word & WRAP_BIT) !== 0) === wrap;
-    const distance = (word & OFFSET_MASK) - first + (sameLap ? 0 : this.#size);
-    return distance >= 0 && distance < added;
+    this.#core.endNotifications();
+    this.#events.spare();
   }
 
   #isAvailable(at: number, wrap: boolean): boolean {
-    const flags = this.#desc.loadU16(
+    const flags = this.#core.desc.loadU16(
       at * VRING_PACKED_DESC.SIZE + VRING_PACKED_DESC.FLAGS,
     );
     return (flags & OWNER_MASK) === availableMark(wrap);
@@ -464,9 +339,10 @@ export class PackedQueue implements Ring {
 
   /** Writes a used descriptor, but not the flags of the first; returns those. */
   #writeUsed(at: number, wrap: boolean, id: number, isFirst: boolean): number {
-    const written = this.#ledger.written(id);
+    const { desc } = this.#core;
+    const ledger = this.#ledger;
+    const written = ledger.written(id);
     const from = at * VRING_PACKED_DESC.SIZE;
-    const desc = this.#desc;
     const flags = usedMark(wrap) | (written > 0 ? VRING_DESC_F.WRITE : 0);
     desc.setU32(from + VRING_PACKED_DESC.LEN, written);
     desc.setU16(from + VRING_PACKED_DESC.ID, id);
@@ -476,59 +352,17 @@ export class PackedQueue implements Ring {
 
   #advanceUsed(count: number): void {
     this.#usedAt += count;
-    if (this.#usedAt < this.#size) return;
-    this.#usedAt -= this.#size;
+    if (this.#usedAt < this.#core.size) return;
+    this.#usedAt -= this.#core.size;
     this.#usedWrap = !this.#usedWrap;
   }
 
-  /** Whether the ring may be touched: a single comparison once it is resolved. */
-  #ready(): boolean {
-    return this.#generation === this.#memory.generation || this.#resolve();
-  }
-
-  #resolve(): boolean {
-    const at = this.#addresses;
-    this.#forgetWindows();
-    if (at === null || this.#suspended) return false;
-    const memory = this.#memory;
-    const desc = memory.window(
-      at.descIova,
-      at.size * VRING_PACKED_DESC.SIZE,
-      Access.READ | Access.WRITE,
-    );
-    const length = VRING_PACKED_EVENT.SIZE;
-    const driver = memory.window(at.availIova, length, Access.READ);
-    const device = memory.window(at.usedIova, length, Access.WRITE);
-    if (desc === null || driver === null || device === null) return false;
-    this.#desc = desc;
-    this.#driverEvent = driver;
-    this.#deviceEvent = device;
-    this.#generation = memory.generation;
-    return true;
-  }
-
-  #forgetWindows(): void {
-    this.#generation = UNRESOLVED;
-    this.#desc = this.#driverEvent = this.#deviceEvent = NO_WINDOW;
-  }
-
-  #notHeld(action: string): Error {
-    return new Error(
-      `Cannot ${action} of queue ${this.index}: the device does not hold it`,
-    );
-  }
-
   #failId(id: number): number {
-    return this.#fail(
+    return this.#core.fail(
       Errno.EINVAL,
-      id >= this.#size
-        ? `buffer id ${id} in a queue of ${this.#size} (2.8.22)`
+      id >= this.#core.size
+        ? `buffer id ${id} in a queue of ${this.#core.size} (2.8.22)`
         : `buffer id ${id} is made available again before it was used (2.8.16)`,
     );
-  }
-
-  #fail(errno: number, message: string): number {
-    this.#lastError = `queue ${this.index}: ${message}`;
-    return -errno;
   }
 }

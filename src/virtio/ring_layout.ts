@@ -5,7 +5,9 @@
  */
 
 import { hex, isPowerOfTwo } from "../bits.ts";
+import { Access } from "../memory/guest_memory.ts";
 import {
+  VIRTQUEUE_MAX_SIZE,
   VRING_ALIGN,
   VRING_AVAIL,
   VRING_DESC,
@@ -15,6 +17,35 @@ import {
   VRING_USED,
 } from "./defs.ts";
 import type { QueueAddresses } from "./ring.ts";
+import type { RingState } from "./ring_state.ts";
+
+/** A range of guest memory that the device accesses, and how. */
+export interface RingPart {
+  readonly iova: number;
+  readonly lengthBytes: number;
+  readonly access: Access;
+}
+
+/** The parts of one ring. */
+export interface RingParts {
+  /** The descriptor area. */
+  readonly desc: RingPart;
+  /** The driver area: the available ring, or the driver's event suppression. */
+  readonly driverArea: RingPart;
+  /** The device area: the used ring, or the device's event suppression. */
+  readonly deviceArea: RingPart;
+}
+
+/** What the format of a ring says of where it may be. */
+export interface RingLayout {
+  readonly format: RingState["format"];
+  /** Whether a device can offer a queue of this size. */
+  allowsMaxSize(maxSize: number): boolean;
+  /** What is wrong with the place a driver has chosen; null when nothing is. */
+  check(at: QueueAddresses, maxSize: number): string | null;
+  /** What the device accesses. */
+  parts(at: QueueAddresses, eventIdx: boolean): RingParts;
+}
 
 /** One part of a queue: its name for messages, address, alignment and length in bytes. */
 type Part = readonly [
@@ -76,6 +107,40 @@ export function checkPackedAddresses(
     ["driver event suppression", at.availIova, EVENT, eventBytes],
     ["device event suppression", at.usedIova, EVENT, eventBytes],
   ], "2.8.11");
+}
+
+/** {@linkcode RingLayout} of split queues. */
+export const SPLIT_LAYOUT: RingLayout = {
+  format: "split",
+  allowsMaxSize: (maxSize) =>
+    isPowerOfTwo(maxSize) && maxSize <= VIRTQUEUE_MAX_SIZE,
+  check: checkSplitAddresses,
+  parts: ({ size, descIova, availIova, usedIova }, eventIdx) => ({
+    desc: part(descIova, size * VRING_DESC.SIZE, Access.READ),
+    driverArea: part(availIova, availBytes(size, eventIdx), Access.READ),
+    deviceArea: part(usedIova, usedBytes(size, eventIdx), Access.WRITE),
+  }),
+};
+
+/** {@linkcode RingLayout} of packed queues. */
+export const PACKED_LAYOUT: RingLayout = {
+  format: "packed",
+  allowsMaxSize: (maxSize) =>
+    Number.isInteger(maxSize) && maxSize >= 1 && maxSize <= VIRTQUEUE_MAX_SIZE,
+  check: checkPackedAddresses,
+  parts: ({ size, descIova, availIova, usedIova }) => ({
+    desc: part(
+      descIova,
+      size * VRING_PACKED_DESC.SIZE,
+      Access.READ | Access.WRITE,
+    ),
+    driverArea: part(availIova, VRING_PACKED_EVENT.SIZE, Access.READ),
+    deviceArea: part(usedIova, VRING_PACKED_EVENT.SIZE, Access.WRITE),
+  }),
+};
+
+function part(iova: number, lengthBytes: number, access: Access): RingPart {
+  return { iova, lengthBytes, access };
 }
 
 function checkParts(parts: readonly Part[], section: string): string | null {

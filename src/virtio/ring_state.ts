@@ -7,7 +7,7 @@
 import { StateReader } from "../state_reader.ts";
 
 /** What queues of either format have. */
-interface RingPlace {
+export interface RingPlace {
   /** Whether the driver has enabled the queue; nothing else counts when it has not. */
   readonly enabled: boolean;
   /** Entries of the ring. */

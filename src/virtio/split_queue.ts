@@ -5,44 +5,27 @@
  */
 
 import { Errno } from "../errno.ts";
-import { isPowerOfTwo } from "../bits.ts";
-import {
-  Access,
-  type GuestMemory,
-  type MemoryWindow,
-} from "../memory/guest_memory.ts";
-import { MappedWindow } from "../memory/mapped_window.ts";
-import { assumedBytes, ChainLedger } from "./chain_ledger.ts";
+import type { GuestMemory, MemoryWindow } from "../memory/guest_memory.ts";
+import type { ChainLedger } from "./chain_ledger.ts";
 import { ChainReader } from "./chain_reader.ts";
 import {
-  VIRTQUEUE_MAX_SIZE,
   VRING_AVAIL,
   VRING_AVAIL_F_NO_INTERRUPT,
-  VRING_DESC,
   VRING_USED,
   VRING_USED_F_NO_NOTIFY,
 } from "./defs.ts";
-import { type Features, VIRTIO_F } from "./features.ts";
+import type { Features } from "./features.ts";
 import type { Chain } from "./queue.ts";
 import type { QueueAddresses, Ring } from "./ring.ts";
-import type { RingState } from "./ring_state.ts";
+import { RingCore } from "./ring_core.ts";
 import {
-  availBytes,
   availEventOffset,
-  checkSplitAddresses,
-  usedBytes,
+  SPLIT_LAYOUT,
   usedEventOffset,
 } from "./ring_layout.ts";
+import type { RingState } from "./ring_state.ts";
 
-/** No generation of any memory: the ring must be resolved before it is touched. */
-const UNRESOLVED = -1;
 const INDEX_MASK = 0xffff;
-
-/** Stands for a part of the ring that is not resolved; it is never accessed. */
-const NO_WINDOW: MemoryWindow = new MappedWindow(new ArrayBuffer(0), 0, 0);
-
-/** What a disabled queue holds. */
-const NO_CHAINS = new ChainLedger(0, false);
 
 /**
  * A split virtqueue as the device sees it.
@@ -61,27 +44,9 @@ export class SplitQueue implements Ring {
   readonly index: number;
   readonly maxSize: number;
   suppressed = 0;
-  /** Whether the queue is polled, so that the driver is not asked to notify. */
-  #polled: boolean;
-  /** Whether the device wants to be notified, once nobody polls. */
-  #wantsNotification = true;
-  readonly #memory: GuestMemory;
+  readonly #core: RingCore;
+  readonly #ledger: ChainLedger;
   readonly #reader: ChainReader;
-
-  #addresses: QueueAddresses | null = null;
-  #suspended = false;
-  #held = false;
-  #eventIdx = false;
-  #indirect = false;
-  #inOrder = false;
-  #size = 0;
-  #mask = 0;
-
-  #generation = UNRESOLVED;
-  #desc = NO_WINDOW;
-  #avail = NO_WINDOW;
-  #used = NO_WINDOW;
-
   /** Which available entry is taken next. */
   #lastAvail = 0;
   /** The driver's `idx` when it was last looked at. */
@@ -91,9 +56,6 @@ export class SplitQueue implements Ring {
   /** The used index as the driver knows it. */
   #usedIdx = 0;
   #notificationsOff = false;
-  #ledger = NO_CHAINS;
-
-  #lastError = "";
 
   /**
    * @param index Number of the queue in its device
@@ -106,26 +68,23 @@ export class SplitQueue implements Ring {
     maxSize: number,
     polled = false,
   ) {
-    if (!isPowerOfTwo(maxSize) || maxSize > VIRTQUEUE_MAX_SIZE) {
-      throw new RangeError(`Cannot make a queue of ${maxSize} entries`);
-    }
-    this.#memory = memory;
+    this.#core = new RingCore(memory, SPLIT_LAYOUT, index, maxSize, polled);
+    this.#ledger = this.#core.ledger;
     this.#reader = new ChainReader(memory, maxSize);
     this.index = index;
     this.maxSize = maxSize;
-    this.#polled = polled;
   }
 
   get size(): number {
-    return this.#size;
+    return this.#core.size;
   }
 
   get enabled(): boolean {
-    return this.#addresses !== null;
+    return this.#core.enabled;
   }
 
   get lastError(): string {
-    return this.#lastError;
+    return this.#core.lastError;
   }
 
   get inFlight(): number {
@@ -137,66 +96,41 @@ export class SplitQueue implements Ring {
   }
 
   get resolved(): boolean {
-    return this.#generation === this.#memory.generation;
+    return this.#core.resolved;
   }
 
   enable(features: Features, addresses: QueueAddresses): number {
     this.disable();
-    const wrong = checkSplitAddresses(addresses, this.maxSize);
-    if (wrong !== null) {
-      this.#lastError = wrong;
-      return -Errno.EINVAL;
-    }
-    const { size, descIova, availIova, usedIova } = addresses;
-    this.#addresses = { size, descIova, availIova, usedIova };
-    this.#size = size;
-    this.#mask = size - 1;
-    this.#eventIdx = features.has(VIRTIO_F.RING_EVENT_IDX);
-    this.#indirect = features.has(VIRTIO_F.RING_INDIRECT_DESC);
-    this.#inOrder = features.has(VIRTIO_F.IN_ORDER);
-    this.#ledger = new ChainLedger(size, this.#inOrder);
-    return 0;
+    return this.#core.enable(features, addresses);
   }
 
   disable(): void {
-    this.#addresses = null;
-    this.#size = 0;
-    this.#mask = 0;
-    this.#forgetWindows();
+    this.#core.disable();
     this.#lastAvail = this.#availIdx = this.#polledIdx = 0;
     this.#usedIdx = 0;
-    this.#ledger = NO_CHAINS;
     this.#notificationsOff = false;
-    this.#suspended = false;
-    this.#lastError = "";
   }
 
   suspend(): void {
-    this.#suspended = true;
-    this.#forgetWindows();
+    this.#core.suspend();
   }
 
   resume(): void {
-    this.#suspended = false;
+    this.#core.resume();
   }
 
   hold(): void {
-    this.#held = true;
+    this.#core.hold();
   }
 
   release(): void {
-    this.#held = false;
+    this.#core.release();
   }
 
   save(): RingState {
-    const at = this.#addresses;
     return {
       format: "split",
-      enabled: at !== null,
-      size: this.#size,
-      descIova: at?.descIova ?? 0,
-      availIova: at?.availIova ?? 0,
-      usedIova: at?.usedIova ?? 0,
+      ...this.#core.save(),
       availIdx: this.#lastAvail,
       usedIdx: this.#usedIdx,
       notificationsOff: this.#notificationsOff,
@@ -204,25 +138,17 @@ export class SplitQueue implements Ring {
   }
 
   load(features: Features, state: RingState): number {
-    if (state.format !== "split") {
-      this.disable();
-      return this.#fail(
-        Errno.EINVAL,
-        `a ${state.format} queue was saved, this is a split one`,
-      );
-    }
-    if (!state.enabled) {
-      this.disable();
-      return 0;
-    }
+    this.disable();
+    if (state.format !== "split") return this.#core.failFormat(state.format);
+    if (!state.enabled) return 0;
     const result = this.enable(features, state);
     if (result < 0) return result;
-    const { availIdx, usedIdx } = state;
-    if (((availIdx - usedIdx) & INDEX_MASK) > this.#size) {
+    const { availIdx, usedIdx, size } = state;
+    if (((availIdx - usedIdx) & INDEX_MASK) > size) {
       this.disable();
-      return this.#fail(
+      return this.#core.fail(
         Errno.EINVAL,
-        `indices ${availIdx} and ${usedIdx} are further apart than ${state.size} entries`,
+        `indices ${availIdx} and ${usedIdx} are further apart than ${size} entries`,
       );
     }
     this.#lastAvail = this.#availIdx = this.#polledIdx = availIdx;
@@ -232,56 +158,52 @@ export class SplitQueue implements Ring {
   }
 
   hasTaken(next: number): boolean {
-    return next === this.#lastAvail && this.#addresses !== null;
+    return next === this.#lastAvail && this.#core.enabled;
   }
 
   poll(): boolean {
-    if (!this.#ready() || this.#held) return false;
-    const idx = this.#avail.loadU16(VRING_AVAIL.IDX);
+    if (!this.#core.readyToTake()) return false;
+    const idx = this.#core.driverArea.loadU16(VRING_AVAIL.IDX);
     if (idx === this.#polledIdx) return false;
     this.#polledIdx = idx;
     return true;
   }
 
   pop(chain: Chain): number {
-    if (!this.#ready() || this.#held) return 0;
+    const core = this.#core;
+    if (!core.readyToTake()) return 0;
     const next = this.#lastAvail;
     if (next === this.#availIdx) {
       const result = this.#lookForAvailable();
       if (result <= 0) return result;
     }
-    if (this.#ledger.outstanding === this.#size) {
-      return this.#fail(
+    if (this.#ledger.outstanding === core.size) {
+      return core.fail(
         Errno.EINVAL,
-        `more than ${this.#size} chains are available at once (2.7.13)`,
+        `more than ${core.size} chains are available at once (2.7.13)`,
       );
     }
-    const slot = next & this.#mask;
-    const head = this.#avail.getU16(
+    const slot = next & (core.size - 1);
+    const head = core.driverArea.getU16(
       VRING_AVAIL.RING + slot * VRING_AVAIL.ENTRY_SIZE,
     );
-    if (head >= this.#size) {
-      return this.#fail(
+    if (head >= core.size) {
+      return core.fail(
         Errno.EINVAL,
-        `available entry ${slot} names descriptor ${head} of ${this.#size} (2.7.6)`,
+        `available entry ${slot} names descriptor ${head} of ${core.size} (2.7.6)`,
       );
     }
     if (this.#ledger.has(head)) {
-      return this.#fail(
+      return core.fail(
         Errno.EINVAL,
         `descriptor ${head} is made available again before it was used (2.7.13.1)`,
       );
     }
-    const result = this.#reader.read(
-      this.#desc,
-      this.#size,
-      this.#indirect,
-      head,
-      chain,
-    );
-    if (result < 0) return this.#fail(-result, this.#reader.lastError);
+    const { desc, size, indirect } = core;
+    const result = this.#reader.read(desc, size, indirect, head, chain);
+    if (result < 0) return core.fail(-result, this.#reader.lastError);
     chain.head = head;
-    this.#ledger.pop(head, this.#inOrder ? assumedBytes(chain) : 0);
+    this.#ledger.pop(head, chain);
     this.#lastAvail = (next + 1) & INDEX_MASK;
     return 1;
   }
@@ -292,9 +214,9 @@ export class SplitQueue implements Ring {
    * @throws {Error} When they were: a mistake of the device model
    */
   unpop(count: number): void {
-    if (this.#addresses === null) return;
+    if (!this.#core.enabled) return;
     for (let i = 0; i < count; i++) {
-      if (this.#ledger.unpop() < 0) throw this.#notHeld("unpop a chain");
+      this.#core.unpop();
       this.#lastAvail = (this.#lastAvail - 1) & INDEX_MASK;
     }
   }
@@ -305,145 +227,100 @@ export class SplitQueue implements Ring {
    * @throws {Error} When the chain is not with the device: a mistake of the device model
    */
   push(head: number, writtenBytes: number): void {
-    if (this.#addresses === null) return;
-    if (!this.#ledger.push(head, writtenBytes)) {
-      throw this.#notHeld(`push chain ${head}`);
-    }
+    if (!this.#ledger.push(head, writtenBytes)) this.#core.refusePush(head);
   }
 
   publish(): boolean {
-    if (!this.#ready()) return false;
+    const core = this.#core;
+    if (!core.ready()) return false;
     const before = this.#usedIdx;
-    const after = this.#inOrder ? this.#writeBatches() : this.#writeAll();
+    const after = core.inOrder ? this.#writeBatches() : this.#writeAll();
     if (before === after) return false;
-    this.#used.storeU16(VRING_USED.IDX, after);
+    core.deviceArea.storeU16(VRING_USED.IDX, after);
     this.#usedIdx = after;
     // The store above comes before these loads for everyone (see the class), so either we see that the driver
     // wants an interrupt, or the driver sees the new index after it asked for one.
-    const wanted = this.#eventIdx
+    const wanted = core.eventIdx
       ? needsEvent(
-        this.#avail.loadU16(usedEventOffset(this.#size)),
+        core.driverArea.loadU16(usedEventOffset(core.size)),
         after,
         before,
       )
-      : (this.#avail.loadU16(VRING_AVAIL.FLAGS) &
+      : (core.driverArea.loadU16(VRING_AVAIL.FLAGS) &
         VRING_AVAIL_F_NO_INTERRUPT) === 0;
     if (!wanted) this.suppressed++;
     return wanted;
   }
 
   enableNotifications(): boolean {
-    if (!this.#ready()) return false;
-    this.#wantsNotification = true;
-    // Whoever looks once more would find nothing, for ever.
-    if (this.#held) return false;
-    if (this.#polled) {
-      return this.#avail.loadU16(VRING_AVAIL.IDX) !== this.#lastAvail;
+    const core = this.#core;
+    if (!core.beginNotifications()) return false;
+    if (core.polled) {
+      return core.driverArea.loadU16(VRING_AVAIL.IDX) !== this.#lastAvail;
     }
     this.#askForNotification(this.#lastAvail);
     // As in publish: either we see the driver's new index, or the driver sees that we want to be notified.
-    const idx = this.#avail.loadU16(VRING_AVAIL.IDX);
+    const idx = core.driverArea.loadU16(VRING_AVAIL.IDX);
     this.#polledIdx = idx;
     return idx !== this.#lastAvail;
   }
 
   /** @param availIdx From which index on the driver is to notify, where it can be told that (2.7.10) */
   #askForNotification(availIdx: number): void {
-    if (this.#eventIdx) {
-      this.#used.storeU16(availEventOffset(this.#size), availIdx);
+    const core = this.#core;
+    if (core.eventIdx) {
+      core.deviceArea.storeU16(availEventOffset(core.size), availIdx);
     } else if (this.#notificationsOff) {
-      this.#used.storeU16(VRING_USED.FLAGS, 0);
+      core.deviceArea.storeU16(VRING_USED.FLAGS, 0);
     }
     this.#notificationsOff = false;
   }
 
   beginPolling(): void {
-    this.#polled = true;
+    this.#core.beginPolling();
   }
 
   endPolling(): boolean {
-    this.#polled = false;
-    if (!this.#wantsNotification || !this.#ready()) return false;
+    if (!this.#core.endPolling()) return false;
     // Not from what was taken last: the driver has passed that where the device leaves chains in the ring.
     this.#askForNotification(this.#polledIdx);
     return this.poll();
   }
 
   disableNotifications(): void {
-    this.#wantsNotification = false;
-    if (this.#notificationsOff || !this.#ready()) return;
+    const core = this.#core;
+    core.endNotifications();
+    if (this.#notificationsOff || !core.ready()) return;
     this.#notificationsOff = true;
     // With EVENT_IDX `flags` stays 0 (2.7.10.2), and an event word that lies behind already says it all.
-    if (this.#eventIdx) return;
-    this.#used.storeU16(VRING_USED.FLAGS, VRING_USED_F_NO_NOTIFY);
-  }
-
-  /** Whether the ring may be touched: a single comparison once it is resolved. */
-  #ready(): boolean {
-    return this.#generation === this.#memory.generation || this.#resolve();
-  }
-
-  #resolve(): boolean {
-    const at = this.#addresses;
-    this.#forgetWindows();
-    if (at === null || this.#suspended) return false;
-    const memory = this.#memory;
-    const desc = memory.window(
-      at.descIova,
-      at.size * VRING_DESC.SIZE,
-      Access.READ,
-    );
-    const avail = memory.window(
-      at.availIova,
-      availBytes(at.size, this.#eventIdx),
-      Access.READ,
-    );
-    const used = memory.window(
-      at.usedIova,
-      usedBytes(at.size, this.#eventIdx),
-      Access.WRITE,
-    );
-    if (desc === null || avail === null || used === null) return false;
-    this.#desc = desc;
-    this.#avail = avail;
-    this.#used = used;
-    this.#generation = memory.generation;
-    return true;
-  }
-
-  #forgetWindows(): void {
-    this.#generation = UNRESOLVED;
-    this.#desc = this.#avail = this.#used = NO_WINDOW;
+    if (core.eventIdx) return;
+    core.deviceArea.storeU16(VRING_USED.FLAGS, VRING_USED_F_NO_NOTIFY);
   }
 
   /** Reads the driver's index: 1 when it has moved, 0 when not, −EINVAL when it moved too far. */
   #lookForAvailable(): number {
-    const idx = this.#avail.loadU16(VRING_AVAIL.IDX);
+    const core = this.#core;
+    const idx = core.driverArea.loadU16(VRING_AVAIL.IDX);
     const added = (idx - this.#lastAvail) & INDEX_MASK;
     this.#polledIdx = idx;
     if (added === 0) return 0;
-    if (added > this.#size) {
-      return this.#fail(
+    if (added > core.size) {
+      return core.fail(
         Errno.EINVAL,
-        `available index moved by ${added}, more than the queue size ${this.#size} (2.7.13.3)`,
+        `available index moved by ${added}, more than the queue size ${core.size} (2.7.13.3)`,
       );
     }
     this.#availIdx = idx;
     return 1;
   }
 
-  #writeUsed(slot: number, head: number, writtenBytes: number): void {
-    const at = VRING_USED.RING + slot * VRING_USED.ENTRY_SIZE;
-    this.#used.setU32(at + VRING_USED.ENTRY_ID, head);
-    this.#used.setU32(at + VRING_USED.ENTRY_LEN, writtenBytes);
-  }
-
   /** Writes a used entry for every chain that is done; returns the index behind them. */
   #writeAll(): number {
     const ledger = this.#ledger;
+    const { deviceArea, size } = this.#core;
     let idx = this.#usedIdx;
     for (let head = ledger.next(); head >= 0; head = ledger.next()) {
-      this.#writeUsed(idx & this.#mask, head, ledger.written(head));
+      writeUsed(deviceArea, idx & (size - 1), head, ledger.written(head));
       idx = (idx + 1) & INDEX_MASK;
     }
     return idx;
@@ -455,6 +332,7 @@ export class SplitQueue implements Ring {
    */
   #writeBatches(): number {
     const ledger = this.#ledger;
+    const { deviceArea, size } = this.#core;
     let first = this.#usedIdx;
     let idx = first;
     let last = -1;
@@ -462,26 +340,27 @@ export class SplitQueue implements Ring {
       idx = (idx + 1) & INDEX_MASK;
       last = head;
       if (ledger.canBeSkipped(head)) continue;
-      this.#writeUsed(first & this.#mask, head, ledger.written(head));
+      writeUsed(deviceArea, first & (size - 1), head, ledger.written(head));
       first = idx;
       last = -1;
     }
     if (last >= 0) {
-      this.#writeUsed(first & this.#mask, last, ledger.written(last));
+      writeUsed(deviceArea, first & (size - 1), last, ledger.written(last));
     }
     return idx;
   }
+}
 
-  #notHeld(action: string): Error {
-    return new Error(
-      `Cannot ${action} of queue ${this.index}: the device does not hold it`,
-    );
-  }
-
-  #fail(errno: number, message: string): number {
-    this.#lastError = `queue ${this.index}: ${message}`;
-    return -errno;
-  }
+/** Writes the used entry of a slot. */
+function writeUsed(
+  used: MemoryWindow,
+  slot: number,
+  head: number,
+  writtenBytes: number,
+): void {
+  const at = VRING_USED.RING + slot * VRING_USED.ENTRY_SIZE;
+  used.setU32(at + VRING_USED.ENTRY_ID, head);
+  used.setU32(at + VRING_USED.ENTRY_LEN, writtenBytes);
 }
 
 /**
