@@ -75,3 +75,23 @@ export interface SessionCounters {
   /** How often the device was reset. */
   resets: number;
 }
+
+/** Counters that go on from what was counted before. */
+export function sessionCounters(
+  before: Partial<SessionCounters> = {},
+): SessionCounters {
+  return {
+    kicks: 0,
+    eventFdKicks: 0,
+    messageKicks: 0,
+    pageKicks: 0,
+    polledKicks: 0,
+    lateKicks: 0,
+    interrupts: 0,
+    suppressedInterrupts: 0,
+    configInterrupts: 0,
+    failures: 0,
+    resets: 0,
+    ...before,
+  };
+}

@@ -1,0 +1,298 @@
+/**
+ * The queues of a virtio device: of which format they are, who may touch them when, and when they are served.
+ *
+ * @module
+ */
+
+import type { BottomHalf } from "../event_loop.ts";
+import type { GuestMemory } from "../memory/guest_memory.ts";
+import type { DeviceContext } from "../pci/device.ts";
+import type { VirtioDevice } from "./device.ts";
+import type { DeviceStatus } from "./device_status.ts";
+import { type Features, VIRTIO_F } from "./features.ts";
+import { PackedQueue } from "./packed_queue.ts";
+import type { Ring } from "./ring.ts";
+import {
+  KickPath,
+  type SessionCounters,
+  type SessionLimits,
+} from "./session_types.ts";
+import { SplitQueue } from "./split_queue.ts";
+
+/** What {@linkcode SessionQueues} are made for. */
+export interface SessionQueuesOptions {
+  /** Whether the device may serve its queues. */
+  readonly status: DeviceStatus;
+  /** What is counted. */
+  readonly counters: SessionCounters;
+  /** Whether the event loop polls from the start. */
+  readonly polled: boolean;
+}
+
+/**
+ * All queues of one device, one bottom half each.
+ *
+ * A queue is served, which means that the device model is notified of it, while the device runs and the queues are
+ * neither stopped nor held. What is noticed before that is not lost: whoever lets the queues go on calls
+ * {@linkcode kickAll}.
+ */
+export class SessionQueues {
+  readonly #memory: GuestMemory;
+  readonly #device: VirtioDevice;
+  readonly #status: DeviceStatus;
+  readonly #counters: SessionCounters;
+  readonly #kicks: readonly BottomHalf[];
+  readonly #unsubscribe: () => void;
+  readonly #split: readonly Ring[];
+  /** Made when a driver first wants them: a process that never meets one keeps its calls monomorphic. */
+  #packed: readonly Ring[] | null = null;
+  #rings: readonly Ring[];
+  #limits: SessionLimits | null = null;
+  #polled: boolean;
+  #stopped = false;
+  #held = false;
+
+  constructor(
+    context: DeviceContext,
+    device: VirtioDevice,
+    options: SessionQueuesOptions,
+  ) {
+    const { loop, memory } = context;
+    this.#memory = memory;
+    this.#device = device;
+    this.#status = options.status;
+    this.#counters = options.counters;
+    this.#polled = options.polled;
+    this.#rings = this.#split = device.queueSizes.map((size, i) =>
+      new SplitQueue(memory, i, size, options.polled)
+    );
+    this.#kicks = this.#split.map((_, i) =>
+      loop.bottomHalf(() => this.#serve(i))
+    );
+    this.#unsubscribe = memory.subscribe({
+      onChange: () => this.#onMemoryChange(),
+    });
+  }
+
+  /** The queues of the format that is in use. */
+  get rings(): readonly Ring[] {
+    return this.#rings;
+  }
+
+  /** Whether {@linkcode stop} was called last. */
+  get stopped(): boolean {
+    return this.#stopped;
+  }
+
+  /** Whether {@linkcode hold} was called last. */
+  get held(): boolean {
+    return this.#held;
+  }
+
+  /** How many chains a driver waits for; of a halted device, which gives nothing back, how many its model has. */
+  get inFlight(): number {
+    const { halted } = this.#status;
+    let chains = 0;
+    for (const queue of this.#rings) {
+      chains += halted ? queue.inFlight : queue.outstanding;
+    }
+    return chains;
+  }
+
+  /** See {@linkcode VirtioSession.limit}. */
+  limit(limits: SessionLimits): void {
+    this.#limits = limits;
+  }
+
+  /** The features are final, and with them the format; none of the queues is enabled yet. */
+  choose(features: Features): void {
+    if (!features.has(VIRTIO_F.RING_PACKED)) return;
+    this.#packed ??= this.#split.map(({ index, maxSize }) =>
+      new PackedQueue(this.#memory, index, maxSize, this.#polled)
+    );
+    this.#use(this.#packed);
+  }
+
+  /** Split queues, none of them enabled, as at first. */
+  reset(): void {
+    for (const queue of this.#rings) queue.disable();
+    this.#use(this.#split);
+  }
+
+  /** A queue was just enabled: leaves it alone as long as nothing is touched, or for good when it is not ours. */
+  admit(index: number): void {
+    if (this.#stopped || (this.#status.running && this.#isForeign(index))) {
+      this.#rings[index]!.suspend();
+    }
+  }
+
+  /** The device runs: leaves the queues alone that are not ours. */
+  leaveForeign(): void {
+    if (this.#limits === null) return;
+    for (const queue of this.#rings) {
+      if (this.#isForeign(queue.index)) queue.suspend();
+    }
+  }
+
+  /** Serves nothing any more. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  /** Stops touching guest memory. */
+  suspend(): void {
+    for (const queue of this.#rings) queue.suspend();
+  }
+
+  /** Either side has given up: leaves everything alone until the device is reset. */
+  halt(): void {
+    this.cancelAll();
+    this.suspend();
+  }
+
+  /** Finds nothing new any more. */
+  hold(): void {
+    if (this.#held) return;
+    this.#held = true;
+    for (const queue of this.#rings) queue.hold();
+  }
+
+  /** Goes on after {@linkcode stop}, {@linkcode suspend} and {@linkcode hold}. */
+  start(): void {
+    this.#stopped = this.#held = false;
+    const { halted } = this.#status;
+    for (const queue of this.#rings) {
+      queue.release();
+      if (!halted && !this.#isForeign(queue.index)) queue.resume();
+    }
+  }
+
+  /** Ends everything. */
+  close(): void {
+    this.cancelAll();
+    this.#unsubscribe();
+    for (const queue of this.#rings) queue.disable();
+  }
+
+  /** Somebody noticed that a queue may have new chains; it is served in a bottom half. */
+  kick(index: number, path: KickPath): void {
+    if (index >= this.#rings.length) return;
+    if (this.#isForeign(index)) return this.#limits!.onForeignKick(index);
+    this.#count(path);
+    // Before DRIVER_OK nothing may be consumed (2.1.2); setting it looks at every queue.
+    if (this.#status.running) this.#kicks[index]!.schedule();
+  }
+
+  /** As {@linkcode kick}, of chains up to `next`: see {@linkcode VirtioSession.kickWithData}. */
+  kickUpTo(index: number, next: number, path: KickPath): void {
+    const queue = this.#rings[index];
+    if (queue !== undefined && this.#status.running && queue.hasTaken(next)) {
+      this.#count(path);
+      this.#counters.lateKicks++;
+      return;
+    }
+    this.kick(index, path);
+  }
+
+  /** Serves every enabled queue soon. */
+  kickAll(): void {
+    if (!this.#status.running) return;
+    for (let i = 0; i < this.#rings.length; i++) {
+      if (this.#rings[i]!.enabled) this.#kicks[i]!.schedule();
+    }
+  }
+
+  /** Takes back what was noticed of a queue. */
+  cancel(index: number): void {
+    this.#kicks[index]!.cancel();
+  }
+
+  /** Takes back what was noticed of all of them. */
+  cancelAll(): void {
+    for (const kick of this.#kicks) kick.cancel();
+  }
+
+  /** See {@linkcode VirtioSession.poll}. */
+  poll(): boolean {
+    if (!this.#status.running || this.#stopped || this.#held) return false;
+    let found = false;
+    for (let i = 0; i < this.#rings.length; i++) {
+      const queue = this.#rings[i]!;
+      if (!queue.poll()) continue;
+      found = true;
+      this.#counters.polledKicks++;
+      this.#serve(i);
+    }
+    return found;
+  }
+
+  /** See {@linkcode VirtioSession.beginPolling}. */
+  beginPolling(): void {
+    this.#polled = true;
+    for (let i = 0; i < this.#rings.length; i++) {
+      this.#rings[i]!.beginPolling();
+    }
+  }
+
+  /** See {@linkcode VirtioSession.endPolling}. */
+  endPolling(): boolean {
+    this.#polled = false;
+    let found = false;
+    for (let i = 0; i < this.#rings.length; i++) {
+      if (!this.#rings[i]!.endPolling()) continue;
+      if (!this.#status.running || this.#stopped) continue;
+      this.#kicks[i]!.schedule();
+      found = true;
+    }
+    return found;
+  }
+
+  /** Adds what the queues have counted since to the session's counters. */
+  collectCounters(): void {
+    for (const queues of [this.#split, this.#packed ?? []]) {
+      for (const queue of queues) {
+        this.#counters.suppressedInterrupts += queue.suppressed;
+        queue.suppressed = 0;
+      }
+    }
+  }
+
+  /** Takes the queues of one format into use, none of them enabled yet, polled and held like those before. */
+  #use(queues: readonly Ring[]): void {
+    this.#rings = queues;
+    for (const queue of queues) {
+      if (this.#polled) queue.beginPolling();
+      else queue.endPolling();
+      if (this.#held) queue.hold();
+      else queue.release();
+    }
+  }
+
+  #serve(index: number): void {
+    const queue = this.#rings[index]!;
+    // After a stop, or while it holds: start() looks at every queue again.
+    if (!this.#status.running || this.#stopped || this.#held) return;
+    if (queue.enabled) this.#device.notify(queue);
+  }
+
+  #count(path: KickPath): void {
+    const counters = this.#counters;
+    counters.kicks++;
+    if (path === KickPath.MESSAGE) counters.messageKicks++;
+    else if (path === KickPath.PAGE) counters.pageKicks++;
+    else counters.eventFdKicks++;
+  }
+
+  #isForeign(queue: number): boolean {
+    return this.#limits !== null && !this.#limits.isMine(queue);
+  }
+
+  /** A ring that could not be reached may be back, and a chain that was kept from the driver can be shown to it. */
+  #onMemoryChange(): void {
+    if (!this.#status.running) return;
+    for (let i = 0; i < this.#rings.length; i++) {
+      const queue = this.#rings[i]!;
+      if (queue.enabled && !queue.resolved) this.#kicks[i]!.schedule();
+    }
+  }
+}

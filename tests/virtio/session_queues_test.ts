@@ -1,0 +1,251 @@
+import { assert, assertEquals } from "@std/assert";
+import { ArrayMemory } from "../../src/memory/array_memory.ts";
+import { fakeContext } from "../../src/testing/fake_context.ts";
+import { DeviceStatus } from "../../src/virtio/device_status.ts";
+import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
+import { PackedQueue } from "../../src/virtio/packed_queue.ts";
+import { SessionQueues } from "../../src/virtio/session_queues.ts";
+import { KickPath, sessionCounters } from "../../src/virtio/session_types.ts";
+import { SplitQueue } from "../../src/virtio/split_queue.ts";
+import { EchoDevice } from "./echo_device.ts";
+import { NaiveRing } from "./naive_ring.ts";
+import { BASE, DATA, LENGTH } from "./ring_fixture.ts";
+
+const RUNNING = 15;
+const SIZE = 8;
+const PLAIN = Features.of(VIRTIO_F.VERSION_1);
+
+/** Two queues of a device that keeps what it finds. */
+class Rig {
+  readonly context = fakeContext({ memory: new ArrayMemory([]) });
+  readonly status = new DeviceStatus();
+  readonly counters = sessionCounters();
+  readonly device: EchoDevice;
+  readonly queues: SessionQueues;
+  readonly #buffer: ArrayBuffer;
+
+  constructor(polled = false) {
+    this.#buffer = this.context.memory.map({ iova: BASE, lengthBytes: LENGTH });
+    this.device = new EchoDevice(this.context, {
+      interrupt() {},
+      configChanged() {},
+      fail: (reason) => {
+        throw new Error(reason);
+      },
+    }, [SIZE, SIZE]);
+    this.device.keeps = true;
+    this.queues = new SessionQueues(this.context, this.device, {
+      status: this.status,
+      counters: this.counters,
+      polled,
+    });
+  }
+
+  /** Enables a queue, whose driver is returned. */
+  enable(index: number): NaiveRing {
+    const at = BASE + index * 0x1_0000;
+    const places = { desc: at, avail: at + 0x4000, used: at + 0x8000 };
+    const result = this.queues.rings[index]!.enable(PLAIN, {
+      size: SIZE,
+      descIova: places.desc,
+      availIova: places.avail,
+      usedIova: places.used,
+    });
+    if (result < 0) throw new Error(this.queues.rings[index]!.lastError);
+    this.queues.admit(index);
+    return new NaiveRing(this.#buffer, BASE, SIZE, places, false);
+  }
+
+  run(): void {
+    this.status.write(RUNNING, () => true);
+  }
+
+  /** What the device was told since the last call. */
+  settle(): string[] {
+    this.context.loop.settle();
+    return this.device.events.splice(0);
+  }
+}
+
+function offer(ring: NaiveRing): void {
+  ring.add([{ iova: DATA, length: 4 }]);
+}
+
+Deno.test("SessionQueues serves an enabled queue while the device runs", () => {
+  const rig = new Rig();
+  rig.enable(0);
+  rig.queues.kick(0, KickPath.EVENTFD);
+  assertEquals(rig.settle(), [], "the device does not run");
+  rig.run();
+  rig.queues.kickAll();
+  assertEquals(rig.settle(), ["notify 0"]);
+  rig.queues.kick(1, KickPath.MESSAGE);
+  rig.queues.kick(2, KickPath.MESSAGE);
+  assertEquals(rig.settle(), [], "not enabled, and not there");
+  rig.queues.kick(0, KickPath.PAGE);
+  rig.queues.kick(0, KickPath.PAGE);
+  rig.status.requireReset();
+  assertEquals(rig.settle(), [], "the device has given up");
+  const { kicks, eventFdKicks, messageKicks, pageKicks } = rig.counters;
+  assertEquals([kicks, eventFdKicks, messageKicks, pageKicks], [4, 1, 1, 2]);
+});
+
+Deno.test("SessionQueues serves nothing while stopped or held, and everything afterwards", () => {
+  const rig = new Rig();
+  const ring = rig.enable(0);
+  rig.run();
+  for (const pause of ["stop", "hold"] as const) {
+    rig.queues[pause]();
+    offer(ring);
+    rig.queues.kick(0, KickPath.EVENTFD);
+    assert(!rig.queues.poll());
+    assertEquals(rig.settle(), []);
+    rig.queues.start();
+    rig.queues.kickAll();
+    assertEquals([rig.settle(), rig.queues.inFlight], [["notify 0"], 1]);
+    rig.device.complete(rig.queues.rings[0]!);
+    assertEquals(rig.queues.inFlight, 0);
+  }
+});
+
+Deno.test("SessionQueues suspends what is enabled while it is stopped", () => {
+  const rig = new Rig();
+  rig.run();
+  rig.queues.stop();
+  const ring = rig.enable(0);
+  offer(ring);
+  const queue = rig.queues.rings[0]!;
+  assert(!queue.poll());
+  rig.queues.start();
+  assert(queue.poll());
+});
+
+Deno.test("SessionQueues leaves suspended what either side gave up", () => {
+  const rig = new Rig();
+  const ring = rig.enable(0);
+  rig.run();
+  rig.queues.kick(0, KickPath.EVENTFD);
+  rig.status.requireReset();
+  rig.queues.halt();
+  offer(ring);
+  rig.queues.stop();
+  rig.queues.start();
+  assert(!rig.queues.rings[0]!.poll());
+  assertEquals(rig.settle(), []);
+});
+
+Deno.test("SessionQueues counts what a driver waits for, or what a halted device has", () => {
+  const rig = new Rig();
+  const ring = rig.enable(0);
+  rig.run();
+  offer(ring);
+  offer(ring);
+  rig.queues.kickAll();
+  rig.settle();
+  const queue = rig.queues.rings[0]!;
+  queue.push(rig.device.held.shift()!, 0);
+  assertEquals(rig.queues.inFlight, 2, "one is pushed, but not published");
+  rig.status.requireReset();
+  assertEquals(rig.queues.inFlight, 1);
+});
+
+Deno.test("SessionQueues takes packed queues into use, polled and held as those before", () => {
+  const rig = new Rig();
+  rig.queues.choose(PLAIN);
+  assert(rig.queues.rings[0] instanceof SplitQueue);
+  const split = rig.queues.rings;
+  rig.queues.choose(Features.of(VIRTIO_F.RING_PACKED));
+  const packed = rig.queues.rings;
+  assert(packed.every((queue) => queue instanceof PackedQueue));
+  assertEquals(packed.map((it) => [it.index, it.maxSize]), [[0, 8], [1, 8]]);
+  packed[0]!.suppressed = 2;
+  split[0]!.suppressed = 3;
+  rig.queues.collectCounters();
+  rig.queues.collectCounters();
+  assertEquals(rig.counters.suppressedInterrupts, 5);
+  rig.queues.reset();
+  assertEquals(rig.queues.rings, split);
+  rig.queues.choose(Features.of(VIRTIO_F.RING_PACKED));
+  assertEquals(rig.queues.rings, packed, "they are made once");
+  // Of these the split ones do not know.
+  rig.queues.beginPolling();
+  rig.queues.hold();
+  rig.queues.reset();
+  const ring = rig.enable(0);
+  rig.run();
+  offer(ring);
+  assert(!rig.queues.rings[0]!.poll(), "the hold has lasted");
+  rig.queues.start();
+  assert(rig.queues.poll());
+  assertEquals(ring.usedFlags, 1, "no kick is wanted while polled");
+});
+
+Deno.test("SessionQueues finds by polling what nobody told of", () => {
+  const rig = new Rig(true);
+  const ring = rig.enable(1);
+  rig.run();
+  assert(!rig.queues.poll());
+  offer(ring);
+  assert(rig.queues.poll());
+  assertEquals(rig.device.events, ["notify 1"]);
+  assert(!rig.queues.poll());
+  assertEquals([rig.counters.polledKicks, rig.counters.kicks], [1, 0]);
+  offer(ring);
+  assert(rig.queues.endPolling());
+  assertEquals(rig.settle(), ["notify 1", "notify 1"]);
+});
+
+Deno.test("SessionQueues spares a notification of what it has taken", () => {
+  const rig = new Rig();
+  const ring = rig.enable(0);
+  rig.run();
+  offer(ring);
+  rig.queues.kickUpTo(0, 1, KickPath.PAGE);
+  assertEquals(rig.settle(), ["notify 0"]);
+  rig.queues.kickUpTo(0, 1, KickPath.PAGE);
+  assertEquals(rig.settle(), []);
+  rig.queues.kickUpTo(0, 2, KickPath.PAGE);
+  assertEquals(rig.settle(), ["notify 0"]);
+  assertEquals([rig.counters.lateKicks, rig.counters.pageKicks], [1, 3]);
+});
+
+Deno.test("SessionQueues leaves the queues of others alone, and hands their kicks on", () => {
+  const rig = new Rig();
+  const foreign: number[] = [];
+  rig.queues.limit({
+    isMine: (queue) => queue === 0,
+    onSharedState() {},
+    onFailure() {},
+    onForeignKick: (queue) => foreign.push(queue),
+  });
+  const rings = [rig.enable(0), rig.enable(1)];
+  rig.run();
+  rig.queues.leaveForeign();
+  rings.forEach(offer);
+  assertEquals(rig.queues.rings.map((it) => it.poll()), [true, false]);
+  rig.queues.kick(0, KickPath.EVENTFD);
+  rig.queues.kick(1, KickPath.EVENTFD);
+  assertEquals([rig.settle(), foreign], [["notify 0"], [1]]);
+  rig.queues.stop();
+  rig.queues.start();
+  offer(rings[1]!);
+  assert(!rig.queues.rings[1]!.poll(), "nor after a stop");
+  assertEquals(rig.counters.kicks, 1);
+});
+
+Deno.test("SessionQueues looks again at a ring that was out of reach when memory changes", () => {
+  const rig = new Rig();
+  rig.enable(0);
+  rig.run();
+  rig.queues.rings[0]!.poll();
+  const { memory } = rig.context;
+  memory.map({ iova: 0, lengthBytes: 0x1000 });
+  assertEquals(rig.settle(), [], "the ring was never out of reach");
+  memory.unmap(0, 0x1000);
+  assertEquals(rig.settle(), ["notify 0"]);
+  memory.unmap(BASE, LENGTH);
+  assertEquals(rig.settle(), ["notify 0"]);
+  rig.queues.close();
+  memory.map({ iova: BASE, lengthBytes: LENGTH });
+  assertEquals(rig.settle(), []);
+});
