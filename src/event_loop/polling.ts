@@ -1,0 +1,114 @@
+/**
+ * Polling handlers of an event loop, and for how long it polls before it sleeps.
+ *
+ * @module
+ */
+
+import type { Poller, PollHooks } from "./loop.ts";
+
+/** The shortest budget that adaptive polling grows from, in microseconds. */
+const POLL_START_US = 4;
+
+/**
+ * The polling handlers of one loop.
+ *
+ * ```text
+ *   asleep --begin--> polling --end--> asleep
+ * ```
+ * The budget adapts to how long the loop slept: it grows while a little more polling would have caught the event.
+ */
+export class Polling {
+  readonly #handlers: (() => boolean)[] = [];
+  readonly #hooks: PollHooks[] = [];
+  readonly #onError: (error: unknown) => void;
+  #maxUs = 0;
+  #budgetUs = 0;
+  #active = false;
+
+  /** @param onError Called with what a handler threw */
+  constructor(onError: (error: unknown) => void) {
+    this.#onError = onError;
+  }
+
+  /** How long to poll before the loop sleeps, in microseconds. */
+  get budgetUs(): number {
+    return this.#budgetUs;
+  }
+
+  /** Whether {@linkcode adapt} makes a difference. */
+  get adaptive(): boolean {
+    return this.#maxUs !== 0;
+  }
+
+  /** See {@linkcode EventLoop.setPolling}. */
+  setMax(maxUs: number): void {
+    this.#maxUs = maxUs;
+    this.#budgetUs = maxUs === Infinity ? Infinity : 0;
+  }
+
+  /** See {@linkcode Loop.poll}. */
+  add(handler: () => boolean, hooks?: PollHooks): Poller {
+    this.#handlers.push(handler);
+    if (hooks !== undefined) {
+      this.#hooks.push(hooks);
+      if (this.#active) hooks.begin();
+    }
+    const close = () => {
+      remove(this.#handlers, handler);
+      if (hooks !== undefined) remove(this.#hooks, hooks);
+    };
+    return { close, [Symbol.dispose]: close };
+  }
+
+  /** Tells everyone that polling begins, unless it has. */
+  begin(): void {
+    if (this.#active) return;
+    this.#active = true;
+    for (let i = 0; i < this.#hooks.length; i++) this.#hooks[i]!.begin();
+  }
+
+  /**
+   * Tells everyone that polling ends, unless it has.
+   *
+   * @returns Whether work came in since the last round
+   */
+  end(): boolean {
+    if (!this.#active) return false;
+    this.#active = false;
+    let found = false;
+    for (let i = 0; i < this.#hooks.length; i++) {
+      if (this.#hooks[i]!.end()) found = true;
+    }
+    return found;
+  }
+
+  /** Calls every handler once; returns whether one found work. */
+  round(): boolean {
+    const handlers = this.#handlers;
+    let found = false;
+    for (let i = 0; i < handlers.length; i++) {
+      try {
+        if (handlers[i]!()) found = true;
+      } catch (error) {
+        this.#onError(error);
+      }
+    }
+    return found;
+  }
+
+  /** Grows the budget when a little more polling would have caught the event, drops it when not. */
+  adapt(waitedUs: number): void {
+    if (waitedUs > this.#maxUs) this.#budgetUs = 0;
+    else {
+      this.#budgetUs = Math.min(
+        this.#maxUs,
+        Math.max(POLL_START_US, this.#budgetUs * 2),
+      );
+    }
+  }
+}
+
+function remove<T>(list: T[], item: T): void {
+  const at = list.indexOf(item);
+  if (at >= 0) list.splice(at, 1);
+}
