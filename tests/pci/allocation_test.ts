@@ -6,28 +6,15 @@ import {
   PciInterrupts,
   type ResetReason,
 } from "../../src/pci/mod.ts";
+import { heapGrowthPerOperation } from "../resources.ts";
 import { CAP, RecordingSink, sampleSpec, words } from "./sample.ts";
 
-const ROUNDS = 200;
-const OPERATIONS = 5_000;
+const OPERATIONS = 200_000;
 
-/**
- * Bytes that one operation leaves on the heap, over a million operations.
- *
- * The median of the rounds: a collection makes a round too cheap and a compilation one too dear, neither makes
- * the middle one so. A round is short, so that an operation that allocates needs many of them to fill the young
- * generation: most rounds then show it.
- */
 function bytesPerOperation(operation: (i: number) => void): number {
-  const WARM_UP_ROUNDS = 20;
-  for (let i = 0; i < WARM_UP_ROUNDS * OPERATIONS; i++) operation(i);
-  const deltas: number[] = [];
-  for (let round = 0; round < ROUNDS; round++) {
-    const before = Deno.memoryUsage().heapUsed;
-    for (let i = 0; i < OPERATIONS; i++) operation(i);
-    deltas.push((Deno.memoryUsage().heapUsed - before) / OPERATIONS);
-  }
-  return deltas.sort((a, b) => a - b)[ROUNDS / 2]!;
+  return heapGrowthPerOperation(OPERATIONS, (operations) => {
+    for (let i = 0; i < operations; i++) operation(i);
+  });
 }
 
 class Registers {
@@ -59,13 +46,6 @@ function setUp() {
   return { pci, interrupts, sink };
 }
 
-Deno.test("bytesPerOperation sees an operation that allocates", () => {
-  let last: unknown;
-  const bytes = bytesPerOperation((i) => last = { i });
-  assert(last !== undefined);
-  assert(bytes >= 8, `${bytes} bytes per operation`);
-});
-
 Deno.test("PciFunction.readRegion and writeRegion do not allocate", () => {
   const { pci } = setUp();
   const view = words(0x0102_0304, 0x0506_0708, 0, 0);
@@ -94,5 +74,5 @@ Deno.test("PciInterrupts.raise and setLevel do not allocate", () => {
   sink.count = 0;
   const raised = bytesPerOperation((i) => interrupts.raise(i & 63));
   assert(raised < 1, `${raised} bytes per operation`);
-  assert(sink.count > OPERATIONS * ROUNDS);
+  assert(sink.count > OPERATIONS);
 });

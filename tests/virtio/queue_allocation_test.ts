@@ -11,7 +11,7 @@ import { PackedQueue } from "../../src/virtio/packed_queue.ts";
 import { Chain } from "../../src/virtio/queue.ts";
 import type { Ring } from "../../src/virtio/ring.ts";
 import { SplitQueue } from "../../src/virtio/split_queue.ts";
-import { bytesPerRound } from "./allocation.ts";
+import { heapGrowthPerOperation } from "../resources.ts";
 
 const ROUNDS = 500_000;
 const SIZE = 64;
@@ -99,7 +99,7 @@ for (const [packed, inOrder] of [[true, false], [true, true], [false, true]]) {
     }, ${indirect ? "indirect" : "direct"}`;
     Deno.test(`${name} allocates nothing per chain`, () => {
       const bench = new Bench(packed!, inOrder!, indirect);
-      const bytes = bytesPerRound((rounds) => bench.run(rounds), ROUNDS);
+      const bytes = heapGrowthPerOperation(ROUNDS, (n) => bench.run(n));
       assert(bytes < 1, `${bytes} bytes per chain`);
     });
   }

@@ -14,11 +14,12 @@ import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { Features } from "../../../src/virtio/features.ts";
 import { SplitQueue } from "../../../src/virtio/split_queue.ts";
 import { Vring } from "../../../src/testing/vring.ts";
+import { heapGrowthPerOperation } from "../../resources.ts";
 import { frame, MAC, NF, OF } from "./harness.ts";
 
 const SIZE = 256;
 const ROUND = 20_480;
-const ROUNDS = 14;
+const ROUNDS = 10;
 const FRAME_BYTES = 60;
 const LARGE_BYTES = 2900;
 // NEEDS_CSUM, TCPV4, hdr_len, gso_size, csum_start, csum_offset, num_buffers
@@ -129,16 +130,10 @@ function makeCard(kind: Kind) {
   return { card, ram, backend, rings, queues };
 }
 
-/** The median of what a round leaves on the heap: some rounds meet a garbage collection. */
 function heapBytesPerPacket(round: () => void): number {
-  for (let i = 0; i < 4; i++) round();
-  const deltas: number[] = [];
-  for (let i = 0; i < ROUNDS; i++) {
-    const before = Deno.memoryUsage().heapUsed;
-    round();
-    deltas.push(Deno.memoryUsage().heapUsed - before);
-  }
-  return deltas.toSorted((a, b) => a - b)[ROUNDS >> 1]! / ROUND;
+  return heapGrowthPerOperation(ROUND * ROUNDS, (packets) => {
+    for (let done = 0; done < packets; done += ROUND) round();
+  });
 }
 
 for (const kind of ["bare", "vnet header", "offloads"] as const) {
@@ -170,7 +165,9 @@ for (const kind of ["bare", "vnet header", "offloads"] as const) {
     while (ring.free > 0) post();
     ring.publish();
     let taken = 0;
+    let frames = 0;
     const round = () => {
+      frames += ROUND;
       for (let done = 0; done < ROUND; done += 64) {
         backend.left = 64;
         card.onReadable();
@@ -182,7 +179,6 @@ for (const kind of ["bare", "vnet header", "offloads"] as const) {
       }
     };
     const perPacket = heapBytesPerPacket(round);
-    const frames = ROUND * (ROUNDS + 4);
     assertEquals(taken, frames * buffers);
     assertEquals(card.counters().rxPackets, frames);
     assert(perPacket < 1, `${perPacket} bytes per packet`);
@@ -197,7 +193,9 @@ for (const kind of ["bare", "vnet header", "offloads"] as const) {
     // Not computed below: an address above 2^31 is a heap number.
     const body = buffer + 12;
     let reclaimed = 0;
+    let frames = 0;
     const round = () => {
+      frames += ROUND;
       for (let done = 0; done < ROUND; done += 64) {
         for (let i = 0; i < 64; i++) {
           ring.begin(2);
@@ -211,7 +209,7 @@ for (const kind of ["bare", "vnet header", "offloads"] as const) {
       }
     };
     const perPacket = heapBytesPerPacket(round);
-    assertEquals(reclaimed, ROUND * (ROUNDS + 4));
+    assertEquals(reclaimed, frames);
     assertEquals(backend.taken, reclaimed);
     assert(perPacket < 1, `${perPacket} bytes per packet`);
   });

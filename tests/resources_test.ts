@@ -1,0 +1,58 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  heapGrowthPerOperation,
+  openFds,
+  sharedMappings,
+  workersGone,
+  workerThreads,
+} from "./resources.ts";
+
+Deno.test("heapGrowthPerOperation sees an object in each operation, and none where there is none", () => {
+  let last: unknown;
+  const grown = heapGrowthPerOperation(100_000, (operations) => {
+    for (let i = 0; i < operations; i++) last = { i };
+  }, 0);
+  assert(last !== undefined);
+  assert(grown >= 8, `${grown} bytes`);
+  let sum = 0;
+  const quiet = heapGrowthPerOperation(100_000, (operations) => {
+    for (let i = 0; i < operations; i++) sum = (sum + i) | 0;
+  });
+  assert(quiet < 1, `${quiet} bytes`);
+});
+
+Deno.test("workersGone waits for a Worker that was terminated, and for what it held", async () => {
+  await workersGone();
+  const start = async () => {
+    const source = "self.onmessage = () => self.postMessage(1)";
+    const url = URL.createObjectURL(
+      new Blob([source], { type: "text/javascript" }),
+    );
+    const worker = new Worker(url, { type: "module" });
+    await new Promise((resolve) => {
+      worker.onmessage = resolve;
+      worker.postMessage(null);
+    });
+    URL.revokeObjectURL(url);
+    return worker;
+  };
+  const end = async () => {
+    await workersGone();
+    return [openFds(), sharedMappings()];
+  };
+  (await start()).terminate();
+  // What the first one leaves, the next one takes over.
+  const before = await end();
+  for (let i = 0; i < 5; i++) {
+    (await start()).terminate();
+    assertEquals(await end(), before);
+  }
+  const worker = await start();
+  const others = workerThreads();
+  assertEquals(others.size, 1);
+  (await start()).terminate();
+  await workersGone(others);
+  await assertRejects(() => workersGone(undefined, 0), Error, "1 Workers");
+  worker.terminate();
+  await workersGone();
+});
