@@ -10,7 +10,7 @@ export interface OutboardOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Folders where the process looks for shared libraries first (LD_LIBRARY_PATH). */
   readonly libraryPath?: string;
-  /** The longest to wait for it to listen, and later to stop; 20 s unless told. */
+  /** The longest to wait for whatever it is to do: to listen, to say something, to end; 60 s unless told. */
   readonly timeoutMs?: number;
   /** The program; this package's mod.ts unless told. */
   readonly program?: string;
@@ -18,7 +18,8 @@ export interface OutboardOptions {
   readonly v8Flags?: readonly string[];
 }
 
-const DEFAULT_TIMEOUT_MS = 20_000;
+/** Starting takes a second, and many where a few cores have much to do. */
+const DEFAULT_TIMEOUT_MS = 60_000;
 
 /** A running Outboard; disposing of it stops it. */
 export class OutboardProcess implements AsyncDisposable {
@@ -30,6 +31,8 @@ export class OutboardProcess implements AsyncDisposable {
   #stdout = "";
   #stderr = "";
   #status: Deno.CommandStatus | null = null;
+  /** Whether it has ended and all that it said is here. */
+  #over = false;
   #stopped: Promise<void> | null = null;
 
   /** @param child With both outputs piped @param sockets The paths it was told to listen on */
@@ -46,9 +49,11 @@ export class OutboardProcess implements AsyncDisposable {
       this.#drain(child.stderr, (text) => this.#stderr += text),
       child.status.then((status) => {
         this.#status = status;
-        this.#wake();
       }),
-    ]);
+    ]).then(() => {
+      this.#over = true;
+      this.#wake();
+    });
   }
 
   /** Its process id. */
@@ -80,8 +85,9 @@ export class OutboardProcess implements AsyncDisposable {
   async waitFor(what: string, condition: () => boolean): Promise<void> {
     const deadline = performance.now() + this.#timeoutMs;
     while (!condition()) {
-      if (this.#status !== null) {
-        throw this.#failure(`it ended with code ${this.#status.code}`, what);
+      // Its end may be known before its last words are.
+      if (this.#over) {
+        throw this.#failure(`it ended with code ${this.#status!.code}`, what);
       }
       const left = deadline - performance.now();
       if (left <= 0) {
@@ -96,7 +102,7 @@ export class OutboardProcess implements AsyncDisposable {
     return this.waitFor("listen", () => {
       const lines = this.#stdout.split("\n").slice(0, -1);
       return this.#sockets.every((path) =>
-        lines.some((line) => line.includes(path))
+        lines.some((line) => line.endsWith(` ${path}`))
       );
     });
   }
@@ -106,9 +112,13 @@ export class OutboardProcess implements AsyncDisposable {
     this.#child.kill(name);
   }
 
-  /** Waits for its end and gives its exit code. */
+  /**
+   * Waits for its end and gives its exit code.
+   *
+   * @throws {Error} When the time is up
+   */
   async exitCode(): Promise<number> {
-    await this.#drained;
+    await this.waitFor("end", () => this.#over);
     return this.#status!.code;
   }
 

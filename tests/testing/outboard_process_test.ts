@@ -4,12 +4,10 @@ import {
   startOutboard,
   VirtioDriver,
 } from "../../src/testing/mod.ts";
-import {
-  GuestRam,
-  PciClient,
-  VfioUserClient,
-} from "../../src/vfio_user/client/mod.ts";
+import { GuestRam, PciClient } from "../../src/vfio_user/client/mod.ts";
 import { openFds } from "../resources.ts";
+import { PATIENCE_MS } from "../until.ts";
+import { connectClient } from "../vfio_user/remote.ts";
 
 /** Runs a test with a program of its own in place of Outboard. */
 async function withProgram(
@@ -92,7 +90,8 @@ async function withEquals(program: string): Promise<string> {
 
 Deno.test("startOutboard gives the output of a program that ends or takes too long", async () => {
   await withProgram(
-    `console.log("one"); console.error("two"); Deno.exit(3)`,
+    // More than a pipe holds, so that some of it comes when the end is known already.
+    `console.log("one"); console.error("x".repeat(100_000) + "two"); Deno.exit(3)`,
     async (program, path) => {
       const error = await assertRejects(
         () => startOutboard(["--socket", path], { program }),
@@ -100,6 +99,18 @@ Deno.test("startOutboard gives the output of a program that ends or takes too lo
         "it ended with code 3",
       );
       assert(error.message.includes("one") && error.message.includes("two"));
+    },
+  );
+  // The line is not whole, and names another socket than the one that is waited for.
+  await withProgram(
+    `Deno.stdout.writeSync(new TextEncoder().encode(
+      "on " + Deno.args[1] + "2\\non " + Deno.args[1]))`,
+    async (program, path) => {
+      await assertRejects(
+        () => startOutboard(["--socket", path], { program }),
+        Error,
+        "it ended with code 0",
+      );
     },
   );
   await withProgram(
@@ -147,7 +158,7 @@ Deno.test("a card of the real Outboard is there for a client, and gone after sto
     await using outboard = await startOutboard([
       ...["--device", "virtio-net,net=none", "--socket", path],
     ]);
-    using client = new VfioUserClient(path);
+    using client = connectClient(path);
     client.negotiate();
     using ram = new GuestRam(1 << 20);
     ram.share(client);
@@ -156,7 +167,7 @@ Deno.test("a card of the real Outboard is there for a client, and gone after sto
       queueSize: 16,
     });
     assertEquals(net.transmitBurst(16, 60), 16);
-    assert(net.waitTransmitted(5000));
+    assert(net.waitTransmitted(PATIENCE_MS));
     assertEquals(outboard.status, null);
   } finally {
     await Deno.remove(folder, { recursive: true });

@@ -13,11 +13,11 @@ import {
   F,
   VirtioDriver,
 } from "../../src/testing/mod.ts";
+import { PATIENCE_MS } from "../until.ts";
 import { withServer } from "./remote.ts";
 
 const TX = 1;
 const FRAME_BYTES = 72;
-const DEADLINE_MS = 5000;
 
 interface Card {
   client: VfioUserClient;
@@ -54,7 +54,7 @@ function offerFrame(driver: VirtioDriver, queue: DriverQueue<DriverRing>) {
 function send(driver: VirtioDriver, queue: DriverQueue<DriverRing>): void {
   offerFrame(driver, queue);
   queue.kick();
-  assert(queue.waitUsed(DEADLINE_MS), "the frame was not sent");
+  assert(queue.waitUsed(PATIENCE_MS), "the frame was not sent");
   assert(queue.ring.take());
 }
 
@@ -94,7 +94,7 @@ Deno.test("a card with a mapped notify page reads NOTIFICATION_DATA from it", ()
     for (let i = 0; i < 40; i++) {
       offerFrame(driver, queue);
       Atomics.store(slots, TX, ((queue.ring.notifyData << 16) | TX) >>> 0);
-      assert(queue.waitUsed(DEADLINE_MS));
+      assert(queue.waitUsed(PATIENCE_MS));
       assert(queue.ring.take());
     }
   }));

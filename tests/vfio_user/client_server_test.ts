@@ -10,6 +10,7 @@ import {
   PciClient,
 } from "../../src/vfio_user/client/mod.ts";
 import { heapGrowthPerOperation } from "../resources.ts";
+import { PATIENCE_MS } from "../until.ts";
 import { LESSON_ID, PAGE, REG } from "./lesson_device.ts";
 import { withServer } from "./remote.ts";
 
@@ -63,7 +64,7 @@ Deno.test("MSI-X vectors come by the client's eventfds", () =>
     const lines = pci.enableMsix(20);
     for (const vector of [0, 15, 16, 19]) {
       pci.writeBar(0, REG.RAISE, 4, vector);
-      assertEquals(lines.wait(vector, 2000), 1, `vector ${vector}`);
+      assertEquals(lines.wait(vector, PATIENCE_MS), 1, `vector ${vector}`);
     }
     client.setIrqs({
       index: VFIO_PCI_MSIX_IRQ_INDEX,
@@ -71,7 +72,10 @@ Deno.test("MSI-X vectors come by the client's eventfds", () =>
       count: 2,
       action: "trigger",
     });
-    assertEquals([lines.wait(3, 2000), lines.wait(4, 2000)], [1, 1]);
+    assertEquals([lines.wait(3, PATIENCE_MS), lines.wait(4, PATIENCE_MS)], [
+      1,
+      1,
+    ]);
     pci.disableMsix();
     pci.writeBar(0, REG.RAISE, 4, 0);
     assertEquals(lines.wait(0, 0), 0);
@@ -91,7 +95,7 @@ Deno.test("the device reaches memory that the client shares, and no other", () =
       pci.writeBar(0, REG.DMA_HIGH, 4, Math.floor(address / 2 ** 32));
       pci.writeBar(0, REG.DMA_LENGTH, 4, lengthBytes);
       pci.writeBar(0, REG.GO, 4, 1);
-      assertEquals(lines.wait(0, 2000), 1);
+      assertEquals(lines.wait(0, PATIENCE_MS), 1);
       return pci.readBar(0, REG.RESULT, 4) | 0;
     };
     assertEquals(invert(iova, 256), 0);
@@ -115,7 +119,7 @@ Deno.test("doorbells ring by message, by eventfd and not where there is none", (
     using pci = new PciClient(client, { bells: "ioeventfd" });
     const lines = pci.enableMsix(2);
     pci.bell(0, REG.DOORBELL).ring(0);
-    assertEquals(lines.wait(1, 2000), 1);
+    assertEquals(lines.wait(1, PATIENCE_MS), 1);
     assertEquals(pci.readBar(0, REG.RINGS, 4), 1);
     assertThrows(() => pci.bell(0, REG.ID), ErrnoError, "no eventfd");
     for (const bells of ["message", "posted"] as const) {

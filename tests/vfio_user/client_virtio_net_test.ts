@@ -17,6 +17,7 @@ import {
   STATUS,
   VirtioDriver,
 } from "../../src/testing/mod.ts";
+import { PATIENCE_MS } from "../until.ts";
 import { withServer } from "./remote.ts";
 
 const VECTORS = { rx: 1, tx: 2, ctrl: 3 };
@@ -67,7 +68,7 @@ function arpRequest(mac: Uint8Array): Uint8Array<ArrayBuffer> {
 
 function expectArpReply(net: NetDriver): void {
   assert(net.transmit(arpRequest(net.mac)));
-  const reply = net.receive(5000);
+  const reply = net.receive(PATIENCE_MS);
   if (reply === null) throw new Error("no reply");
   assertEquals(reply.subarray(0, 6), net.mac);
   assertEquals([...reply.subarray(12, 22)], [
@@ -107,7 +108,7 @@ for (
       assertEquals(net.linkUp, true);
       // More often than there are entries in the rings.
       for (let i = 0; i < 100; i++) expectArpReply(net);
-      assert(net.waitTransmitted(5000));
+      assert(net.waitTransmitted(PATIENCE_MS));
       assertEquals([net.txFrames, net.rxFrames], [100, 100]);
     }));
 }
@@ -122,7 +123,7 @@ Deno.test("a burst is transmitted whole, with fewer kicks than frames", () =>
     let sent = 0;
     while (sent < 1000) {
       sent += net.transmitBurst(Math.min(100, 1000 - sent), frame.length);
-      assert(net.waitTransmitted(5000));
+      assert(net.waitTransmitted(PATIENCE_MS));
     }
     assertEquals(net.txFrames, 1000);
     assert(net.tx.kicks <= 20, `${net.tx.kicks} kicks`);
@@ -142,7 +143,7 @@ Deno.test("a driver that breaks a rule gets NEEDS_RESET, and a card again after 
     broken.tx.ring.writeRaw(0, 0xffff_ffff_ffff_f000n, 64, 0, 0);
     broken.tx.ring.makeAvailable(0);
     broken.tx.flush();
-    const deadline = performance.now() + 5000;
+    const deadline = performance.now() + PATIENCE_MS;
     while ((driver.status & STATUS.NEEDS_RESET) === 0) {
       assert(performance.now() < deadline, "the card did not notice");
     }

@@ -6,7 +6,8 @@ import {
   type ClientOptions,
   VfioUserClient,
 } from "../../src/vfio_user/client/mod.ts";
-import { openFds, sharedMappings } from "../resources.ts";
+import { openFds, sharedMappings, workersGone } from "../resources.ts";
+import { PATIENCE_MS } from "../until.ts";
 import type { ServerRequest } from "./server_worker.ts";
 
 type Message = { wakeFd?: number; done?: true; error?: string };
@@ -19,6 +20,14 @@ function nextMessage(worker: Worker): Promise<Message> {
       reject(new Error(event.message));
     };
   });
+}
+
+/** A client of a server on another thread or in another process, which waits for as long as that may take. */
+export function connectClient(
+  path: string,
+  options: ClientOptions = {},
+): VfioUserClient {
+  return new VfioUserClient(path, { timeoutMs: PATIENCE_MS, ...options });
 }
 
 /** A path for a socket, in a folder of its own that goes with it. */
@@ -53,7 +62,7 @@ export function withServer(
       try {
         // The first connection makes what stays; the second shows that the rest goes.
         for (let round = 0; round < 2; round++) {
-          using client = new VfioUserClient(path, options);
+          using client = connectClient(path, options);
           client.negotiate();
           test(client);
         }
@@ -66,6 +75,7 @@ export function withServer(
       assertEquals(openFds() < before, true, "descriptors are left");
     } finally {
       worker.terminate();
+      await workersGone();
     }
   });
 }
