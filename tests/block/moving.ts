@@ -20,11 +20,10 @@ import type {
 } from "../../src/pci/device.ts";
 import { DriverMemory } from "../../src/testing/driver_memory.ts";
 import { RecordingLog } from "../../src/testing/fake_context.ts";
+import { turnUntil } from "./rig.ts";
 
 export const RAM_IOVA = 0x1_0000_0000;
 const RAM_BYTES = 16 << 20;
-const TURN_MS = 20;
-const TURNS_MAX = 1000;
 
 /** State as it may travel. */
 export const TRAVELS: readonly ((state: unknown) => unknown)[] = [
@@ -146,11 +145,7 @@ export class Moving<Options> implements Disposable {
   }
 
   until(done: () => boolean): void {
-    for (let i = 0; i < TURNS_MAX; i++) {
-      if (done()) return;
-      this.loop.turn(TURN_MS);
-    }
-    throw new Error(`not done after ${TURNS_MAX} turns of the loop`);
+    turnUntil(this.loop, done);
   }
 
   /** Turns until nothing is in flight. */

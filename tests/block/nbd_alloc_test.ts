@@ -20,7 +20,11 @@ for (const structured of [true, false]) {
     const file = folder.image("disk", EXPORT_BYTES);
     Deno.writeFileSync(file, new Uint8Array(EXPORT_BYTES).fill(1));
     const socket = `${folder.path}/nbd.sock`;
-    using _server = await ServerThread.start({ file, socket, structured });
+    await using _server = await ServerThread.start({
+      file,
+      socket,
+      structured,
+    });
     using host = new Host();
     const backend = new NbdBackend(
       { ...NBD, uri: `unix:${socket}` },

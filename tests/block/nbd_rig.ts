@@ -6,6 +6,8 @@
 
 import { assertEquals } from "@std/assert";
 import type { NbdBlockOptions } from "../../src/block/option_table.ts";
+import { workersGone, workerThreads } from "../resources.ts";
+import { PATIENCE_MS } from "../until.ts";
 import type { NbdServerOptions, NbdServerRequest } from "./nbd_server.ts";
 import type { NbdServerMessage } from "./nbd_server_worker.ts";
 import { Controller, Folder, Host } from "./rig.ts";
@@ -16,14 +18,15 @@ export const NBD: Omit<NbdBlockOptions, "uri"> = {
   readonly: false,
   logicalBlockBytes: 512,
   physicalBlockBytes: null,
-  timeoutMs: 20_000,
+  timeoutMs: PATIENCE_MS,
 };
 
 /** Length of the export. */
 export const EXPORT_BYTES = 8 << 20;
 
 /** A server in a Worker. */
-export class ServerThread implements Disposable {
+export class ServerThread implements AsyncDisposable {
+  readonly #others = workerThreads();
   readonly #worker = new Worker(
     new URL("./nbd_server_worker.ts", import.meta.url).href,
     { type: "module" },
@@ -59,8 +62,10 @@ export class ServerThread implements Disposable {
     await this.#ask({ hangUp: true });
   }
 
-  [Symbol.dispose](): void {
+  /** Waits until nothing is left of the thread: the next test may count descriptors. */
+  async [Symbol.asyncDispose](): Promise<void> {
     this.#worker.terminate();
+    await workersGone(this.#others);
   }
 }
 
@@ -107,7 +112,7 @@ export class NbdRig implements AsyncDisposable {
     try {
       return new NbdRig(folder, file, thread, client);
     } catch (error) {
-      thread[Symbol.dispose]();
+      await thread[Symbol.asyncDispose]();
       folder[Symbol.dispose]();
       throw error;
     }
@@ -124,18 +129,17 @@ export class NbdRig implements AsyncDisposable {
 
   /** Lets the client's loop turn, and the server's thread, until it is so. */
   async until(done: () => boolean | Promise<boolean>): Promise<void> {
-    for (let i = 0; i < 2000; i++) {
-      if (await done()) return;
+    const deadline = performance.now() + PATIENCE_MS;
+    while (!await done()) {
+      if (performance.now() > deadline) throw new Error("it does not happen");
       this.host.loop.turn(5);
     }
-    throw new Error("it does not happen");
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
+  async [Symbol.asyncDispose](): Promise<void> {
     this.client[Symbol.dispose]();
     this.host[Symbol.dispose]();
-    this.server[Symbol.dispose]();
+    await this.server[Symbol.asyncDispose]();
     this.folder[Symbol.dispose]();
-    return Promise.resolve();
   }
 }

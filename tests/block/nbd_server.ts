@@ -25,6 +25,8 @@ export interface NbdServerOptions {
   readonly hold?: boolean;
   /** Stops reading requests until it is turned off. */
   readonly deaf?: boolean;
+  /** Sends so many bytes of each reply, and the rest when it is raised. */
+  readonly stall?: number;
   /** Waits for that many requests and answers them in reverse. */
   readonly reorder?: number;
   /** Cuts reads into chunks of that many bytes, the last one first; chunks of zeroes are holes. */
@@ -191,6 +193,7 @@ class Connection {
   #held: Held[] = [];
   #seen = 0;
   #wakeUp: (() => void) | null = null;
+  #goOn: (() => void) | null = null;
   #sending: Promise<void> = Promise.resolve();
 
   constructor(server: NbdServer, conn: Deno.Conn) {
@@ -210,6 +213,8 @@ class Connection {
   wake(): void {
     this.#wakeUp?.();
     this.#wakeUp = null;
+    this.#goOn?.();
+    this.#goOn = null;
     this.#answerHeld();
   }
 
@@ -217,7 +222,10 @@ class Connection {
     const bytes = join(...parts);
     this.#sending = this.#sending.then(async () => {
       for (let at = 0; at < bytes.length;) {
-        at += await this.#conn.write(bytes.subarray(at));
+        const { stall = Infinity } = this.#options;
+        if (at < stall) {
+          at += await this.#conn.write(bytes.subarray(at, stall));
+        } else await new Promise<void>((resolve) => this.#goOn = resolve);
       }
     }).catch(() => {});
   }

@@ -2,6 +2,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { BlockOp } from "../../src/block/backend.ts";
 import { Errno } from "../../src/errno.ts";
 import { openFds, sharedMappings } from "../resources.ts";
+import { until } from "../until.ts";
 import { EXPORT_BYTES, NBD, NbdRig, ServerThread } from "./nbd_rig.ts";
 import { Controller, Folder, Host, pattern } from "./rig.ts";
 
@@ -59,7 +60,7 @@ for (
       assertEquals(client.count("writes"), 6);
       assertEquals(client.count("inFlight"), 0);
     } finally {
-      server[Symbol.dispose]();
+      await server[Symbol.asyncDispose]();
       folder[Symbol.dispose]();
     }
   });
@@ -68,7 +69,7 @@ for (
 Deno.test("NbdBackend speaks TCP, by name and by address", async () => {
   using folder = new Folder();
   const file = folder.image("disk", EXPORT_BYTES);
-  using server = await ServerThread.start({ file });
+  await using server = await ServerThread.start({ file });
   for (const host of ["localhost", "127.0.0.1"]) {
     for (const scheme of ["nbd", "tcp"]) {
       using home = new Host();
@@ -268,7 +269,7 @@ Deno.test("NbdBackend asks for long ranges in parts", async () => {
       128 << 20,
     ]);
   } finally {
-    server[Symbol.dispose]();
+    await server[Symbol.asyncDispose]();
     folder[Symbol.dispose]();
   }
 });
@@ -345,7 +346,7 @@ for (
     using folder = new Folder();
     const file = folder.image("disk", EXPORT_BYTES);
     const socket = `${folder.path}/nbd.sock`;
-    using _server = await ServerThread.start({ file, socket, fault });
+    await using _server = await ServerThread.start({ file, socket, fault });
     using host = new Host();
     const before = sharedMappings();
     const error = assertThrows(
@@ -381,7 +382,11 @@ Deno.test("NbdBackend says how to reach a server that it cannot reach", async ()
   );
   const file = folder.image("disk", EXPORT_BYTES);
   const socket = `${folder.path}/nbd.sock`;
-  using _server = await ServerThread.start({ file, socket, exportName: "a" });
+  await using _server = await ServerThread.start({
+    file,
+    socket,
+    exportName: "a",
+  });
   assertThrows(
     open(`unix:${socket}?b`),
     Error,
@@ -393,7 +398,7 @@ Deno.test("NbdBackend leaves nothing behind", async () => {
   using folder = new Folder();
   const file = folder.image("disk", EXPORT_BYTES);
   const socket = `${folder.path}/nbd.sock`;
-  using server = await ServerThread.start({ file, socket, hold: true });
+  await using server = await ServerThread.start({ file, socket, hold: true });
   using host = new Host();
   const uri = `unix:${socket}`;
   const before = [await server.connections(), openFds()];
@@ -404,8 +409,9 @@ Deno.test("NbdBackend leaves nothing behind", async () => {
   client[Symbol.dispose]();
   assertEquals([...client.results.values()], [-125, -125]);
   await server.set({ hold: false });
-  while ((await server.connections()) < 1) host.loop.turn(1);
-  while (openFds() > before[1]!) {
-    await new Promise((resolve) => setTimeout(resolve, 1));
-  }
+  await until("the connection", async () => {
+    host.loop.turn(1);
+    return await server.connections() >= 1;
+  });
+  await until("its end", () => openFds() <= before[1]!);
 });

@@ -23,10 +23,10 @@ import type {
   FileBlockOptions,
   MemoryBlockOptions,
 } from "../../src/block/option_table.ts";
+import { PATIENCE_MS } from "../until.ts";
 
 const MEMORY_BYTES = 16 << 20;
 const TURN_MS = 20;
-const TURNS_MAX = 1000;
 
 /** What most tests want of a file. */
 export const FILE: Omit<FileBlockOptions, "path"> = {
@@ -52,6 +52,8 @@ export const MEMORY: MemoryBlockOptions = {
 /** Where a back end lives, and what it said. */
 export class Host implements Disposable {
   readonly loop = new EventLoop();
+  /** How many times faster than it says a timer runs that is armed from now on. */
+  speed = 1;
   readonly memory = new DmaMemory();
   readonly infos: string[] = [];
   readonly warnings: string[] = [];
@@ -73,6 +75,13 @@ export class Host implements Disposable {
       debugEnabled: false,
     };
     const { loop, memory } = this;
+    const makeTimer = loop.timer.bind(loop);
+    loop.timer = (callback) => {
+      const timer = makeTimer(callback);
+      const arm = timer.arm.bind(timer);
+      timer.arm = (delayMs) => arm(delayMs / this.speed);
+      return timer;
+    };
     this.context = { loop, log, memory };
   }
 
@@ -164,11 +173,7 @@ export class Controller implements BlockClient, Disposable {
   }
 
   turnUntil(done: () => boolean): void {
-    for (let i = 0; i < TURNS_MAX; i++) {
-      if (done()) return;
-      this.host.loop.turn(TURN_MS);
-    }
-    throw new Error(`not done after ${TURNS_MAX} turns of the loop`);
+    turnUntil(this.host.loop, done);
   }
 
   /** Writes bytes at an offset. */
@@ -193,6 +198,17 @@ export class Controller implements BlockClient, Disposable {
 
   [Symbol.dispose](): void {
     this.backend.close();
+  }
+}
+
+/** Turns a loop until something is so. */
+export function turnUntil(loop: EventLoop, done: () => boolean): void {
+  const deadline = performance.now() + PATIENCE_MS;
+  while (!done()) {
+    if (performance.now() > deadline) {
+      throw new Error(`not done within ${PATIENCE_MS} ms`);
+    }
+    loop.turn(TURN_MS);
   }
 }
 

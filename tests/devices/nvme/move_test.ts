@@ -114,7 +114,7 @@ Deno.test("an NVMe controller on NBD moves under load, and its server sees one c
   using folder = new Folder();
   const socket = `${folder.path}/nbd.sock`;
   const file = folder.image("disk", 1 << 20);
-  using server = await ServerThread.start({ file, socket });
+  await using server = await ServerThread.start({ file, socket });
   using rig = new MovingRig({ nbd: `unix:${socket}` });
   const loads = loadAndMove(rig, 1234);
   assert(rig.moving.busyMoves > 0);
