@@ -2,15 +2,13 @@ import { assert, assertEquals } from "@std/assert";
 import { virtioNetModel } from "../../devices/virtio_net/mod.ts";
 import { Outboard } from "../../src/process/run.ts";
 import { type DriverQueue, F, VirtioDriver } from "../../src/testing/mod.ts";
-import {
-  GuestRam,
-  PciClient,
-  VfioUserClient,
-} from "../../src/vfio_user/client/mod.ts";
+import { GuestRam, PciClient } from "../../src/vfio_user/client/mod.ts";
+import { workersGone } from "../resources.ts";
+import { PATIENCE_MS } from "../until.ts";
+import { connectClient } from "../vfio_user/remote.ts";
 
 const TX = 1;
 const FRAME_BYTES = 72;
-const DEADLINE_MS = 5000;
 
 function offerFrame(driver: VirtioDriver, queue: DriverQueue): void {
   const iova = driver.memory.alloc(FRAME_BYTES, 8);
@@ -34,7 +32,7 @@ Deno.test("a mapped notify page works on while its device moves between IOThread
         iothreads: [0],
       }],
     });
-    using client = new VfioUserClient(path);
+    using client = connectClient(path);
     client.negotiate();
     using ram = new GuestRam(4 << 20);
     ram.share(client);
@@ -48,12 +46,12 @@ Deno.test("a mapped notify page works on while its device moves between IOThread
       offerFrame(driver, queue);
       queue.kick();
       await outboard.move("lan", (round + 1) % 2);
-      assert(queue.waitUsed(DEADLINE_MS));
+      assert(queue.waitUsed(PATIENCE_MS));
       assert(queue.ring.take());
       for (let i = 0; i < 20; i++) {
         offerFrame(driver, queue);
         queue.kick();
-        assert(queue.waitUsed(DEADLINE_MS));
+        assert(queue.waitUsed(PATIENCE_MS));
         assert(queue.ring.take());
       }
     }
@@ -68,6 +66,7 @@ Deno.test("a mapped notify page works on while its device moves between IOThread
     assert(valueOf("outboard_device_kicks", byPage) > 0);
   } finally {
     await outboard.stop();
+    await workersGone();
     await Deno.remove(folder, { recursive: true });
   }
 });

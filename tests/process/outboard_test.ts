@@ -2,6 +2,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { IOThread } from "../../src/process/iothread.ts";
 import { loadModel, Outboard, type RunDevice } from "../../src/process/mod.ts";
 import { connectUnix, threadCpus } from "../../src/libc/mod.ts";
+import { workersGone } from "../resources.ts";
 
 const counter = `${import.meta.dirname}/fixtures/counter_model.ts`;
 
@@ -62,6 +63,7 @@ Deno.test("Outboard serves, describes, moves and stops in a program", () =>
       connectUnix(`${folder}/b`).close();
     } finally {
       await outboard.stop();
+      await workersGone();
     }
     await assertRejects(() => outboard.move("a", 1), Error, "being stopped");
     await assertRejects(() => outboard.command("a", "count", []), Error);
@@ -99,6 +101,7 @@ Deno.test("Outboard opens nothing when a device has no place, and says which fai
       assert((await outboard.describe()).length === 0);
     } finally {
       await outboard.stop();
+      await workersGone();
     }
   }));
 
@@ -109,6 +112,7 @@ Deno.test("IOThread closes where other threads reached it", async () => {
   thread.terminate();
   // Others may still say that they end.
   assertEquals(Deno.readLinkSync(link), "anon_inode:[eventfd]");
+  await workersGone();
   thread.closeSeat();
   assertThrows(() => Deno.readLinkSync(link), Deno.errors.NotFound);
   thread.closeSeat();

@@ -6,6 +6,7 @@ import {
   createSeat,
   ThreadCalls,
 } from "../../src/process/thread_calls.ts";
+import { workersGone } from "../resources.ts";
 import type { Orders } from "./thread_calls_worker.ts";
 
 /** A thread that can call itself: it is answered while it waits. */
@@ -53,6 +54,7 @@ Deno.test("ThreadCalls lets two threads call each other at the same time", async
     run({ seat: a, peer: b, out: toB, in: toA, calls }),
     run({ seat: b, peer: a, out: toA, in: toB, calls }),
   ]);
+  await workersGone();
   const all = Array.from({ length: calls }, (_, i) => i + 1);
   const good = all.filter((n) => n % 7 !== 0);
   const expected = {

@@ -12,6 +12,7 @@ import {
   F,
   type VirtioDriver,
 } from "../../src/testing/mod.ts";
+import { PATIENCE_MS } from "../until.ts";
 
 /** Bytes of a block, and of each request. */
 export const BLOCK_BYTES = 4096;
@@ -129,7 +130,7 @@ export class VerifiedDisk {
   /**
    * Steps for as many requests as told, letting other work of this process run.
    *
-   * @throws {Error} When nothing comes back for 20 s, or a block is not what it must be
+   * @throws {Error} When nothing comes back for a minute, or a block is not what it must be
    */
   async run(requests: number): Promise<void> {
     await this.#until(requests, () => this.step());
@@ -175,15 +176,15 @@ export class VerifiedDisk {
   ): Promise<void> {
     const end = this.completed + requests;
     let seen = this.completed;
-    let deadline = performance.now() + 20_000;
+    let deadline = performance.now() + PATIENCE_MS;
     for (let turn = 0; this.completed < end || !isOver(); turn++) {
       step();
       if (this.completed !== seen) {
         seen = this.completed;
-        deadline = performance.now() + 20_000;
+        deadline = performance.now() + PATIENCE_MS;
       } else if (performance.now() > deadline) {
         throw new Error(
-          `Cannot go on: ${this.inFlight()} requests have not come back for 20 s, status ${this.#virtio.status}`,
+          `Cannot go on: ${this.inFlight()} requests have not come back for ${PATIENCE_MS} ms, status ${this.#virtio.status}`,
         );
       }
       if (turn % 16 === 0) await new Promise((go) => setTimeout(go, 0));
