@@ -2,7 +2,8 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { listenUnix } from "../../src/libc/mod.ts";
 import { libc } from "../../src/libc/symbols.ts";
 import { startOutboard } from "../../src/testing/outboard_process.ts";
-import { VfioUserClient } from "../../src/vfio_user/client/mod.ts";
+import { PATIENCE_MS } from "../until.ts";
+import { connectClient } from "../vfio_user/remote.ts";
 
 const program = `${import.meta.dirname}/../../mod.ts`;
 
@@ -13,6 +14,22 @@ async function outboard(...args: string[]) {
   }).output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   return { code, stdout: text(stdout), stderr: text(stderr) };
+}
+
+/** Reads until a whole line matches; the reader may read on. */
+async function readUntil(
+  reader: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>,
+  pattern: RegExp,
+): Promise<void> {
+  const decoder = new TextDecoder();
+  for (
+    let text = "";
+    !pattern.test(text.slice(0, text.lastIndexOf("\n") + 1));
+  ) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error(`Cannot find ${pattern}: there is only ${text}`);
+    text += decoder.decode(value, { stream: true });
+  }
 }
 
 async function inFolder(run: (folder: string) => Promise<void>): Promise<void> {
@@ -113,7 +130,7 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
         ...["--device", "virtio-net,net=none", "--socket", sockets[1]!],
         ...["--control", `${folder}/control`],
       ]);
-      using client = new VfioUserClient(sockets[0]!);
+      using client = connectClient(sockets[0]!);
       client.negotiate();
       child.signal(signal);
       assertEquals(await child.exitCode(), 0);
@@ -125,6 +142,10 @@ Deno.test("the command prints the QEMU arguments for each socket", () =>
     const socket = `${folder}/it's here`;
     await using child = await startOutboard(
       ["--device", "virtio-net,net=none", "--socket", socket],
+    );
+    await child.waitFor(
+      "print the arguments",
+      () => /vfio-user-pci.*\n/.test(child.stdout),
     );
     const quoted = child.stdout.split("\n")
       .find((line) => line.includes("vfio-user-pci"))!
@@ -152,13 +173,16 @@ Deno.test("the command logs JSON lines when asked to", async () => {
       stderr: "piped",
     }).spawn();
     let text = "";
+    let told = false;
     for await (
       const part of child.stderr.pipeThrough(new TextDecoderStream())
     ) {
       text += part;
-      if (text.includes("listens")) break;
+      if (/listens.*\n/.test(text) && !told) {
+        child.kill("SIGTERM");
+        told = true;
+      }
     }
-    child.kill("SIGTERM");
     assertEquals((await child.status).code, 0);
     const records = text.trimEnd().split("\n").map((line) => JSON.parse(line));
     const ready = records.find((record) => record.socket === socket);
@@ -186,10 +210,9 @@ Deno.test("the command serves an inherited listening socket and leaves its file"
       stderr: "null",
     }).spawn();
     const reader = child.stdout.getReader();
-    const { value } = await reader.read();
-    assertMatch(new TextDecoder().decode(value), new RegExp(path));
+    await readUntil(reader, new RegExp(path));
     {
-      using client = new VfioUserClient(path);
+      using client = connectClient(path);
       client.negotiate();
       assertEquals(client.deviceInfo().numRegions, 9);
     }
@@ -249,8 +272,7 @@ Deno.test("the command serves a handed-over socket whose path is gone", async ()
       stderr: "null",
     }).spawn();
     const reader = child.stdout.getReader();
-    const { value } = await reader.read();
-    assertMatch(new TextDecoder().decode(value), new RegExp(path));
+    await readUntil(reader, new RegExp(path));
     child.kill("SIGTERM");
     await reader.cancel();
     assertEquals((await child.status).code, 0);
@@ -273,15 +295,10 @@ Deno.test("the command goes on when nobody reads what it prints", () =>
       stdout: "null",
       stderr: "piped",
     }).spawn();
-    const reader = child.stderr.pipeThrough(new TextDecoderStream())
-      .getReader();
-    for (let text = ""; !text.includes("cannot say on standard output");) {
-      const { value, done } = await reader.read();
-      if (done) throw new Error(text);
-      text += value;
-    }
+    const reader = child.stderr.getReader();
+    await readUntil(reader, /cannot say on standard output/);
     {
-      using client = new VfioUserClient(socket);
+      using client = connectClient(socket);
       client.negotiate();
     }
     child.kill("SIGTERM");
@@ -292,25 +309,34 @@ Deno.test("the command goes on when nobody reads what it prints", () =>
 Deno.test("the command leaves no socket behind when it is stopped while it starts", () =>
   inFolder(async (folder) => {
     const model = `${folder}/slow.ts`;
+    const metrics = `${folder}/m`;
+    // Their socket is the first that goes when it stops: until then the model is being made.
     await Deno.writeTextFile(
       model,
-      `export const model = { name: "slow", help: "sleeps", options: [], parse: () => null, create() {
-        Deno.stderr.writeSync(new TextEncoder().encode("begun"));
-        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300);
-        throw new Error("never used");
+      `export const model = { name: "slow", help: "takes its time", options: [], parse: () => null, create() {
+        Deno.stderr.writeSync(new TextEncoder().encode("begun\\n"));
+        const word = new Int32Array(new SharedArrayBuffer(4));
+        for (let ms = 0; ms < ${PATIENCE_MS}; ms++) {
+          Atomics.wait(word, 0, 0, 1);
+          try {
+            Deno.lstatSync(${JSON.stringify(metrics)});
+          } catch {
+            throw new Error("never used");
+          }
+        }
       } };`,
     );
     const child = new Deno.Command(Deno.execPath(), {
       args: [
         ...["run", "-A", program, "--device", model],
-        ...["--socket", `${folder}/s`],
+        ...["--socket", `${folder}/s`, "--metrics", metrics],
       ],
       stdout: "null",
       stderr: "piped",
     }).spawn();
     const reader = child.stderr.getReader();
-    const { value } = await reader.read();
-    assertEquals(new TextDecoder().decode(value), "begun");
+    await readUntil(reader, /^begun$/m);
+    assert([...Deno.readDirSync(folder)].some(({ name }) => name === "s"));
     child.kill("SIGTERM");
     await reader.cancel();
     assertEquals((await child.status).code, 0);
