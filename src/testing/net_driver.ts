@@ -320,7 +320,7 @@ export class NetDriver implements Disposable {
     commandClass: number,
     command: number,
     data: Uint8Array = new Uint8Array(0),
-    timeoutMs = 5000,
+    timeoutMs = 60_000,
   ): number {
     const queue = this.ctrl;
     if (queue === null) {

@@ -11,6 +11,7 @@ import {
 } from "../../src/libc/mod.ts";
 import { libc } from "../../src/libc/symbols.ts";
 import { openFds } from "../resources.ts";
+import { PATIENCE_MS } from "../until.ts";
 
 function shell(script: string, args: readonly string[] = []) {
   return spawnProcess({
@@ -37,7 +38,7 @@ Deno.test("spawnProcess passes arguments, environment and descriptors on", () =>
       fds: [{ from: writer.number, to: 7 }],
     });
     writer.close();
-    assertEquals(process.reap(10_000), { code: 0, signal: null });
+    assertEquals(process.reap(PATIENCE_MS), { code: 0, signal: null });
     using buffer = new NativeBuffer(4096);
     const n = libc.read(reader.number, buffer.pointer(), 4096);
     assertEquals(
@@ -63,7 +64,7 @@ Deno.test("spawnProcess says that there is no such program", () => {
 
 Deno.test("ChildProcess.reap tells how the process ended, and leaves no zombie", () => {
   using exits = shell("exit 3");
-  assertEquals(pollFd(exits.pidFd, Poll.IN, 10_000), Poll.IN);
+  assertEquals(pollFd(exits.pidFd, Poll.IN, PATIENCE_MS), Poll.IN);
   // A zombie still has its number.
   assertEquals(exists(exits.pid), true);
   assertEquals(exits.reap(), { code: 3, signal: null });
@@ -71,7 +72,7 @@ Deno.test("ChildProcess.reap tells how the process ended, and leaves no zombie",
   assertEquals(exits.reap(), { code: 3, signal: null });
   assertEquals(formatExitStatus(exits.reap()!), "exit status 3");
   using dies = shell("kill -USR1 $$");
-  assertEquals(dies.reap(10_000), { code: null, signal: 10 });
+  assertEquals(dies.reap(PATIENCE_MS), { code: null, signal: 10 });
   assertEquals(formatExitStatus(dies.reap()!), "signal 10");
 });
 
@@ -84,7 +85,7 @@ Deno.test("ChildProcess.reap gives null while the process runs", () => {
 Deno.test("ChildProcess.end ends a process, by force where it must", () => {
   const before = openFds();
   const willing = shell("exec sleep 1000");
-  assertEquals(willing.end(10_000), { code: null, signal: 15 });
+  assertEquals(willing.end(PATIENCE_MS), { code: null, signal: 15 });
   const [reader, writer] = createPipe();
   const deaf = spawnProcess({
     program: "/bin/sh",
@@ -94,7 +95,7 @@ Deno.test("ChildProcess.end ends a process, by force where it must", () => {
   });
   writer.close();
   // From now on it does not listen.
-  assertEquals(pollFd(reader.number, Poll.IN, 10_000) & Poll.IN, Poll.IN);
+  assertEquals(pollFd(reader.number, Poll.IN, PATIENCE_MS) & Poll.IN, Poll.IN);
   reader.close();
   assertEquals(deaf.end(20), { code: null, signal: 9 });
   deaf.close();
