@@ -22,7 +22,7 @@ import {
 } from "./passt_process.ts";
 import { type GivenPort, StreamPort } from "./stream_port.ts";
 
-/** A passt that does not like its options or its host says so and ends within this time. */
+/** A passt that does not like its options or its host says so and ends within this time, unless the machine is busy. */
 const START_MS = 200;
 const RESTART_MAX_MS = 5000;
 
@@ -59,12 +59,14 @@ export class PasstBackend implements NetBackend {
 
   /**
    * @param inherited What a predecessor gave, if there was one
+   * @param startMs How long to wait for an end at once
    * @throws {ErrnoError} With the remedy: when passt is not there, or ends at once
    */
   constructor(
     options: PasstNetOptions,
     context: NetContext,
     inherited?: unknown,
+    startMs = START_MS,
   ) {
     const { loop } = context;
     const given = inherited === undefined
@@ -85,7 +87,7 @@ export class PasstBackend implements NetBackend {
     try {
       if (given === null) {
         this.#start();
-        this.#awaitTrouble();
+        this.#awaitTrouble(startMs);
       } else this.#inherit(given);
     } catch (error) {
       // What was given stays the giver's.
@@ -172,9 +174,9 @@ export class PasstBackend implements NetBackend {
   }
 
   /** A port that is taken and the like is known at once, and the user is still there to read it. */
-  #awaitTrouble(): void {
+  #awaitTrouble(startMs: number): void {
     const process = this.#process!;
-    const status = process.waitForExit(START_MS);
+    const status = process.waitForExit(startMs);
     if (status === null) return;
     const why = process.lastWords || formatExitStatus(status);
     throw new ErrnoError(

@@ -11,6 +11,7 @@ import type { UserNetOptions } from "../../src/net/option_table.ts";
 import { openNetBackend } from "../../src/net/open.ts";
 import { SlirpBackend } from "../../src/net/slirp.ts";
 import { openLibslirp } from "../../src/net/slirp_symbols.ts";
+import { PATIENCE_MS } from "../until.ts";
 import { Card, Host } from "./card.ts";
 import { arpRequest } from "./frames.ts";
 import { TcpPeer, type TcpPeerState } from "./tcp_peer.ts";
@@ -20,7 +21,6 @@ const GUEST = "10.0.2.15";
 const PORT = 80;
 /** ICMPv6 type of a router advertisement, which libslirp sends by a timer. */
 const ROUTER_ADVERTISEMENT = 134;
-const DEADLINE_MS = 20_000;
 const TURN_MS = 20;
 
 /** What is given from one thread to the other. */
@@ -100,7 +100,7 @@ class Home {
 
   run(bytes: number, flush: boolean): MoveReply {
     const { peer } = this;
-    const deadline = performance.now() + DEADLINE_MS;
+    const deadline = performance.now() + PATIENCE_MS;
     for (;;) {
       this.#echo();
       const { established, receivedBytes } = peer;

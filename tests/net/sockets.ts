@@ -7,6 +7,7 @@
 import { Errno } from "../../src/errno.ts";
 import { check, Fd, NativeBuffer } from "../../src/libc/mod.ts";
 import { lastErrno, libc } from "../../src/libc/symbols.ts";
+import { unusedPort } from "../ports.ts";
 
 const AF_INET = 2;
 const NONBLOCK_CLOEXEC = 0o4000 | 0o2000000;
@@ -56,10 +57,14 @@ export class HostSocket implements Disposable {
     return socket;
   }
 
-  /** A port nobody uses at the moment. */
+  /** A port nobody uses at the moment, and that the kernel gives to nobody who does not ask for it. */
   static freePort(type: number): number {
-    using socket = HostSocket.bound(type);
-    return socket.port;
+    for (;;) {
+      const port = unusedPort();
+      using socket = HostSocket.open(type);
+      if (libc.bind(socket.fd.number, loopback(port), 16) === 0) return port;
+      if (lastErrno() !== Errno.EADDRINUSE) check(-1, "bind");
+    }
   }
 
   get port(): number {

@@ -101,6 +101,7 @@ streamTest(
   "reconnects a client, and serves one peer after another",
   (scene) => {
     const { host, path, open } = scene;
+    host.stopClock();
     using client = new Card(host, open({ path }));
     assertEquals(host.warnings.length, 1);
     for (let round = 1; round <= 3; round++) {
