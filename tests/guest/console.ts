@@ -53,7 +53,7 @@ rm -f "/run/$id.sh" "/run/$id.out" "/run/$id.pid"
 `;
 
 /** How long a command that was cancelled may take to hand over what it has written. */
-const CANCEL_GRACE_MS = 5000;
+const CANCEL_GRACE_MS = 60_000;
 
 const RECORD_SEPARATOR = 0x1e;
 const NEWLINE = 0x0a;

@@ -49,7 +49,7 @@ export function vfioUserDevice(
 /** Boots under TCG take seconds; on a busy machine with few cores, many. */
 const BOOT_TIMEOUT_MS = 120_000;
 const COMMAND_TIMEOUT_MS = 60_000;
-const QEMU_END_GRACE_MS = 5000;
+const QEMU_END_GRACE_MS = 60_000;
 const LOG_TAIL_LINES = 40;
 
 /**

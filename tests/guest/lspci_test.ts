@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { VfioUserClient } from "../../src/vfio_user/client/mod.ts";
+import { connectClient } from "../vfio_user/remote.ts";
 import { guestTest } from "./harness.ts";
 import { treeCommand } from "./provision.ts";
 import { Serving } from "./serving.ts";
@@ -23,7 +23,7 @@ const PCI_COMMAND_MEMORY = 0x02;
 const PCI_BASE_ADDRESS_0 = 0x10;
 
 function readConfig(socket: string): Uint8Array {
-  using client = new VfioUserClient(socket);
+  using client = connectClient(socket);
   client.negotiate();
   // An address each, as firmware would give: lspci leaves out BARs that are all zeroes.
   for (const bar of [0, 1, 2, 4]) {

@@ -6,6 +6,7 @@
  */
 
 import type { Kit } from "./provision.ts";
+import { PATIENCE_MS } from "../until.ts";
 import { Qmp } from "./qmp.ts";
 
 /** What is exported. */
@@ -89,11 +90,12 @@ export class QemuNbd {
 }
 
 async function connectWhenThere(path: string): Promise<Deno.Conn> {
-  for (let tries = 0;; tries++) {
+  const deadline = performance.now() + PATIENCE_MS;
+  for (;;) {
     try {
       return await Deno.connect({ transport: "unix", path });
     } catch (error) {
-      if (tries > 1000) throw error;
+      if (performance.now() > deadline) throw error;
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
   }

@@ -72,12 +72,12 @@ export class Serving {
     return countersOf(await this.control(`counters ${device}`));
   }
 
-  /** Waits for the next line of the log, after the text so far, that matches. */
+  /** Waits for the next whole line of the log, after the text so far, that matches. */
   async waitForLog(pattern: RegExp, from = 0): Promise<void> {
-    await this.outboard.waitFor(
-      `log ${pattern}`,
-      () => pattern.test(this.outboard.stderr.slice(from)),
-    );
+    await this.outboard.waitFor(`log ${pattern}`, () => {
+      const { stderr } = this.outboard;
+      return pattern.test(stderr.slice(from, stderr.lastIndexOf("\n") + 1));
+    });
   }
 
   /** Open descriptors and file mappings of the process. */

@@ -2,8 +2,10 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { progress } from "./apt.ts";
 import { Guest, vfioUserDevice } from "./guest.ts";
 import { guestTest } from "./harness.ts";
+import { freeTcpPort } from "../ports.ts";
 import {
   assertBound,
+  assertEcho,
   dhcp,
   DHCP_FILES,
   guestSends,
@@ -35,10 +37,7 @@ if (why !== null) {
 } else {
   const program = isSkip(passt) ? "" : passt.program;
   guestTest("virtio-net through passt", async ({ kit, t }) => {
-    // A port that was free a moment ago: the operating system picks it.
-    const probe = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-    const { port } = probe.addr;
-    probe.close();
+    const port = freeTcpPort();
     await using serving = await Serving.start({
       devices: [
         `virtio-net,net=passt,passt=${program},tcp-ports=127.0.0.1/${port}:7`,
@@ -90,13 +89,7 @@ if (why !== null) {
         "(nc -ll -p 7 -e cat > /dev/null 2>&1 &); until netstat -ltn | grep -q :7; do :; done",
       );
       using conn = await Deno.connect({ hostname: "127.0.0.1", port });
-      await conn.write(new TextEncoder().encode("echo this"));
-      const answer = new Uint8Array(64);
-      const n = await conn.read(answer);
-      assertEquals(
-        new TextDecoder().decode(answer.subarray(0, n!)),
-        "echo this",
-      );
+      await assertEcho(conn);
     });
 
     await t.step("goes on when passt was killed", async () => {
