@@ -36,16 +36,14 @@ Deno.test("workersGone waits for a Worker that was terminated, and for what it h
     URL.revokeObjectURL(url);
     return worker;
   };
-  const end = async () => {
-    await workersGone();
-    return [openFds(), sharedMappings()];
-  };
-  (await start()).terminate();
-  // What the first one leaves, the next one takes over.
-  const before = await end();
+  const held = () => openFds() + sharedMappings();
   for (let i = 0; i < 5; i++) {
-    (await start()).terminate();
-    assertEquals(await end(), before);
+    const worker = await start();
+    const before = held();
+    worker.terminate();
+    await workersGone();
+    assertEquals(workerThreads().size, 0);
+    assert(held() < before);
   }
   const worker = await start();
   const others = workerThreads();

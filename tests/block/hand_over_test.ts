@@ -211,7 +211,8 @@ Deno.test("NbdBackend goes on with its connection, which the server does not not
       assertEquals(other.write(i * BLOCK, pattern(BLOCK, 7 + i)), 0);
       if (i === 1) fds = openFds();
     }
-    assertEquals(openFds(), fds);
+    // Fewer may be open by now: the runtime keeps some of a Worker's until it starts another.
+    assert(openFds() <= fds);
     for (let i = 0; i < MOVES; i++) {
       assertEquals(other.read(i * BLOCK, BLOCK), pattern(BLOCK, 7 + i));
     }

@@ -36,6 +36,8 @@ export async function whileMoving(
       await new Promise((resolve) => setTimeout(resolve, STAY_MS));
     }
   })();
+  // Told at the end, and not as a rejection that nobody handles.
+  moving.catch(() => {});
   try {
     // On a busy machine a move may take as long as many.
     for (let runs = 0; moves <= MOVES_MIN && runs < RUNS_MAX; runs++) {

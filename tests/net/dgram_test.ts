@@ -9,6 +9,9 @@ import { heapGrowthPerOperation, openFds } from "../resources.ts";
 import { Card, Host } from "./card.ts";
 import { DGRAM, HostSocket } from "./sockets.ts";
 
+/** Seconds of looking for a datagram that was sent. */
+const TRIES_MAX = 10_000_000;
+
 interface Scene {
   readonly host: Host;
   readonly open: (values: OptionValues) => NetBackend;
@@ -248,7 +251,12 @@ dgramTest("moves frames without allocating", ["UNIX", "IPv4"], (scene) => {
   const growth = heapGrowthPerOperation(100_000, (operations) => {
     for (let i = 0; i < operations; i++) {
       if (a.send(list) !== 1400) wrong++;
-      if (b.receive(into) !== 1400) wrong++;
+      let n = b.receive(into);
+      // The kernel may put a datagram off when it has much to do.
+      for (let tries = 0; n === -Errno.EAGAIN && tries < TRIES_MAX; tries++) {
+        n = b.receive(into);
+      }
+      if (n !== 1400) wrong++;
     }
   });
   assertEquals(wrong, 0);
