@@ -14,6 +14,7 @@ import {
   type ConnectionHandler,
   MESSAGES_PER_TURN,
 } from "../../src/vfio_user/connection.ts";
+import { PATIENCE_MS } from "../until.ts";
 import { concat, message, RawClient, words } from "./raw_client.ts";
 import { openFds, Rig } from "./rig.ts";
 
@@ -436,7 +437,19 @@ Deno.test("Session answers EMFILE when descriptors were lost on the way", () => 
 });
 
 Deno.test("VfioUserServer does not spin when it may open no more descriptors, and recovers", () => {
-  using rig = new Rig();
+  const loop = new EventLoop();
+  const makeTimer = loop.timer.bind(loop);
+  // The pause begins when the test has seen that there is one.
+  let beginPause = () => {};
+  loop.timer = (callback) => {
+    const timer = makeTimer(callback);
+    const arm = timer.arm.bind(timer);
+    timer.arm = (delayMs) => {
+      beginPause = () => arm(delayMs);
+    };
+    return timer;
+  };
+  using rig = new Rig({}, loop);
   using client = RawClient.connect(rig.path);
   const allow = forbidDescriptors();
   try {
@@ -444,8 +457,9 @@ Deno.test("VfioUserServer does not spin when it may open no more descriptors, an
     for (let i = 0; i < 10; i++) assert(!rig.loop.turn(0), "it waits");
     const failures = rig.logged.filter((line) => line.includes("EMFILE"));
     assertEquals(failures.length, 1);
-    rig.loop.turn(1000);
-    rig.loop.turn(0);
+    beginPause();
+    rig.loop.turn(PATIENCE_MS);
+    assert(rig.loop.turn(0), "it tries again");
     assertEquals(
       rig.logged.filter((line) => line.includes("EMFILE")).length,
       1,
@@ -454,7 +468,10 @@ Deno.test("VfioUserServer does not spin when it may open no more descriptors, an
   } finally {
     allow();
   }
+  beginPause();
   client.send(message(13));
-  for (let i = 0; i < 5 && rig.clients.length === 0; i++) rig.loop.turn(1000);
+  for (let i = 0; i < 5 && rig.clients.length === 0; i++) {
+    rig.loop.turn(PATIENCE_MS);
+  }
   assertEquals(rig.clients, ["connected self"]);
 });

@@ -125,7 +125,7 @@ export class EverythingDevice implements PciDevice {
 }
 
 export class Rig {
-  readonly loop = new EventLoop();
+  readonly loop: EventLoop;
   readonly device = new EverythingDevice();
   readonly interrupts = new PciInterrupts();
   readonly memory = new DmaMemory({ poison: false });
@@ -137,7 +137,11 @@ export class Rig {
   readonly #directory = Deno.makeTempDirSync({ prefix: "outboard-test-" });
   readonly #listener: Fd;
 
-  constructor(options: Partial<VfioUserServerOptions> = {}) {
+  constructor(
+    options: Partial<VfioUserServerOptions> = {},
+    loop = new EventLoop(),
+  ) {
+    this.loop = loop;
     this.path = `${this.#directory}/s`;
     this.#listener = listenUnix(this.path);
     const log = this.log();
