@@ -15,8 +15,12 @@ export function sharedMappings(): number {
     .filter((line) => /^\S+ ..?.s /.test(line)).length;
 }
 
-/** How many parts an operation count is measured in. */
-const HEAP_PARTS = 10;
+/**
+ * Operations between two looks at the heap. A collection hides what its part allocated, and V8, whose new space begins
+ * with 1 MiB, has one for every MiB or so: of parts this small most have none, up to several hundred bytes an
+ * operation. In much fewer operations the 136 bytes that a look allocates by itself would count.
+ */
+const HEAP_PART = 1024;
 /** The compiler works beside us: on a busy machine that takes seconds in which code allocates that later does not. */
 const HEAP_ROUNDS_MIN = 10;
 const HEAP_PATIENCE_MS = 30_000;
@@ -27,7 +31,7 @@ const HEAP_PATIENCE_MS = 30_000;
  * and half a minute.
  *
  * @param operations Enough for the compiler to have done its work: 100,000 and more
- * @param run Is called with a tenth of that at a time
+ * @param run Is called with 1024 of them at a time
  * @param patienceMs How long to go on after ten rounds, for the compiler's sake
  */
 export function heapGrowthPerOperation(
@@ -35,7 +39,7 @@ export function heapGrowthPerOperation(
   run: (operations: number) => void,
   patienceMs = HEAP_PATIENCE_MS,
 ): number {
-  const part = Math.ceil(operations / HEAP_PARTS);
+  const parts = Math.ceil(operations / HEAP_PART);
   const deadline = performance.now() + patienceMs;
   let least = Infinity;
   for (
@@ -46,13 +50,13 @@ export function heapGrowthPerOperation(
     round++
   ) {
     let grown = 0;
-    for (let i = 0; i < HEAP_PARTS; i++) {
+    for (let i = 0; i < parts; i++) {
       const before = Deno.memoryUsage().heapUsed;
-      run(part);
+      run(HEAP_PART);
       // A collection hides what its part allocated, and no more than that.
       grown += Math.max(0, Deno.memoryUsage().heapUsed - before);
     }
-    if (round >= 0) least = Math.min(least, grown / (part * HEAP_PARTS));
+    if (round >= 0) least = Math.min(least, grown / (parts * HEAP_PART));
   }
   return least;
 }

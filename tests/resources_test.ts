@@ -7,13 +7,23 @@ import {
   workerThreads,
 } from "./resources.ts";
 
-Deno.test("heapGrowthPerOperation sees an object in each operation, and none where there is none", () => {
+Deno.test("heapGrowthPerOperation sees what is allocated, of every size, though it is collected meanwhile", () => {
   let last: unknown;
-  const grown = heapGrowthPerOperation(100_000, (operations) => {
-    for (let i = 0; i < operations; i++) last = { i };
-  }, 0);
-  assert(last !== undefined);
-  assert(grown >= 8, `${grown} bytes`);
+  for (const operations of [5_000, 35_000, 100_000, 200_000]) {
+    for (const words of [1, 3, 5, 11, 15, 40]) {
+      const grown = heapGrowthPerOperation(operations, (count) => {
+        for (let i = 0; i < count; i++) last = new Array(words);
+      }, 0);
+      assert(
+        grown >= 2 * words,
+        `${grown} bytes of ${words} words in ${operations} operations`,
+      );
+    }
+  }
+  assert(Array.isArray(last));
+});
+
+Deno.test("heapGrowthPerOperation sees nothing where nothing is allocated", () => {
   let sum = 0;
   const quiet = heapGrowthPerOperation(100_000, (operations) => {
     for (let i = 0; i < operations; i++) sum = (sum + i) | 0;

@@ -200,7 +200,8 @@ export class NetDriver implements Disposable {
 
   /**
    * Queues up to `count` frames of `frameBytes` and shows them to the device at once. What the buffers hold is sent:
-   * {@linkcode fillFrames} puts a frame there. Allocates nothing.
+   * {@linkcode fillFrames} puts a frame there. Allocates nothing, or where
+   * addresses have more than 31 bits one number a descriptor.
    *
    * @returns How many there was room for
    */
@@ -286,7 +287,8 @@ export class NetDriver implements Disposable {
   }
 
   /**
-   * Takes all frames that were received, counts them and gives their buffers back. Allocates nothing.
+   * Takes all frames that were received, counts them and gives their buffers back. Allocates no more than
+   * {@linkcode transmitBurst}.
    *
    * @returns How many
    */
