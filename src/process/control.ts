@@ -59,9 +59,15 @@ const HELP = [
   "DEVICE COMMAND [ARG...]   run a command of a device, such as: virtio-net0 link down",
 ];
 
+function placeOf({ iothreads }: PlacedDescription): string {
+  return iothreads.length === 1
+    ? `IOThread ${iothreads[0]}`
+    : `IOThreads ${iothreads.join(":")}`;
+}
+
 function list(devices: readonly PlacedDescription[]): string[] {
   return devices.flatMap((device) => [
-    `${device.id} (${device.model}) on IOThread ${device.iothread}, ${
+    `${device.id} (${device.model}) on ${placeOf(device)}, ${
       device.clientPid === null ? "no client" : `client pid ${device.clientPid}`
     }`,
     ...Object.entries(device.commands).map(([name, help]) =>
@@ -76,6 +82,31 @@ function listIOThreads(iothreads: readonly IOThreadDescription[]): string[] {
       devices.join(" ") || "no devices"
     }`
   );
+}
+
+function listCounters(
+  devices: readonly PlacedDescription[],
+  id: string | undefined,
+): string[] {
+  const wanted = devices.filter((device) =>
+    id === undefined || device.id === id
+  );
+  if (id !== undefined && wanted.length === 0) {
+    throw new Error(
+      `Cannot find device ${id}: known are ${
+        devices.map((device) => device.id).join(", ")
+      }`,
+    );
+  }
+  // Devices count interrupts and errors of their own.
+  return wanted.flatMap(({ id, connection, counters }) => [
+    ...Object.entries(connection).map(([name, value]) =>
+      `${id} connection.${name} ${value}`
+    ),
+    ...Object.entries(counters).map(([name, value]) =>
+      `${id} ${name} ${value}`
+    ),
+  ]);
 }
 
 async function move(
@@ -104,13 +135,7 @@ async function answer(line: string, target: Controllable): Promise<string[]> {
     case "move":
       return [await move(target, second, rest)];
     case "counters":
-      return (await target.describe())
-        .filter((device) => second === undefined || device.id === second)
-        .flatMap((device) =>
-          Object.entries(device.counters).map(([name, value]) =>
-            `${device.id} ${name} ${value}`
-          )
-        );
+      return listCounters(await target.describe(), second);
     default:
       if (second === undefined) {
         throw new Error(`Cannot understand "${line.trim()}": try help`);

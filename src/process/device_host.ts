@@ -358,10 +358,8 @@ export class DeviceHost implements Disposable {
       model: this.#model,
       clientPid: this.#clientPid,
       commands,
-      counters: {
-        ...this.#server.counters(),
-        ...this.#device.counters?.(),
-      },
+      connection: this.#server.counters(),
+      counters: this.#device.counters?.() ?? {},
     };
   }
 

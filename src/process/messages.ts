@@ -108,13 +108,16 @@ export interface DeviceDescription {
   readonly clientPid: number | null;
   /** Commands and their help. */
   readonly commands: Readonly<Record<string, string>>;
+  /** What its vfio-user server has counted. */
+  readonly connection: Readonly<Record<string, number>>;
+  /** What it has counted itself. */
   readonly counters: Readonly<Record<string, number>>;
 }
 
 /** A device as seen from outside, and where it lives. */
 export interface PlacedDescription extends DeviceDescription {
-  /** Number of its IOThread. */
-  readonly iothread: number;
+  /** Numbers of the IOThreads that serve it, the one it lives on first. */
+  readonly iothreads: readonly number[];
 }
 
 /** A request on its way, with the number its reply carries. */

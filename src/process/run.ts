@@ -16,6 +16,7 @@ import { ControlSocket, type IOThreadDescription } from "./control.ts";
 import { IOThread } from "./iothread.ts";
 import { createLog } from "./logging.ts";
 import {
+  type DeviceDescription,
   type DeviceSpec,
   type PlacedDescription,
   POLL_MAX_US_DEFAULT,
@@ -276,13 +277,18 @@ export class Outboard {
     while (this.#transfers.size > 0) {
       await Promise.allSettled(this.#transfers);
     }
-    const found = new Map<string, PlacedDescription>();
+    const found = new Map<string, DeviceDescription>();
     await Promise.all(this.#iothreads.map(async (thread) => {
       for (const device of await thread.request({ kind: "describe" })) {
-        found.set(device.id, { ...device, iothread: thread.index });
+        found.set(device.id, device);
       }
     }));
-    return [...this.#devices.keys()].flatMap((id) => found.get(id) ?? []);
+    return [...this.#devices].flatMap(([id, { spec }]) => {
+      const device = found.get(id);
+      return device === undefined
+        ? []
+        : [{ ...device, iothreads: [...new Set(spec.iothreads)] }];
+    });
   }
 
   /** The IOThreads: where they run, and what on them. */

@@ -241,6 +241,8 @@ Deno.test("the control socket answers, and says what it does not understand", ()
       "lan link",
       "lan jump",
       "wan link",
+      "counters lan",
+      "counters wan",
       "what",
       "help",
     ];
@@ -250,9 +252,11 @@ Deno.test("the control socket answers, and says what it does not understand", ()
     assertMatch(text, /^lan \(virtio-net\) on IOThread 0, no client$/m);
     assertMatch(text, /link is up[\s\S]*link is down/);
     assertMatch(text, /^error: Cannot run "jump" on lan/m);
-    assertMatch(text, /^error: Cannot find device wan/m);
+    assertEquals(text.match(/^error: Cannot find device wan/gm)?.length, 2);
+    assertMatch(text, /^lan connection.messages 0$/m);
+    assertMatch(text, /^lan rxPackets 0$/m);
     assertMatch(text, /^error: Cannot understand "what"/m);
-    assertEquals(text.match(/^ok$/gm)?.length, 5);
+    assertEquals(text.match(/^ok$/gm)?.length, 6);
   }));
 
 Deno.test("the command serves a handed-over socket whose path is gone", async () => {

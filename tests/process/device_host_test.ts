@@ -81,9 +81,9 @@ Deno.test("DeviceHost.handOver keeps registers, client, agreement and counters, 
     22,
     "a version is agreed",
   );
-  const { counters } = stage.host.describe();
-  assertEquals(counters.messages, before.counters.messages! + 3);
-  assertEquals(counters.clients, 1);
+  const { connection } = stage.host.describe();
+  assertEquals(connection.messages, before.connection.messages! + 3);
+  assertEquals(connection.clients, 1);
   assertEquals(stage.logged.slice(0, logged.length), logged);
   assertEquals(
     stage.logged.slice(logged.length),
@@ -206,7 +206,7 @@ Deno.test("DeviceHost.handOver keeps eventfds, masks and what is pending", () =>
   assertEquals(stage.read(client, 0x800, 4), 0);
   stage.write(client, REG.RAISE, 4);
   assertEquals(drainEventFd(second.number), 1);
-  assertEquals(stage.host.describe().counters.interrupts, 5);
+  assertEquals(stage.host.describe().connection.interrupts, 5);
 });
 
 Deno.test("DeviceHost.handOver keeps INTx asserted and automasked, and its unmask eventfd", () => {
@@ -251,7 +251,7 @@ Deno.test("DeviceHost.handOver keeps the doorbells a client has, one that was ru
   signalEventFd(fds[0]!);
   stage.settle();
   assertEquals(stage.read(client, REG.RINGS), 2);
-  assertEquals(stage.host.describe().counters.doorbells, 2);
+  assertEquals(stage.host.describe().connection.doorbells, 2);
   // Asked again, it is the same eventfd.
   const again = stage.request(client, message(6, words(4096, 0, 0, 0)));
   signalEventFd(again.fds[0]!);
@@ -296,7 +296,7 @@ Deno.test("DeviceHost goes on with a client that leaves during or after the move
     stage.move();
     second.close();
     stage.settle();
-    assertEquals(stage.host.describe().counters.clients, 2);
+    assertEquals(stage.host.describe().connection.clients, 2);
     const end = `(pid ${Deno.pid})`;
     assertEquals(
       stage.logged.filter((line) => line.startsWith("info")),
@@ -396,9 +396,9 @@ Deno.test("DeviceHost moves to and fro 100 times under a stream of accesses, and
     }
     while (answered < sent) check(client.await(stage.loop));
     assert(answered > 10_000, `${answered}`);
-    const { counters } = stage.host.describe();
-    assertEquals(counters.regionReads! + counters.regionWrites!, answered);
-    assertEquals(counters.errors, 0);
+    const { connection } = stage.host.describe();
+    assertEquals(connection.regionReads! + connection.regionWrites!, answered);
+    assertEquals(connection.errors, 0);
   }
   assertEquals([openFds(), sharedMappings()], [fds, mappings]);
 });

@@ -167,7 +167,10 @@ Deno.test("clients come and go while a device moves", () =>
     }
     const counters = await say("counters");
     assert(counters.includes("counter0 moves 21"), counters.join("\n"));
-    assert(counters.includes("counter0 clients 20"), counters.join("\n"));
+    assert(
+      counters.includes("counter0 connection.clients 20"),
+      counters.join("\n"),
+    );
   }));
 
 Deno.test("a move leaks no descriptor and no mapping", () =>

@@ -54,7 +54,7 @@ Deno.test("Outboard serves, describes, moves and stops in a program", () =>
       assertEquals(places(), [["a", 0], ["b", 1], ["c", 0]]);
       const described = await outboard.describe();
       assertEquals(
-        described.map(({ id, iothread }) => [id, iothread]),
+        described.map(({ id, iothreads }) => [id, ...iothreads]),
         places(),
       );
       const [first, second] = await outboard.describeIOThreads();

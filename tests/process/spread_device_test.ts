@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import {
   type DriverQueue,
   F,
@@ -115,7 +115,7 @@ for (const bells of ["message", "ioeventfd"] as const) {
         const counters = countersOf(await ask("counters virtio-blk0"));
         // Eventfds of queues that the other thread serves are signalled past the home thread.
         const direct = bells === "message" ? 0 : rounds * QUEUES / 2;
-        assertEquals(counters.doorbells, direct);
+        assertEquals(counters["connection.doorbells"], direct);
         // A thread that polls may find a request before it hears of it, and hear twice at once.
       },
       bells,
@@ -194,4 +194,5 @@ Deno.test("SpreadDevice resizes a disk for all threads", () =>
       Error,
       "its queues are served by IOThreads 0, 1",
     );
+    assertMatch((await ask("list"))[0]!, / on IOThreads 0:1, client pid /);
   }));
