@@ -34,7 +34,7 @@ export const NetCounter = {
   txDroppedBadHeader: 12,
   /** The link is down. */
   txDroppedLinkDown: 13,
-  /** The back end refused a frame. */
+  /** The back end refused a frame, or lost it after it took it. */
   txErrors: 14,
   /** How often the back end made us wait. */
   txBlocked: 15,

@@ -236,7 +236,9 @@ export class Transmitter {
   #flush(): void {
     if (this.#kept === 0) return;
     this.#kept = 0;
-    this.#options.backend.flush!();
+    const { backend, counters } = this.#options;
+    const lost = backend.flush!();
+    if (lost > 0) counters.add(NetCounter.txErrors, lost);
   }
 
   #block(): void {

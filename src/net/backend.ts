@@ -127,9 +127,11 @@ export interface NetBackend {
   send(frame: ScatterGather, pair?: number, more?: boolean): number;
   /**
    * Frames that {@linkcode send} took with `more`, of whichever pair, are on their way when it returns, in order, or
-   * dropped and counted. Nothing waits when it is absent.
+   * dropped. Nothing waits when it is absent.
+   *
+   * @returns How many of them were dropped by an error
    */
-  flush?(): void;
+  flush?(): number;
   /**
    * Receives one frame into the list, which has room for the largest one wherever the driver gave that much. The list
    * is left as it is: not consumed, not truncated.

@@ -149,8 +149,8 @@ export class TapBackend implements NetBackend, TapQueueListener {
     return this.#sender.send(frame, queue, more);
   }
 
-  flush(): void {
-    this.#sender.flush();
+  flush(): number {
+    return this.#sender.flush();
   }
 
   receive(into: ScatterGather, pair: number = 0): number {

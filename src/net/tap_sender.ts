@@ -79,6 +79,8 @@ export class TapSender {
   readonly #iovecs: (Deno.PointerObject | undefined)[] = [];
   #noted = 0;
   #segments = 0;
+  /** Noted frames that were lost and not told of yet. */
+  #lost = 0;
   #ring: IoUring | null = null;
   /** Whether the ring knows the queues by their pair. */
   #registered = false;
@@ -100,7 +102,7 @@ export class TapSender {
     if (more && this.#batching && this.#note(frame, queue)) {
       return frame.lengthBytes;
     }
-    this.flush();
+    this.#sendNoted();
     const n = queue.send(frame);
     // EIO says the interface is down, EINVAL that the guest's header or frame is nonsense: lost, as on a wire.
     if (n < 0 && n !== -Errno.EAGAIN) this.dropped++;
@@ -108,7 +110,14 @@ export class TapSender {
   }
 
   /** As NetBackend.flush. */
-  flush(): void {
+  flush(): number {
+    this.#sendNoted();
+    const lost = this.#lost;
+    this.#lost = 0;
+    return lost;
+  }
+
+  #sendNoted(): void {
     const count = this.#noted;
     if (count === 0) return;
     this.#noted = this.#segments = 0;
@@ -135,7 +144,7 @@ export class TapSender {
     if (
       this.#noted === FRAMES_MAX || this.#segments + count > SEGMENTS_MAX
     ) {
-      this.flush();
+      this.#sendNoted();
       if (!this.#batching || count > SEGMENTS_MAX) return false;
     }
     if (this.#arena === null) this.#makeArena();
@@ -233,7 +242,7 @@ export class TapSender {
     if (result === -Errno.EAGAIN || result === -Errno.EOPNOTSUPP) {
       this.#failure = result;
       this.#write(i);
-    } else this.dropped++;
+    } else this.#drop();
   }
 
   /** Sends a noted frame that the card believes sent. */
@@ -243,8 +252,14 @@ export class TapSender {
       (this.#iovecs[first] = this.#arena!.pointer(first * IOVEC_BYTES));
     const n = writev(this.#fds[i]!, iovec, this.#counts[i]!);
     if (n >= 0) return;
-    this.dropped++;
+    this.#drop();
     if (n === -Errno.EAGAIN) this.#failure = n;
+  }
+
+  /** A noted frame is lost. */
+  #drop(): void {
+    this.dropped++;
+    this.#lost++;
   }
 
   /** From here on the card learns of each frame by itself what becomes of it. */

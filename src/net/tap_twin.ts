@@ -108,8 +108,8 @@ export class TapTwin implements NetBackend, TapQueueListener {
     return -Errno.EIO;
   }
 
-  flush(): void {
-    this.#sender.flush();
+  flush(): number {
+    return this.#sender.flush();
   }
 
   receive(into: ScatterGather, pair: number = 0): number {

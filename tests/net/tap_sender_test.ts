@@ -155,15 +155,18 @@ for (const engine of ENGINES) {
     scene.batch(2, 2, 2, 2, 2);
     scene.namespace.setUp(IFNAME, false);
     const [, list] = scene.frames.make(100, 2);
+    let lost = 0;
     for (let i = 1; i <= 70; i++) {
       const result = sender.send(list, queue, true);
       assertEquals(
         result,
         engine === TapEngine.SYNC ? -Errno.EIO : list.lengthBytes,
       );
-      if (i === 1 || i === 70) sender.flush();
+      if (i === 1 || i === 70) lost += sender.flush();
     }
     assertEquals(sender.dropped, 70);
+    // The others were told of by what send() returned.
+    assertEquals(lost, engine === TapEngine.SYNC ? 0 : 70);
     scene.namespace.setUp(IFNAME, true);
     // The socket is told that the interface was down.
     scene.far.take();
@@ -200,8 +203,8 @@ senderTest(
     const all = [2, 2, 2, 2, SEGMENTS_MAX + 1, 2, 2, 2, 2]
       .map((segments) => frames.make(1200, segments));
     const results = all.map(([, list]) => sender.send(list, queue, true));
-    sender.flush();
-    // What writev does not take.
+    // What writev does not take was told of at once.
+    assertEquals(sender.flush(), 0);
     assertEquals(results.map((n) => n < 0), all.map((_, i) => i === 4));
     assertEquals(sender.dropped, 1);
     assertEquals(

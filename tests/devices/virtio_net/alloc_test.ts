@@ -61,7 +61,9 @@ class EndlessBackend implements NetBackend {
   start(_peer: NetPeer): void {}
   stop(): void {}
   setReceiving(_on: boolean): void {}
-  flush(): void {}
+  flush(): number {
+    return 0;
+  }
   close(): void {}
 
   send(list: ScatterGather): number {

@@ -58,7 +58,9 @@ export class ScriptedBackend implements NetBackend {
   /** Called inside flush(), while the frames are still kept. */
   onFlush: (() => void) | null = null;
   /** Of one that keeps frames until it is flushed. */
-  readonly flush?: () => void;
+  readonly flush?: () => number;
+  /** What flush() returns next. */
+  lost = 0;
   /** What it keeps: addresses and lengths of each frame's segments, and on which pair. */
   readonly kept: { segments: number[][]; pair: number }[] = [];
   peer: NetPeer | null = null;
@@ -75,7 +77,14 @@ export class ScriptedBackend implements NetBackend {
     given?: GivenScript,
     keeps = false,
   ) {
-    if (keeps) this.flush = () => this.#flush();
+    if (keeps) {
+      this.flush = () => {
+        this.#flush();
+        const { lost } = this;
+        this.lost = 0;
+        return lost;
+      };
+    }
     this.#memory = memory;
     this.sent = given?.sent ?? [];
     this.sentOn = given?.sentOn ?? [];

@@ -409,6 +409,14 @@ for (const vnetHeader of [false, true]) {
   });
 }
 
+Deno.test("VirtioNet counts frames that the back end took and lost", () => {
+  using rig = new Rig({ keeps: true });
+  rig.backend.lost = 2;
+  rig.transmit(frame(60, 1), frame(60, 2), frame(60, 3));
+  assertEquals(rig.reclaim(), 3);
+  assertEquals([rig.counter("txPackets"), rig.counter("txErrors")], [3, 2]);
+});
+
 Deno.test("VirtioNet keeps a header for each frame until it is flushed", () => {
   using rig = new Rig({
     offloads: ALL_OFFLOADS,
