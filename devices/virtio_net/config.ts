@@ -47,6 +47,8 @@ export interface VirtioNetOptions {
   readonly queuePairs: number;
   /** How long a busy transmit queue is left alone before it is looked at again, in microseconds; 0 for not at all. */
   readonly txDelayUsec: number;
+  /** The longest that frames are kept from a driver that cannot keep up, in microseconds; 0 for not at all. */
+  readonly rxReliefUsec: number;
   /** Whether checksums and segments are left to the network, and to the driver, where they can do it. */
   readonly offloads: boolean;
   /** Which kinds of ring are offered. */
@@ -61,6 +63,10 @@ const RING_DEFAULTS = { inOrder: false };
 /** Much less saves no notifications, and much more is felt. */
 const TX_DELAY_DEFAULT = 100;
 const TX_DELAY_MAX = 10_000;
+
+/** Enough for an emulated guest; one on hardware never rests so long. */
+const RX_RELIEF_DEFAULT = 5000;
+const RX_RELIEF_MAX = 100_000;
 
 const CARD_OPTIONS: readonly OptionSpec[] = [
   {
@@ -86,6 +92,13 @@ const CARD_OPTIONS: readonly OptionSpec[] = [
     help: "while frames come two and more at a time, how long to wait for " +
       "more of them instead of having the driver notify; 0 for not at all",
     default: `${TX_DELAY_DEFAULT}`,
+  },
+  {
+    name: "rx-relief",
+    syntax: "microseconds",
+    help: "the longest to keep frames from a guest that cannot keep up, so " +
+      "that its programs get time for those it has; 0 for not at all",
+    default: `${RX_RELIEF_DEFAULT}`,
   },
   {
     name: "queue-size",
@@ -184,11 +197,11 @@ function parseQueuePairs(text: string, net: string): number {
   return pairs;
 }
 
-function parseTxDelay(text: string): number {
+function parseUsec(name: string, text: string, most: number): number {
   const usec = Number(text);
-  if (!/^\d+$/.test(text) || usec > TX_DELAY_MAX) {
+  if (!/^\d+$/.test(text) || usec > most) {
     throw new Error(
-      `Cannot use tx-delay=${text}: 0 to ${TX_DELAY_MAX} microseconds are allowed`,
+      `Cannot use ${name}=${text}: 0 to ${most} microseconds are allowed`,
     );
   }
   return usec;
@@ -222,7 +235,16 @@ export function parseVirtioNetOptions(
     mac: mac === undefined ? null : parseMac(mac),
     mtu: parseMtu(own.get("mtu") ?? `${MTU_DEFAULT}`),
     linkUp: parseLink(own.get("link") ?? "up"),
-    txDelayUsec: parseTxDelay(own.get("tx-delay") ?? `${TX_DELAY_DEFAULT}`),
+    txDelayUsec: parseUsec(
+      "tx-delay",
+      own.get("tx-delay") ?? `${TX_DELAY_DEFAULT}`,
+      TX_DELAY_MAX,
+    ),
+    rxReliefUsec: parseUsec(
+      "rx-relief",
+      own.get("rx-relief") ?? `${RX_RELIEF_DEFAULT}`,
+      RX_RELIEF_MAX,
+    ),
     queueSize: parseQueueSize(own.get("queue-size") ?? `${QUEUE_SIZE_DEFAULT}`),
     queuePairs: parseQueuePairs(own.get("queues") ?? "1", network.net),
     offloads: parseOffloads(own.get("offloads") ?? "on"),

@@ -50,6 +50,8 @@ export const NetCounter = {
   rxDroppedBadHeader: 20,
   /** Interrupts that were not raised because one that is held back stands for them too. */
   coalescedInterrupts: 21,
+  /** How often frames were kept from a driver that could not keep up. */
+  rxRests: 22,
 } as const;
 
 const NAMES = Object.keys(NetCounter) as (keyof typeof NetCounter)[];

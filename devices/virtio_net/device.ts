@@ -74,6 +74,8 @@ export interface VirtioNetParts {
     readonly offloads?: boolean;
     /** How long a busy transmit queue is left alone, in microseconds; not at all when absent. */
     readonly txDelayUsec?: number;
+    /** The longest that frames are kept from an overloaded driver, in microseconds; not at all when absent. */
+    readonly rxReliefUsec?: number;
   };
   /** What its predecessor counted. */
   readonly inherited?: Pick<NetHandOver, "counters" | "pairs">;
@@ -186,6 +188,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       mtu: options.mtu,
       chainSegments: Math.min(options.queueSize, SEGMENTS_MAX),
       delayMs: (options.txDelayUsec ?? 0) / 1000,
+      reliefMs: (options.rxReliefUsec ?? 0) / 1000,
       fail: (reason: string) => this.#fail(reason),
     };
     const interrupt = (queue: Virtqueue) => transport.interrupt(queue);

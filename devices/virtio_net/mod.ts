@@ -29,7 +29,8 @@ function create(
   inherited?: unknown,
 ): PciDevice {
   const given = inherited === undefined ? null : parseNetHandOver(inherited);
-  const { mtu, queueSize, queuePairs, offloads, txDelayUsec } = options;
+  const { mtu, queueSize, queuePairs, offloads } = options;
+  const { txDelayUsec, rxReliefUsec } = options;
   const linkUp = given?.linkUp ?? options.linkUp;
   const mac = given !== null
     ? macFromText(given.mac)!
@@ -61,6 +62,7 @@ function create(
             queuePairs,
             offloads,
             txDelayUsec,
+            rxReliefUsec,
           },
           ...(given === null ? {} : { inherited: given }),
         }),

@@ -5,6 +5,7 @@
  */
 
 import { Errno } from "../../src/errno.ts";
+import type { Loop } from "../../src/event_loop.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
 import type { NetBackend } from "../../src/net/backend.ts";
@@ -21,6 +22,7 @@ import {
 import { FILTER_BYTES, type ReceiveFilter } from "./filter.ts";
 import { HeaderKind, sanitizeHeader } from "./header.ts";
 import { canSegment } from "./offloads.ts";
+import { Relief } from "./relief.ts";
 
 /** Frames that are moved before the loop gets its turn. */
 const BUDGET = 64;
@@ -32,6 +34,7 @@ const SEGMENTS_MAX = 1024;
 /** What a {@linkcode Receiver} works with. */
 export interface ReceiverOptions {
   readonly memory: GuestMemory;
+  readonly loop: Loop;
   readonly backend: NetBackend;
   /** Which queue pair this is. */
   readonly pair: number;
@@ -43,6 +46,8 @@ export interface ReceiverOptions {
   readonly chainSegments: number;
   /** Passes interrupts on. */
   readonly notifier: Notifier;
+  /** The longest that frames are kept from a driver that cannot keep up, in milliseconds; 0 for not at all. */
+  readonly reliefMs: number;
   /** The driver broke a rule. */
   readonly fail: (reason: string) => void;
 }
@@ -56,7 +61,7 @@ export interface ReceiverOptions {
  * available ring when the device pauses or holds, and when guest memory changes, whose addresses they are.
  *
  * ```text
- *   idle --start--> receiving ⇄ starved (the driver has given too few buffers)
+ *   idle --start--> receiving ⇄ starved (the driver has given too few buffers, or is left alone; see Relief)
  * ```
  */
 export class Receiver {
@@ -64,6 +69,7 @@ export class Receiver {
   readonly #memory: GuestMemory;
   readonly #backend: NetBackend;
   readonly #counters: NetCounters;
+  readonly #relief: Relief;
   readonly #chains: Chain[] = [];
   /** The chains at hand, from the first byte that the back end writes on. */
   readonly #list: ScatterGather;
@@ -109,6 +115,12 @@ export class Receiver {
     this.#memory = options.memory;
     this.#backend = options.backend;
     this.#counters = options.counters;
+    this.#relief = new Relief({
+      loop: options.loop,
+      counters: options.counters,
+      longestMs: options.reliefMs,
+      resume: () => this.resume(),
+    });
     this.#list = options.memory.createScatterGather(SEGMENTS_MAX);
     this.#backendHeaderBytes = options.backend.hasVnetHeader
       ? VIRTIO_NET_HDR.SIZE
@@ -162,6 +174,7 @@ export class Receiver {
   /** Forgets the queue. */
   stop(): void {
     this.#queue = null;
+    this.#relief.reset();
     this.#epoch++;
     this.#held = 0;
   }
@@ -170,18 +183,21 @@ export class Receiver {
   resetQueue(): void {
     this.#epoch++;
     this.#held = 0;
+    this.#relief.reset();
     if (this.#queue !== null) this.#starve();
   }
 
   /** The back end begins anew, and so does reception. */
   resume(): void {
     this.#starved = false;
+    this.#relief.begin();
     this.#backend.setReceiving(true, this.#options.pair);
   }
 
   /** Takes no more frames, until {@linkcode resume}. */
   hold(): void {
     this.pause();
+    this.#relief.cancel();
     if (this.#queue !== null) this.#starve();
   }
 
@@ -202,7 +218,7 @@ export class Receiver {
   onBuffers(): void {
     if (!this.#starved) return;
     this.#queue?.disableNotifications();
-    this.resume();
+    if (!this.#relief.rests()) this.resume();
   }
 
   /** Frames are waiting. */
@@ -230,7 +246,10 @@ export class Receiver {
       if (ready <= 0 || epoch !== this.#epoch) break;
       const length = this.#backend.receive(this.#list, pair);
       if (epoch !== this.#epoch) break;
-      if (length === -Errno.EAGAIN) break;
+      if (length === -Errno.EAGAIN) {
+        this.#relief.keptUp();
+        break;
+      }
       if (length < 0) this.#counters.add(NetCounter.rxErrors, 1);
       else if (this.#isWanted(length - this.#backendHeaderBytes)) {
         ready = this.#deliver(
@@ -313,6 +332,7 @@ export class Receiver {
 
   #starveHere(): number {
     this.#counters.add(NetCounter.rxStarved, 1);
+    this.#relief.ranDry(this.#given[0]!, this.#given[1]!);
     this.#starve();
     return 0;
   }

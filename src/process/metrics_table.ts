@@ -300,6 +300,7 @@ const DEVICE_RULES: Rules = Object.fromEntries([
   }),
   ...rows(STALLS, "reason", {
     rxStarved: "no_buffers",
+    rxRests: "overloaded_driver",
     txBlocked: "backend",
     completionQueueFull: "completion_queue_full",
   }),

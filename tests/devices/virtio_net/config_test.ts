@@ -25,6 +25,7 @@ Deno.test("parseVirtioNetOptions has sensible defaults", () => {
     linkUp: true,
     queueSize: 256,
     txDelayUsec: 100,
+    rxReliefUsec: 5000,
     queuePairs: 1,
     offloads: true,
     rings: DEFAULT_RINGS,
@@ -39,6 +40,7 @@ Deno.test("parseVirtioNetOptions takes every option of the card", () => {
     link: "down",
     "queue-size": "1024",
     "tx-delay": "0",
+    "rx-relief": "200",
     queues: "8",
     offloads: "off",
     packed: "on",
@@ -50,6 +52,7 @@ Deno.test("parseVirtioNetOptions takes every option of the card", () => {
     linkUp: false,
     queueSize: 1024,
     txDelayUsec: 0,
+    rxReliefUsec: 200,
     queuePairs: 8,
     offloads: false,
     rings: { ...DEFAULT_RINGS, packed: true },
@@ -75,6 +78,8 @@ for (
   const [options, message] of [
     [{ "tx-delay": "10001" }, "0 to 10000 microseconds"],
     [{ "tx-delay": "-1" }, "0 to 10000 microseconds"],
+    [{ "rx-relief": "100001" }, "0 to 100000 microseconds"],
+    [{ "rx-relief": "1.5" }, "0 to 100000 microseconds"],
     [{ mac: "52:54:00:12:34" }, "six bytes are wanted"],
     [{ mac: "52:54:00:12:34:5g" }, "six bytes are wanted"],
     [{ mac: "53:54:00:12:34:56" }, "multicast"],
@@ -96,7 +101,7 @@ for (
     [{ offloads: "yes" }, "it is on or off"],
     [
       { speed: "10" },
-      "virtio-net has mac, mtu, link, tx-delay, queue-size, queues, offloads, net",
+      "virtio-net has mac, mtu, link, tx-delay, rx-relief, queue-size, queues, offloads, net",
     ],
   ] as const
 ) {

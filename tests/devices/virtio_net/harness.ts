@@ -83,6 +83,7 @@ export interface RigOptions {
   readonly linkUp?: boolean;
   readonly queueSize?: number;
   readonly txDelayUsec?: number;
+  readonly rxReliefUsec?: number;
   readonly vnetHeader?: boolean;
   /** Whether the back end keeps frames until it is flushed. */
   readonly keeps?: boolean;
@@ -178,6 +179,7 @@ export class Rig {
             linkUp: options.linkUp ?? true,
             queueSize: options.queueSize ?? 256,
             txDelayUsec: options.txDelayUsec ?? 0,
+            rxReliefUsec: options.rxReliefUsec ?? 0,
             queuePairs: options.queuePairs ?? 1,
             offloads: options.offersOffloads ?? true,
           },
