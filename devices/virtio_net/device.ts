@@ -19,7 +19,6 @@ import { FOR_HOME } from "../../src/pci/spreading.ts";
 import type { VirtioDevice, VirtioTransport } from "../../src/virtio/device.ts";
 import { Features } from "../../src/virtio/features.ts";
 import type { Virtqueue } from "../../src/virtio/queue.ts";
-import { Notifier } from "./coalescing.ts";
 import { CoalescingControl } from "./coalescing_control.ts";
 import { formatMac, NetConfig } from "./config.ts";
 import { ControlQueue, CTRL_QUEUE_SIZE } from "./control.ts";
@@ -31,25 +30,19 @@ import {
   VIRTIO_NET_F,
   VIRTIO_NET_S_ANNOUNCE,
   VIRTIO_NET_S_LINK_UP,
-  VIRTIO_NET_VQ,
 } from "./defs.ts";
 import { areRequirementsMet } from "./feature_rules.ts";
 import { ReceiveFilter } from "./filter.ts";
-import {
-  givenOffloads,
-  NO_OFFLOADS,
-  offloadFeatures,
-  takenOffloads,
-} from "./offloads.ts";
-import { Receiver } from "./rx.ts";
+import { givenOffloads, NO_OFFLOADS, offloadFeatures } from "./offloads.ts";
+import { QueuePairs } from "./queue_pairs.ts";
 import {
   macFromText,
   NET_STATE_VERSION,
   type NetHandOver,
   type NetState,
+  NOTHING_MOVED,
   parseNetState,
 } from "./state.ts";
-import { Transmitter } from "./tx.ts";
 
 /** What a {@linkcode VirtioNet} is made with. */
 export interface VirtioNetParts {
@@ -130,19 +123,11 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   readonly #config: NetConfig;
   readonly #counters = new NetCounters();
   readonly #filter = new ReceiveFilter();
-  /** How many queue pairs there are. */
-  readonly #pairs: number;
-  /** By pair. */
-  readonly #rx: Receiver[] = [];
-  readonly #tx: Transmitter[] = [];
-  /** By queue number. */
-  readonly #notifiers: Notifier[] = [];
+  readonly #pairs: QueuePairs;
   readonly #coalescing: CoalescingControl;
   readonly #control: ControlQueue;
   #negotiated: Features = NO_FEATURES;
   #queues: readonly Virtqueue[] = [];
-  /** How many pairs the driver knows of: all, or the first one without MQ. */
-  #knownPairs = 0;
   /** How many pairs receive. */
   #activePairs = 1;
   /** Number of the control queue. */
@@ -159,23 +144,23 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#transport = transport;
     this.#backend = backend;
     this.#mac = options.mac.slice();
-    this.#pairs = options.queuePairs ?? 1;
-    if (this.#pairs > (backend.queuePairs ?? 1)) {
+    const count = options.queuePairs ?? 1;
+    if (count > (backend.queuePairs ?? 1)) {
       throw new RangeError(
-        `Cannot have ${this.#pairs} queue pairs: ${backend.description} has ${
+        `Cannot have ${count} queue pairs: ${backend.description} has ${
           backend.queuePairs ?? 1
         }`,
       );
     }
-    this.#config = new NetConfig(options.mac, options.mtu, this.#pairs);
+    this.#config = new NetConfig(options.mac, options.mtu, count);
     this.#config.status = options.linkUp ? VIRTIO_NET_S_LINK_UP : 0;
     this.features = offeredFeatures(
       backend,
-      this.#pairs,
+      count,
       options.offloads ?? true,
     );
     this.queueSizes = [
-      ...new Array<number>(this.#pairs * 2).fill(options.queueSize),
+      ...new Array<number>(count * 2).fill(options.queueSize),
       CTRL_QUEUE_SIZE,
     ];
     this.#filter.reset(options.mac, false);
@@ -192,26 +177,14 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       fail: (reason: string) => this.#fail(reason),
     };
     const interrupt = (queue: Virtqueue) => transport.interrupt(queue);
-    for (let pair = 0; pair < this.#pairs; pair++) {
-      const rxNotifier = new Notifier(context.loop, interrupt, this.#counters);
-      const txNotifier = new Notifier(
-        context.loop,
-        interrupt,
-        this.#counters,
-        true,
-      );
-      this.#notifiers.push(rxNotifier, txNotifier);
-      this.#rx.push(new Receiver({ ...common, pair, notifier: rxNotifier }));
-      this.#tx.push(
-        new Transmitter(
-          { ...common, pair, notifier: txNotifier },
-          options.linkUp,
-        ),
-      );
-    }
+    this.#pairs = new QueuePairs(
+      { ...common, interrupt },
+      count,
+      options.linkUp,
+    );
     this.#coalescing = new CoalescingControl(
-      this.#notifiers,
-      (index) => this.#isPacketQueue(index) && this.#queues[index]!.enabled,
+      this.#pairs.notifiers,
+      (index) => this.#pairs.has(index) && this.#queues[index]!.enabled,
     );
     this.#control = new ControlQueue({
       ...common,
@@ -222,7 +195,10 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       setQueuePairs: (count) => this.#setQueuePairs(count),
       setGuestOffloads: (offloads) => this.#setGuestOffloads(offloads),
     });
-    if (parts.inherited !== undefined) this.#countFrom(parts.inherited);
+    if (parts.inherited !== undefined) {
+      this.#counters.load(parts.inherited.counters);
+      this.#pairs.countFrom(parts.inherited.pairs);
+    }
     this.commands = {
       link: {
         help: "link up|down: plug the card in or out; without a word, tell",
@@ -250,7 +226,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     if (up && this.#canAnnounce()) {
       this.#config.status |= VIRTIO_NET_S_ANNOUNCE;
     }
-    for (const tx of this.#tx) tx.setLink(up);
+    this.#pairs.setLink(up);
     if (this.#running) {
       if (up) this.#startBackend();
       else this.#stopBackend();
@@ -288,20 +264,11 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#negotiated = features;
     this.#queues = queues;
     this.#running = true;
-    this.#knownPairs = has(VIRTIO_NET_F.MQ) ? this.#pairs : 1;
-    this.#ctrlIndex = has(VIRTIO_NET_F.CTRL_VQ)
-      ? this.#knownPairs * 2
-      : NO_QUEUE;
     this.#filter.reset(this.#config.mac, has(VIRTIO_NET_F.CTRL_VLAN));
-    const taken = takenOffloads(features);
-    for (let pair = 0; pair < this.#knownPairs; pair++) {
-      this.#rx[pair]!.start(
-        queues[pair * 2]!,
-        has(VIRTIO_NET_F.MRG_RXBUF),
-        has(VIRTIO_NET_F.MTU),
-      );
-      this.#tx[pair]!.start(queues[pair * 2 + 1]!, taken);
-    }
+    this.#pairs.start(features, queues);
+    this.#ctrlIndex = has(VIRTIO_NET_F.CTRL_VQ)
+      ? this.#pairs.known * 2
+      : NO_QUEUE;
     if (this.#ctrlIndex !== NO_QUEUE) {
       this.#control.start(queues[this.#ctrlIndex]!, features);
     }
@@ -316,26 +283,23 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     if (index === this.#ctrlIndex) {
       this.#control.run();
       this.#transport.sharedStateChanged?.();
-    } else if (!this.#isPacketQueue(index)) return;
-    else if (isTransmitQueue(index)) this.#tx[index >> 1]!.run();
-    else this.#rx[index >> 1]!.onBuffers();
+    } else this.#pairs.notify(index);
   }
 
   onReadable(pair: number = 0): void {
     if (!this.#running || !this.linkUp || pair >= this.#activePairs) return;
-    if (!this.#held) this.#rx[pair]!.run();
+    if (!this.#held) this.#pairs.rx[pair]!.run();
   }
 
   onWritable(pair: number = 0): void {
-    this.#tx[pair]!.onWritable();
+    this.#pairs.tx[pair]!.onWritable();
   }
 
   resetQueue(queue: Virtqueue): void {
     const { index } = queue;
     if (index === this.#ctrlIndex) return this.#control.resetQueue();
-    if (!this.#isPacketQueue(index)) return;
-    if (isTransmitQueue(index)) this.#tx[index >> 1]!.resetQueue();
-    else this.#rx[index >> 1]!.resetQueue();
+    if (!this.#pairs.has(index)) return;
+    this.#pairs.resetQueue(index);
     this.#coalescing.resetQueue(index);
   }
 
@@ -350,14 +314,14 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   hold(): number {
     if (!this.#held) {
       this.#held = true;
-      for (const rx of this.#rx) rx.hold();
+      this.#pairs.hold();
     }
-    for (const notifier of this.#notifiers) notifier.flush();
+    this.#pairs.flushInterrupts();
     return 0;
   }
 
   pause(): void {
-    for (const rx of this.#rx) rx.pause();
+    this.#pairs.pause();
   }
 
   resume(): void {
@@ -384,13 +348,13 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   }
 
   load(value: unknown): void {
-    const state = parseNetState(value, this.#pairs);
+    const state = parseNetState(value, this.#pairs.count);
     const { linkUp, announce } = state;
     this.#mac.set(macFromText(state.permanentMac)!);
     this.#setMac(macFromText(state.mac)!);
     this.#config.status = (linkUp ? VIRTIO_NET_S_LINK_UP : 0) |
       (announce ? VIRTIO_NET_S_ANNOUNCE : 0);
-    for (const tx of this.#tx) tx.setLink(linkUp);
+    this.#pairs.setLink(linkUp);
     if (!linkUp && this.#plugged) this.#stopBackend();
     this.#filter.load(state.filter);
     this.#coalescing.load(state.coalescing);
@@ -398,7 +362,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     if (!this.#setQueuePairs(state.activePairs)) {
       throw new ErrnoError(
         Errno.EINVAL,
-        `Cannot load the network card: ${state.activePairs} queue pairs are in use, the driver knows ${this.#knownPairs}`,
+        `Cannot load the network card: ${state.activePairs} queue pairs are in use, the driver knows ${this.#pairs.known}`,
       );
     }
     this.#setGuestOffloads(
@@ -415,19 +379,14 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       mac: formatMac(this.#mac),
       linkUp: this.linkUp,
       counters: this.#counters.toRecord(),
-      pairs: this.#rx.map((rx, pair) => ({
-        rxPackets: rx.packets,
-        rxBytes: rx.bytes,
-        txPackets: this.#tx[pair]!.packets,
-        txBytes: this.#tx[pair]!.bytes,
-      })),
+      pairs: this.#pairs.counts(),
       backend,
     };
   }
 
   queueGroup(queue: number, features: Features): number {
     // Without MQ there is one pair, and the control queue comes right behind it.
-    const pairs = features.has(VIRTIO_NET_F.MQ) ? this.#pairs : 0;
+    const pairs = features.has(VIRTIO_NET_F.MQ) ? this.#pairs.count : 0;
     return queue < pairs * 2 ? queue >> 1 : FOR_HOME;
   }
 
@@ -438,25 +397,19 @@ export class VirtioNet implements VirtioDevice, NetPeer {
         `Cannot use several IOThreads: ${backend.description} is served by one; a TAP can be served by several`,
       );
     }
-    const none = { rxPackets: 0, rxBytes: 0, txPackets: 0, txBytes: 0 };
     return {
       version: NET_STATE_VERSION,
       mac: formatMac(this.#mac),
       linkUp: this.linkUp,
       counters: {},
-      pairs: this.#rx.map(() => none),
+      pairs: this.#pairs.counts().map(() => NOTHING_MOVED),
       backend: backend.share(pairs),
     };
   }
 
   counters(): Readonly<Record<string, number>> {
     const counters = this.#counters.toRecord();
-    for (let pair = 0; this.#pairs > 1 && pair < this.#pairs; pair++) {
-      counters[`pair${pair}.rxPackets`] = this.#rx[pair]!.packets;
-      counters[`pair${pair}.rxBytes`] = this.#rx[pair]!.bytes;
-      counters[`pair${pair}.txPackets`] = this.#tx[pair]!.packets;
-      counters[`pair${pair}.txBytes`] = this.#tx[pair]!.bytes;
-    }
+    this.#pairs.addCounters(counters);
     for (
       const [name, value] of Object.entries(this.#backend.counters?.() ?? {})
     ) {
@@ -467,7 +420,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
 
   close(): void {
     this.#halt();
-    for (const notifier of this.#notifiers) notifier.close();
+    this.#pairs.close();
     this.#backend.close();
   }
 
@@ -475,17 +428,10 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   #halt(): void {
     if (this.#running && this.linkUp) this.#stopBackend();
     this.#running = false;
-    for (const rx of this.#rx) rx.stop();
-    for (const tx of this.#tx) tx.stop();
+    this.#pairs.stop();
     this.#control.stop();
     this.#coalescing.reset();
-    this.#knownPairs = 0;
     this.#queues = [];
-  }
-
-  /** Whether the driver knows a receive or transmit queue of that number. */
-  #isPacketQueue(index: number): boolean {
-    return index < this.#knownPairs * 2;
   }
 
   #fail(reason: string): void {
@@ -500,7 +446,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       this.#plugged = true;
       this.#backend.start(this);
     }
-    for (const rx of this.#rx) rx.resume();
+    this.#pairs.resume();
   }
 
   /** Drops what waits, also of a back end that was handed over and not started yet. */
@@ -509,17 +455,8 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#backend.stop();
   }
 
-  #countFrom({ counters, pairs }: Pick<NetHandOver, "counters" | "pairs">) {
-    this.#counters.load(counters);
-    for (let pair = 0; pair < Math.min(pairs.length, this.#pairs); pair++) {
-      const { rxPackets, rxBytes, txPackets, txBytes } = pairs[pair]!;
-      this.#rx[pair]!.countFrom(rxPackets, rxBytes);
-      this.#tx[pair]!.countFrom(txPackets, txBytes);
-    }
-  }
-
   #setQueuePairs(count: number): boolean {
-    if (count < 1 || count > this.#knownPairs) return false;
+    if (count < 1 || count > this.#pairs.known) return false;
     // Taking pairs away and giving them back would lose their frames.
     if (!this.#held && (this.#backend.setQueuePairs?.(count) ?? 0) < 0) {
       return false;
@@ -535,7 +472,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       return false;
     }
     this.#guestOffloads = possible;
-    for (const rx of this.#rx) rx.setOffloads(possible);
+    this.#pairs.setOffloads(possible);
     return true;
   }
 
@@ -574,10 +511,6 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     }
     return "the driver was asked to announce itself";
   }
-}
-
-function isTransmitQueue(index: number): boolean {
-  return (index & 1) === VIRTIO_NET_VQ.TX;
 }
 
 function offeredFeatures(

@@ -59,6 +59,14 @@ export interface PairCounts {
   readonly txBytes: number;
 }
 
+/** Of a pair that has moved nothing. */
+export const NOTHING_MOVED: PairCounts = {
+  rxPackets: 0,
+  rxBytes: 0,
+  txPackets: 0,
+  txBytes: 0,
+};
+
 /** What a card gives to its successor; see {@linkcode VirtioNet.handOver}. */
 export interface NetHandOver {
   readonly version: typeof NET_STATE_VERSION;
