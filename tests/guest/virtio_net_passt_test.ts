@@ -79,7 +79,7 @@ if (why !== null) {
       );
       const received = await guest.output(
         `wget -q -O - http://${gateway}:${server.addr.port}/ | sha256sum`,
-        { timeoutMs: 180_000 },
+        { timeoutMs: 600_000 },
       );
       assertEquals(received.split(" ")[0], await sha256(bytes));
     });
