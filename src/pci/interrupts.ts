@@ -28,6 +28,13 @@ export interface IrqSink {
 /** There is no eventfd that may be signalled without asking. */
 export const NO_DIRECT = -1;
 
+/** What word 0 of a table of eventfds says is enabled, see {@linkcode PciInterrupts.publishDirect}. */
+export const DIRECT_MODES: readonly Interrupts["mode"][] = [
+  "intx",
+  "msix",
+  "msi",
+];
+
 /** What {@linkcode PciInterrupts} hold beyond configuration space and the MSI-X table, as plain data. */
 export interface InterruptsState {
   readonly version: 1;
@@ -61,7 +68,7 @@ export class PciInterrupts implements Interrupts {
   #msiVectors = 0;
   #msiPending = 0;
   #level = false;
-  /** Word 0: 1 in MSI-X mode; word v + 1: what delivers vector v at once. */
+  /** Word 0: a mode of {@linkcode DIRECT_MODES}; word v + 1: what delivers vector v at once. */
   #direct: Int32Array | null = null;
   #fence: () => void = () => {};
   /** Whether an eventfd was taken out of the table that another thread may be using. */
@@ -98,8 +105,8 @@ export class PciInterrupts implements Interrupts {
   /**
    * Keeps a table up to date of what delivers an MSI-X vector at once, for threads that raise vectors themselves.
    *
-   * @param direct Shared words, one more than there are vectors: the first is 1 in MSI-X mode, the others are an
-   * eventfd or {@linkcode NO_DIRECT}
+   * @param direct Shared words, one more than there are vectors: the first is a mode of {@linkcode DIRECT_MODES}, the
+   * others are an eventfd or {@linkcode NO_DIRECT}
    * @param fence Returns when no other thread uses an eventfd any more that was taken out of the table; throws when it
    * cannot say so
    * @returns Empties the table and leaves it alone: before its memory goes away
@@ -138,7 +145,7 @@ export class PciInterrupts implements Interrupts {
     for (let word = 1; word < direct.length; word++) {
       Atomics.store(direct, word, this.#directFd(word - 1));
     }
-    Atomics.store(direct, 0, this.#mode === "msix" ? 1 : 0);
+    Atomics.store(direct, 0, DIRECT_MODES.indexOf(this.#mode));
   }
 
   /** How many interrupts an {@linkcode IrqIndex} has; 0 for an unknown one. */

@@ -25,12 +25,30 @@ export interface SpreadingListener {
   onForeignKick(queue: number): void;
   /** A register was written by way of configuration space: to be treated as if a client had written it. */
   readonly onIndirectWrite: RegisterWrite;
+  /** {@linkcode Spreading.sharedWords} words, 0 at first, that all twins see; used through Atomics only. */
+  readonly words: Int32Array<ArrayBuffer>;
+  /**
+   * For the twin at home: has the one that serves a queue do something, and waits until it has. It may be called wherever
+   * the device is called, a register write included: no twin waits for a client.
+   *
+   * @param message Plain data, for {@linkcode Spreading.answer}
+   * @returns What it answered; null when the twin at home serves the queue
+   */
+  call(queue: number, message: unknown): unknown;
+  /**
+   * As {@linkcode SpreadingListener.call}, for every other twin, one after the other, though some fail.
+   *
+   * @returns What each answered, but for those whose thread has ended
+   * @throws {Error} What failed first: that twin may not have done it, or may not be done with it
+   */
+  callAll(message: unknown): unknown[];
 }
 
 /**
  * A device whose queues several threads can serve. Each of the threads has a *twin*: a device made by the same model
  * with the same options. The one on the *home* thread is the device that the client talks to. It answers reads; writes
- * of registers are repeated at every twin, so that all know the queues, and each serves its own.
+ * of registers are repeated at every twin, so that all know the queues, and each serves its own. A device whose queues
+ * come and go by commands keeps its registers at home and calls its twins instead ({@linkcode SpreadingListener.call}).
  *
  * ```text
  *   client ── messages ──▶ home twin ── register writes, resets, maps ──▶ other twins   (answered before the reply)
@@ -41,6 +59,8 @@ export interface SpreadingListener {
 export interface Spreading {
   /** How many queues there are. */
   readonly queueCount: number;
+  /** How many 32-bit words the twins share, see {@linkcode SpreadingListener.words}; none without it. */
+  readonly sharedWords?: number;
   /**
    * Queues of a group are served by one thread.
    *
@@ -58,11 +78,13 @@ export interface Spreading {
   /**
    * This twin serves some queues only. Called once, before anything else happens to the device.
    *
-   * @param isMine Of which groups
+   * @param isMine Of which groups; {@linkcode FOR_HOME} is one at home
    */
   begin(isMine: (group: number) => boolean, listener: SpreadingListener): void;
-  /** The driver notified a queue of this twin. */
+  /** The driver notified a queue of this twin, or another twin did so by {@linkcode SpreadingListener.onForeignKick}. */
   kick(queue: number): void;
+  /** Does what the twin at home has called for. @returns Plain data */
+  answer?(message: unknown): unknown;
   /**
    * What a twin that serves some groups needs of what this one has opened: plain data for
    * {@linkcode DeviceModel.create}. It stays this one's, and this one does not serve these groups.

@@ -7,7 +7,7 @@
 
 import { NativeBuffer, signalEventFd, viewMemory } from "../libc/mod.ts";
 import type { Interrupts } from "../pci/device.ts";
-import { NO_DIRECT } from "../pci/interrupts.ts";
+import { DIRECT_MODES, NO_DIRECT } from "../pci/interrupts.ts";
 import { nudge, type Seat } from "./thread_calls.ts";
 
 /** Where a board is in this process, and what it has room for. Plain data. */
@@ -15,11 +15,13 @@ export interface BoardPlace {
   readonly hva: number;
   readonly vectors: number;
   readonly queues: number;
+  /** Words that are the device's own. */
+  readonly words: number;
 }
 
 /** Views of a board: native memory, so that every thread reaches it by its address. Used through Atomics only. */
 export class BoardView {
-  /** Word 0: 1 while the driver uses MSI-X; word v + 1: the eventfd of vector v, or {@linkcode NO_DIRECT}. */
+  /** Word 0: a mode of {@linkcode DIRECT_MODES}; word v + 1: the eventfd of vector v, or {@linkcode NO_DIRECT}. */
   readonly direct: Int32Array<ArrayBuffer>;
   /** Word 0: INTA# is wanted; word v + 1: vector v is wanted. */
   readonly wanted: Int32Array<ArrayBuffer>;
@@ -27,18 +29,26 @@ export class BoardView {
   readonly kicked: Int32Array<ArrayBuffer>;
   /** Word 0: a thread gave up on the driver. */
   readonly failed: Int32Array<ArrayBuffer>;
+  /** What the twins of the device show each other. */
+  readonly words: Int32Array<ArrayBuffer>;
 
   constructor(buffer: ArrayBuffer, place: Omit<BoardPlace, "hva">) {
-    const words = place.vectors + 1;
-    this.direct = new Int32Array(buffer, 0, words);
-    this.wanted = new Int32Array(buffer, words * 4, words);
-    this.kicked = new Int32Array(buffer, words * 8, place.queues);
-    this.failed = new Int32Array(buffer, words * 8 + place.queues * 4, 1);
+    let at = 0;
+    const take = (words: number) => {
+      const view = new Int32Array(buffer, at, words);
+      at += words * 4;
+      return view;
+    };
+    this.direct = take(place.vectors + 1);
+    this.wanted = take(place.vectors + 1);
+    this.kicked = take(place.queues);
+    this.failed = take(1);
+    this.words = take(place.words);
   }
 }
 
-function boardBytes(vectors: number, queues: number): number {
-  return (2 * (vectors + 1) + queues + 1) * 4;
+function boardBytes({ vectors, queues, words }: Omit<BoardPlace, "hva">) {
+  return (2 * (vectors + 1) + queues + 1 + words) * 4;
 }
 
 /** What the home thread does about what others put on the board. */
@@ -55,10 +65,10 @@ export class Board implements Disposable {
   readonly place: BoardPlace;
   readonly #buffer: NativeBuffer;
 
-  /** A board on which nothing is direct and nothing wanted. */
-  constructor(vectors: number, queues: number) {
-    this.#buffer = new NativeBuffer(boardBytes(vectors, queues));
-    this.place = { hva: this.#buffer.hva, vectors, queues };
+  /** A board on which nothing is direct and nothing wanted, and the device's words are 0. */
+  constructor(size: Omit<BoardPlace, "hva">) {
+    this.#buffer = new NativeBuffer(boardBytes(size));
+    this.place = { ...size, hva: this.#buffer.hva };
     this.view = new BoardView(this.#buffer.bytes.buffer, this.place);
     this.view.direct.fill(NO_DIRECT, 1);
   }
@@ -99,17 +109,21 @@ export class RemoteBoard implements Interrupts {
 
   /** @param home The seat of the home thread, which keeps the board until this thread is told to close */
   constructor(place: BoardPlace, home: Seat) {
-    const { hva, vectors, queues } = place;
     this.#view = new BoardView(
-      viewMemory(hva, boardBytes(vectors, queues)),
+      viewMemory(place.hva, boardBytes(place)),
       place,
     );
     this.#home = home;
   }
 
-  /** What the driver has enabled; MSI counts as INTx here: the home thread sorts it out. */
-  get mode(): "intx" | "msix" {
-    return Atomics.load(this.#view.direct, 0) === 1 ? "msix" : "intx";
+  /** What the driver has enabled. */
+  get mode(): Interrupts["mode"] {
+    return DIRECT_MODES[Atomics.load(this.#view.direct, 0)]!;
+  }
+
+  /** See {@linkcode BoardView.words}. */
+  get words(): Int32Array<ArrayBuffer> {
+    return this.#view.words;
   }
 
   raise(vector: number): void {

@@ -83,6 +83,8 @@ export class CrewTwin implements Disposable {
         return this.#unmap(message.iova, message.lengthBytes);
       case "state":
         return device.spreading!.loadShared(message.state);
+      case "call":
+        return device.spreading!.answer!(message.message);
       case "fail":
         return device.spreading!.fail(message.reason);
       case "counters":
@@ -129,6 +131,9 @@ export class CrewTwin implements Disposable {
         onForeignKick: (queue) => board.kick(queue),
         // Only the client has a way to configuration space, and it talks to home.
         onIndirectWrite: () => {},
+        words: board.words,
+        call: notHome,
+        callAll: notHome,
       });
       kicks.forEach((fd, queue) => {
         if (fd < 0) return;
@@ -150,4 +155,8 @@ export class CrewTwin implements Disposable {
     this.#device = null;
     this.#memory.close();
   }
+}
+
+function notHome(): never {
+  throw new Error("Cannot call other twins: only the one at home may");
 }

@@ -15,7 +15,11 @@ import type {
   ResetReason,
 } from "../pci/device.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
-import { FOR_ALL, type Spreading } from "../pci/spreading.ts";
+import {
+  FOR_ALL,
+  type Spreading,
+  type SpreadingListener,
+} from "../pci/spreading.ts";
 import { Board, type BoardPlace } from "./crew_board.ts";
 import type { Caller, CallLine, Seat, ThreadCalls } from "./thread_calls.ts";
 
@@ -48,6 +52,8 @@ export type CrewMessage =
     readonly lengthBytes: number;
   }
   | { readonly op: "state"; readonly state: unknown }
+  /** Answered with what {@linkcode Spreading.answer} returned. */
+  | { readonly op: "call"; readonly message: unknown }
   | { readonly op: "fail"; readonly reason: string }
   /** Answered with what this twin has counted. */
   | { readonly op: "counters" }
@@ -130,22 +136,20 @@ export class SpreadDevice implements PciDevice {
     checkGroups(spreading, plan);
     const turnOf = (group: number) =>
       group < 0 ? HOME : plan.turns[group % plan.turns.length]!;
-    this.#board = new Board(
-      vectorsOf(device.spec),
-      spreading.queueCount,
-    );
+    this.#board = new Board({
+      vectors: vectorsOf(device.spec),
+      queues: spreading.queueCount,
+      words: spreading.sharedWords ?? 0,
+    });
     try {
       for (let queue = 0; queue < spreading.queueCount; queue++) {
         const isHome = turnOf(spreading.groupOf(queue)) === HOME;
         this.#kicks.push(isHome ? null : createEventFd());
       }
-      spreading.begin((group) => turnOf(group) === HOME, {
-        onSharedState: () => this.#sharedState.schedule(),
-        onFailure: (reason) => this.#tell({ op: "fail", reason }),
-        onForeignKick: (queue) => this.#forward(queue),
-        onIndirectWrite: (bar, offset, width, value) =>
-          this.writeBar(bar, offset, width, value),
-      });
+      spreading.begin(
+        (group) => turnOf(group) === HOME,
+        this.#listener((queue) => turnOf(spreading.groupOf(queue))),
+      );
       plan.seats.forEach((seat, i) => this.#open(seat, i + 1, turnOf, calls));
       this.#connect(calls);
     } catch (error) {
@@ -156,6 +160,24 @@ export class SpreadDevice implements PciDevice {
     if (device.commands !== undefined) {
       this.commands = this.#wrapCommands(device.commands);
     }
+  }
+
+  #listener(turnOfQueue: (queue: number) => number): SpreadingListener {
+    return {
+      onSharedState: () => this.#sharedState.schedule(),
+      onFailure: (reason) => this.#tell({ op: "fail", reason }),
+      onForeignKick: (queue) => this.#forward(queue),
+      onIndirectWrite: (bar, offset, width, value) =>
+        this.writeBar(bar, offset, width, value),
+      words: this.#board.view.words,
+      call: (queue, message) => {
+        const turn = turnOfQueue(queue);
+        return turn === HOME ? null : this.#callers[turn - 1]!.call(
+          { op: "call", message } satisfies CrewMessage,
+        );
+      },
+      callAll: (message) => this.#tell({ op: "call", message }),
+    };
   }
 
   /** From here on the other threads are told of memory and interrupts, and what they want is done. */
@@ -326,19 +348,22 @@ export class SpreadDevice implements PciDevice {
    * Tells every thread, though others fail. A thread that has ended has nothing to do any more, and the process ends
    * soon.
    *
+   * @returns What each answered that has not ended
    * @throws {Error} What failed first
    */
-  #tell(message: CrewMessage): void {
+  #tell(message: CrewMessage): unknown[] {
+    const answers: unknown[] = [];
     let failure: unknown;
     for (let i = 0; i < this.#callers.length; i++) {
       const caller = this.#callers[i]!;
       try {
-        caller.call(message);
+        answers.push(caller.call(message));
       } catch (error) {
         if (!caller.ended) failure ??= error;
       }
     }
     if (failure !== undefined) throw failure;
+    return answers;
   }
 
   #tellState(): void {
