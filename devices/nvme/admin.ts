@@ -46,6 +46,10 @@ export interface AdminOptions {
    * @returns Whether it was aborted
    */
   readonly abort: (sqid: number, cid: number) => boolean;
+  /** Tells other threads that serve queues what features there are now. */
+  readonly shareFeatures: () => void;
+  /** Tells them of the buffers of Doorbell Buffer Config. @returns Whether they can reach these */
+  readonly shareBuffers: (shadowIova: number, eventIova: number) => boolean;
 }
 
 /** Executes admin commands. */
@@ -131,6 +135,7 @@ export class AdminCommands {
     const { features, events } = this.#options;
     const status = features.set(sqe);
     command.dw0 = features.dw0;
+    if (status === NvmeSc.SUCCESS) this.#options.shareFeatures();
     const fid = sqe[SQE.CDW10]! & 0xff;
     const mayAlarm = fid === NvmeFeat.TEMP_THRESH ||
       fid === NvmeFeat.ASYNC_EVENT;
@@ -150,14 +155,15 @@ export class AdminCommands {
   }
 
   #doorbellBufferConfig(sqe: Uint32Array): number {
-    const { doorbells, queues, pageBytes } = this.#options;
+    const { doorbells, queues, pageBytes, shareBuffers } = this.#options;
     const mask = pageBytes() - 1;
     if (((sqe[SQE.PRP1]! | sqe[SQE.PRP2]!) & mask) !== 0) {
       return NvmeSc.PRP_INVALID_OFFSET;
     }
     const shadow = u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!);
     const event = u64(sqe[SQE.PRP2]!, sqe[SQE.PRP2 + 1]!);
-    const done = doorbells.configure(shadow, event, queues.doorbellValues());
+    const done = doorbells.configure(shadow, event, queues.doorbellValues()) &&
+      shareBuffers(shadow, event);
     return done ? NvmeSc.SUCCESS : NvmeSc.INVALID_FIELD;
   }
 

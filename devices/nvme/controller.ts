@@ -37,7 +37,9 @@ import { deriveNamespaceIds } from "./identity.ts";
 import { Namespace, NamespaceSet } from "./namespace.ts";
 import { ControllerParts, type NvmeControllerOptions } from "./parts.ts";
 import { DOORBELL_PAGE_BYTES, makeSpec } from "./pci_spec.ts";
+import type { CompletionQueue, SubmissionQueue } from "./queue.ts";
 import { RegisterEffect } from "./registers.ts";
+import { NvmeSpreading } from "./spreading.ts";
 import { type NvmeHandOver, type NvmeState, parseNvmeState } from "./state.ts";
 
 export type { NvmeControllerOptions } from "./parts.ts";
@@ -66,10 +68,14 @@ const DOORBELL_TIMER_MS = { LEAST: 0.05, MOST: 1 } as const;
  * there. A doorbell's value matters, and an eventfd carries none; so doorbells are never offered as ioeventfds. What
  * keeps them out of the message channel is Doorbell Buffer Config: then a doorbell is a store to guest memory and
  * rung only when the controller has nothing to do.
+ *
+ * Where several threads serve its queues ({@linkcode NvmeSpreading}) each has one of these: the one at home is the
+ * controller that the driver knows, the others are told what they need to fetch, execute and complete commands.
  */
 export class NvmeController implements PciDevice, BlockClient {
   readonly spec: PciSpec;
   readonly commands: Readonly<Record<string, DeviceCommand>>;
+  readonly spreading: NvmeSpreading;
   readonly #context: DeviceContext;
   readonly #options: NvmeControllerOptions;
   readonly #parts: ControllerParts;
@@ -110,7 +116,9 @@ export class NvmeController implements PciDevice, BlockClient {
       onCommandError: (command) => this.#onCommandError(command),
       onInternal: () => this.#onShutdownFlushed(),
       wake: () => this.#work.schedule(),
+      onQueueEnded: (qid) => this.spreading.reportEnded(qid),
     });
+    this.spreading = this.#makeSpreading();
     this.#work = loop.bottomHalf(() => this.#run());
     this.#poller = loop.poll(() => this.#poll(), {
       begin: () => this.#parts.queues.beginPolling(),
@@ -147,9 +155,9 @@ export class NvmeController implements PciDevice, BlockClient {
     const before = this.#parts.registers.cc;
     const effect = this.#parts.registers.write(offset, width, value);
     if (effect === RegisterEffect.MASK) {
-      if (!this.#stopped) {
-        this.#parts.lines.maskChanged(this.#parts.registers.interruptMask);
-      }
+      const { interruptMask } = this.#parts.registers;
+      this.#parts.crew?.setMask(interruptMask);
+      if (!this.#stopped) this.#parts.lines.maskChanged(interruptMask);
     } else if (effect === RegisterEffect.CC) {
       this.#onConfiguration(before);
     }
@@ -274,10 +282,29 @@ export class NvmeController implements PciDevice, BlockClient {
 
   /** The storage of a namespace has another size. */
   onNamespaceChanged(ns: Namespace): void {
+    // Whoever has changed it tells the driver.
+    if (this.spreading.isTwin) return;
+    this.#parts.crew?.namespacesChanged();
     this.#parts.logs.addChanged(ns.nsid);
     if (!this.#parts.features.namespaceNotices) return;
     this.#parts.events.raise(NvmeEvent.NAMESPACE_CHANGED);
     this.#work.schedule();
+  }
+
+  #makeSpreading(): NvmeSpreading {
+    return new NvmeSpreading({
+      parts: this.#parts,
+      interrupts: this.#context.interrupts,
+      pairs: this.#options.queues,
+      isLive: () => this.#running && !this.#stopped,
+      setRunning: (on) => {
+        this.#running = on;
+        if (on) this.#work.schedule();
+      },
+      reset: () => this.#resetController(),
+      fail: (reason) => this.#fail(reason, "use"),
+      wake: () => this.#work.schedule(),
+    });
   }
 
   /** A doorbell was written by message. */
@@ -287,29 +314,48 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#parts.counters.add(NvmeCounter.doorbells, 1);
     const qid = Math.floor((offset - NVME_REG_DBS) / DOORBELL_PAIR_BYTES);
     const isHead = index === headDoorbell(qid);
-    const queue = isHead
-      ? this.#parts.queues.cq(qid)
-      : this.#parts.queues.sq(qid);
-    if (queue === null) {
+    const sq = isHead ? null : this.#parts.queues.sq(qid);
+    const cq = isHead ? this.#parts.queues.cq(qid) : sq?.cq ?? null;
+    if (cq === null) {
       this.#parts.events.raise(NvmeEvent.INVALID_DOORBELL_REGISTER);
       this.#parts.counters.add(NvmeCounter.invalidDoorbells, 1);
       return this.#work.schedule();
     }
+    if (cq.foreign) return this.#ringElsewhere(index, value, sq, cq);
     // A value that was refused before is a mistake again.
-    queue.rejected = -1;
+    (sq ?? cq).rejected = -1;
     this.#parts.doorbells.write(index, value);
-    if (isHead) {
-      this.#parts.queues.updateHead(this.#parts.queues.cq(qid)!);
+    if (sq === null) {
+      this.#parts.queues.updateHead(cq);
       if (this.#parts.lines.usesPin && !this.#stopped) {
         // Down at once: the driver ends its handler behind this write.
         this.#parts.lines.flush(this.#parts.registers.interruptMask);
       }
-    } else this.#parts.queues.updateTail(this.#parts.queues.sq(qid)!);
+    } else this.#parts.queues.updateTail(sq);
     this.#work.schedule();
+  }
+
+  /** A doorbell of a queue that another thread serves was written by message. */
+  #ringElsewhere(
+    index: number,
+    value: number,
+    sq: SubmissionQueue | null,
+    cq: CompletionQueue,
+  ): void {
+    // Whether its queue can be there, beyond that, is for the other thread to say: it tells once of a value that stays.
+    if (value >= (sq ?? cq).size) return this.#onInvalidDoorbell();
+    this.#parts.doorbells.write(index, value);
+    if (sq !== null || !this.#parts.lines.usesPin) {
+      return this.#parts.crew!.ring(cq.qid);
+    }
+    // Down at once: the driver ends its handler behind this write.
+    this.#parts.crew!.consume(cq.qid);
+    this.spreading.updateLine();
   }
 
   #onInvalidDoorbell(): void {
     this.#parts.counters.add(NvmeCounter.invalidDoorbells, 1);
+    if (this.spreading.isTwin) return this.spreading.reportInvalidValue();
     this.#parts.events.raise(NvmeEvent.INVALID_DOORBELL_VALUE);
     this.#work.schedule();
   }
@@ -320,6 +366,7 @@ export class NvmeController implements PciDevice, BlockClient {
       // From here on nothing of the driver's is touched; the rest takes time.
       this.#running = false;
       this.#resetAsked = true;
+      this.#parts.crew?.halt();
     }
     if (
       registers.shutdownRequested &&
@@ -331,6 +378,8 @@ export class NvmeController implements PciDevice, BlockClient {
   /** Does everything there is to do, or as much as fits one turn of the loop. */
   #run(): void {
     if (this.#stopped) return;
+    // Home has said that nothing is to be completed any more.
+    if (!this.#running && this.spreading.isTwin) return;
     this.#configure();
     if (this.#running) {
       this.#parts.engine.settle();
@@ -371,27 +420,45 @@ export class NvmeController implements PciDevice, BlockClient {
     const wrong = this.#parts.queues.createAdmin(2 ** pageShift, aqa, asq, acq);
     if (wrong !== null) return this.#fail(wrong);
     this.#parts.data.setPageShift(pageShift);
+    this.#parts.crew?.enable(pageShift);
     this.#running = true;
     this.#parts.registers.setReady(true);
     this.#armDoorbellTimer();
   }
 
   /** The driver did what the controller cannot go on from; a reset ends it. */
-  #fail(reason: string): void {
+  #fail(reason: string, action = "enable"): void {
     this.#parts.counters.add(NvmeCounter.fatalErrors, 1);
     this.#running = false;
+    this.#parts.crew?.halt();
     this.#parts.queues.reset();
     this.#parts.registers.setFatal();
     if (this.#warned) return;
     this.#warned = true;
     this.#context.log.warn(
-      `the driver cannot enable the controller: ${reason}; it must reset it`,
+      `the driver cannot ${action} the controller: ${reason}; it must reset it`,
     );
   }
 
+  /** @throws {Error} When another thread may go on touching guest memory; the driver finds CSTS.RDY set as before */
   #resetController(): void {
     this.#running = false;
     this.#resetAsked = false;
+    let done = false;
+    try {
+      // The other threads first: what they reported is then forgotten with the rest.
+      this.#parts.crew?.reset();
+      done = true;
+    } finally {
+      this.#resetHere();
+      if (!done) {
+        this.#parts.registers.setReady(true);
+        this.#parts.registers.setFatal();
+      }
+    }
+  }
+
+  #resetHere(): void {
     this.#doorbellTimer?.cancel();
     this.#parts.namespaces.drain();
     this.#parts.io.reset();
@@ -412,6 +479,7 @@ export class NvmeController implements PciDevice, BlockClient {
     const command = this.#parts.engine.takeInternal();
     // Already at it.
     if (command === null) return;
+    this.#parts.crew?.drain();
     const status = this.#parts.io.flushAll(command);
     if (status !== IN_FLIGHT) this.#parts.engine.finish(command, status);
   }
@@ -454,13 +522,14 @@ export class NvmeController implements PciDevice, BlockClient {
       }
       return false;
     }
-    if (this.#doorbellTimer === null && !this.#parts.doorbells.shadowed) {
-      return false;
-    }
+    const { shadowed } = this.#parts.doorbells;
+    const isMapped = this.#doorbellTimer !== null;
+    // Home stores what was written by message before it wakes a twin.
+    if (!isMapped && !shadowed && !this.spreading.isTwin) return false;
     if (!this.#parts.queues.hasNews(this.#parts.lines.usesPin)) return false;
     const { pageKicks, polledKicks } = NvmeCounter;
-    const path = this.#doorbellTimer === null ? polledKicks : pageKicks;
-    this.#parts.counters.add(path, 1);
+    if (isMapped) this.#parts.counters.add(pageKicks, 1);
+    else if (shadowed) this.#parts.counters.add(polledKicks, 1);
     this.#run();
     return true;
   }

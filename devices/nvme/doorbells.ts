@@ -99,7 +99,9 @@ export function headDoorbell(qid: number): number {
  */
 export class Doorbells {
   readonly #memory: GuestMemory;
-  readonly #registers: Uint32Array<ArrayBuffer>;
+  #registers: Uint32Array<ArrayBuffer>;
+  /** Whether a reset clears the registers of all queues. */
+  #owner = true;
   /** Whether clients write them without us. */
   readonly #mapped: boolean;
   /** What each shadow doorbell was set to. */
@@ -142,11 +144,23 @@ export class Doorbells {
     return this.#configured;
   }
 
+  /**
+   * The registers are in memory that several threads see, from here on.
+   *
+   * @param owner Whether this is the thread that a driver's messages come to
+   */
+  share(registers: Uint32Array<ArrayBuffer>, owner: boolean): void {
+    this.#registers = registers;
+    this.#owner = owner;
+  }
+
   /** Everything as after a reset of the controller. */
   reset(): void {
     this.#configured = false;
     this.#forgetWindows();
     this.#inUse.fill(0);
+    // Another thread may not have come to its reset yet, and would take zeroes for what its driver wrote.
+    if (!this.#owner) return;
     // One by one: clients may be looking.
     for (let i = 0; i < this.count; i++) Atomics.store(this.#registers, i, 0);
   }
@@ -185,13 +199,13 @@ export class Doorbells {
   /**
    * Takes the buffers of Doorbell Buffer Config into use; they hold whatever queues that exist are at.
    *
-   * @param current The value of each doorbell now
+   * @param current The value of each doorbell now; {@linkcode NO_DOORBELL} for one that another thread sees to
    * @returns Whether both can be read and written
    */
   configure(
     shadowIova: number,
     eventIova: number,
-    current: Uint32Array,
+    current: Int32Array,
   ): boolean {
     this.#shadowIova = shadowIova;
     this.#eventIova = eventIova;
@@ -200,7 +214,9 @@ export class Doorbells {
       this.#configured = false;
       return false;
     }
-    for (let i = 0; i < this.count; i++) this.#set(i, current[i]!);
+    for (let i = 0; i < this.count; i++) {
+      if (current[i] !== NO_DOORBELL) this.#set(i, current[i]!);
+    }
     return true;
   }
 

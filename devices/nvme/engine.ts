@@ -192,7 +192,7 @@ export class Engine {
     const { queues, counters } = this.#options;
     const pool = sq.qid === 0 ? this.#admin : this.#io;
     let count = 0;
-    while (count < most && sq.deleting === null && queues.hasEntries(sq)) {
+    while (count < most && !sq.ending && queues.hasEntries(sq)) {
       if (pool.available === 0) break;
       if (!queues.hasRoom(sq.cq)) {
         counters.add(NvmeCounter.completionQueueFull, 1);

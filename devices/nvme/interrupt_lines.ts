@@ -41,6 +41,7 @@ export interface InterruptLinesOptions {
  */
 export class InterruptLines {
   readonly #options: InterruptLinesOptions;
+  #interrupts: Interrupts;
   /** By vector: completions that wait to be told. */
   readonly #waiting: Uint32Array<ArrayBuffer>;
   readonly #timer: Timer;
@@ -50,11 +51,17 @@ export class InterruptLines {
 
   constructor(options: InterruptLinesOptions) {
     this.#options = options;
+    this.#interrupts = options.interrupts;
     this.#waiting = new Uint32Array(options.vectors);
     this.#timer = options.loop.timer(() => {
       this.#armed = false;
       this.hurry();
     });
+  }
+
+  /** Raises interrupts here from now on: with others that share the line. */
+  redirect(interrupts: Interrupts): void {
+    this.#interrupts = interrupts;
   }
 
   /**
@@ -63,8 +70,8 @@ export class InterruptLines {
    * @param mask INTMS
    */
   flush(mask: number): void {
-    const { interrupts, queues, features } = this.#options;
-    const { mode } = interrupts;
+    const { queues, features } = this.#options;
+    const { mode } = this.#interrupts;
     if (features.coalescedEntries > 0) this.#countWaiting();
     const kept = mode === "intx"
       ? this.#updateLine(queues.completion, mask)
@@ -77,13 +84,13 @@ export class InterruptLines {
 
   /** Whether the line follows what drivers consume, so that they must tell. */
   get usesPin(): boolean {
-    return this.#options.interrupts.mode === "intx";
+    return this.#interrupts.mode === "intx";
   }
 
   /** The driver has written INTMS or INTMC. */
   maskChanged(mask: number): void {
     // What is untold and no longer masked is told now; MSI-X knows no such mask.
-    if (this.#options.interrupts.mode !== "msix") this.flush(mask);
+    if (this.#interrupts.mode !== "msix") this.flush(mask);
   }
 
   /** What waits is to be told soon. */
@@ -96,7 +103,7 @@ export class InterruptLines {
   reset(): void {
     this.#timer.cancel();
     this.#armed = this.#due = false;
-    this.#options.interrupts.setLevel(false);
+    this.#interrupts.setLevel(false);
   }
 
   /** Stops its timer for good. */
@@ -123,7 +130,7 @@ export class InterruptLines {
 
   #raise(vector: number, completions: number): void {
     this.#count(completions);
-    this.#options.interrupts.raise(vector);
+    this.#interrupts.raise(vector);
   }
 
   #count(completions: number): void {
@@ -149,7 +156,7 @@ export class InterruptLines {
       }
       if (cq.occupied > (kept ? cq.untold : 0)) level = true;
     }
-    this.#options.interrupts.setLevel(level);
+    this.#interrupts.setLevel(level);
     return anyKept;
   }
 

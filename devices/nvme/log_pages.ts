@@ -4,12 +4,14 @@
  * @module
  */
 
-import { setU64 } from "../../src/bits.ts";
+import { setU64, u64 } from "../../src/bits.ts";
 import type { Loop } from "../../src/event_loop.ts";
 import { StateReader } from "../../src/state_reader.ts";
 import { NvmeCounter, type NvmeCounters } from "./counters.ts";
 import { NvmeAdmin, NvmeCmd, NvmeLog } from "./defs.ts";
 import type { Features } from "./features.ts";
+import type { SharedWords } from "./shared_words.ts";
+import type { TwinLogs } from "./twin_message.ts";
 import {
   CHANGED_NS_LOG,
   EFFECTS_LOG,
@@ -105,7 +107,12 @@ export class LogPages {
   readonly #errors = new Uint8Array(ERROR_LOG_ENTRIES * ERROR_LOG_ENTRY.SIZE);
   readonly #errorView = new DataView(this.#errors.buffer);
   readonly #changed: number[] = [];
+  /** Which entry the next error takes. */
+  #nextError = 0;
   #errorCount = 0;
+  /** Where errors are numbered when several threads have some. */
+  #words: SharedWords | null = null;
+  #twins: () => readonly TwinLogs[] = () => [];
   /** Times that the power went without CC.SHN; a person who pulls the plug. */
   unsafeShutdowns = 0;
 
@@ -121,9 +128,9 @@ export class LogPages {
     status: number,
     nsid: number,
   ): void {
-    this.#errorCount++;
-    const at = ((this.#errorCount - 1) % ERROR_LOG_ENTRIES) *
-      ERROR_LOG_ENTRY.SIZE;
+    this.#errorCount = this.#words?.nextError() ?? this.#errorCount + 1;
+    const at = this.#nextError * ERROR_LOG_ENTRY.SIZE;
+    this.#nextError = (this.#nextError + 1) % ERROR_LOG_ENTRIES;
     const view = this.#errorView;
     setU64(view, at + ERROR_LOG_ENTRY.ERROR_COUNT, this.#errorCount);
     view.setUint16(at + ERROR_LOG_ENTRY.SQID, sqid, true);
@@ -132,6 +139,22 @@ export class LogPages {
     // All-ones: not about one parameter.
     view.setUint16(at + ERROR_LOG_ENTRY.PARM_ERROR_LOCATION, 0xffff, true);
     view.setUint32(at + ERROR_LOG_ENTRY.NSID, nsid, true);
+  }
+
+  /**
+   * Several threads have what pages are made of, from here on.
+   *
+   * @param twins What the others have now
+   */
+  spread(words: SharedWords, twins: () => readonly TwinLogs[]): void {
+    this.#words = words;
+    this.#twins = twins;
+  }
+
+  /** What another thread's pages need of this one. */
+  share(): TwinLogs {
+    const { values } = this.#options.counters;
+    return { errors: this.#errors.slice(), counters: [...values] };
   }
 
   /** A namespace changed. */
@@ -146,21 +169,18 @@ export class LogPages {
 
   /** What the pages are built from, counters apart. */
   save(): LogPagesState {
-    const view = this.#errorView;
-    const errors: ErrorEntryState[] = [];
-    const first = Math.max(0, this.#errorCount - ERROR_LOG_ENTRIES);
-    for (let i = first; i < this.#errorCount; i++) {
-      const at = (i % ERROR_LOG_ENTRIES) * ERROR_LOG_ENTRY.SIZE;
-      errors.push({
-        sqid: view.getUint16(at + ERROR_LOG_ENTRY.SQID, true),
-        cid: view.getUint16(at + ERROR_LOG_ENTRY.CMDID, true),
-        status: view.getUint16(at + ERROR_LOG_ENTRY.STATUS_FIELD, true) >>> 1,
-        nsid: view.getUint32(at + ERROR_LOG_ENTRY.NSID, true),
-      });
-    }
+    const errors = newestEntries([this.#errors]).map((bytes) => {
+      const view = viewOf(bytes);
+      return {
+        sqid: view.getUint16(ERROR_LOG_ENTRY.SQID, true),
+        cid: view.getUint16(ERROR_LOG_ENTRY.CMDID, true),
+        status: view.getUint16(ERROR_LOG_ENTRY.STATUS_FIELD, true) >>> 1,
+        nsid: view.getUint32(ERROR_LOG_ENTRY.NSID, true),
+      };
+    });
     return {
       errorCount: this.#errorCount,
-      errors,
+      errors: errors.reverse(),
       changed: [...this.#changed],
       unsafeShutdowns: this.unsafeShutdowns,
       poweredMs: Math.floor(this.#options.loop.now() - this.#poweredMs),
@@ -203,19 +223,17 @@ export class LogPages {
 
   /** The newest entry comes first. */
   #error(): Uint8Array {
-    const size = ERROR_LOG_ENTRY.SIZE;
     const page = new Uint8Array(this.#errors.length);
-    const count = Math.min(this.#errorCount, ERROR_LOG_ENTRIES);
-    for (let i = 0; i < count; i++) {
-      const from = ((this.#errorCount - 1 - i) % ERROR_LOG_ENTRIES) * size;
-      page.set(this.#errors.subarray(from, from + size), i * size);
-    }
+    const theirs = this.#twins().map(({ errors }) => errors);
+    newestEntries([this.#errors, ...theirs]).forEach((entry, i) =>
+      page.set(entry, i * ERROR_LOG_ENTRY.SIZE)
+    );
     return page;
   }
 
   #smart(): Uint8Array {
-    const { loop, counters, features } = this.#options;
-    const { values } = counters;
+    const { loop, features } = this.#options;
+    const values = this.#allCounters();
     const page = new Uint8Array(SMART_LOG.SIZE);
     const view = new DataView(page.buffer);
     if (features.temperatureAlarm) {
@@ -239,8 +257,18 @@ export class LogPages {
     );
     setU64(view, SMART_LOG.UNSAFE_SHUTDOWNS, this.unsafeShutdowns);
     setU64(view, SMART_LOG.MEDIA_ERRORS, values[NvmeCounter.mediaErrors]!);
-    setU64(view, SMART_LOG.NUM_ERR_LOG_ENTRIES, this.#errorCount);
+    const errors = this.#words?.errors ?? this.#errorCount;
+    setU64(view, SMART_LOG.NUM_ERR_LOG_ENTRIES, errors);
     return page;
+  }
+
+  /** The sums over all threads, by {@linkcode NvmeCounter}. */
+  #allCounters(): readonly number[] {
+    const sums = [...this.#options.counters.values];
+    for (const { counters } of this.#twins()) {
+      counters.forEach((value, i) => sums[i]! += value);
+    }
+    return sums;
   }
 
   #firmware(): Uint8Array {
@@ -267,6 +295,28 @@ export class LogPages {
     }
     return page;
   }
+}
+
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+}
+
+/** The entries with the highest numbers, those first, of logs that are each in no order and may have room left. */
+function newestEntries(logs: readonly Uint8Array[]): Uint8Array[] {
+  const entries: { readonly number: number; readonly bytes: Uint8Array }[] = [];
+  for (const log of logs) {
+    for (let at = 0; at < log.length; at += ERROR_LOG_ENTRY.SIZE) {
+      const bytes = log.subarray(at, at + ERROR_LOG_ENTRY.SIZE);
+      const view = viewOf(bytes);
+      const number = u64(
+        view.getUint32(ERROR_LOG_ENTRY.ERROR_COUNT, true),
+        view.getUint32(ERROR_LOG_ENTRY.ERROR_COUNT + 4, true),
+      );
+      if (number > 0) entries.push({ number, bytes });
+    }
+  }
+  return entries.sort((a, b) => b.number - a.number)
+    .slice(0, ERROR_LOG_ENTRIES).map(({ bytes }) => bytes);
 }
 
 function effects(): Uint8Array {

@@ -5,6 +5,7 @@
  */
 
 import { openBlockBackend } from "../../src/block/open.ts";
+import { BlockKind } from "../../src/block/option_table.ts";
 import type { Log } from "../../src/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import type { DeviceModel } from "../model.ts";
@@ -91,5 +92,8 @@ export const nvmeModel: DeviceModel<NvmeOptions> = {
   help: "NVM Express controller",
   options: NVME_OPTIONS,
   parse: parseNvmeOptions,
+  // An NBD server promises what it does for one connection only.
+  maxIOThreads: ({ namespaces, queues }) =>
+    namespaces.some(({ block }) => block.kind === BlockKind.NBD) ? 1 : queues,
   create,
 };

@@ -77,7 +77,8 @@ const CONTROLLER_OPTIONS: readonly OptionSpec[] = [
   {
     name: "queues",
     syntax: "count",
-    help: `I/O queue pairs, 1 to ${QUEUES_MAX}`,
+    help:
+      `I/O queue pairs, 1 to ${QUEUES_MAX}; several IOThreads can share them (iothread=0:1)`,
     default: `${QUEUES_MAX}`,
   },
   {
@@ -92,7 +93,7 @@ const CONTROLLER_OPTIONS: readonly OptionSpec[] = [
     syntax: DOORBELLS.join("|"),
     help:
       "doorbells are messages, or a page that the client maps and we poll " +
-      "(SPDK needs mmap; under QEMU it makes every register write wait)",
+      "(SPDK needs mmap; under QEMU it makes every register write wait; mmap has one IOThread)",
     default: "auto, which is message",
   },
 ];

@@ -7,6 +7,7 @@
 import type { DeviceContext, SharedMemory } from "../../src/pci/device.ts";
 import { AdminCommands } from "./admin.ts";
 import type { Command } from "./command.ts";
+import type { Crew } from "./crew.ts";
 import { NvmeCounters } from "./counters.ts";
 import { DataPointer } from "./data_pointer.ts";
 import { IN_FLIGHT, NVME_PAGE_SHIFT_MIN, NvmeSc } from "./defs.ts";
@@ -45,6 +46,8 @@ export interface ControllerHooks {
   readonly onInternal: () => void;
   /** Something is to be done in a bottom half. */
   readonly wake: () => void;
+  /** A submission queue is gone whose deletion another thread has asked for. */
+  readonly onQueueEnded: (qid: number) => void;
 }
 
 /** The most bytes of a command, unless a back end takes less. */
@@ -68,6 +71,8 @@ export class ControllerParts {
   readonly admin: AdminCommands;
   readonly engine: Engine;
   readonly lines: InterruptLines;
+  /** The twins on other threads; null without any, and in a twin. */
+  crew: Crew | null = null;
 
   /** @param page The doorbells when clients may map them */
   constructor(
@@ -162,6 +167,24 @@ export class ControllerParts {
     }
   }
 
+  /** Ends a command that waits for an event or another command. @returns Whether there was one */
+  abort(sqid: number, cid: number): boolean {
+    const itsCq = this.queues.sq(sqid)?.cq;
+    if (itsCq?.foreign) return this.crew!.abort(itsCq.qid, sqid, cid);
+    const command = this.engine.find(sqid, cid);
+    if (command === null) return false;
+    // A command that waits for an event has no room of its own for its completion.
+    const { cq } = command.sq!;
+    if (!command.reserved && !this.queues.hasRoom(cq)) return false;
+    if (!this.events.cancel(command) && !this.io.cancel(command)) return false;
+    if (!command.reserved) {
+      command.reserved = true;
+      cq.reserved++;
+    }
+    this.engine.finish(command, NvmeSc.ABORT_REQ);
+    return true;
+  }
+
   #makeQueues(
     context: DeviceContext,
     options: NvmeControllerOptions,
@@ -174,6 +197,7 @@ export class ControllerParts {
       maxEntries: options.queueEntries,
       vectors: () => vectorCount(context.interrupts.mode, options.queues),
       onInvalidValue: hooks.onInvalidDoorbell,
+      onEnded: hooks.onQueueEnded,
     });
   }
 
@@ -204,7 +228,10 @@ export class ControllerParts {
       events: this.events,
       maxTransferBytes,
       pageBytes: () => 2 ** this.registers.pageShift,
-      abort: (sqid, cid) => this.#abort(sqid, cid),
+      abort: (sqid, cid) => this.abort(sqid, cid),
+      shareFeatures: () => this.crew?.setFeatures(this.features.save()),
+      shareBuffers: (shadowIova, eventIova) =>
+        this.crew?.setBuffers(shadowIova, eventIova) ?? true,
     });
   }
 
@@ -232,22 +259,6 @@ export class ControllerParts {
       command.sq!.cq.reserved--;
     }
     return status;
-  }
-
-  /** Ends a command that waits here for an event or another command. @returns Whether there was one */
-  #abort(sqid: number, cid: number): boolean {
-    const command = this.engine.find(sqid, cid);
-    if (command === null) return false;
-    // A command that waits for an event has no room of its own for its completion.
-    const { cq } = command.sq!;
-    if (!command.reserved && !this.queues.hasRoom(cq)) return false;
-    if (!this.events.cancel(command) && !this.io.cancel(command)) return false;
-    if (!command.reserved) {
-      command.reserved = true;
-      cq.reserved++;
-    }
-    this.engine.finish(command, NvmeSc.ABORT_REQ);
-    return true;
   }
 }
 

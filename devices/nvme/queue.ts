@@ -55,6 +55,8 @@ export class CompletionQueue {
   readonly vector: number;
   /** Whether completions interrupt. */
   readonly interrupts: boolean;
+  /** Whether another thread serves it: then this is merely a note that it exists. */
+  foreign = false;
   /** Submission queues that complete here. */
   users = 0;
   /** Where the driver is, as far as it has told. */
@@ -203,7 +205,9 @@ export class SubmissionQueue {
   tail = 0;
   /** Commands that were fetched and are not completed. */
   inFlight = 0;
-  /** The Delete command that waits for them; nothing is fetched any more. */
+  /** Whether it is being deleted: nothing is fetched any more. */
+  ending = false;
+  /** The Delete command that waits for those in flight; null where another thread has it. */
   deleting: Command | null = null;
   /** The doorbell value that was refused last. */
   rejected = NOTHING;

@@ -21,7 +21,7 @@ import {
   NO_DOORBELL,
   tailDoorbell,
 } from "./doorbells.ts";
-import { CompletionQueue, SubmissionQueue } from "./queue.ts";
+import { CompletionQueue, type RingSpec, SubmissionQueue } from "./queue.ts";
 import type { QueueSetState } from "./queue_state.ts";
 
 /** What a {@linkcode QueueSet} works with. */
@@ -36,6 +36,22 @@ export interface QueueSetOptions {
   readonly vectors: () => number;
   /** A driver wrote a value that cannot be. */
   readonly onInvalidValue: () => void;
+  /** A submission queue is gone whose deletion another thread has asked for. */
+  readonly onEnded?: (qid: number) => void;
+}
+
+/** Queues that other threads serve, in the eyes of the thread that creates and deletes them. */
+export interface ForeignQueues {
+  /** Whether a completion queue, and what completes there, is another thread's. */
+  isForeign(cqid: number): boolean;
+  /** Has its thread make a queue that was checked. */
+  createCq(ring: RingSpec, vector: number, interrupts: boolean): void;
+  /** Has the thread of its completion queue make a queue that was checked. */
+  createSq(ring: RingSpec, cqid: number): void;
+  /** Has its thread forget a queue that nothing completes in any more. */
+  deleteCq(qid: number): void;
+  /** Has its thread end a queue. @returns Whether it is gone; if not, {@linkcode QueueSet.ended} is called when it is */
+  deleteSq(qid: number, cqid: number): boolean;
 }
 
 /** Admin and I/O queues by number. */
@@ -43,6 +59,10 @@ export class QueueSet {
   readonly #options: QueueSetOptions;
   readonly #sqs: (SubmissionQueue | null)[];
   readonly #cqs: (CompletionQueue | null)[];
+  /** Null where this thread serves all there are. */
+  #foreign: ForeignQueues | null = null;
+  /** Whether this is a twin, which has no queues but those that it was told to serve. */
+  #isTwin = false;
   #polled = false;
   #activeSqs: SubmissionQueue[] = [];
   #activeCqs: CompletionQueue[] = [];
@@ -55,19 +75,31 @@ export class QueueSet {
     this.#cqs = new Array(count).fill(null);
   }
 
-  /** Submission queues that exist. */
+  /** Other threads serve some of the queues that this one makes. */
+  spread(foreign: ForeignQueues): void {
+    this.#foreign = foreign;
+  }
+
+  /** Another thread makes the queues: this one has but those it is told to serve. */
+  becomeTwin(): void {
+    this.#isTwin = true;
+  }
+
+  /** Submission queues that this thread serves. */
   get submission(): readonly SubmissionQueue[] {
     return this.#activeSqs;
   }
 
-  /** Completion queues that exist. */
+  /** Completion queues that this thread serves. */
   get completion(): readonly CompletionQueue[] {
     return this.#activeCqs;
   }
 
   /** Whether I/O queues exist. */
   get hasIoQueues(): boolean {
-    return this.#activeCqs.length > 1 || this.#activeSqs.length > 1;
+    const isIo = (queue: { qid: number } | null) =>
+      queue !== null && queue.qid !== 0;
+    return this.#cqs.some(isIo) || this.#sqs.some(isIo);
   }
 
   /** A submission queue, or null. */
@@ -134,15 +166,15 @@ export class QueueSet {
     const status = this.#checkRing(sqe, size);
     if (status !== NvmeSc.SUCCESS) return status;
     if (vector >= vectors()) return NvmeSc.INVALID_VECTOR;
-    const iova = u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!);
-    const cq = new CompletionQueue(
-      memory,
-      { qid, size, iova },
-      vector,
-      bit(flags, NVME_CQ_IRQ_ENABLED),
-    );
+    const ring = { qid, size, iova: u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!) };
+    const interrupts = bit(flags, NVME_CQ_IRQ_ENABLED);
+    const cq = new CompletionQueue(memory, ring, vector, interrupts);
     if (!cq.ready()) return NvmeSc.INVALID_FIELD;
-    this.#addCq(cq);
+    if (this.#foreign?.isForeign(qid)) {
+      cq.foreign = true;
+      this.#foreign.createCq(ring, vector, interrupts);
+      this.#putCq(cq);
+    } else this.#addCq(cq);
     return NvmeSc.SUCCESS;
   }
 
@@ -162,7 +194,12 @@ export class QueueSet {
     if (cq === null) return NvmeSc.CQ_INVALID;
     const iova = u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!);
     if (!this.#isReadable(iova, size)) return NvmeSc.INVALID_FIELD;
-    this.#addSq(new SubmissionQueue(memory, { qid, size, iova }, cq));
+    const ring = { qid, size, iova };
+    const sq = new SubmissionQueue(memory, ring, cq);
+    if (cq.foreign) {
+      this.#foreign!.createSq(ring, cqid);
+      this.#putSq(sq);
+    } else this.#addSq(sq);
     return NvmeSc.SUCCESS;
   }
 
@@ -172,8 +209,8 @@ export class QueueSet {
     const cq = qid === 0 ? null : this.cq(qid);
     if (cq === null) return NvmeSc.QID_INVALID;
     if (cq.users > 0) return NvmeSc.INVALID_QUEUE;
-    this.#cqs[qid] = null;
-    this.#activeCqs = this.#activeCqs.filter((each) => each !== cq);
+    if (cq.foreign) this.#foreign!.deleteCq(qid);
+    this.#removeCq(cq);
     return NvmeSc.SUCCESS;
   }
 
@@ -186,8 +223,12 @@ export class QueueSet {
   deleteSq(command: Command, sqe: Uint32Array): number {
     const qid = sqe[SQE.CDW10]! & 0xffff;
     const sq = qid === 0 ? null : this.sq(qid);
-    if (sq === null || sq.deleting !== null) return NvmeSc.QID_INVALID;
-    if (sq.inFlight === 0) {
+    if (sq === null || sq.ending) return NvmeSc.QID_INVALID;
+    sq.ending = true;
+    const gone = sq.cq.foreign
+      ? this.#foreign!.deleteSq(qid, sq.cq.qid)
+      : sq.inFlight === 0;
+    if (gone) {
       this.#removeSq(sq);
       return NvmeSc.SUCCESS;
     }
@@ -202,9 +243,48 @@ export class QueueSet {
    */
   completed(sq: SubmissionQueue): Command | null {
     sq.inFlight--;
-    if (sq.deleting === null || sq.inFlight > 0) return null;
+    if (!sq.ending || sq.inFlight > 0) return null;
+    this.#removeSq(sq);
+    if (sq.deleting === null) this.#options.onEnded?.(sq.qid);
+    return sq.deleting;
+  }
+
+  /**
+   * Another thread has come to the end of a submission queue.
+   *
+   * @returns The Delete command that waited for it; or null
+   */
+  ended(qid: number): Command | null {
+    const sq = this.sq(qid);
+    if (sq === null || !sq.ending || !sq.cq.foreign) return null;
     this.#removeSq(sq);
     return sq.deleting;
+  }
+
+  /** Makes a completion queue that another thread has checked. */
+  serveCq(ring: RingSpec, vector: number, interrupts: boolean): void {
+    const { memory } = this.#options;
+    this.#addCq(new CompletionQueue(memory, ring, vector, interrupts));
+  }
+
+  /** Makes a submission queue that another thread has checked, for a completion queue that is there. */
+  serveSq(ring: RingSpec, cqid: number): void {
+    const { memory } = this.#options;
+    this.#addSq(new SubmissionQueue(memory, ring, this.#cqs[cqid]!));
+  }
+
+  /** Ends a completion queue of {@linkcode QueueSet.serveCq}. */
+  leaveCq(qid: number): void {
+    this.#removeCq(this.#cqs[qid]!);
+  }
+
+  /** Ends a submission queue of {@linkcode QueueSet.serveSq}. @returns Whether it is gone; if not, it is told later */
+  leaveSq(qid: number): boolean {
+    const sq = this.#sqs[qid]!;
+    sq.ending = true;
+    if (sq.inFlight > 0) return false;
+    this.#removeSq(sq);
+    return true;
   }
 
   /** Forgets every queue. */
@@ -241,11 +321,18 @@ export class QueueSet {
     }
   }
 
-  /** The value that each doorbell has, for Doorbell Buffer Config. */
-  doorbellValues(): Uint32Array {
-    const values = new Uint32Array(this.#options.doorbells.count);
-    for (const sq of this.#activeSqs) values[tailDoorbell(sq.qid)] = sq.tail;
-    for (const cq of this.#activeCqs) values[headDoorbell(cq.qid)] = cq.head;
+  /** The value that each doorbell has, for Doorbell Buffer Config; NO_DOORBELL for one that another thread sees to. */
+  doorbellValues(): Int32Array {
+    const values = new Int32Array(this.#options.doorbells.count);
+    if (this.#isTwin) values.fill(NO_DOORBELL);
+    for (const sq of this.#sqs) {
+      if (sq === null) continue;
+      values[tailDoorbell(sq.qid)] = sq.cq.foreign ? NO_DOORBELL : sq.tail;
+    }
+    for (const cq of this.#cqs) {
+      if (cq === null) continue;
+      values[headDoorbell(cq.qid)] = cq.foreign ? NO_DOORBELL : cq.head;
+    }
     return values;
   }
 
@@ -378,7 +465,7 @@ export class QueueSet {
 
   #putCq(cq: CompletionQueue): void {
     this.#cqs[cq.qid] = cq;
-    this.#activeCqs = [...this.#activeCqs, cq];
+    if (!cq.foreign) this.#activeCqs = [...this.#activeCqs, cq];
   }
 
   #addSq(sq: SubmissionQueue): void {
@@ -389,7 +476,12 @@ export class QueueSet {
   #putSq(sq: SubmissionQueue): void {
     this.#sqs[sq.qid] = sq;
     sq.cq.users++;
-    this.#activeSqs = [...this.#activeSqs, sq];
+    if (!sq.cq.foreign) this.#activeSqs = [...this.#activeSqs, sq];
+  }
+
+  #removeCq(cq: CompletionQueue): void {
+    this.#cqs[cq.qid] = null;
+    this.#activeCqs = this.#activeCqs.filter((each) => each !== cq);
   }
 
   #removeSq(sq: SubmissionQueue): void {

@@ -90,7 +90,7 @@ function checkSharing(
   throw new UsageError(
     `Cannot use iothread=${iothreads.join(":")} for ${id}: ${
       most === 1
-        ? "its queues are served by one IOThread, name one; a virtio-blk with queues=2 or more, and a virtio-net with them on a TAP, use several"
+        ? "its queues are served by one IOThread, name one; a virtio-blk or an nvme with queues=2 or more on files or memory, and a virtio-net with them on a TAP, use several"
         : `its queues are served by up to ${most}; ask for more with queues=${iothreads.length}`
     }`,
   );

@@ -104,6 +104,16 @@ Deno.test("the command refuses with status 2 and one line that says what would b
       /served by up to 2; ask for more with queues=3/,
     ],
     [
+      ["--iothreads", "3", "--device", "nvme,queues=2,iothread=0:1:2"]
+        .concat(["--socket", socket]),
+      /served by up to 2; ask for more with queues=3/,
+    ],
+    [
+      ["--iothreads", "2", "--device", "nvme,nbd=unix:/x,iothread=0:1"]
+        .concat(["--socket", socket]),
+      /nvme0: its queues are served by one IOThread, name one.* on files or memory/,
+    ],
+    [
       ["--device", "virtio-net,id=move", "--socket", socket],
       /none of help, .*move/,
     ],
@@ -120,6 +130,20 @@ Deno.test("the command refuses with status 2 and one line that says what would b
     await Deno.remove(folder, { recursive: true });
   }
 });
+
+Deno.test("the command says that one thread polls mapped doorbells", () =>
+  inFolder(async (folder) => {
+    const { code, stderr } = await outboard(
+      ...["--iothreads", "2", "--device", "nvme,doorbells=mmap,iothread=0:1"],
+      ...["--socket", `${folder}/s`],
+    );
+    assertEquals(code, 2);
+    assertMatch(
+      stderr,
+      /^outboard: Cannot use several IOThreads with mapped doorbells: .* use doorbells=message$/m,
+    );
+    assertEquals([...Deno.readDirSync(folder)], []);
+  }));
 
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
   Deno.test(`the command stops cleanly on ${signal}, with a client connected`, () =>

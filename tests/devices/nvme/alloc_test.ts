@@ -9,6 +9,10 @@ import { PENDING } from "../../../src/block/backend.ts";
 import { NvmeController } from "../../../devices/nvme/controller.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import type { BottomHalf, Loop } from "../../../src/event_loop.ts";
+import {
+  FOR_HOME,
+  type SpreadingListener,
+} from "../../../src/pci/spreading.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 import type { ManualLoop } from "../../../src/testing/manual_loop.ts";
@@ -110,6 +114,8 @@ interface Case {
   readonly sgl?: boolean;
   /** Completions to aggregate, 0's based. */
   readonly coalesced?: number;
+  /** Whether another thread serves the queue. */
+  readonly spread?: boolean;
 }
 
 const CASES: readonly Case[] = [
@@ -129,10 +135,33 @@ const CASES: readonly Case[] = [
     shadow: true,
   },
   { name: "one page, interrupts coalesced", bytes: 4096, coalesced: 5 },
+  { name: "one page, on another thread", bytes: 4096, spread: true },
+  {
+    name: "one page, on another thread, shadow doorbells",
+    bytes: 4096,
+    shadow: true,
+    spread: true,
+  },
 ];
 
+/** Has `twin` serve the I/O queues of `home`. */
+function spread(home: NvmeController, twin: NvmeController): void {
+  const answer = (message: unknown) => twin.spreading.answer(message);
+  const listener: SpreadingListener = {
+    onSharedState: () => {},
+    onFailure: () => {},
+    onForeignKick: (queue) => (queue === 0 ? home : twin).spreading.kick(queue),
+    onIndirectWrite: () => {},
+    words: new Int32Array(home.spreading.sharedWords),
+    call: (_queue, message) => answer(message),
+    callAll: (message) => [answer(message)],
+  };
+  home.spreading.begin((group) => group === FOR_HOME, listener);
+  twin.spreading.begin((group) => group !== FOR_HOME, listener);
+}
+
 for (
-  const { name, bytes, write, later, shadow, sgl, coalesced } of CASES
+  const { name, bytes, write, later, shadow, sgl, coalesced, ...more } of CASES
 ) {
   Deno.test(`NvmeController allocates nothing per I/O: ${name}`, () => {
     const memory = new ArrayMemory([]);
@@ -145,26 +174,30 @@ for (
     const { loop, settle } = quietLoop(context.loop);
     const disk = new IdleDisk();
     let interrupts = 0;
-    const device = new NvmeController(
-      {
-        ...context,
-        loop,
-        interrupts: {
-          mode: "msix",
-          raise: () => {
-            interrupts++;
+    const make = (backend: IdleDisk) =>
+      new NvmeController(
+        {
+          ...context,
+          loop,
+          interrupts: {
+            mode: "msix",
+            raise: () => {
+              interrupts++;
+            },
+            setLevel: () => {},
           },
-          setLevel: () => {},
         },
-      },
-      {
-        identity: { serial: "S", model: "M", firmware: "F", subnqn: "nqn.x" },
-        queues: 2,
-        queueEntries: SIZE,
-        mapDoorbells: false,
-      },
-      [{ nsid: 1, backend: disk }],
-    );
+        {
+          identity: { serial: "S", model: "M", firmware: "F", subnqn: "nqn.x" },
+          queues: 2,
+          queueEntries: SIZE,
+          mapDoorbells: false,
+        },
+        [{ nsid: 1, backend }],
+      );
+    const server = make(disk);
+    const device = more.spread ? make(new IdleDisk()) : server;
+    if (more.spread) spread(device, server);
     const driver = new NaiveDriver(
       device,
       ram,
@@ -241,6 +274,7 @@ for (
     assert(done >= 2 * OPERATIONS);
     assertEquals(disk.bytes, done * bytes);
     assert(interrupts > 0);
-    device.close();
+    server.close();
+    if (more.spread) device.close();
   });
 }

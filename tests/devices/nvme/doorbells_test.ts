@@ -319,7 +319,7 @@ Deno.test("Doorbells.arm asks only when something changes", () => {
   const doorbells = new Doorbells(memory, 2, null);
   assertEquals(doorbells.arm(2, 1), false);
   assertEquals(
-    doorbells.configure(0, 4096, new Uint32Array([0, 0, 5, 0])),
+    doorbells.configure(0, 4096, new Int32Array([0, 0, 5, 0])),
     true,
   );
   assertEquals(doorbells.arm(2, 5), false);

@@ -222,10 +222,12 @@ export class NaiveDriver {
   /** The completions that are there. */
   reap(pair: Pair, ring = true): Completion[] {
     const found: Completion[] = [];
-    const { view } = this.ram;
+    const { view, bytes } = this.ram;
+    const words = new Uint32Array(bytes.buffer);
     for (;;) {
       const at = this.ram.offset(pair.cq) + pair.cqHead * 16;
-      const last = view.getUint32(at + 12, true);
+      // Whole: a DataView may read it byte by byte, while another process writes it.
+      const last = Atomics.load(words, (at + 12) / 4);
       if ((last >>> 16 & 1) !== pair.phase) break;
       found.push({
         dw0: view.getUint32(at, true),

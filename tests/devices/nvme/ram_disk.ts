@@ -36,6 +36,8 @@ export class RamDisk implements BlockBackend {
   readonly pending: BlockRequest[] = [];
   writeCacheResult = 0;
   writeCache: boolean | null = null;
+  /** Looks whether the storage has another size, when it is somebody else's too. */
+  rescan?: () => boolean;
   commits = 0;
   drains = 0;
   closed = 0;

@@ -6,6 +6,7 @@
  */
 
 import { assertEquals } from "@std/assert";
+import type { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import type { NaiveDriver, Pair } from "./naive_driver.ts";
 
 /** Two logical blocks a piece. */
@@ -29,7 +30,8 @@ function stamp(into: Uint8Array, piece: number, seed: number): void {
 
 export class Workload {
   readonly #driver: NaiveDriver;
-  readonly #pair: Pair;
+  readonly #memory: DriverMemory;
+  #pair: Pair;
   readonly #random: () => number;
   readonly #first: number;
   readonly #pieces: number;
@@ -38,28 +40,49 @@ export class Workload {
   readonly #sent = new Map<number, Sent>();
   readonly #buffers: number[] = [];
   readonly #expected = new Uint8Array(PIECE);
+  /** Pieces whose writes a reset has cut off: nobody knows what they hold until they are written anew. */
+  readonly #torn = new Set<number>();
   #seed = 0;
   done = 0;
 
-  /** @param random From 0 to 1 @param first The first piece that is this load's own @param pieces How many */
+  /**
+   * @param random From 0 to 1
+   * @param first The first piece that is this load's own
+   * @param pieces How many
+   * @param memory Where its buffers are
+   */
   constructor(
     driver: NaiveDriver,
     pair: Pair,
     random: () => number,
     first: number,
     pieces: number,
+    memory: DriverMemory = driver.ram,
   ) {
     this.#driver = driver;
+    this.#memory = memory;
     this.#pair = pair;
     this.#random = random;
     this.#first = first;
     this.#pieces = pieces;
     this.#seeds = new Int32Array(pieces);
-    for (let i = 1; i < pair.size; i++) this.#buffers.push(driver.page());
+    for (let i = 1; i < pair.size; i++) {
+      this.#buffers.push(memory.alloc(4096, 4096));
+    }
   }
 
   get inFlight(): number {
     return this.#sent.size;
+  }
+
+  /** Goes on with another queue pair of the same size; what was in flight is forgotten. */
+  restart(pair: Pair): void {
+    for (const { piece, writes, buffer } of this.#sent.values()) {
+      if (writes) this.#torn.add(piece);
+      this.#buffers.push(buffer);
+    }
+    this.#sent.clear();
+    this.#pair = pair;
   }
 
   /** Submits some commands, and tells the controller of them unless told. */
@@ -69,7 +92,7 @@ export class Workload {
       if ([...this.#sent.values()].some((sent) => sent.piece === piece)) {
         continue;
       }
-      this.#put(piece, this.#random() < 0.5);
+      this.#put(piece, this.#torn.has(piece) || this.#random() < 0.5);
     }
     if (ring) this.ring();
   }
@@ -86,8 +109,10 @@ export class Workload {
       if (sent === undefined) throw new Error(`${cid} completed twice`);
       assertEquals(status, 0, `piece ${sent.piece}`);
       this.#sent.delete(cid);
-      if (sent.writes) this.#seeds[sent.piece] = sent.seed;
-      else this.#check(sent);
+      if (sent.writes) {
+        this.#seeds[sent.piece] = sent.seed;
+        this.#torn.delete(sent.piece);
+      } else this.#check(sent);
       this.#buffers.push(sent.buffer);
     }
     this.done += found.length;
@@ -96,6 +121,15 @@ export class Workload {
 
   /** Reads every piece, `turn` being called until nothing is in flight. */
   verify(turn: () => void): void {
+    for (const piece of [...this.#torn]) {
+      while (this.#sent.size > 0) {
+        this.ring();
+        turn();
+        this.reap();
+      }
+      if (this.#torn.has(piece)) this.#put(piece, true);
+    }
+    this.ring();
     for (let piece = 0; piece < this.#pieces || this.#sent.size > 0;) {
       while (this.#sent.size > 0) {
         turn();
@@ -111,7 +145,7 @@ export class Workload {
   #put(piece: number, writes: boolean): void {
     const buffer = this.#buffers.shift()!;
     const seed = writes ? ++this.#seed : this.#seeds[piece]!;
-    const bytes = this.#driver.ram.at(buffer, PIECE);
+    const bytes = this.#memory.at(buffer, PIECE);
     if (writes) stamp(bytes, piece, seed);
     else bytes.fill(0xee);
     const cid = this.#driver.put(this.#pair, {
@@ -126,7 +160,7 @@ export class Workload {
 
   #check({ piece, seed, buffer }: Sent): void {
     stamp(this.#expected, piece, seed);
-    const got = this.#driver.ram.at(buffer, PIECE);
+    const got = this.#memory.at(buffer, PIECE);
     for (let i = 0; i < PIECE; i++) {
       if (got[i] !== this.#expected[i]) {
         throw new Error(`byte ${i} of piece ${piece} is not of write ${seed}`);
