@@ -20,6 +20,9 @@ const IMAGE_BYTES = 64 * 1024 * 1024;
 /** How long disks are moved to and fro under a load. */
 const MOVING_SECONDS = 10;
 
+/** How long a disk that two threads serve is verified. */
+const SPREAD_SECONDS = 10;
+
 const diskTest = await guestTests({ tools: ["filesystem", "fio", "nvme"] });
 
 /** A folder for images that goes with the test; on a real file system, not in memory. */
@@ -63,6 +66,13 @@ async function startLoad(guest: Guest, disk: string): Promise<void> {
   await guest.output(
     `fio --name=load --filename=/dev/${disk} --direct=1 --ioengine=libaio --rw=randwrite --bs=4k --iodepth=32 --time_based --runtime=300 > /tmp/load 2>&1 &
     until [ $(awk '{print $9}' /sys/block/${disk}/stat) -gt 0 ]; do :; done`,
+  );
+}
+
+/** Resets an NVMe controller as its driver does, five times, waiting for it each time. */
+async function resetController(guest: Guest): Promise<void> {
+  await guest.output(
+    "for i in 1 2 3 4 5; do echo 1 > /sys/class/nvme/nvme0/reset_controller; until [ $(cat /sys/class/nvme/nvme0/state) = live ]; do :; done; done",
   );
 }
 
@@ -171,9 +181,7 @@ diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
 
   await t.step("a reset in the middle of a load is survived", async () => {
     await startLoad(guest, "nvme0n1");
-    await guest.output(
-      "for i in 1 2 3 4 5; do echo 1 > /sys/class/nvme/nvme0/reset_controller; until [ $(cat /sys/class/nvme/nvme0/state) = live ]; do :; done; done",
-    );
+    await resetController(guest);
     await stopLoad(guest);
     await startLoad(guest, "vda");
     await guest.output(
@@ -193,6 +201,32 @@ diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
     );
   });
 });
+
+/** A verified load through four queues, resets in the middle of another, and a tree of files after all that. */
+async function verifySpread(guest: Guest, disk: string): Promise<void> {
+  await assertFioVerify(guest, [`/dev/${disk}`], SPREAD_SECONDS);
+  for (let cpu = 0; cpu < 4; cpu++) {
+    await guest.output(
+      `taskset ${
+        (1 << cpu).toString(16)
+      } dd if=/dev/${disk} of=/dev/null bs=4k count=16 iflag=direct`,
+    );
+  }
+  // Each queue has a CPU of its own, and so a vector, of which half are raised by the other thread.
+  const interrupts = await guest.output("grep nvme0q /proc/interrupts");
+  for (let queue = 1; queue <= 4; queue++) {
+    const line = interrupts.split("\n").find((each) =>
+      each.trimEnd().endsWith(`nvme0q${queue}`)
+    );
+    const counts = line?.match(/:((?: +\d+)+)/)?.[1]?.trim().split(/ +/) ?? [];
+    assert(counts.some((count) => Number(count) > 0), interrupts);
+  }
+  await startLoad(guest, disk);
+  await resetController(guest);
+  await stopLoad(guest);
+  const written = await writeTree(guest, `/dev/${disk}`);
+  assertEquals(await readTree(guest, `/dev/${disk}`), written);
+}
 
 diskTest("read-only disks refuse writes", async ({ kit }) => {
   using images = new Images();
@@ -222,19 +256,22 @@ diskTest("read-only disks refuse writes", async ({ kit }) => {
 });
 
 diskTest(
-  "an NVMe controller has several namespaces, one of which grows",
+  "an NVMe controller on two threads has four queues, and several namespaces, one of which grows",
   async ({ kit }) => {
     using images = new Images();
     await using serving = await Serving.start({
       devices: [
-        `nvme,ns1.memory=16M,ns2.file=${
+        `nvme,queues=4,iothread=0:1,ns1.memory=32M,ns2.file=${
           images.create("second", 8 * 1024 * 1024)
         }`,
       ],
+      args: ["--iothreads", "2"],
     });
     await using guest = await Guest.boot({
       kit,
-      tools: ["busybox", "dash", "nvme"],
+      memoryMiB: 512,
+      cpus: 4,
+      tools: ["busybox", "dash", "filesystem", "fio", "nvme"],
       devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
     });
     await waitForDisks(guest, "nvme0n1", "nvme0n2");
@@ -245,7 +282,7 @@ diskTest(
       )).trim();
     const sectors = async (nsid: number) =>
       Number(await guest.output(`cat ${await sizeFile(nsid)}`));
-    assertEquals(await sectors(1), 16 * 2048);
+    assertEquals(await sectors(1), 32 * 2048);
     assertEquals(await sectors(2), 8 * 2048);
     const ids = await guest.output("cat /sys/block/nvme0n*/wwid");
     assertEquals(new Set(ids.trim().split("\n")).size, 2, ids);
@@ -253,7 +290,14 @@ diskTest(
     await guest.output(
       `until [ $(cat ${await sizeFile(2)}) = ${12 * 2048} ]; do :; done`,
     );
-    assertEquals(await sectors(1), 16 * 2048);
+    assertEquals(await sectors(1), 32 * 2048);
+    await verifySpread(guest, (await sizeFile(1)).split("/")[3]!);
+    const counters = await serving.counters("nvme0");
+    assertEquals([counters.failedCommands, counters.invalidDoorbells], [0, 0]);
+    assert(
+      !/warning|error/.test(serving.outboard.stderr),
+      serving.outboard.stderr,
+    );
   },
 );
 
