@@ -4,7 +4,6 @@ import {
   closeFd,
   createEventFd,
   createMemfd,
-  type Fd,
   socketPair,
   SyscallError,
 } from "../../src/libc/mod.ts";
@@ -14,9 +13,8 @@ import {
   type ConnectionHandler,
   MESSAGES_PER_TURN,
 } from "../../src/vfio_user/connection.ts";
-import { PATIENCE_MS } from "../until.ts";
 import { concat, message, RawClient, words } from "./raw_client.ts";
-import { openFds, Rig } from "./rig.ts";
+import { openFds } from "./rig.ts";
 
 const MAX_MESSAGE_BYTES = 4096;
 
@@ -395,83 +393,4 @@ Deno.test("Connection refuses a message above its limit and one shorter than a h
   pair.client.send(numbered(1, MAX_MESSAGE_BYTES - 16));
   pair.settle();
   assertEquals(pair.ids, [1]);
-});
-
-/** Lets this process open no more descriptors; the function it returns lifts that. */
-function forbidDescriptors(): () => void {
-  const limits = Deno.readTextFileSync("/proc/self/limits");
-  const [soft, hard] = /Max open files +(\S+) +(\S+)/.exec(limits)!.slice(1);
-  const set = (value: string) => {
-    const { success } = new Deno.Command("prlimit", {
-      args: [`--pid=${Deno.pid}`, `--nofile=${value}:${hard}`],
-    }).outputSync();
-    assert(success, "prlimit");
-  };
-  set("256");
-  const fillers: Fd[] = [];
-  try {
-    for (;;) fillers.push(createEventFd());
-  } catch {
-    // None left, as intended.
-  }
-  return () => {
-    for (const filler of fillers) filler.close();
-    set(soft!);
-  };
-}
-
-Deno.test("Session answers EMFILE when descriptors were lost on the way", () => {
-  using rig = new Rig();
-  using client = rig.client();
-  using memfd = createMemfd("test", 4096);
-  const map = message(2, words(32, 3, 0n, 0n, 4096n));
-  const allow = forbidDescriptors();
-  try {
-    const reply = client.request(rig.loop, map, [memfd.number]);
-    assertEquals(reply.errno, 24);
-    assertEquals(rig.memory.count, 0);
-  } finally {
-    allow();
-  }
-  assertEquals(client.request(rig.loop, map, [memfd.number]).errno, 0);
-});
-
-Deno.test("VfioUserServer does not spin when it may open no more descriptors, and recovers", () => {
-  const loop = new EventLoop();
-  const makeTimer = loop.timer.bind(loop);
-  // The pause begins when the test has seen that there is one.
-  let beginPause = () => {};
-  loop.timer = (callback) => {
-    const timer = makeTimer(callback);
-    const arm = timer.arm.bind(timer);
-    timer.arm = (delayMs) => {
-      beginPause = () => arm(delayMs);
-    };
-    return timer;
-  };
-  using rig = new Rig({}, loop);
-  using client = RawClient.connect(rig.path);
-  const allow = forbidDescriptors();
-  try {
-    assert(rig.loop.turn(0), "it tries");
-    for (let i = 0; i < 10; i++) assert(!rig.loop.turn(0), "it waits");
-    const failures = rig.logged.filter((line) => line.includes("EMFILE"));
-    assertEquals(failures.length, 1);
-    beginPause();
-    rig.loop.turn(PATIENCE_MS);
-    assert(rig.loop.turn(0), "it tries again");
-    assertEquals(
-      rig.logged.filter((line) => line.includes("EMFILE")).length,
-      1,
-      "said once",
-    );
-  } finally {
-    allow();
-  }
-  beginPause();
-  client.send(message(13));
-  for (let i = 0; i < 5 && rig.clients.length === 0; i++) {
-    rig.loop.turn(PATIENCE_MS);
-  }
-  assertEquals(rig.clients, ["connected self"]);
 });
