@@ -237,10 +237,11 @@ export class Engine {
     }
     const { cq } = sq;
     if (!cq.ready()) return false;
+    // Before the driver sees it, and puts a command on a queue of another thread that fails too.
+    if (command.status !== NvmeSc.SUCCESS) this.#options.onError(command);
     cq.post(command.dw0, sq.head | sq.qid << 16, command.cid, command.status);
     if (command.reserved) cq.reserved--;
     if (command.ownsCid) sq.releaseCid(command.cid);
-    if (command.status !== NvmeSc.SUCCESS) this.#options.onError(command);
     this.#free(command);
     const deletion = this.#options.queues.completed(sq);
     if (deletion !== null) this.finish(deletion, NvmeSc.SUCCESS);
