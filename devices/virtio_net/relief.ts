@@ -53,7 +53,7 @@ export class Relief {
   /** Frames and bytes that the driver had been given when its buffers last ran out. */
   #packets = 0;
   #bytes = 0;
-  /** When the driver was last given frames anew. */
+  /** Since when the driver has had frames without a break. */
   #sinceMs = 0;
 
   constructor(options: ReliefOptions) {
@@ -68,7 +68,9 @@ export class Relief {
 
   /** There are no more frames: the driver keeps up. */
   keptUp(): void {
-    if (this.#score > 0) this.#score--;
+    if (this.#score === 0) return;
+    this.#score--;
+    this.#sinceMs = this.#options.loop.now();
   }
 
   /**

@@ -105,6 +105,28 @@ Deno.test("Relief ends when the driver keeps up again", () => {
   assertEquals(refill(rig, 2), 8);
 });
 
+Deno.test("Relief takes no quiet time for work", () => {
+  using rig = new Rig(RELIEF);
+  overload(rig);
+  for (let i = 0; i < PATIENCE; i++) {
+    rig.loop.advance(10);
+    rig.settle();
+    rig.received();
+    rig.postRx(...new Array<number>(8).fill(1600));
+  }
+  rig.backend.incoming.length = 0;
+  rig.loop.advance(10);
+  rig.settle();
+  // An hour later it is the same again.
+  rig.loop.advance(3_600_000);
+  flood(rig, 1);
+  flood(rig);
+  rig.received();
+  assertEquals(refill(rig, 0.2), 0);
+  assertEquals(deliveredAfter(rig, 0.28), 0);
+  assertEquals(deliveredAfter(rig, 0.04), 8);
+});
+
 Deno.test("Relief is not for bulk transfers", () => {
   using rig = new Rig(RELIEF);
   rig.arrive(...Array.from({ length: 200 }, (_, i) => frame(1514, i)));
