@@ -80,6 +80,8 @@ guestTest("virtio-net through libslirp", async ({ kit, t }) => {
   });
 
   await t.step("takes filter, VLAN and address changes", async () => {
+    // A kernel that boots on a busy machine complains of its clocks.
+    const lines = Number(await guest.output("dmesg | wc -l"));
     await guest.output("ip link set eth0 promisc on");
     await guest.output("ip link set eth0 promisc off");
     await guest.output("ip link set eth0 allmulticast on");
@@ -89,7 +91,8 @@ guestTest("virtio-net through libslirp", async ({ kit, t }) => {
     );
     await guest.output("ip link set eth0 address 52:54:00:aa:bb:cc");
     await assertPing(guest, "10.0.2.2", 3);
-    assertEquals((await guest.output("dmesg | grep -i fail || :")).trim(), "");
+    const complaints = `dmesg | tail -n +${lines + 1} | grep -i fail || :`;
+    assertEquals((await guest.output(complaints)).trim(), "");
   });
 
   await t.step("survives unbinding and binding the driver", async () => {
