@@ -341,7 +341,7 @@ passtTest(
 
 Deno.test("startPasst leaves no descriptor behind when there are too few", () => {
   const program = `${import.meta.dirname}/passt_few_fds.ts`;
-  const { stdout, stderr } = new Deno.Command("sh", {
+  const { success, stdout, stderr } = new Deno.Command("sh", {
     args: [
       "-c",
       'ulimit -n 200 && exec "$0" run -A --no-check "$1"',
@@ -353,5 +353,6 @@ Deno.test("startPasst leaves no descriptor behind when there are too few", () =>
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   // Two for the socket pair, two for the pipe, one for /dev/null.
   const attempts = [0, 1, 2, 3, 4].map((n) => `${n} ${n} EMFILE\n`).join("");
-  assertEquals([text(stdout), text(stderr)], [attempts, ""]);
+  // The runtime may complain on stderr of what it could not open.
+  assertEquals([success, text(stdout)], [true, attempts], text(stderr));
 });

@@ -40,7 +40,8 @@ async function withFewDescriptors(
       assert(success);
       await run({ folder, openFds: () => openFdsOf(outboard), fdsMax });
       await outboard.stop();
-      assert(!outboard.stderr.includes("rror"), outboard.stderr);
+      // The runtime may complain of what it could not open, in lines of its own.
+      assert(!/^error: |panicked/m.test(outboard.stderr), outboard.stderr);
     }
     assertEquals([...Deno.readDirSync(folder)].map((e) => e.name), []);
   } finally {
