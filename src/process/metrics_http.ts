@@ -95,13 +95,16 @@ function encodeResponse(response: HttpResponse, isHead: boolean): Uint8Array {
     "date": new Date().toUTCString(),
     "connection": "close",
   };
-  const head = [
+  const lines = [
     `HTTP/1.1 ${response.status} ${REASON[response.status] ?? ""}`,
     ...Object.entries(fields).map(([name, value]) => `${name}: ${value}`),
   ];
-  return encoder.encode(
-    head.join("\r\n") + HEAD_END + (isHead ? "" : response.body),
-  );
+  const head = encoder.encode(lines.join("\r\n") + HEAD_END);
+  if (isHead) return head;
+  const bytes = new Uint8Array(head.length + body.length);
+  bytes.set(head);
+  bytes.set(body, head.length);
+  return bytes;
 }
 
 /** A plain text, ended by a line feed. */
