@@ -105,8 +105,8 @@ const NAMESPACE_OPTION: OptionSpec = {
   name: "nsN.OPTION",
   syntax: "value",
   help:
-    `a storage option of namespace N, 1 to ${NSID_MAX}, when there are several: ` +
-    "ns1.file=a.img,ns2.file=b.img; without ns they are namespace 1",
+    `a storage option of namespace N, 1 to ${NSID_MAX}: file=a.img,ns2.file=b.img; ` +
+    "without ns they are of namespace 1",
 };
 
 /** Every option of the model: the controller's own, then those of the storage. */
@@ -169,15 +169,24 @@ function sortOptions(options: BlockOptionValues): SortedOptions {
     number,
     Record<string, string | readonly string[]>
   >();
-  const bare: string[] = [];
-  const put = (nsid: number, key: string, value: string | readonly string[]) =>
-    storage.set(nsid, { ...storage.get(nsid), [key]: value });
+  const put = (
+    nsid: number,
+    key: string,
+    value: string | readonly string[],
+  ) => {
+    const others = storage.get(nsid) ?? {};
+    if (Object.hasOwn(others, key)) {
+      throw new Error(
+        `Cannot use ${key} beside ns${nsid}.${key}: both are of namespace ${nsid}, give one`,
+      );
+    }
+    storage.set(nsid, { ...others, [key]: value });
+  };
   for (const [key, value] of Object.entries(options)) {
     const match = NAMESPACE_KEY.exec(key);
     if (match !== null) {
       put(parseCount("ns", match[1]!, 1, NSID_MAX), match[2]!, value);
     } else if (BLOCK_OPTIONS.some(({ name }) => name === key)) {
-      bare.push(key);
       put(1, key, value);
     } else if (!CONTROLLER_OPTIONS.some(({ name }) => name === key)) {
       const known = NVME_OPTIONS.map(({ name }) => name).join(", ");
@@ -186,22 +195,9 @@ function sortOptions(options: BlockOptionValues): SortedOptions {
       throw new Error(`Cannot use ${key} ${value.length} times: give it once`);
     } else own.set(key, value);
   }
-  if (bare.length > 0 && Object.keys(options).some(isNamespaced)) {
-    throw new Error(
-      `Cannot use ${
-        bare[0]
-      } beside ns options: with several namespaces every storage option has its own, as in ns1.${
-        bare[0]
-      }=…`,
-    );
-  }
   // Without a word about it, one namespace of whatever storage is usual.
   if (storage.size === 0) storage.set(1, {});
   return { own, storage };
-}
-
-function isNamespaced(key: string): boolean {
-  return NAMESPACE_KEY.test(key);
 }
 
 /**

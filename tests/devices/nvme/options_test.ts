@@ -68,6 +68,22 @@ Deno.test("parseNvmeOptions takes several namespaces by number", () => {
   );
 });
 
+Deno.test("parseNvmeOptions takes options without ns as those of namespace 1", () => {
+  const { namespaces } = parseNvmeOptions({
+    "ns2.file": "b.img",
+    file: "a.img",
+    "ns1.readonly": "on",
+  });
+  assertEquals(
+    namespaces.map(({ nsid, block }) => [
+      nsid,
+      block.kind === "file" && block.path,
+      block.readonly,
+    ]),
+    [[1, "a.img", true], [2, "b.img", false]],
+  );
+});
+
 Deno.test("parseNvmeOptions explains what is wrong", () => {
   const cases: [Record<string, string | string[]>, string][] = [
     [{ nonsense: "1" }, "Cannot use option nonsense"],
@@ -84,7 +100,7 @@ Deno.test("parseNvmeOptions explains what is wrong", () => {
     [{ doorbells: "bells" }, "auto, message, mmap"],
     [{ "ns0.memory": "1M" }, "1 to 32"],
     [{ "ns33.memory": "1M" }, "1 to 32"],
-    [{ file: "a", "ns2.file": "b" }, "ns1.file"],
+    [{ file: "a", "ns1.file": "b" }, "both are of namespace 1"],
     [{ "ns1.nonsense": "b" }, "nonsense"],
     [{ "ns1.file": ["a", "b"] }, "file 2 times"],
   ];
