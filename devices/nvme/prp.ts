@@ -41,7 +41,7 @@ export class PrpWalker {
    * @param sqe The command
    * @param lengthBytes How much it transfers, at least 1
    * @returns A status: SUCCESS, PRP_INVALID_OFFSET, DATA_XFER_ERROR when a part is not guest memory, or
-   * INVALID_FIELD when the list is full
+   * INVALID_FIELD when an entry is missing that is needed, or the list is full
    */
   map(
     sqe: Uint32Array,
@@ -57,6 +57,7 @@ export class PrpWalker {
     const rest = lengthBytes - first;
     if (status !== NvmeSc.SUCCESS || rest === 0) return status;
     const prp2 = sqe[SQE.PRP2]!;
+    if (isMissing(sqe, SQE.PRP2)) return NvmeSc.INVALID_FIELD;
     if (rest <= this.#pageBytes) {
       if ((prp2 & (this.#pageBytes - 1)) !== 0) {
         return NvmeSc.PRP_INVALID_OFFSET;
@@ -109,6 +110,7 @@ export class PrpWalker {
       const data = follow ? count - 1 : count;
       for (let i = 0; i < data; i++) {
         if ((entries[i * 2]! & mask) !== 0) return NvmeSc.PRP_INVALID_OFFSET;
+        if (isMissing(entries, i * 2)) return NvmeSc.INVALID_FIELD;
         const length = left < page ? left : page;
         const status = this.#page(entries, i * 2, length, access, into);
         if (status !== NvmeSc.SUCCESS) return status;
@@ -120,9 +122,15 @@ export class PrpWalker {
         continue;
       }
       if ((entries[data * 2]! & mask) !== 0) return NvmeSc.PRP_INVALID_OFFSET;
+      if (isMissing(entries, data * 2)) return NvmeSc.INVALID_FIELD;
       this.#list[0] = entries[data * 2]!;
       this.#list[1] = entries[data * 2 + 1]!;
     }
     return NvmeSc.SUCCESS;
   }
+}
+
+/** Whether an entry behind the first is 0: the driver gave none, and does not mean the page at address 0. */
+function isMissing(words: Uint32Array, at: number): boolean {
+  return words[at] === 0 && words[at + 1] === 0;
 }

@@ -84,6 +84,8 @@ function naivePrp(
     return Uint8Array.from(out);
   };
   if (check() === null) return failed(SC.DATA);
+  // Beyond the first entry address 0 is no page: it is what a driver leaves that gave none.
+  if (left > 0 && prp2 === 0n) return failed(SC.FIELD);
   if (left > 0 && left <= pageBytes) {
     if (prp2 % page !== 0n) return failed(SC.PRP_OFFSET);
     parts.push([prp2, left]);
@@ -96,6 +98,7 @@ function naivePrp(
       const entry = new DataView(raw.buffer).getBigUint64(0, true);
       const isLast = (at + 8n) % page === 0n;
       if (entry % page !== 0n) return failed(SC.PRP_OFFSET);
+      if (entry === 0n) return failed(SC.FIELD);
       if (isLast && left > pageBytes) {
         at = entry;
         continue;
