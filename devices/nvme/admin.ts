@@ -18,7 +18,7 @@ import {
 } from "./defs.ts";
 import type { Doorbells } from "./doorbells.ts";
 import { type AsyncEvents, NvmeEvent } from "./events.ts";
-import type { Features } from "./features.ts";
+import { type Features, HOST_BEHAVIOR_BYTES } from "./features.ts";
 import { type Identify, IDENTIFY_BYTES } from "./identify.ts";
 import type { LogPages } from "./log_pages.ts";
 import type { QueueSet } from "./queue_set.ts";
@@ -62,7 +62,7 @@ export class AdminCommands {
 
   /** @returns A status, or IN_FLIGHT when the command is completed later */
   start(command: Command, sqe: Uint32Array): number {
-    const { queues, features, events } = this.#options;
+    const { queues, events } = this.#options;
     command.opcode = sqe[SQE.CDW0]! & 0xff;
     // No fused admin commands, and PRPs only.
     const wellFormed = field(sqe[SQE.CDW0]!, 9, 8) === 0 &&
@@ -85,11 +85,8 @@ export class AdminCommands {
         return this.#abort(command, sqe);
       case NvmeAdmin.SET_FEATURES:
         return this.#setFeatures(command, sqe);
-      case NvmeAdmin.GET_FEATURES: {
-        const status = features.get(sqe);
-        command.dw0 = features.dw0;
-        return status;
-      }
+      case NvmeAdmin.GET_FEATURES:
+        return this.#getFeatures(command, sqe);
       case NvmeAdmin.ASYNC_EVENT:
         return events.hold(command);
       case NvmeAdmin.DBBUF:
@@ -131,12 +128,23 @@ export class AdminCommands {
       : this.#send(command, sqe, part, part.length);
   }
 
+  #getFeatures(command: Command, sqe: Uint32Array): number {
+    const { features } = this.#options;
+    const status = features.get(sqe);
+    command.dw0 = features.dw0;
+    const data = status === NvmeSc.SUCCESS ? features.dataOf(sqe) : null;
+    return data === null ? status : this.#send(command, sqe, data, data.length);
+  }
+
   #setFeatures(command: Command, sqe: Uint32Array): number {
     const { features, events } = this.#options;
-    const status = features.set(sqe);
+    const fid = sqe[SQE.CDW10]! & 0xff;
+    let status = features.set(sqe);
+    if (status === NvmeSc.SUCCESS && fid === NvmeFeat.HOST_BEHAVIOR) {
+      status = this.#setHostBehavior(command, sqe);
+    }
     command.dw0 = features.dw0;
     if (status === NvmeSc.SUCCESS) this.#options.shareFeatures();
-    const fid = sqe[SQE.CDW10]! & 0xff;
     const mayAlarm = fid === NvmeFeat.TEMP_THRESH ||
       fid === NvmeFeat.ASYNC_EVENT;
     if (
@@ -144,6 +152,17 @@ export class AdminCommands {
       features.temperatureNotices
     ) events.raise(NvmeEvent.TEMPERATURE);
     return status;
+  }
+
+  #setHostBehavior(command: Command, sqe: Uint32Array): number {
+    const { data, memory, features } = this.#options;
+    const list = command.request.buffers;
+    const bytes = new Uint8Array(HOST_BEHAVIOR_BYTES);
+    const status = data.mapAdmin(sqe, bytes.length, Access.READ, list);
+    if (status !== NvmeSc.SUCCESS) return status;
+    return memory.gather(list, bytes, bytes.length) < bytes.length
+      ? NvmeSc.DATA_XFER_ERROR
+      : features.setHostBehavior(bytes);
   }
 
   /** Bit 0 of the result tells that nothing was aborted. */

@@ -46,6 +46,9 @@ export class Command {
   namespace: Namespace | null = null;
   /** Namespace id of the entry, for the error log. */
   nsid = 0;
+  /** First block that the error is about, for the error log: low and high word. */
+  lbaLow = 0;
+  lbaHigh = 0;
   /** What the back end said, when returned. */
   result = 0;
   /** Of the completion, when done. */
@@ -104,6 +107,7 @@ export class CommandPool {
     command.namespace = null;
     command.sq = null;
     command.dw0 = 0;
+    command.lbaLow = command.lbaHigh = 0;
     command.request.buffers.clear();
     return command;
   }

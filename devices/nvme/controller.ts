@@ -28,12 +28,14 @@ import {
   NVME_CC,
   NVME_MPS_MAX,
   NVME_REG_DBS,
+  NVME_SC_MORE,
   NvmeSc,
   NvmeShst,
 } from "./defs.ts";
 import { headDoorbell } from "./doorbells.ts";
 import { NvmeEvent } from "./events.ts";
 import { deriveNamespaceIds } from "./identity.ts";
+import { isUnmetQuestion } from "./log_pages.ts";
 import { Namespace, NamespaceSet } from "./namespace.ts";
 import { ControllerParts, type NvmeControllerOptions } from "./parts.ts";
 import { DOORBELL_PAGE_BYTES, makeSpec } from "./pci_spec.ts";
@@ -164,8 +166,8 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   reset(reason: ResetReason): void {
-    if (this.#running && reason !== "device_reset" && reason !== "flr") {
-      this.#parts.logs.unsafeShutdowns++;
+    if (reason === "power" || reason === "client_gone") {
+      this.#parts.logs.powerLost();
     }
     this.#resetController();
     this.#parts.registers.reset();
@@ -317,6 +319,7 @@ export class NvmeController implements PciDevice, BlockClient {
     const sq = isHead ? null : this.#parts.queues.sq(qid);
     const cq = isHead ? this.#parts.queues.cq(qid) : sq?.cq ?? null;
     if (cq === null) {
+      this.#parts.logs.addError(NvmeSc.QID_INVALID);
       this.#parts.events.raise(NvmeEvent.INVALID_DOORBELL_REGISTER);
       this.#parts.counters.add(NvmeCounter.invalidDoorbells, 1);
       return this.#work.schedule();
@@ -355,6 +358,7 @@ export class NvmeController implements PciDevice, BlockClient {
 
   #onInvalidDoorbell(): void {
     this.#parts.counters.add(NvmeCounter.invalidDoorbells, 1);
+    this.#parts.logs.addError(NvmeSc.INVALID_FIELD);
     if (this.spreading.isTwin) return this.spreading.reportInvalidValue();
     this.#parts.events.raise(NvmeEvent.INVALID_DOORBELL_VALUE);
     this.#work.schedule();
@@ -368,10 +372,12 @@ export class NvmeController implements PciDevice, BlockClient {
       this.#resetAsked = true;
       this.#parts.crew?.halt();
     }
-    if (
-      registers.shutdownRequested &&
-      registers.shutdownStatus === NvmeShst.NORMAL
-    ) registers.shutdownStatus = NvmeShst.OCCUR;
+    if (registers.shutdownRequested) {
+      this.#parts.logs.inUse = false;
+      if (registers.shutdownStatus === NvmeShst.NORMAL) {
+        registers.shutdownStatus = NvmeShst.OCCUR;
+      }
+    }
     this.#work.schedule();
   }
 
@@ -422,6 +428,8 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#parts.data.setPageShift(pageShift);
     this.#parts.crew?.enable(pageShift);
     this.#running = true;
+    // Enabled with CC.SHN set it is on its way down as before.
+    if (!this.#parts.registers.shutdownRequested) this.#parts.logs.inUse = true;
     this.#parts.registers.setReady(true);
     this.#armDoorbellTimer();
   }
@@ -503,13 +511,11 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   #onCommandError(command: Command): void {
+    const { qid } = command.sq!;
     this.#parts.counters.add(NvmeCounter.failedCommands, 1);
-    this.#parts.logs.addError(
-      command.sq!.qid,
-      command.cid,
-      command.status,
-      command.nsid,
-    );
+    if (qid === 0 && isUnmetQuestion(command.opcode, command.status)) return;
+    command.status |= NVME_SC_MORE;
+    this.#parts.logs.addCommandError(qid, command);
   }
 
   /** Looks for commands without being told. */

@@ -127,6 +127,8 @@ export const NvmeSc = {
 
 /** "Do not retry", in the 15 bits of a status. */
 export const NVME_SC_DNR = 0x4000;
+/** "More": the error log has an entry about it. */
+export const NVME_SC_MORE = 0x2000;
 
 /** What {@linkcode withDnr} leaves alone: what may succeed when it is tried again. */
 const TRANSIENT: ReadonlySet<number> = new Set([
@@ -176,6 +178,8 @@ export const NvmeFeat = {
   IRQ_CONFIG: 0x09,
   WRITE_ATOMIC: 0x0a,
   ASYNC_EVENT: 0x0b,
+  KATO: 0x0f,
+  HOST_BEHAVIOR: 0x16,
 } as const;
 
 /** Log page identifiers (figure 191). */

@@ -21,6 +21,10 @@ const Select = { CURRENT: 0, DEFAULT: 1, SAVED: 2, SUPPORTED: 3 } as const;
 
 /** Get Features with Select 3: the feature can be changed. */
 const CHANGEABLE = 1 << 2;
+/** Bytes of `struct nvme_feat_host_behavior`, the data of Host Behavior Support. */
+export const HOST_BEHAVIOR_BYTES = 512;
+/** Its first byte: the driver knows what Command Retry Delay is. Everything else is reserved. */
+const HOST_BEHAVIOR_ACRE = 0;
 /** Set Features, cdw10: save. */
 const SAVE_BIT = 31;
 /** Arbitration burst that means no limit. */
@@ -58,6 +62,8 @@ export interface FeaturesState {
   /** Interrupt vector configuration, by vector. */
   readonly vectors: readonly number[];
   readonly writeCache: boolean;
+  /** Host Behavior Support: advanced command retry. */
+  readonly commandRetry: boolean;
   /** Thresholds in kelvins. */
   readonly temperatureOver: number;
   readonly temperatureUnder: number;
@@ -81,6 +87,7 @@ export function parseFeaturesState(
     ),
     vectors: reader.integers("vectors", 0x1_ffff, vectors),
     writeCache: reader.flag("writeCache"),
+    commandRetry: reader.flag("commandRetry"),
     temperatureOver: reader.integer("temperatureOver", 0xffff),
     temperatureUnder: reader.integer("temperatureUnder", 0xffff),
   };
@@ -104,6 +111,7 @@ export class Features {
   readonly #plain = new Map<number, number>();
   readonly #vectorConfig: Uint32Array;
   #writeCache = true;
+  #commandRetry = false;
   #temperatureOver = TEMPERATURE_OVER_DEFAULT;
   #temperatureUnder = 0;
   /**
@@ -173,7 +181,32 @@ export class Features {
       ? this.#current(fid, sqe[SQE.CDW11]!)
       : this.#default(fid, sqe[SQE.CDW11]!);
     if (value === null) return NvmeSc.INVALID_FIELD;
-    this.dw0 = select === Select.SUPPORTED ? CHANGEABLE : value;
+    if (select === Select.SUPPORTED) {
+      this.dw0 = fid === NvmeFeat.KATO ? 0 : CHANGEABLE;
+    } else this.dw0 = value;
+    return NvmeSc.SUCCESS;
+  }
+
+  /**
+   * The data that goes with {@linkcode Features.get}: of Host Behavior Support, and null of what is told in the completion
+   * alone.
+   */
+  dataOf(sqe: Uint32Array): Uint8Array | null {
+    const cdw10 = sqe[SQE.CDW10]!;
+    const select = field(cdw10, 10, 8);
+    if ((cdw10 & 0xff) !== NvmeFeat.HOST_BEHAVIOR) return null;
+    if (select === Select.SUPPORTED) return null;
+    const bytes = new Uint8Array(HOST_BEHAVIOR_BYTES);
+    const on = select === Select.CURRENT && this.#commandRetry;
+    bytes[HOST_BEHAVIOR_ACRE] = on ? 1 : 0;
+    return bytes;
+  }
+
+  /** Set Features of Host Behavior Support, after {@linkcode Features.set}. @returns A status */
+  setHostBehavior(bytes: Uint8Array): number {
+    const acre = bytes[HOST_BEHAVIOR_ACRE]!;
+    if (acre > 1) return NvmeSc.INVALID_FIELD;
+    this.#commandRetry = acre === 1;
     return NvmeSc.SUCCESS;
   }
 
@@ -197,6 +230,12 @@ export class Features {
         return this.#setWriteCache(bit(cdw11, 0));
       case NvmeFeat.NUM_QUEUES:
         return this.#setQueues(cdw11);
+      case NvmeFeat.KATO:
+        // There is no Keep Alive (KAS), so the timer is off for good.
+        return cdw11 === 0 ? NvmeSc.SUCCESS : NvmeSc.FEATURE_NOT_CHANGEABLE;
+      case NvmeFeat.HOST_BEHAVIOR:
+        // Its value is data: see setHostBehavior.
+        return NvmeSc.SUCCESS;
       case NvmeFeat.IRQ_CONFIG:
         this.#vectorConfig[cdw11 & 0xffff] = cdw11 & 0x1_ffff;
         return NvmeSc.SUCCESS;
@@ -215,6 +254,7 @@ export class Features {
       ),
       vectors: [...this.#vectorConfig],
       writeCache: this.#writeCache,
+      commandRetry: this.#commandRetry,
       temperatureOver: this.#temperatureOver,
       temperatureUnder: this.#temperatureUnder,
     };
@@ -228,6 +268,7 @@ export class Features {
     this.#vectorConfig.set(state.vectors);
     this.#temperatureOver = state.temperatureOver;
     this.#temperatureUnder = state.temperatureUnder;
+    this.#commandRetry = state.commandRetry;
     this.#writeCache = state.writeCache;
     this.#effects.setWriteCache(state.writeCache);
     this.#updateCoalescing();
@@ -237,6 +278,8 @@ export class Features {
   #current(fid: number, cdw11: number): number | null {
     switch (fid) {
       case NvmeFeat.POWER_MGMT:
+      case NvmeFeat.KATO:
+      case NvmeFeat.HOST_BEHAVIOR:
         return 0;
       case NvmeFeat.TEMP_THRESH: {
         const sensor = field(cdw11, 19, 16);
@@ -312,6 +355,7 @@ export class Features {
     }
     this.#temperatureOver = TEMPERATURE_OVER_DEFAULT;
     this.#temperatureUnder = 0;
+    this.#commandRetry = false;
     this.#updateCoalescing();
   }
 

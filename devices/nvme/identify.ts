@@ -8,6 +8,7 @@ import { setU64 } from "../../src/bits.ts";
 import {
   NVME_CSI_NVM,
   NVME_NSID_ALL,
+  NVME_PAGE_SHIFT_MIN,
   NVME_VS_1_4,
   NvmeIdCns,
   NvmeSc,
@@ -90,7 +91,7 @@ const ID_NS = {
 const ID_NS_CS_INDEP = { NSATTR: 8, NSTAT: 14 } as const;
 
 /** Namespace Identification Descriptor types (figure 250). */
-const NidType = { EUI64: 1, NGUID: 2, CSI: 4 } as const;
+const NidType = { EUI64: 1, NGUID: 2, UUID: 3, CSI: 4 } as const;
 
 /** OACS: Doorbell Buffer Config. */
 const OACS_DBBUF = 1 << 8;
@@ -281,11 +282,7 @@ export class Identify {
     view.setUint16(ID_NS.NPWA, physical, true);
     view.setUint16(ID_NS.NPDG, discard, true);
     view.setUint16(ID_NS.NPDA, discard, true);
-    view.setUint16(
-      ID_NS.NOWS,
-      this.#zeroBased(ns, info.optimalBytes),
-      true,
-    );
+    view.setUint16(ID_NS.NOWS, this.#optimalBlocks(ns) - 1, true);
     if (info.discardGranularityBytes > 0) {
       bytes[ID_NS.DLFEAT] = DLFEAT_WZ_DEAC;
     }
@@ -294,6 +291,18 @@ export class Identify {
     bytes.set(ns.ids.eui64, ID_NS.EUI64);
     // LBADS, in bits 23:16 of the only format.
     view.setUint32(ID_NS.LBAF0, ns.lbaShift << 16, true);
+  }
+
+  /** Blocks of the best size of a write: as many as are whole units of NPWG, and fit a command. */
+  #optimalBlocks(ns: Namespace): number {
+    const { physicalBlockBytes, optimalBytes } = ns.backend.info;
+    const unit = this.#zeroBased(ns, physicalBlockBytes) + 1;
+    const most = Math.min(
+      optimalBytes,
+      2 ** (this.#mdts + NVME_PAGE_SHIFT_MIN),
+    );
+    const blocks = this.#zeroBased(ns, most) + 1;
+    return Math.max(Math.floor(blocks / unit), 1) * unit;
   }
 
   /** Bytes as blocks, 0's based; at least a block. */
@@ -325,6 +334,7 @@ export class Identify {
     };
     add(NidType.EUI64, ns.ids.eui64);
     add(NidType.NGUID, ns.ids.nguid);
+    add(NidType.UUID, ns.ids.uuid);
     add(NidType.CSI, Uint8Array.of(NVME_CSI_NVM));
   }
 

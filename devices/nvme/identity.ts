@@ -42,12 +42,17 @@ export function deriveSerial(text: string): string {
   return `OB${toHex(deriveBytes(text, 7)).toUpperCase()}`;
 }
 
-/** The NVMe qualified name of a subsystem, in the UUID form (NVM Express 1.4, section 7.9). */
-export function deriveNqn(text: string): string {
-  const uuid = deriveBytes(`nqn:${text}`, 16);
+/** A UUID made from a text: version 8, vendor specific (RFC 9562, section 5.8). */
+function deriveUuid(text: string): Uint8Array {
+  const uuid = deriveBytes(text, 16);
   uuid[6] = (uuid[6]! & 0x0f) | 0x80;
   uuid[8] = (uuid[8]! & 0x3f) | 0x80;
-  const hex = toHex(uuid);
+  return uuid;
+}
+
+/** The NVMe qualified name of a subsystem, in the UUID form (NVM Express 1.4, section 7.9). */
+export function deriveNqn(text: string): string {
+  const hex = toHex(deriveUuid(`nqn:${text}`));
   const parts = [0, 8, 12, 16, 20, 32];
   const dashed = parts.slice(1).map((end, i) => hex.slice(parts[i], end));
   return `nqn.2014-08.org.nvmexpress:uuid:${dashed.join("-")}`;
@@ -59,6 +64,8 @@ export interface NamespaceIds {
   readonly eui64: Uint8Array;
   /** Sixteen bytes, most significant first. */
   readonly nguid: Uint8Array;
+  /** Sixteen bytes, as they are written. Linux complains of a namespace that has an NGUID and no UUID. */
+  readonly uuid: Uint8Array;
 }
 
 /** Makes the names of a namespace from the serial number of its controller. */
@@ -71,5 +78,6 @@ export function deriveNamespaceIds(
   // Extension, then OUI, then the rest of what would be an EUI-64 (figure 245).
   const nguid = deriveBytes(`nguid:${serial}:${nsid}`, 16);
   nguid.set(OUI, 8);
-  return { eui64, nguid };
+  const uuid = deriveUuid(`uuid:${serial}:${nsid}`);
+  return { eui64, nguid, uuid };
 }

@@ -13,6 +13,9 @@ import type { Features } from "./features.ts";
 import type { CompletionQueue } from "./queue.ts";
 import type { QueueSet } from "./queue_set.ts";
 
+/** The only vector of the pin and of MSI. */
+const SHARED_VECTOR = 0;
+
 /** What {@linkcode InterruptLines} work with. */
 export interface InterruptLinesOptions {
   readonly interrupts: Interrupts;
@@ -29,9 +32,10 @@ export interface InterruptLinesOptions {
 /**
  * Raises interrupts.
  *
- * With MSI-X a batch is a message. INTMS masks vectors of the other kinds: with the pin the line is up while an
- * unmasked queue holds completions that it told about and that the driver has not consumed; with MSI a message that was
- * masked is sent when the mask is lifted and there is still something to consume.
+ * With MSI-X a batch is a message. The pin and MSI are one vector for all queues, whatever vector a queue was created
+ * with, and bit 0 of INTMS masks it: with the pin the line is up while a queue holds completions that it told about and
+ * that the driver has not consumed; with MSI a message that was masked is sent when the mask is lifted and there is
+ * still something to consume.
  *
  * With interrupt coalescing a completion waits until its vector has as many as the threshold says, or until the time is
  * over. The time is taken across all vectors, as the standard allows: one timer runs while anything waits, and is left
@@ -73,9 +77,10 @@ export class InterruptLines {
     const { queues, features } = this.#options;
     const { mode } = this.#interrupts;
     if (features.coalescedEntries > 0) this.#countWaiting();
+    const masked = mode !== "msix" && bit(mask, SHARED_VECTOR);
     const kept = mode === "intx"
-      ? this.#updateLine(queues.completion, mask)
-      : this.#sendMessages(queues.completion, mode === "msi" ? mask : 0);
+      ? this.#updateLine(queues.completion, masked)
+      : this.#sendMessages(queues.completion, masked);
     this.#due = false;
     if (!kept || this.#armed) return;
     this.#armed = true;
@@ -112,11 +117,15 @@ export class InterruptLines {
   }
 
   /** @returns Whether completions are kept for later */
-  #sendMessages(queues: readonly CompletionQueue[], mask: number): boolean {
+  #sendMessages(
+    queues: readonly CompletionQueue[],
+    masked: boolean,
+  ): boolean {
+    if (masked) return false;
     let kept = false;
     for (let i = 0; i < queues.length; i++) {
       const cq = queues[i]!;
-      if (cq.untold === 0 || isMasked(mask, cq)) continue;
+      if (cq.untold === 0) continue;
       if (this.#keeps(cq)) {
         kept = true;
         continue;
@@ -130,7 +139,8 @@ export class InterruptLines {
 
   #raise(vector: number, completions: number): void {
     this.#count(completions);
-    this.#interrupts.raise(vector);
+    const isShared = this.#interrupts.mode === "msi";
+    this.#interrupts.raise(isShared ? SHARED_VECTOR : vector);
   }
 
   #count(completions: number): void {
@@ -140,14 +150,14 @@ export class InterruptLines {
   }
 
   /** @returns Whether completions are kept for later */
-  #updateLine(queues: readonly CompletionQueue[], mask: number): boolean {
+  #updateLine(queues: readonly CompletionQueue[], masked: boolean): boolean {
     let level = false;
     let anyKept = false;
     for (let i = 0; i < queues.length; i++) {
       const cq = queues[i]!;
       if (!cq.interrupts) continue;
       if (cq.occupied > 0) this.#options.queues.watchHead(cq);
-      if (isMasked(mask, cq)) continue;
+      if (masked) continue;
       const kept = cq.untold > 0 && this.#keeps(cq);
       if (kept) anyKept = true;
       else if (cq.untold > 0) {
@@ -186,9 +196,4 @@ export class InterruptLines {
     return coalescedEntries > 0 && !this.#due && !cq.urgent &&
       this.#coalesces(cq) && this.#waiting[cq.vector]! < coalescedEntries;
   }
-}
-
-/** Vectors from 32 on have no bit in the mask. */
-function isMasked(mask: number, cq: CompletionQueue): boolean {
-  return cq.vector < 32 && bit(mask, cq.vector);
 }

@@ -184,11 +184,22 @@ export class IoCommands {
     const low = sqe[SQE.CDW10]!;
     const high = sqe[SQE.CDW11]!;
     const count = (sqe[SQE.CDW12]! & 0xffff) + 1;
-    if (!namespace.contains(low, high, count)) return NvmeSc.LBA_RANGE;
+    if (!namespace.contains(low, high, count)) {
+      return this.#outOfRange(command, low, high);
+    }
     const blockBytes = 1 << namespace.lbaShift;
     request.offset = (high * 0x1_0000_0000 + low) * blockBytes;
     request.lengthBytes = count * blockBytes;
     return NvmeSc.SUCCESS;
+  }
+
+  /** Blocks from `high:low` on do not all lie inside: the error log names the first that does not. */
+  #outOfRange(command: Command, low: number, high: number): number {
+    const { blocks } = command.namespace!;
+    const isBeyond = high * 0x1_0000_0000 + low >= blocks;
+    command.lbaLow = isBeyond ? low : blocks >>> 0;
+    command.lbaHigh = isBeyond ? high : Math.floor(blocks / 0x1_0000_0000);
+    return NvmeSc.LBA_RANGE;
   }
 
   #writeZeroes(command: Command, sqe: Uint32Array): number {
@@ -226,7 +237,9 @@ export class IoCommands {
       const low = command.ranges[at + NVME_DSM_RANGE.SLBA]!;
       const high = command.ranges[at + NVME_DSM_RANGE.SLBA + 1]!;
       const blocks = command.ranges[at + NVME_DSM_RANGE.NLB]!;
-      if (!namespace.contains(low, high, blocks)) return NvmeSc.LBA_RANGE;
+      if (!namespace.contains(low, high, blocks)) {
+        return this.#outOfRange(command, low, high);
+      }
     }
     if (info.discardGranularityBytes === 0) return NvmeSc.SUCCESS;
     command.step = 0;

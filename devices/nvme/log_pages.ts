@@ -7,8 +7,9 @@
 import { setU64, u64 } from "../../src/bits.ts";
 import type { Loop } from "../../src/event_loop.ts";
 import { StateReader } from "../../src/state_reader.ts";
+import type { Command } from "./command.ts";
 import { NvmeCounter, type NvmeCounters } from "./counters.ts";
-import { NvmeAdmin, NvmeCmd, NvmeLog } from "./defs.ts";
+import { NvmeAdmin, NvmeCmd, NvmeLog, NvmeSc, SQE } from "./defs.ts";
 import type { Features } from "./features.ts";
 import type { SharedWords } from "./shared_words.ts";
 import type { TwinLogs } from "./twin_message.ts";
@@ -32,6 +33,8 @@ const DATA_UNIT_BYTES = 512_000;
 /** Critical warning: the temperature is past a threshold. */
 const SMART_CRIT_TEMPERATURE = 1 << 1;
 const CHANGED_MANY = 0xffff_ffff;
+/** SCT and SC of a status. */
+const STATUS_CODE = 0x7ff;
 
 /** Which commands change what blocks hold. */
 const CHANGING: readonly number[] = [
@@ -49,13 +52,68 @@ export interface LogPagesOptions {
   readonly firmware: string;
 }
 
-/** A command that failed. */
-export interface ErrorEntryState {
+/** An entry of the error log. */
+export interface ErrorEntry {
+  /** Its submission queue; {@linkcode NO_COMMAND} for an error of no command. */
   readonly sqid: number;
+  /** The command; {@linkcode NO_COMMAND} for an error of none. */
   readonly cid: number;
   /** 15 bits. */
   readonly status: number;
+  /** Where in the command the error is: byte in 7:0, bit in 10:8; {@linkcode NO_LOCATION} for no single place. */
+  readonly location: number;
+  /** The first block that it is about: low and high word. */
+  readonly lbaLow: number;
+  readonly lbaHigh: number;
   readonly nsid: number;
+}
+
+/** What an error is about that no command made (figure 193). */
+export const NO_COMMAND = 0xffff;
+/** An error that is not about one place in a command. */
+export const NO_LOCATION = 0xffff;
+
+/** Where in a command lies what a status is about, in bytes from its start. */
+const LOCATIONS: ReadonlyMap<number, number> = new Map([
+  [NvmeSc.INVALID_OPCODE, 0],
+  [NvmeSc.CMDID_CONFLICT, 2],
+  [NvmeSc.INVALID_NS, SQE.NSID * 4],
+  [NvmeSc.LBA_RANGE, SQE.CDW10 * 4],
+  [NvmeSc.QID_INVALID, SQE.CDW10 * 4],
+  [NvmeSc.INVALID_LOG_PAGE, SQE.CDW10 * 4],
+  [NvmeSc.QUEUE_SIZE, SQE.CDW10 * 4 + 2],
+  [NvmeSc.CQ_INVALID, SQE.CDW11 * 4 + 2],
+  [NvmeSc.INVALID_VECTOR, SQE.CDW11 * 4 + 2],
+]);
+
+/** Where in a command the error is that a status tells, as {@linkcode ErrorEntry.location} has it. */
+export function errorLocation(opcode: number, status: number): number {
+  const code = status & STATUS_CODE;
+  // Its ranges are in memory, and not in the command.
+  if (opcode === NvmeCmd.DSM && code === NvmeSc.LBA_RANGE) return NO_LOCATION;
+  return LOCATIONS.get(code) ?? NO_LOCATION;
+}
+
+/** By which drivers ask what there is. */
+const QUESTIONS: readonly number[] = [
+  NvmeAdmin.IDENTIFY,
+  NvmeAdmin.GET_FEATURES,
+  NvmeAdmin.GET_LOG_PAGE,
+];
+/** By which they are told that it is not there. */
+const REFUSALS: readonly number[] = [
+  NvmeSc.INVALID_OPCODE,
+  NvmeSc.INVALID_FIELD,
+  NvmeSc.INVALID_NS,
+  NvmeSc.INVALID_LOG_PAGE,
+];
+
+/**
+ * Whether an admin command merely found that something optional is not there. That is no error to be looked into: drivers
+ * ask at every start, and a log that fills with their questions alarms people (smartd mails each new entry).
+ */
+export function isUnmetQuestion(opcode: number, status: number): boolean {
+  return QUESTIONS.includes(opcode) && REFUSALS.includes(status & STATUS_CODE);
 }
 
 /** Log pages as they are saved. */
@@ -63,9 +121,11 @@ export interface LogPagesState {
   /** Commands that failed, all of them. */
   readonly errorCount: number;
   /** The last ones, the oldest first. */
-  readonly errors: readonly ErrorEntryState[];
+  readonly errors: readonly ErrorEntry[];
   /** Namespaces that changed since the page was read. */
   readonly changed: readonly number[];
+  /** Whether a loss of power now would be one of those. */
+  readonly inUse: boolean;
   readonly unsafeShutdowns: number;
   /** How long there has been power, in milliseconds. */
   readonly poweredMs: number;
@@ -84,17 +144,21 @@ export function parseLogPagesState(value: unknown): LogPagesState {
     errors: reader.list("errors", Math.min(errorCount, ERROR_LOG_ENTRIES))
       .map(parseErrorEntry),
     changed: reader.integers("changed", 0xffff_ffff),
+    inUse: reader.flag("inUse"),
     unsafeShutdowns: reader.integer("unsafeShutdowns", Number.MAX_SAFE_INTEGER),
     poweredMs: reader.integer("poweredMs", Number.MAX_SAFE_INTEGER),
   };
 }
 
-function parseErrorEntry(value: unknown): ErrorEntryState {
+function parseErrorEntry(value: unknown): ErrorEntry {
   const reader = new StateReader(value, "an entry of the error log");
   return {
     sqid: reader.integer("sqid", 0xffff),
     cid: reader.integer("cid", 0xffff),
     status: reader.integer("status", 0x7fff),
+    location: reader.integer("location", 0xffff),
+    lbaLow: reader.integer("lbaLow", 0xffff_ffff),
+    lbaHigh: reader.integer("lbaHigh", 0xffff_ffff),
     nsid: reader.integer("nsid", 0xffff_ffff),
   };
 }
@@ -113,8 +177,10 @@ export class LogPages {
   /** Where errors are numbered when several threads have some. */
   #words: SharedWords | null = null;
   #twins: () => readonly TwinLogs[] = () => [];
-  /** Times that the power went without CC.SHN; a person who pulls the plug. */
-  unsafeShutdowns = 0;
+  /** Whether the controller was enabled since the driver has last announced a shutdown (CC.SHN). */
+  inUse = false;
+  /** Times that the power went while it was in use; a person who pulls the plug. */
+  #unsafeShutdowns = 0;
 
   constructor(options: LogPagesOptions) {
     this.#options = options;
@@ -122,10 +188,24 @@ export class LogPages {
   }
 
   /** Remembers a command that failed; allocates nothing. */
-  addError(
+  addCommandError(sqid: number, command: Command): void {
+    const { cid, opcode, status, nsid, lbaLow, lbaHigh } = command;
+    const location = errorLocation(opcode, status);
+    this.#addError(sqid, cid, status, location, lbaLow, lbaHigh, nsid);
+  }
+
+  /** Remembers an error that no command made. */
+  addError(status: number): void {
+    this.#addError(NO_COMMAND, NO_COMMAND, status, NO_LOCATION, 0, 0, 0);
+  }
+
+  #addError(
     sqid: number,
     cid: number,
     status: number,
+    location: number,
+    lbaLow: number,
+    lbaHigh: number,
     nsid: number,
   ): void {
     this.#errorCount = this.#words?.nextError() ?? this.#errorCount + 1;
@@ -136,8 +216,9 @@ export class LogPages {
     view.setUint16(at + ERROR_LOG_ENTRY.SQID, sqid, true);
     view.setUint16(at + ERROR_LOG_ENTRY.CMDID, cid, true);
     view.setUint16(at + ERROR_LOG_ENTRY.STATUS_FIELD, status << 1, true);
-    // All-ones: not about one parameter.
-    view.setUint16(at + ERROR_LOG_ENTRY.PARM_ERROR_LOCATION, 0xffff, true);
+    view.setUint16(at + ERROR_LOG_ENTRY.PARM_ERROR_LOCATION, location, true);
+    view.setUint32(at + ERROR_LOG_ENTRY.LBA, lbaLow, true);
+    view.setUint32(at + ERROR_LOG_ENTRY.LBA + 4, lbaHigh, true);
     view.setUint32(at + ERROR_LOG_ENTRY.NSID, nsid, true);
   }
 
@@ -155,6 +236,12 @@ export class LogPages {
   share(): TwinLogs {
     const { values } = this.#options.counters;
     return { errors: this.#errors.slice(), counters: [...values] };
+  }
+
+  /** The power goes: whether the driver has announced it is what the SMART log counts. */
+  powerLost(): void {
+    if (this.inUse) this.#unsafeShutdowns++;
+    this.inUse = false;
   }
 
   /** A namespace changed. */
@@ -175,6 +262,9 @@ export class LogPages {
         sqid: view.getUint16(ERROR_LOG_ENTRY.SQID, true),
         cid: view.getUint16(ERROR_LOG_ENTRY.CMDID, true),
         status: view.getUint16(ERROR_LOG_ENTRY.STATUS_FIELD, true) >>> 1,
+        location: view.getUint16(ERROR_LOG_ENTRY.PARM_ERROR_LOCATION, true),
+        lbaLow: view.getUint32(ERROR_LOG_ENTRY.LBA, true),
+        lbaHigh: view.getUint32(ERROR_LOG_ENTRY.LBA + 4, true),
         nsid: view.getUint32(ERROR_LOG_ENTRY.NSID, true),
       };
     });
@@ -182,7 +272,8 @@ export class LogPages {
       errorCount: this.#errorCount,
       errors: errors.reverse(),
       changed: [...this.#changed],
-      unsafeShutdowns: this.unsafeShutdowns,
+      inUse: this.inUse,
+      unsafeShutdowns: this.#unsafeShutdowns,
       poweredMs: Math.floor(this.#options.loop.now() - this.#poweredMs),
     };
   }
@@ -190,11 +281,13 @@ export class LogPages {
   /** Takes over what other pages were built from. */
   load(state: LogPagesState): void {
     this.#errorCount = state.errorCount - state.errors.length;
-    for (const { sqid, cid, status, nsid } of state.errors) {
-      this.addError(sqid, cid, status, nsid);
+    for (const each of state.errors) {
+      const { sqid, cid, status, location, lbaLow, lbaHigh, nsid } = each;
+      this.#addError(sqid, cid, status, location, lbaLow, lbaHigh, nsid);
     }
     this.#changed.push(...state.changed);
-    this.unsafeShutdowns = state.unsafeShutdowns;
+    this.inUse = state.inUse;
+    this.#unsafeShutdowns = state.unsafeShutdowns;
     // The clock of another thread began at another time.
     this.#poweredMs = this.#options.loop.now() - state.poweredMs;
   }
@@ -255,7 +348,7 @@ export class LogPages {
       SMART_LOG.POWER_ON_HOURS,
       Math.floor((loop.now() - this.#poweredMs) / HOUR_MS),
     );
-    setU64(view, SMART_LOG.UNSAFE_SHUTDOWNS, this.unsafeShutdowns);
+    setU64(view, SMART_LOG.UNSAFE_SHUTDOWNS, this.#unsafeShutdowns);
     setU64(view, SMART_LOG.MEDIA_ERRORS, values[NvmeCounter.mediaErrors]!);
     const errors = this.#words?.errors ?? this.#errorCount;
     setU64(view, SMART_LOG.NUM_ERR_LOG_ENTRIES, errors);

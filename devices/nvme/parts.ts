@@ -20,7 +20,6 @@ import { InterruptLines } from "./interrupt_lines.ts";
 import { IoCommands } from "./io.ts";
 import { LogPages } from "./log_pages.ts";
 import type { NamespaceSet } from "./namespace.ts";
-import { MSI_VECTORS } from "./pci_spec.ts";
 import { QueueSet } from "./queue_set.ts";
 import { NvmeRegisters } from "./registers.ts";
 import { NVME_STATE_VERSION, type NvmeState } from "./state.ts";
@@ -195,7 +194,8 @@ export class ControllerParts {
       doorbells: this.doorbells,
       pairs: options.queues,
       maxEntries: options.queueEntries,
-      vectors: () => vectorCount(context.interrupts.mode, options.queues),
+      vectors: options.queues + 1,
+      cc: () => this.registers.cc,
       onInvalidValue: hooks.onInvalidDoorbell,
       onEnded: hooks.onQueueEnded,
     });
@@ -269,16 +269,4 @@ function transferShift(namespaces: NamespaceSet): number {
     ...namespaces.all.map((ns) => ns.backend.info.maxTransferBytes),
   );
   return Math.max(Math.floor(Math.log2(most)) - NVME_PAGE_SHIFT_MIN, 1);
-}
-
-/** Vectors that a completion queue may name. */
-function vectorCount(mode: "intx" | "msi" | "msix", queues: number): number {
-  switch (mode) {
-    case "msix":
-      return queues + 1;
-    case "msi":
-      return MSI_VECTORS;
-    case "intx":
-      return 1;
-  }
 }

@@ -9,7 +9,10 @@ import { Access, type GuestMemory } from "../../src/memory/guest_memory.ts";
 import type { Command } from "./command.ts";
 import {
   IN_FLIGHT,
+  NVME_CC,
   NVME_CQ_IRQ_ENABLED,
+  NVME_NVM_IOCQES,
+  NVME_NVM_IOSQES,
   NVME_QUEUE_PHYS_CONTIG,
   NvmeSc,
   SQE,
@@ -32,8 +35,10 @@ export interface QueueSetOptions {
   readonly pairs: number;
   /** The largest size of an I/O queue. */
   readonly maxEntries: number;
-  /** How many interrupt vectors the driver can use as things are. */
-  readonly vectors: () => number;
+  /** How many interrupt vectors the controller has. */
+  readonly vectors: number;
+  /** CC, whose IOSQES and IOCQES tell what the driver takes for the size of an entry. */
+  readonly cc: () => number;
   /** A driver wrote a value that cannot be. */
   readonly onInvalidValue: () => void;
   /** A submission queue is gone whose deletion another thread has asked for. */
@@ -155,7 +160,7 @@ export class QueueSet {
 
   /** Create I/O Completion Queue (section 5.3). @returns A status */
   createCq(sqe: Uint32Array): number {
-    const { memory, pairs, vectors } = this.#options;
+    const { memory, pairs, vectors, cc } = this.#options;
     const qid = sqe[SQE.CDW10]! & 0xffff;
     const size = (sqe[SQE.CDW10]! >>> 16) + 1;
     const flags = sqe[SQE.CDW11]!;
@@ -163,9 +168,13 @@ export class QueueSet {
     if (qid === 0 || qid > pairs || this.#cqs[qid] !== null) {
       return NvmeSc.QID_INVALID;
     }
+    if (field(cc(), ...NVME_CC.IOCQES) !== NVME_NVM_IOCQES) {
+      return NvmeSc.QUEUE_SIZE;
+    }
     const status = this.#checkRing(sqe, size);
     if (status !== NvmeSc.SUCCESS) return status;
-    if (vector >= vectors()) return NvmeSc.INVALID_VECTOR;
+    // Which of them the driver has enabled by now does not matter: the error is about what there is (figure 151).
+    if (vector >= vectors) return NvmeSc.INVALID_VECTOR;
     const ring = { qid, size, iova: u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!) };
     const interrupts = bit(flags, NVME_CQ_IRQ_ENABLED);
     const cq = new CompletionQueue(memory, ring, vector, interrupts);
@@ -180,12 +189,15 @@ export class QueueSet {
 
   /** Create I/O Submission Queue (section 5.4). @returns A status */
   createSq(sqe: Uint32Array): number {
-    const { memory, pairs } = this.#options;
+    const { memory, pairs, cc } = this.#options;
     const qid = sqe[SQE.CDW10]! & 0xffff;
     const size = (sqe[SQE.CDW10]! >>> 16) + 1;
     const cqid = sqe[SQE.CDW11]! >>> 16;
     if (qid === 0 || qid > pairs || this.#sqs[qid] !== null) {
       return NvmeSc.QID_INVALID;
+    }
+    if (field(cc(), ...NVME_CC.IOSQES) !== NVME_NVM_IOSQES) {
+      return NvmeSc.QUEUE_SIZE;
     }
     const status = this.#checkRing(sqe, size);
     if (status !== NvmeSc.SUCCESS) return status;

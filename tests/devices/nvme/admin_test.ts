@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import type { BlockInfo } from "../../../src/block/backend.ts";
 import type { Sqe } from "./naive_driver.ts";
 import { Rig, SC } from "./rig.ts";
 
@@ -54,6 +55,36 @@ Deno.test("Identify Namespace describes the storage", () => {
   assertEquals(new Uint8Array(none.buffer).some((b) => b !== 0), false);
 });
 
+Deno.test("Identify Namespace tells whole units of writing as the best size, and no more than a command takes", () => {
+  const cases: [
+    name: string,
+    Partial<BlockInfo>,
+    npwg: number,
+    nows: number,
+  ][] = [
+    ["no best size", { optimalBytes: 0 }, 8, 8],
+    ["a best size of no whole units", { optimalBytes: 10240 }, 8, 16],
+    ["a best size of less than a unit", { optimalBytes: 1024 }, 8, 8],
+    ["a best size beyond MDTS", { optimalBytes: 4 << 20 }, 8, 2048],
+    [
+      "blocks of 4 KiB",
+      {
+        logicalBlockBytes: 4096,
+        optimalBytes: 0,
+      },
+      1,
+      1,
+    ],
+  ];
+  for (const [name, info, npwg, nows] of cases) {
+    using rig = new Rig({ info });
+    const ns = rig.driver.identify(0, 1);
+    assertEquals(ns.getUint8(24) & 0x10, 0x10, "OPTPERF");
+    const found = [ns.getUint16(64, true) + 1, ns.getUint16(72, true) + 1];
+    assertEquals(found, [npwg, nows], name);
+  }
+});
+
 Deno.test("namespaces have names of their own, the same each time", () => {
   const names = () => {
     using rig = new Rig({ disks: { 1: 65536, 2: 65536 } });
@@ -62,17 +93,27 @@ Deno.test("namespaces have names of their own, the same each time", () => {
       const list = rig.driver.identify(3, nsid);
       assertEquals([list.getUint8(0), list.getUint8(1)], [1, 8]);
       assertEquals([list.getUint8(12), list.getUint8(13)], [2, 16]);
-      assertEquals([list.getUint8(32), list.getUint8(33)], [4, 1]);
-      assertEquals(list.getUint32(37, true), 0);
+      assertEquals([list.getUint8(32), list.getUint8(33)], [3, 16]);
+      assertEquals(list.getUint8(36 + 6) >>> 4, 8, "version of the UUID");
+      assertEquals(list.getUint8(36 + 8) >>> 6, 2, "variant of the UUID");
+      assertEquals([list.getUint8(52), list.getUint8(53)], [4, 1]);
+      assertEquals(list.getUint8(56), 0, "NVM command set");
+      assertEquals(list.getUint32(57, true), 0);
       assertEquals(list.getBigUint64(4), ns.getBigUint64(120));
       assertEquals(list.getBigUint64(16), ns.getBigUint64(104));
       assert(ns.getBigUint64(104) !== 0n);
-      return [ns.getBigUint64(120), ns.getBigUint64(104), ns.getBigUint64(112)];
+      return [
+        ns.getBigUint64(120),
+        ns.getBigUint64(104),
+        ns.getBigUint64(112),
+        list.getBigUint64(36),
+        list.getBigUint64(44),
+      ];
     });
   };
   const first = names();
   assertEquals(first, names());
-  assertEquals(new Set(first.flat()).size, 6);
+  assertEquals(new Set(first.flat()).size, 10);
 });
 
 Deno.test("Identify lists active namespaces above a number", () => {
@@ -120,6 +161,17 @@ Deno.test("Identify refuses what there is not", () => {
     ["fused", { cdw10: 1, flags: 2 }, SC.FIELD],
     ["unaligned", { cdw10: 1, prp1: prp1 + 2 }, SC.PRP_OFFSET],
     ["not memory", { cdw10: 1, prp1: 0x1000 }, SC.DATA],
+    ["no PRP2 where it is needed", { cdw10: 1, prp1: prp1 + 3072 }, SC.FIELD],
+    ["PRP2 inside a page", {
+      cdw10: 1,
+      prp1: prp1 + 3072,
+      prp2: prp1 + 64,
+    }, SC.PRP_OFFSET],
+    ["PRP2 that is not memory", {
+      cdw10: 1,
+      prp1: prp1 + 3072,
+      prp2: 0x1000,
+    }, SC.DATA],
   ];
   for (const [name, sqe, status] of cases) {
     const done = rig.driver.run({ opcode: 6, prp1, ...sqe });
@@ -180,6 +232,35 @@ Deno.test("queues are created only as the standard allows", () => {
   assertEquals(sq({}), SC.QID, "twice");
   // The queue with vector 4, the last one.
   assertEquals(cq({ cdw10: 2 | 1 << 16, cdw11: 3 | 4 << 16 }), 0);
+});
+
+Deno.test("queues are created once CC has told how large their entries are", () => {
+  const IOSQES = 6 << 16;
+  const IOCQES = 4 << 20;
+  const cases: [cc: number, cq: number, sq: number][] = [
+    [0, SC.QUEUE_SIZE, SC.QUEUE_SIZE],
+    [IOSQES, SC.QUEUE_SIZE, SC.CQ],
+    [IOCQES, 0, SC.QUEUE_SIZE],
+    [5 << 16 | IOCQES, 0, SC.QUEUE_SIZE],
+    [IOSQES | 5 << 20, SC.QUEUE_SIZE, SC.CQ],
+    [IOSQES | IOCQES, 0, 0],
+  ];
+  for (const [cc, cq, sq] of cases) {
+    using rig = new Rig({ disabled: true });
+    const { driver } = rig;
+    driver.enable(32, cc | 1);
+    const prp1 = driver.page();
+    const cdw10 = 1 | 15 << 16;
+    const made = driver.run({ opcode: 5, prp1, cdw10, cdw11: 3 | 1 << 16 });
+    assertEquals(made.status, cq, `CQ with ${cc.toString(16)}`);
+    const other = driver.run({ opcode: 1, prp1, cdw10, cdw11: 1 | 1 << 16 });
+    assertEquals(other.status, sq, `SQ with ${cc.toString(16)}`);
+  }
+  // They may be told while the controller is ready, as long as there are no queues.
+  using rig = new Rig({ disabled: true });
+  rig.driver.enable(32, 1);
+  rig.driver.write(0x14, 1 | IOSQES | IOCQES);
+  rig.io();
 });
 
 Deno.test("queues are deleted in order", () => {
@@ -293,6 +374,54 @@ Deno.test("features are told, set, and not saved", () => {
   assertEquals([driver.getFeature(1).dw0, driver.getFeature(11).dw0], [3, 0]);
 });
 
+Deno.test("Keep Alive Timer is a feature that is off for good", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  assertEquals(driver.identify(1).getUint16(320, true), 0, "KAS");
+  for (const select of [0, 1, 2]) {
+    const { status, dw0 } = driver.getFeature(0x0f, 0, select);
+    assertEquals([status, dw0], [0, 0]);
+  }
+  assertEquals(driver.getFeature(0x0f, 0, 3).dw0, 0, "not changeable");
+  assertEquals(driver.setFeature(0x0f, 0).status, 0);
+  assertEquals(driver.setFeature(0x0f, 1000).status, SC.NOT_CHANGEABLE);
+});
+
+Deno.test("Host Behavior Support is told and set as 512 bytes of data", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  const prp1 = driver.page();
+  const data = driver.ram.at(prp1, 516);
+  const get = (select: number) => {
+    data.fill(0x77);
+    const { status, dw0 } = driver.run({
+      opcode: 10,
+      prp1,
+      cdw10: 0x16 | select << 8,
+    });
+    assertEquals(status, 0);
+    return { dw0, acre: data[0], others: new Set(data.subarray(1, 512)) };
+  };
+  const set = (acre: number, more: Partial<Sqe> = {}) => {
+    data.fill(0);
+    data[0] = acre;
+    return driver.setFeature(0x16, 0, { prp1, ...more }).status;
+  };
+  assertEquals(get(0), { dw0: 0, acre: 0, others: new Set([0]) });
+  assertEquals(data[512], 0x77, "no more than 512 bytes");
+  assertEquals(set(1), 0);
+  assertEquals(get(0), { dw0: 0, acre: 1, others: new Set([0]) });
+  assertEquals(get(1).acre, 0, "default");
+  assertEquals(set(2), SC.FIELD);
+  assertEquals(set(0, { prp1: 0x1000 }), SC.DATA);
+  assertEquals(get(0).acre, 1, "unchanged");
+  // What it is capable of is told without data.
+  assertEquals(get(3), { dw0: 4, acre: 0x77, others: new Set([0x77]) });
+  driver.disable();
+  driver.enable();
+  assertEquals(get(0).acre, 0);
+});
+
 Deno.test("the number of queues is settled before there are any", () => {
   using rig = new Rig();
   assertEquals(rig.driver.setFeature(7, 0xffff).status, SC.FIELD);
@@ -354,13 +483,44 @@ Deno.test("the SMART log counts", () => {
   );
 });
 
-Deno.test("power lost without shutdown is remembered", () => {
-  using rig = new Rig();
-  rig.device.reset("client_gone");
-  rig.driver.enable();
-  rig.device.reset("flr");
-  rig.driver.enable();
-  assertEquals(rig.driver.logPage(2, 512).getBigUint64(144, true), 1n);
+Deno.test("power that is lost is an unsafe shutdown unless the driver has announced it", () => {
+  type Step = (rig: Rig) => void;
+  const lose: Step = ({ device }) => device.reset("client_gone");
+  const on: Step = ({ driver }) => driver.enable();
+  const off: Step = ({ driver }) => driver.disable();
+  const cc = (value: number): Step => (rig) => {
+    rig.driver.write(0x14, value);
+    rig.settle();
+  };
+  const shutDown = cc(0x0046_4001);
+  const cases: [name: string, steps: Step[], counted: bigint][] = [
+    ["in use", [on, lose], 1n],
+    ["announced", [on, shutDown, lose], 0n],
+    ["announced in a hurry", [on, cc(0x0046_8001), lose], 0n],
+    ["announced and not waited for", [on, ({ driver, disk }) => {
+      disk.slow = true;
+      driver.write(0x14, 0x0046_4001);
+    }, lose], 0n],
+    ["announced, then used again", [on, shutDown, off, on, lose], 1n],
+    ["announced and disabled", [on, shutDown, off, lose], 0n],
+    ["announced in the write that disables", [on, cc(0x0046_4000), lose], 0n],
+    ["disabled without a word", [on, off, lose], 1n],
+    ["never used", [lose, lose], 0n],
+    ["twice", [on, lose, on, lose], 2n],
+    ["function level reset", [on, ({ device }) => device.reset("flr")], 0n],
+    ["reset by the client", [on, ({ device }) => {
+      device.reset("device_reset");
+    }], 0n],
+    ["power state D3", [on, ({ device }) => device.reset("power")], 1n],
+  ];
+  for (const [name, steps, counted] of cases) {
+    using rig = new Rig({ disabled: true });
+    for (const step of steps) step(rig);
+    rig.disk.slow = false;
+    rig.driver.enable();
+    const log = rig.driver.logPage(2, 512);
+    assertEquals(log.getBigUint64(144, true), counted, name);
+  }
 });
 
 Deno.test("the error log has the newest first and forgets the oldest", () => {
@@ -378,6 +538,122 @@ Deno.test("the error log has the newest first and forgets the oldest", () => {
     assertEquals(log.getUint16(at + 10, true), 519 - i);
     assertEquals(log.getUint16(at + 12, true) >>> 1 & 0x7ff, SC.NS);
     assertEquals(log.getUint32(at + 24, true), 119 - i);
+  }
+});
+
+Deno.test("the error log tells where in a command the error is, and the first block that it is about", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  const pair = rig.io();
+  const prp1 = driver.page();
+  const BLOCKS = 2048;
+  const cases: [
+    name: string,
+    sqe: Sqe,
+    admin: boolean,
+    location: number,
+    lba: bigint,
+  ][] = [
+    ["read beyond", { opcode: 2, cdw10: BLOCKS + 7 }, false, 40, 2055n],
+    [
+      "write across the end",
+      {
+        opcode: 1,
+        cdw10: BLOCKS - 1,
+        cdw12: 1,
+      },
+      false,
+      40,
+      2048n,
+    ],
+    [
+      "compare far beyond",
+      {
+        opcode: 5,
+        cdw10: 5,
+        cdw11: 0xffff_ffff,
+      },
+      false,
+      40,
+      0xffff_ffff_0000_0005n,
+    ],
+    ["write zeroes", { opcode: 8, cdw10: BLOCKS }, false, 40, 2048n],
+    // The range list is in memory.
+    ["deallocate", { opcode: 9, cdw11: 4 }, false, 0xffff, 2050n],
+    ["no such opcode", { opcode: 0x99 }, false, 0, 0n],
+    ["no such namespace", { opcode: 2, nsid: 99 }, false, 4, 0n],
+    ["no such queue", { opcode: 0, cdw10: 3 }, true, 40, 0n],
+    ["queue size", { opcode: 5, cdw10: 2, cdw11: 3 }, true, 42, 0n],
+    [
+      "no such vector",
+      {
+        opcode: 5,
+        cdw10: 2 | 15 << 16,
+        cdw11: 3 | 9 << 16,
+      },
+      true,
+      46,
+      0n,
+    ],
+    ["not memory", { opcode: 2, prp1: 0x1000 }, false, 0xffff, 0n],
+  ];
+  for (const [i, [name, sqe, admin, location, lba]] of cases.entries()) {
+    // A range of one block.
+    driver.ram.writeU64(prp1, 2 ** 32);
+    driver.ram.writeU64(prp1 + 8, 2050);
+    driver.run({ nsid: 1, prp1, ...sqe }, admin ? driver.admin : pair);
+    const log = driver.logPage(1, 64);
+    assertEquals(log.getBigUint64(0, true), BigInt(i + 1), name);
+    assertEquals(log.getUint16(14, true), location, name);
+    assertEquals(log.getBigUint64(16, true), lba, name);
+  }
+});
+
+Deno.test("questions for what is optional fill no error log, and failures that do say that there is more", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  const pair = rig.io();
+  const prp1 = driver.page();
+  const questions: Sqe[] = [
+    { opcode: 6, prp1, cdw10: 0x1c },
+    { opcode: 6, prp1, cdw10: 3, nsid: 9 },
+    { opcode: 10, prp1, cdw10: 0x0c },
+    { opcode: 2, prp1, cdw10: 0x0d },
+    { opcode: 2, prp1, nsid: 1, cdw10: 2 | 127 << 16 },
+  ];
+  for (const sqe of questions) {
+    const done = driver.run(sqe);
+    assert(done.status !== 0);
+    assertEquals(done.more, false);
+  }
+  const counted = () => driver.logPage(2, 512).getBigUint64(176, true);
+  assertEquals(counted(), 0n);
+  assertEquals(driver.logPage(1, 64).getBigUint64(0, true), 0n);
+  assertEquals(rig.device.counters().failedCommands, questions.length);
+  // What asks for something to be done, or reaches no memory, is an error.
+  assertEquals(driver.setFeature(0x0c, 0).more, true);
+  assertEquals(driver.run({ opcode: 6, cdw10: 1, prp1: 0x1000 }).more, true);
+  assertEquals(driver.run({ opcode: 2, nsid: 9, prp1 }, pair).more, true);
+  assertEquals(driver.run({ opcode: 0, nsid: 1 }, pair).more, false);
+  assertEquals(counted(), 3n);
+});
+
+Deno.test("the error log has doorbells that cannot be, as errors of no command", () => {
+  using rig = new Rig();
+  const { driver } = rig;
+  driver.write(0x1000 + 8 * 3, 1);
+  driver.write(0x1000 + 4, 31);
+  rig.settle();
+  const log = driver.logPage(1, 128);
+  for (const [at, count, status] of [[0, 2n, SC.FIELD], [64, 1n, SC.QID]]) {
+    const [offset, wanted] = [at as number, [count, 0xffff, 0xffff, status]];
+    assertEquals([
+      log.getBigUint64(offset, true),
+      log.getUint16(offset + 8, true),
+      log.getUint16(offset + 10, true),
+      log.getUint16(offset + 12, true) >>> 1,
+    ], wanted);
+    assertEquals(log.getUint16(offset + 14, true), 0xffff);
   }
 });
 

@@ -108,7 +108,8 @@ Deno.test("QueueSet.hasEntries looks again after it has armed EventIdx", () => {
     doorbells,
     pairs: 1,
     maxEntries: 16,
-    vectors: () => 1,
+    vectors: 1,
+    cc: () => 0,
     onInvalidValue: () => {
       throw new Error("no value is invalid here");
     },

@@ -14,6 +14,8 @@ export interface Completion {
   /** Status code type and status code, without DNR. */
   readonly status: number;
   readonly dnr: boolean;
+  /** Whether the error log tells more. */
+  readonly more: boolean;
 }
 
 /** A command; words that are not given are 0. */
@@ -236,6 +238,7 @@ export class NaiveDriver {
         cid: last & 0xffff,
         status: last >>> 17 & 0x7ff,
         dnr: last >>> 31 === 1,
+        more: (last >>> 30 & 1) === 1,
       });
       if (++pair.cqHead === pair.cqSize) {
         pair.cqHead = 0;

@@ -236,13 +236,35 @@ Deno.test("NvmeController holds the pin up until all is consumed, also with shad
   }
 });
 
-Deno.test("NvmeController refuses vectors that the driver has not got", () => {
-  using rig = new Rig({ mode: "intx" });
-  const done = rig.driver.run({
-    opcode: 5,
-    prp1: rig.driver.page(),
-    cdw10: 1 | 15 << 16,
-    cdw11: 3 | 1 << 16,
-  });
-  assertEquals([done.status, done.dnr], [SC.VECTOR, true]);
+Deno.test("NvmeController takes vectors that it has, whether they are enabled or not", () => {
+  for (const mode of ["intx", "msi", "msix"] as const) {
+    using rig = new Rig({ mode });
+    const { driver, interrupts } = rig;
+    const pair = driver.createPair(1, 16, 3);
+    interrupts.take();
+    // The pin and MSI are one vector for all.
+    driver.put(pair, { opcode: 0, nsid: 1 });
+    driver.ring(pair);
+    rig.settle();
+    const raised = interrupts.take();
+    assertEquals(
+      [interrupts.level, raised],
+      [mode === "intx", { intx: [], msi: [0], msix: [3] }[mode]],
+    );
+    driver.reap(pair);
+    // Enabled afterwards, it is raised.
+    interrupts.mode = "msix";
+    driver.put(pair, { opcode: 0, nsid: 1 });
+    driver.ring(pair);
+    rig.settle();
+    assertEquals(interrupts.take(), [3], mode);
+    driver.reap(pair);
+    const beyond = driver.run({
+      opcode: 5,
+      prp1: driver.page(),
+      cdw10: 2 | 15 << 16,
+      cdw11: 3 | 5 << 16,
+    });
+    assertEquals([beyond.status, beyond.dnr], [SC.VECTOR, true]);
+  }
 });
