@@ -87,6 +87,7 @@ export class Crew implements ForeignQueues {
       this.#callAll({ op: "reset" });
     } finally {
       this.words.forgetQueues();
+      this.#listener.onReset();
     }
   }
 

@@ -21,6 +21,11 @@ export interface SpreadingListener {
   onSharedState(): void;
   /** The device gave up on its driver: no twin may touch a queue any more. */
   onFailure(reason: string): void;
+  /**
+   * The device is as it was made, at home and on every other thread: what they failed at, raised or were notified of
+   * until now does not count any more.
+   */
+  onReset(): void;
   /** This twin was notified of a queue that another one serves. */
   onForeignKick(queue: number): void;
   /** A register was written by way of configuration space: to be treated as if a client had written it. */

@@ -75,7 +75,13 @@ export class Board implements Disposable {
 
   /** Does what the other threads want. */
   look(listener: BoardListener): void {
-    const { wanted, kicked, failed } = this.view;
+    this.deliver(listener);
+    if (take(this.view.failed, 0)) listener.fail();
+  }
+
+  /** As {@linkcode Board.look}, but leaves it there that a thread gave up on the driver. */
+  deliver(listener: Omit<BoardListener, "fail">): void {
+    const { wanted, kicked } = this.view;
     for (let word = 0; word < wanted.length; word++) {
       if (!take(wanted, word)) continue;
       if (word === 0) listener.raiseLine();
@@ -84,7 +90,14 @@ export class Board implements Disposable {
     for (let queue = 0; queue < kicked.length; queue++) {
       if (take(kicked, queue)) listener.kick(queue);
     }
-    if (take(failed, 0)) listener.fail();
+  }
+
+  /** What the other threads want is void: the device was reset, on each of them. */
+  forget(): void {
+    const { wanted, kicked, failed } = this.view;
+    for (const words of [wanted, kicked, failed]) {
+      for (let word = 0; word < words.length; word++) take(words, word);
+    }
   }
 
   /** Frees it; no other thread may use it any more. */

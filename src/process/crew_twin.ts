@@ -128,6 +128,8 @@ export class CrewTwin implements Disposable {
         // Shared state changes at home only.
         onSharedState: () => {},
         onFailure: () => board.fail(),
+        // Home forgets what this twin has put on the board, once every twin is reset.
+        onReset: () => {},
         onForeignKick: (queue) => board.kick(queue),
         // Only the client has a way to configuration space, and it talks to home.
         onIndirectWrite: () => {},

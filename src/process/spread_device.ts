@@ -20,7 +20,7 @@ import {
   type Spreading,
   type SpreadingListener,
 } from "../pci/spreading.ts";
-import { Board, type BoardPlace } from "./crew_board.ts";
+import { Board, type BoardListener, type BoardPlace } from "./crew_board.ts";
 import type { Caller, CallLine, Seat, ThreadCalls } from "./thread_calls.ts";
 
 /** What the home thread tells the others; each is carried out before the next is. Plain data. */
@@ -104,6 +104,7 @@ export class SpreadDevice implements PciDevice {
   readonly #interrupts: PciInterrupts;
   readonly #callers: Caller[] = [];
   readonly #board: Board;
+  readonly #boardListener: BoardListener;
   /** By queue: what wakes the thread that serves it. */
   readonly #kicks: (Fd | null)[] = [];
   readonly #sharedState: BottomHalf;
@@ -141,6 +142,13 @@ export class SpreadDevice implements PciDevice {
       queues: spreading.queueCount,
       words: spreading.sharedWords ?? 0,
     });
+    this.#boardListener = {
+      raise: (vector) => interrupts.raise(vector),
+      raiseLine: () => spreading.raiseLine(),
+      kick: (queue) => spreading.kick(queue),
+      fail: () =>
+        spreading.fail("it broke the rules on a queue of another thread"),
+    };
     try {
       for (let queue = 0; queue < spreading.queueCount; queue++) {
         const isHome = turnOf(spreading.groupOf(queue)) === HOME;
@@ -166,6 +174,7 @@ export class SpreadDevice implements PciDevice {
     return {
       onSharedState: () => this.#sharedState.schedule(),
       onFailure: (reason) => this.#tell({ op: "fail", reason }),
+      onReset: () => this.#board.forget(),
       onForeignKick: (queue) => this.#forward(queue),
       onIndirectWrite: (bar, offset, width, value) =>
         this.writeBar(bar, offset, width, value),
@@ -182,19 +191,12 @@ export class SpreadDevice implements PciDevice {
 
   /** From here on the other threads are told of memory and interrupts, and what they want is done. */
   #connect(calls: ThreadCalls): void {
-    const wishes = {
-      raise: (vector: number) => this.#interrupts.raise(vector),
-      raiseLine: () => this.#spreading.raiseLine(),
-      kick: (queue: number) => this.#spreading.kick(queue),
-      fail: () =>
-        this.#spreading.fail("it broke the rules on a queue of another thread"),
-    };
     this.#deafen = this.#memory.subscribe({
       onUnmap: (iova, lengthBytes) => this.#unmap(iova, lengthBytes),
       onChange: () => this.#map(),
     });
     this.#endings.push(
-      calls.onNudge(() => this.#board.look(wishes)),
+      calls.onNudge(() => this.#board.look(this.#boardListener)),
       this.#interrupts.publishDirect(
         this.#board.view.direct,
         () => this.#tell({ op: "fence" }),
@@ -218,9 +220,16 @@ export class SpreadDevice implements PciDevice {
       this.#forward(target);
       return;
     }
-    this.#device.writeBar(bar, offset, width, value);
-    if (target === FOR_ALL) {
+    if (target !== FOR_ALL) {
+      this.#device.writeBar(bar, offset, width, value);
+      return;
+    }
+    // The others first, as in a reset: what they did before comes before it here too.
+    try {
       this.#tell({ op: "write", bar, offset, width, value });
+    } finally {
+      this.#board.deliver(this.#boardListener);
+      this.#device.writeBar(bar, offset, width, value);
     }
   }
 

@@ -261,6 +261,7 @@ export class VirtioSession implements VirtioTransport {
     }
     this.#queues.reset();
     this.#signals.onReset();
+    this.#limits?.onReset();
   }
 
   /** Stops touching guest memory and notifying the driver; what happens meanwhile is made up for. */

@@ -34,6 +34,8 @@ export interface SessionLimits {
   onSharedState(): void;
   /** The driver broke a rule. */
   onFailure(reason: string): void;
+  /** The device was reset, by whomever. */
+  onReset(): void;
   /** The driver notified a queue that is not ours. */
   onForeignKick(queue: number): void;
 }

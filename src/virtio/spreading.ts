@@ -73,6 +73,7 @@ export class VirtioSpreading implements Spreading {
         isMine(this.#device.queueGroup(queue, session.accepted)),
       onSharedState: () => listener.onSharedState(),
       onFailure: (reason) => listener.onFailure(reason),
+      onReset: () => listener.onReset(),
       onForeignKick: (queue) => listener.onForeignKick(queue),
     });
     this.#transport.redirectWrites(listener.onIndirectWrite);

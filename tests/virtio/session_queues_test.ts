@@ -216,6 +216,7 @@ Deno.test("SessionQueues leaves the queues of others alone, and hands their kick
     isMine: (queue) => queue === 0,
     onSharedState() {},
     onFailure() {},
+    onReset() {},
     onForeignKick: (queue) => foreign.push(queue),
   });
   const rings = [rig.enable(0), rig.enable(1)];

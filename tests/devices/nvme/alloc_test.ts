@@ -150,6 +150,7 @@ function spread(home: NvmeController, twin: NvmeController): void {
   const listener: SpreadingListener = {
     onSharedState: () => {},
     onFailure: () => {},
+    onReset: () => {},
     onForeignKick: (queue) => (queue === 0 ? home : twin).spreading.kick(queue),
     onIndirectWrite: () => {},
     words: new Int32Array(home.spreading.sharedWords),

@@ -55,6 +55,8 @@ export class CrewRig implements Disposable {
   readonly calls: [thread: number, op: string][] = [];
   /** How often each thread was woken up. */
   readonly kicks: number[];
+  /** How often home said that every thread is reset. */
+  resets = 0;
   readonly words: Int32Array<ArrayBuffer>;
 
   constructor(options: CrewRigOptions = {}) {
@@ -228,6 +230,10 @@ export class CrewRig implements Disposable {
         }
       },
       onFailure: () => assert(false, "it fails"),
+      onReset: () => {
+        assert(i === 0, "a twin resets the device");
+        this.resets++;
+      },
       onForeignKick: (queue) => {
         const owner = this.#ownerOf(queue);
         assert(owner !== i, "its own queue");

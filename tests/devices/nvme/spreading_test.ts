@@ -263,6 +263,16 @@ Deno.test("a reset of the device makes no thread fetch what lies in its ring", (
   assertEquals(driver.run(FLUSH, driver.createPair(2)).status, 0);
 });
 
+Deno.test("a reset is over for every thread before home has what they said until then forgotten", () => {
+  using rig = new CrewRig({ threads: 3 });
+  rig.resets = 0;
+  rig.driver.disable();
+  assertEquals(rig.calls.filter(([, op]) => op === "reset").length, 2);
+  assertEquals(rig.resets, 1);
+  rig.reset("device_reset");
+  assertEquals(rig.resets, 2);
+});
+
 Deno.test("hostile doorbells of queues of other threads are told as those at home", () => {
   using rig = new CrewRig();
   const { driver } = rig;
