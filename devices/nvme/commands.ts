@@ -4,7 +4,7 @@
  * @module
  */
 
-import { parseSize } from "../../src/block/size.ts";
+import { resizeStorage, SHRINK } from "../../src/block/resize.ts";
 import type { DeviceCommand } from "../../src/pci/device.ts";
 import type { Namespace, NamespaceSet } from "./namespace.ts";
 
@@ -26,34 +26,27 @@ function find(namespaces: NamespaceSet, text: string): Namespace {
 export function resizeCommand(namespaces: NamespaceSet): DeviceCommand {
   return {
     help:
-      "resize [NSID] SIZE: change the size of a namespace; without a word, tell",
+      "resize [NSID] SIZE [--shrink]: change the size of a namespace; without a word, tell",
     run(args) {
       if (args.length === 0) return namespaces.all.map(describe).join("\n");
-      if (args.length > 2 || (args.length === 1 && namespaces.all.length > 1)) {
+      const words = args.filter((word) => word !== SHRINK);
+      if (
+        words.length > 2 || (words.length === 1 && namespaces.all.length > 1)
+      ) {
         throw new Error(
           `Cannot resize ${
             args.join(" ")
           }: say resize NSID SIZE, such as resize 1 10G`,
         );
       }
-      const ns = args.length === 2
-        ? find(namespaces, args[0]!)
+      const ns = words.length === 2
+        ? find(namespaces, words[0]!)
         : namespaces.all[0]!;
-      const text = args.at(-1)!;
-      const sizeBytes = parseSize(text);
-      if (sizeBytes === null || sizeBytes % 2 ** ns.lbaShift !== 0) {
-        throw new Error(
-          `Cannot resize to ${text}: a size like 10G is wanted, in whole blocks of ${
-            2 ** ns.lbaShift
-          } bytes`,
-        );
-      }
-      if (ns.backend.resize === undefined) {
-        throw new Error(
-          `Cannot resize namespace ${ns.nsid}: ${ns.backend.description} has a fixed size`,
-        );
-      }
-      ns.backend.resize(sizeBytes);
+      const [size = ""] = words.slice(-1);
+      resizeStorage(ns.backend, [
+        size,
+        ...args.filter((word) => word === SHRINK),
+      ]);
       return describe(ns);
     },
   };

@@ -181,7 +181,7 @@ Deno.test("SpreadDevice resizes a disk for all threads", () =>
     for (const queue of queues) assertEquals(statusOf(queue, beyond), 1);
     await ask("virtio-blk0 resize 4M");
     for (const queue of queues) assertEquals(statusOf(queue, beyond), 0);
-    await ask("virtio-blk0 resize 1M");
+    await ask("virtio-blk0 resize 1M --shrink");
     for (const queue of queues) {
       assertEquals(statusOf(queue, SECTORS_PER_MIB), 1);
       assertEquals(statusOf(queue, 0), 0);

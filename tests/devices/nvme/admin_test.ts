@@ -833,6 +833,11 @@ Deno.test("the resize command changes storage and explains itself", () => {
   const run = (...args: string[]) => rig.device.commands.resize!.run(args);
   assertEquals(run("2", "128K"), "namespace 2 has 131072 bytes, ram disk");
   assertEquals(run().split("\n").length, 2);
+  assertThrows(() => run("2", "64K"), Error, "say 64K --shrink");
+  assertEquals(
+    run("2", "--shrink", "64K"),
+    "namespace 2 has 65536 bytes, ram disk",
+  );
   for (
     const args of [["1M"], ["3", "1M"], ["x", "1M"], ["1", "1001"], [
       "1",

@@ -233,7 +233,13 @@ Deno.test("VirtioBlk tells the driver of a new size", () => {
   assertEquals(rig.driver.readConfig(0, 4), 4096);
   assert(rig.driver.configGeneration !== generation);
   assertEquals(rig.write(4095, pattern(512)).status, S.OK);
-  resize!.run(["512K"]);
+  assertThrows(
+    () => resize!.run(["512K"]),
+    Error,
+    "it has 2M, and what lies beyond would be lost; say 512K --shrink",
+  );
+  assertEquals(resize!.run([]), "the disk has 2M");
+  resize!.run(["512K", "--shrink"]);
   assertEquals(rig.read(1024, 512).status, S.IOERR);
   assertEquals(rig.read(1023, 512).status, S.OK);
   for (const bad of [["x"], ["1000"], ["0"], ["1M", "2M"], ["-1"], [""]]) {
@@ -510,7 +516,7 @@ Deno.test("VirtioBlk fails what a smaller disk has no room for any more", () => 
     const kept = rig.queueRead(0, 512);
     rig.flush();
     rig.device.stop!();
-    rig.device.commands!.resize!.run(["512K"]);
+    rig.device.commands!.resize!.run(["512K", "--shrink"]);
     rig.device.start!();
     rig.loop.settle();
     rig.backend.finishAll();
