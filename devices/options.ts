@@ -4,6 +4,8 @@
  * @module
  */
 
+import { UnknownNameError } from "../src/unknown_name.ts";
+
 /** Options as a model's `parse` is given them; a repeated key has all its values. */
 export type OptionValues = Readonly<
   Record<string, string | readonly string[]>
@@ -37,6 +39,19 @@ export interface OptionOwner {
   readonly all: readonly { readonly name: string }[];
 }
 
+/** For a key that a model does not know. */
+export function unknownOption(
+  key: string,
+  model: Omit<OptionOwner, "own">,
+): UnknownNameError {
+  const known = model.all.map(({ name }) => name);
+  return new UnknownNameError(
+    `Cannot use option ${key}: ${model.name} has ${known.join(", ")}`,
+    key,
+    known,
+  );
+}
+
 /**
  * Hands each option to the first group that has it; the rest are the model's own.
  *
@@ -54,8 +69,7 @@ export function sortOptions(
     if (group !== undefined) {
       group.values[key] = value;
     } else if (!model.own.some(({ name }) => name === key)) {
-      const known = model.all.map(({ name }) => name).join(", ");
-      throw new Error(`Cannot use option ${key}: ${model.name} has ${known}`);
+      throw unknownOption(key, model);
     } else if (typeof value !== "string") {
       throw new Error(`Cannot use ${key} ${value.length} times: give it once`);
     } else {

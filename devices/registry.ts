@@ -5,6 +5,7 @@
  */
 
 import { stripVTControlCharacters } from "node:util";
+import { UnknownNameError } from "../src/unknown_name.ts";
 import type { DeviceModel } from "./model.ts";
 
 /** A built-in model that has not been loaded. */
@@ -174,10 +175,13 @@ export async function loadModel(reference: string): Promise<DeviceModel> {
   const builtin = builtinModels.get(reference);
   if (builtin !== undefined) return await builtin.load();
   if (!isModelPath(reference)) {
-    throw new Error(
+    const known = [...builtinModels.keys()];
+    throw new UnknownNameError(
       `Cannot find device model "${reference}": the built-in ones are ${
-        [...builtinModels.keys()].join(", ")
+        known.join(", ")
       }; a file is given as ./${reference}.ts`,
+      reference,
+      known,
     );
   }
   return modelOfModule(await importModule(reference), reference);

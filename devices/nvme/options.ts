@@ -14,6 +14,7 @@ import {
   parseBlockOptions,
 } from "../../src/block/options.ts";
 import type { OptionSpec } from "../model.ts";
+import { unknownOption } from "../options.ts";
 
 /** The most I/O queue pairs. */
 export const QUEUES_MAX = 64;
@@ -189,8 +190,7 @@ function sortOptions(options: BlockOptionValues): SortedOptions {
     } else if (BLOCK_OPTIONS.some(({ name }) => name === key)) {
       put(1, key, value);
     } else if (!CONTROLLER_OPTIONS.some(({ name }) => name === key)) {
-      const known = NVME_OPTIONS.map(({ name }) => name).join(", ");
-      throw new Error(`Cannot use option ${key}: nvme has ${known}`);
+      throw unknownOption(key, { name: "nvme", all: NVME_OPTIONS });
     } else if (typeof value !== "string") {
       throw new Error(`Cannot use ${key} ${value.length} times: give it once`);
     } else own.set(key, value);

@@ -35,11 +35,11 @@ function create(
   options: VirtioBlkOptions,
   inherited?: unknown,
 ): PciDevice {
-  const { loop, log, memory } = context;
+  const { log } = context;
   const given = inherited as Inherited | undefined;
   const backend = openBlockBackend(
     options.block,
-    { loop, log, memory },
+    context,
     // A predecessor always has storage to give: null is refused, and nothing opened anew.
     given === undefined ? undefined : given?.backend ?? null,
   );

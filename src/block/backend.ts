@@ -108,6 +108,8 @@ export interface BlockContext {
   readonly log: Log;
   /** Whose segments the requests hold (for back ends that must look at bytes). */
   readonly memory: GuestMemory;
+  /** Tells what becomes of the start; see DeviceContext.onStart. */
+  onStart(tell: (started: boolean) => void): void;
 }
 
 /**

@@ -97,7 +97,7 @@ export class FileBackend implements BlockBackend {
     this.description = `file ${options.path}`;
     const image = this.#image = inherited === null
       ? undo.adopt(
-        openImage(options, context.log),
+        openImage(options, context),
         (image) => closeImage(image),
       )
       : inheritImage(inherited.fd, options);

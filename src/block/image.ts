@@ -4,24 +4,24 @@
  * @module
  */
 
+import { dirname } from "node:path";
 import { Errno, ErrnoError } from "../errno.ts";
 import {
   type BlockDeviceSizes,
   blockDeviceSizes,
   Fd,
-  FileLock,
   type FileStat,
   FileType,
   fileType,
   isInMemory,
-  lockFile,
   openFd,
   setBlocking,
   statFile,
   truncateFd,
 } from "../libc/mod.ts";
 import type { Log } from "../log.ts";
-import type { BlockInfo } from "./backend.ts";
+import type { BlockContext, BlockInfo } from "./backend.ts";
+import { lockImage, unlockImage } from "./image_lock.ts";
 import type { FileBlockOptions } from "./option_table.ts";
 import { formatSize } from "./size.ts";
 
@@ -56,10 +56,14 @@ export interface Image {
 /**
  * Opens and locks what the options name, and makes it where they say so.
  *
- * @throws {ErrnoError} With what is wrong and the remedy; nothing is left open
+ * @throws {ErrnoError} With what is wrong and the remedy; nothing is left open, and what was made goes with the start
  */
-export function openImage(options: FileBlockOptions, log: Log): Image {
-  const [fd, isNew] = openOrCreate(options, log);
+export function openImage(
+  options: FileBlockOptions,
+  { log, onStart }: Pick<BlockContext, "log" | "onStart">,
+): Image {
+  const [fd, isNew] = openOrCreate(options);
+  if (isNew) onStart((started) => endCreation(started, options, log));
   try {
     const stat = statFile(fd.number);
     checkType(options.path, stat);
@@ -67,12 +71,23 @@ export function openImage(options: FileBlockOptions, log: Log): Image {
     lockOrExplain(fd.number, options, log);
     if (isNew) sizeNewImage(fd.number, options);
     else mentionSize(stat, options, log);
-    return describe(fd, stat, options);
+    const image = describe(fd, stat, options);
+    mentionRest(image, options, log);
+    return image;
   } catch (error) {
-    if (isNew) Deno.removeSync(options.path);
     fd.close();
     throw error;
   }
+}
+
+/** A new image is there for good when its device is. */
+function endCreation(
+  started: boolean,
+  { path, createBytes }: FileBlockOptions,
+  log: Log,
+): void {
+  if (started) log.info(`Made image ${path} of ${formatSize(createBytes!)}`);
+  else Deno.removeSync(path);
 }
 
 /**
@@ -128,11 +143,11 @@ function imageBytes(image: Image): number {
 export function closeImage(image: Image, shared = false): void {
   if (image.fd.number < 0) return;
   // A ring may hold the file a little longer than this descriptor.
-  if (!shared) lockFile(image.fd.number, FileLock.NONE);
+  if (!shared) unlockImage(image.fd.number);
   image.fd.close();
 }
 
-function openOrCreate(options: FileBlockOptions, log: Log): [Fd, boolean] {
+function openOrCreate(options: FileBlockOptions): [Fd, boolean] {
   const { path, createBytes } = options;
   // Without O_NONBLOCK a FIFO would hold us up before its type is known.
   const flags = (options.readonly ? O_RDONLY : O_RDWR) | O_NONBLOCK |
@@ -142,21 +157,22 @@ function openOrCreate(options: FileBlockOptions, log: Log): [Fd, boolean] {
   } catch (error) {
     if (!(error instanceof ErrnoError)) throw error;
     if (error.errno !== Errno.ENOENT || createBytes === null) {
-      throw explained(error, options);
+      throw explained(error, options, explain(error.errno, options));
     }
   }
   try {
-    const fd = openFd(path, flags | O_CREAT | O_EXCL, NEW_IMAGE_MODE);
-    log.info(`Made image ${path} of ${formatSize(createBytes)}`);
-    return [fd, true];
+    return [openFd(path, flags | O_CREAT | O_EXCL, NEW_IMAGE_MODE), true];
   } catch (error) {
     if (!(error instanceof ErrnoError)) throw error;
-    throw explained(error, options);
+    throw explained(error, options, explainCreation(error.errno, options));
   }
 }
 
-function explained(error: ErrnoError, options: FileBlockOptions): ErrnoError {
-  const why = explain(error.errno, options);
+function explained(
+  error: ErrnoError,
+  options: FileBlockOptions,
+  why: string | null,
+): ErrnoError {
   if (why === null) return error;
   return new ErrnoError(
     error.errno,
@@ -165,13 +181,34 @@ function explained(error: ErrnoError, options: FileBlockOptions): ErrnoError {
   );
 }
 
+/** What keeps a new image from being made is its folder. */
+function explainCreation(
+  errno: number,
+  options: FileBlockOptions,
+): string | null {
+  const folder = dirname(options.path);
+  switch (errno) {
+    case Errno.ENOENT:
+      return `its folder ${folder} does not exist, make that first`;
+    case Errno.EACCES:
+    case Errno.EPERM:
+      return `nothing can be made in its folder ${folder}: not permitted, see "ls -ld ${folder}" and run as a user who may write there`;
+    case Errno.EROFS:
+      return `nothing can be made in its folder ${folder}: its file system is read-only, choose another one`;
+    case Errno.ENOSPC:
+      return `nothing can be made in its folder ${folder}: it is full`;
+    default:
+      return explain(errno, options);
+  }
+}
+
 function explain(errno: number, options: FileBlockOptions): string | null {
   const { path } = options;
   switch (errno) {
     case Errno.ENOENT:
-      return options.createBytes === null
-        ? "there is none, give create=SIZE (such as create=10G) to make it"
-        : "its folder does not exist, make that first";
+      return options.readonly
+        ? "there is none, name one that exists"
+        : "there is none, give create=SIZE (such as create=10G) to make it";
     case Errno.EISDIR:
       return "it is a directory, name a file in it";
     case Errno.ENOTDIR:
@@ -226,10 +263,7 @@ function checkType(path: string, stat: FileStat): void {
 
 function lockOrExplain(fd: number, options: FileBlockOptions, log: Log): void {
   const { path } = options;
-  const result = lockFile(
-    fd,
-    options.readonly ? FileLock.SHARED : FileLock.EXCLUSIVE,
-  );
+  const result = lockImage(fd, options.readonly);
   if (result === 0) return;
   if (result === -Errno.EAGAIN || result === -Errno.EACCES) {
     throw new ErrnoError(
@@ -254,6 +288,17 @@ function mentionSize(stat: FileStat, options: FileBlockOptions, log: Log) {
       formatSize(createBytes)
     } is for a new image`,
     { sizeBytes: stat.sizeBytes },
+  );
+}
+
+function mentionRest(image: Image, options: FileBlockOptions, log: Log): void {
+  const { path, logicalBlockBytes } = options;
+  const sizeBytes = imageBytes(image);
+  const rest = sizeBytes % logicalBlockBytes;
+  if (rest === 0 || rest === sizeBytes) return;
+  log.warn(
+    `${path} has ${sizeBytes} bytes, no multiple of the block of ${logicalBlockBytes}: the guest does not see the last ${rest}`,
+    { sizeBytes },
   );
 }
 

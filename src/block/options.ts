@@ -5,6 +5,7 @@
  */
 
 import { checkText, refuse } from "../refuse.ts";
+import { UnknownNameError } from "../unknown_name.ts";
 import {
   BLOCK_OPTIONS,
   BlockKind,
@@ -12,7 +13,7 @@ import {
   type CommonBlockOptions,
 } from "./option_table.ts";
 import { parseNbdUri } from "./nbd_uri.ts";
-import { parseSize } from "./size.ts";
+import { parseSize, SIZE_WANTED } from "./size.ts";
 
 /** Values by key as the command line splits them; a repeated key is an array. */
 export type BlockOptionValues = Readonly<
@@ -32,9 +33,15 @@ class Values {
   constructor(values: BlockOptionValues) {
     for (const [key, value] of Object.entries(values)) {
       const list = typeof value === "string" ? [value] : value;
-      if (!BLOCK_OPTIONS.some(({ name }) => name === key)) {
-        const names = BLOCK_OPTIONS.map(({ name }) => name).join(", ");
-        refuse(key, `it is no storage option, they are ${names}`);
+      const names = BLOCK_OPTIONS.map(({ name }) => name);
+      if (!names.includes(key)) {
+        throw new UnknownNameError(
+          `Cannot use ${key}: it is no storage option, they are ${
+            names.join(", ")
+          }`,
+          key,
+          names,
+        );
       }
       if (list.length > 1) {
         refuse(`${key} ${list.length} times`, "it is allowed once");
@@ -74,7 +81,7 @@ class Values {
 
   size(key: string, text: string, blockBytes: number): number {
     const bytes = parseSize(text) ??
-      refuse(`${key}=${text}`, "a size like 64M or 10G is wanted");
+      refuse(`${key}=${text}`, SIZE_WANTED);
     if (bytes < blockBytes) {
       refuse(
         `${key}=${text}`,

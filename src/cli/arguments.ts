@@ -17,7 +17,8 @@ import {
   parseMetricsEndpoint,
 } from "../process/metrics_endpoint.ts";
 import { POLL_MAX_US_DEFAULT } from "../process/messages.ts";
-import type { Endpoint } from "../process/sockets.ts";
+import type { Endpoint, SocketPath } from "../process/sockets.ts";
+import { UnknownNameError } from "../unknown_name.ts";
 import {
   IOTHREADS_DEFAULT,
   type IOThreadsArgument,
@@ -48,7 +49,7 @@ export type Command =
       readonly device: DeviceArgument;
       readonly endpoint: Endpoint;
     }[];
-    readonly control: string | null;
+    readonly control: SocketPath | null;
     readonly metrics: MetricsEndpoint | null;
     readonly iothreads: IOThreadsArgument;
     /** Longest polling before an IOThread sleeps, in microseconds; Infinity for always. */
@@ -57,14 +58,19 @@ export type Command =
     readonly logFormat: LogFormat;
   };
 
+/** Parts between commas; one that is written twice is part of a part, as in QEMU. */
+function splitAtCommas(text: string): string[] {
+  return text.replaceAll(",,", "\0").split(",")
+    .map((part) => part.replaceAll("\0", ","));
+}
+
 /**
  * Takes `MODEL[,key=value…]` apart. A comma inside a value is written twice, as in QEMU; a key alone means `on`.
  *
  * @throws {UsageError}
  */
 export function parseDeviceArgument(text: string): DeviceArgument {
-  const parts = text.replaceAll(",,", "\0").split(",")
-    .map((part) => part.replaceAll("\0", ","));
+  const parts = splitAtCommas(text);
   const model = parts.shift()!;
   if (model === "" || model.includes("=")) {
     throw new UsageError(
@@ -104,21 +110,50 @@ function parseFd(text: string): Endpoint {
   return { kind: "fd", fd };
 }
 
-function parsePath(option: string, path: string): string {
+/** `PATH[,mode=MODE][,group=GROUP]`. */
+function parseSocketPath(option: string, text: string): SocketPath {
+  const [path = "", ...rest] = splitAtCommas(text);
   if (path === "") {
     throw new UsageError(`Cannot use --${option} without a path`);
   }
-  return path;
+  const place: { path: string; mode?: number; group?: string } = { path };
+  for (const part of rest) {
+    const [, key, value = ""] = /^(mode|group)=(.+)$/.exec(part) ?? [];
+    if (key === undefined) {
+      throw new UsageError(
+        `Cannot use --${option} ${text}: after the path come mode= and group=, as in ${path},mode=0660,group=kvm (write a comma in a path twice)`,
+      );
+    }
+    if (key in place) {
+      throw new UsageError(
+        `Cannot use --${option} ${text}: give ${key}= once`,
+      );
+    }
+    if (key === "group") place.group = value;
+    else place.mode = parseMode(option, text, value);
+  }
+  return place;
+}
+
+function parseMode(option: string, text: string, mode: string): number {
+  if (!/^0?[0-7]{3}$/.test(mode)) {
+    throw new UsageError(
+      `Cannot use --${option} ${text}: a mode has three octal digits, such as 0660 for owner and group`,
+    );
+  }
+  return parseInt(mode, 8);
 }
 
 function parseMetrics(text: string): MetricsEndpoint {
   const endpoint = parseMetricsEndpoint(text);
   if (endpoint === null) {
     throw new UsageError(
-      `Cannot use --metrics ${text}: give a port, such as 9100, a numeric address and a port, such as 127.0.0.1:9100, or a path`,
+      `Cannot use --metrics ${text}: give a port, such as 9100, a numeric address and a port, such as 127.0.0.1:9100, or a path with a slash, such as ./metrics.sock`,
     );
   }
-  return endpoint;
+  return endpoint.kind === "tcp"
+    ? endpoint
+    : { kind: "path", ...parseSocketPath("metrics", text) };
 }
 
 /** `off`, `always`, or the longest polling in nanoseconds. */
@@ -165,7 +200,7 @@ const OPTIONS = {
 interface Seen {
   readonly devices: DeviceArgument[];
   readonly endpoints: Endpoint[];
-  control: string | null;
+  control: SocketPath | null;
   metrics: MetricsEndpoint | null;
   iothreads: IOThreadsArgument;
   pollMaxUs: number;
@@ -190,7 +225,29 @@ function tokenize(args: readonly string[]) {
       : "see --help";
     throw new UsageError(
       `Cannot understand the command line: ${reason}; ${remedy}`,
+      { cause: unknownOption(message) },
     );
+  }
+}
+
+/** What the parser's complaint of an option that there is not holds for {@linkcode UnknownNameError}. */
+function unknownOption(message: string): UnknownNameError | undefined {
+  const [, given] = /^Unknown option '([^']+)'/.exec(message) ?? [];
+  const known = Object.keys(OPTIONS).map((name) => `--${name}`);
+  return given === undefined
+    ? undefined
+    : new UnknownNameError(message, given, known);
+}
+
+/** Options that are of one device each. */
+const REPEATABLE = ["device", "socket", "socket-path", "fd"];
+
+function checkOnce(names: readonly string[]): void {
+  for (const name of new Set(names)) {
+    const times = names.filter((other) => other === name).length;
+    if (times > 1 && !REPEATABLE.includes(name)) {
+      throw new UsageError(`Cannot use --${name} ${times} times: give it once`);
+    }
   }
 }
 
@@ -201,13 +258,13 @@ function take(seen: Seen, name: string, value: string): void {
       return;
     case "socket":
     case "socket-path":
-      seen.endpoints.push({ kind: "path", path: parsePath(name, value) });
+      seen.endpoints.push({ kind: "path", ...parseSocketPath(name, value) });
       return;
     case "fd":
       seen.endpoints.push(parseFd(value));
       return;
     case "control":
-      seen.control = parsePath(name, value);
+      seen.control = parseSocketPath(name, value);
       return;
     case "metrics":
       seen.metrics = parseMetrics(value);
@@ -257,7 +314,7 @@ function checkPlaces({ endpoints, control, metrics }: Seen): void {
     taken.set(key, "--socket");
   }
   const others = [
-    ["--control", control],
+    ["--control", control?.path ?? null],
     ["--metrics", metrics?.kind === "path" ? metrics.path : null],
   ] as const;
   for (const [option, path] of others) {
@@ -289,8 +346,8 @@ export function parseCommandLine(args: readonly string[]): Command {
     logLevel: "info",
     logFormat: "text",
   };
-  for (const token of tokenize(args)) {
-    if (token.kind !== "option") continue;
+  const options = tokenize(args).filter((token) => token.kind === "option");
+  for (const token of options) {
     if (token.name === "help") return { kind: "help" };
     if (token.name === "version") return { kind: "version" };
     if (token.name === "device" && token.value === "help") {
@@ -298,6 +355,7 @@ export function parseCommandLine(args: readonly string[]): Command {
     }
     take(seen, token.name, token.value ?? "");
   }
+  checkOnce(options.map(({ name }) => name));
   const asked = seen.devices.find((device) => device.help);
   if (asked !== undefined) return { kind: "device-help", model: asked.model };
   checkPairs(seen);

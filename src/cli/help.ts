@@ -35,17 +35,21 @@ Devices (repeat the pair for more devices in one process):
   --device MODEL[,key=value...]  a device; "--device help" lists models,
                                  "--device MODEL,help" its options;
                                  a path such as ./my_device.ts loads a model
-  --socket PATH                  UNIX socket that the VMM connects to
+  --socket PATH[,mode=MODE][,group=GROUP]
+                                 UNIX socket that the VMM connects to; its owner
+                                 only, unless mode= (0660) or group= say who else
   --socket-path PATH             the same
   --fd N                         a listening socket that was handed over
 
 Running:
   --control PATH                 UNIX socket for commands, such as
-                                 "virtio-net0 link down"; say "help" to it
+                                 "virtio-net0 link down"; say "help" to it;
+                                 takes mode= and group= as --socket does
   --iothreads N[,cpus=SET:...]   threads that devices are spread over (default 1),
                                  and the CPUs of each: 3, 0-3 or 0+2
   --metrics PORT|ADDR:PORT|PATH  HTTP for Prometheus at /metrics, on 127.0.0.1
-                                 unless told, or on a UNIX socket
+                                 unless told, or on a UNIX socket (a path with
+                                 a slash), with mode= and group= likewise
   --poll off|always|NANOSECONDS  poll for work before sleeping, up to that long
                                  where it pays (default 50000); "always" burns
                                  a core
@@ -54,6 +58,9 @@ Running:
   -h, --help                     this text
   -V, --version                  the version
 
+In values a comma is written twice (file=a,,b.img), and sizes are bytes or
+like 64M and 10G: K, M, G, T and P are powers of 1024.
+
 Example:
   outboard --device virtio-net,hostfwd=tcp:127.0.0.1:2222-:22 --socket /tmp/dev.sock
 
@@ -61,7 +68,7 @@ Environment:
   OUTBOARD_LIBSLIRP=FILE         libslirp to use; "none" for the built-in gateway
   OUTBOARD_PASST=FILE            passt to start for net=passt
 
-SIGINT and SIGTERM stop it cleanly.
+SIGINT, SIGTERM and SIGHUP stop it cleanly.
 `;
 
 function optionLines(options: readonly OptionSpec[]): string[] {
@@ -103,6 +110,8 @@ export function deviceHelp(model: DeviceModel): string {
     "",
     "Options:",
     ...optionLines([...COMMON_DEVICE_OPTIONS, ...model.options]),
+    "",
+    "A comma in a value is written twice; sizes are bytes or like 64M and 10G (powers of 1024).",
     "",
   ].join("\n");
 }

@@ -14,7 +14,9 @@ import {
   type LogFormat,
 } from "../process/logging.ts";
 import { Outboard, type RunDevice } from "../process/run.ts";
+import { messageForPeople } from "../process/suggestion.ts";
 import { runUntilSignal, StopSignal } from "../process/until_signal.ts";
+import { UnknownNameError } from "../unknown_name.ts";
 import {
   type Command,
   type DeviceArgument,
@@ -24,6 +26,7 @@ import {
 import { parseIOThreadList } from "./iothreads.ts";
 import {
   absolutePath,
+  COMMON_DEVICE_OPTIONS,
   deviceHelp,
   deviceList,
   HELP,
@@ -96,6 +99,21 @@ function checkSharing(
   );
 }
 
+/** What is wrong with a device's options. */
+function optionError(model: string, error: Error): UsageError {
+  const message = `--device ${model}: ${error.message}`;
+  if (!(error instanceof UnknownNameError)) {
+    return new UsageError(message, { cause: error });
+  }
+  const known = COMMON_DEVICE_OPTIONS.map(({ name }) => name);
+  return new UsageError(`${message} (write a comma in a value twice)`, {
+    cause: new UnknownNameError(message, error.given, [
+      ...known,
+      ...error.known,
+    ]),
+  });
+}
+
 async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
   const devices: RunDevice[] = [];
   const counts = new Map<string, number>();
@@ -114,10 +132,7 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
     try {
       options = model.parse(own);
     } catch (error) {
-      throw new UsageError(
-        `--device ${device.model}: ${(error as Error).message}`,
-        { cause: error },
-      );
+      throw optionError(device.model, error as Error);
     }
     checkSharing(id, iothreads, model.maxIOThreads?.(options) ?? 1);
     // The IOThread need not share our working folder's meaning of a path.
@@ -227,8 +242,7 @@ export async function main(args: readonly string[]): Promise<number> {
         return command satisfies never;
     }
   } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
-    console.error(`outboard: ${oneLine(message)}`);
+    console.error(`outboard: ${oneLine(await messageForPeople(error))}`);
     return Exit.USAGE;
   }
 }

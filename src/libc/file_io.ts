@@ -4,6 +4,7 @@
  * @module
  */
 
+import { setU64 } from "../bits.ts";
 import { Errno } from "../errno.ts";
 import { check, cString } from "./errors.ts";
 import { lastErrno, libc, type Words } from "./symbols.ts";
@@ -239,10 +240,8 @@ export function fallocate(fd: number, mode: number, range: Words): number {
 
 /** Kinds of lock that {@linkcode lockFile} takes. */
 export const FileLock = {
-  /** With others that read. */
+  /** With others that have the same. */
   SHARED: 0,
-  /** Alone. */
-  EXCLUSIVE: 1,
   /** No longer. */
   NONE: 2,
 } as const;
@@ -250,17 +249,50 @@ export const FileLock = {
 /** A kind of lock. */
 export type FileLock = typeof FileLock[keyof typeof FileLock];
 
+const F_WRLCK = 1;
+const F_UNLCK = 2;
+
+/** struct flock { short l_type; short l_whence; off_t l_start; off_t l_len; pid_t l_pid; } */
+function flockOf(type: number, start: number, lengthBytes: number): DataView {
+  const flock = new DataView(new ArrayBuffer(32));
+  flock.setInt16(0, type, true);
+  setU64(flock, 8, start);
+  setU64(flock, 16, lengthBytes);
+  return flock;
+}
+
 /**
- * Locks a whole file for as long as this opening of it lasts (an open file description lock).
+ * Locks bytes of a file for as long as this opening of it lasts (an open file description lock).
  *
  * @returns 0, −EAGAIN when another opening is in the way, or another −errno
  */
-export function lockFile(fd: number, lock: FileLock): number {
+export function lockFile(
+  fd: number,
+  lock: FileLock,
+  start: number,
+  lengthBytes: number,
+): number {
   const F_OFD_SETLK = 37;
-  // struct flock { short l_type; short l_whence; off_t l_start; off_t l_len; pid_t l_pid; }: everything from 0 on
-  const flock = new Uint8Array(32);
-  new DataView(flock.buffer).setInt16(0, lock, true);
+  const flock = new Uint8Array(flockOf(lock, start, lengthBytes).buffer);
   return libc.fcntl_lock(fd, F_OFD_SETLK, flock) < 0 ? -lastErrno() : 0;
+}
+
+/**
+ * Whether another opening of a file has a lock, of whatever kind, on some of the bytes.
+ *
+ * @returns 1 or 0, or −errno
+ */
+export function isLocked(
+  fd: number,
+  start: number,
+  lengthBytes: number,
+): number {
+  const F_OFD_GETLK = 36;
+  const view = flockOf(F_WRLCK, start, lengthBytes);
+  if (libc.fcntl_lock(fd, F_OFD_GETLK, new Uint8Array(view.buffer)) < 0) {
+    return -lastErrno();
+  }
+  return view.getInt16(0, true) === F_UNLCK ? 0 : 1;
 }
 
 /**

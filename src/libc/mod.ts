@@ -11,6 +11,7 @@ export * from "./errors.ts";
 export * from "./eventfd.ts";
 export * from "./fd.ts";
 export * from "./file_io.ts";
+export * from "./groups.ts";
 export * from "./inet.ts";
 export * from "./inet_socket.ts";
 export * from "./io_uring.ts";

@@ -24,6 +24,18 @@ const SIGSET_BYTES = 128;
 // glibc's posix_spawnattr_t has 336 bytes, posix_spawn_file_actions_t 80.
 const AT = { PID: 0, ATTRIBUTES: 64, ACTIONS: 512, TABLES: 1024 } as const;
 
+/** SIGHUP's number. */
+export const SIGHUP = 1;
+
+/** Whether this process ignores a signal, as one that nohup starts does SIGHUP. */
+export function isIgnored(signal: number): boolean {
+  // struct sigaction { void (*sa_handler)(int); … } of 152 bytes
+  const action = new Uint8Array(152);
+  const SIG_IGN = 1n;
+  check(libc.sigaction(signal, null, action), "sigaction");
+  return new DataView(action.buffer).getBigUint64(0, true) === SIG_IGN;
+}
+
 /** What to start. */
 export interface SpawnOptions {
   /** Path of the program. */

@@ -234,32 +234,57 @@ export function sockaddrUn(path: string): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * A listening UNIX stream socket at `path`, readable and writable by its owner only.
+ * A UNIX stream socket that is nowhere yet.
+ *
+ * @throws {SyscallError} EMFILE and the like
+ */
+export function createUnixSocket(): Fd {
+  return new Fd(check(libc.socket(AF_UNIX, STREAM_FLAGS, 0), "socket"));
+}
+
+/**
+ * Gives a UNIX socket a file at `path`, readable and writable by its owner only.
  *
  * @throws {SyscallError} EADDRINUSE when the path exists
  */
-export function listenUnix(path: string, backlog = 8): Fd {
-  const fd = new Fd(check(libc.socket(AF_UNIX, STREAM_FLAGS, 0), "socket"));
+export function bindUnix(fd: number, path: string): void {
   // The mode is set by umask before the file exists: a chmod afterwards would leave a moment for others.
   const previous = libc.umask(0o177);
   try {
     check(
-      libc.bind(fd.number, sockaddrUn(path), 110),
+      libc.bind(fd, sockaddrUn(path), 110),
       "bind",
       `Cannot create socket ${path}`,
     );
-    check(
-      libc.listen(fd.number, backlog),
-      "listen",
-      `Cannot listen on ${path}`,
-    );
-  } catch (error) {
-    fd.close();
-    throw error;
   } finally {
     libc.umask(previous);
   }
-  return fd;
+}
+
+/**
+ * Has a UNIX socket at `path` take connections.
+ *
+ * @throws {SyscallError}
+ */
+export function startListening(fd: number, path: string, backlog = 8): void {
+  check(libc.listen(fd, backlog), "listen", `Cannot listen on ${path}`);
+}
+
+/**
+ * A listening UNIX stream socket at `path`, readable and writable by its owner only.
+ *
+ * @throws {SyscallError} EADDRINUSE when the path exists
+ */
+export function listenUnix(path: string): Fd {
+  const fd = createUnixSocket();
+  try {
+    bindUnix(fd.number, path);
+    startListening(fd.number, path);
+    return fd;
+  } catch (error) {
+    fd.close();
+    throw error;
+  }
 }
 
 /**
@@ -291,19 +316,12 @@ export function bindUnixDatagram(path: string): Fd {
   const SOCK_DGRAM = 2;
   const flags = SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
   const fd = new Fd(check(libc.socket(AF_UNIX, flags, 0), "socket"));
-  const previous = libc.umask(0o177);
   try {
-    check(
-      libc.bind(fd.number, sockaddrUn(path), 110),
-      "bind",
-      `Cannot create socket ${path}`,
-    );
+    bindUnix(fd.number, path);
     return fd;
   } catch (error) {
     fd.close();
     throw error;
-  } finally {
-    libc.umask(previous);
   }
 }
 

@@ -53,6 +53,10 @@ const TABLE = {
   fstatfs: { parameters: ["i32", "buffer"], result: "i32" },
   // int unlink(const char *path)
   unlink: { parameters: ["buffer"], result: "i32" },
+  // int sigaction(int signum, const struct sigaction *act, struct sigaction *oldact)
+  sigaction: { parameters: ["i32", "pointer", "buffer"], result: "i32" },
+  // struct group *getgrnam(const char *name)
+  getgrnam: { parameters: ["buffer"], result: "pointer" },
   // mode_t umask(mode_t mask)
   umask: { parameters: ["u32"], result: "u32" },
   // int ioctl(int fd, unsigned long request, void *argp)

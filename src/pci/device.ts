@@ -223,6 +223,11 @@ export interface DeviceContext {
   readonly log: Log;
   /** Cryptographically random bytes, for addresses and serial numbers. */
   random(lengthBytes: number): Uint8Array;
+  /**
+   * Tells what becomes of the start, once: true when clients may come, false when the device, another one or a socket
+   * could not be had. For what a model makes outside this process, which a start that fails is to leave no trace of.
+   */
+  onStart(tell: (started: boolean) => void): void;
   /** Memory for {@linkcode MmapArea}; whole pages. */
   createSharedMemory(name: string, lengthBytes: number): SharedMemory;
 }

@@ -7,11 +7,7 @@
 import { formatCpus } from "../libc/mod.ts";
 import { AcceptLoop, closeConnection } from "./accept_loop.ts";
 import type { PlacedDescription } from "./messages.ts";
-import {
-  explainListening,
-  prepareSocketPath,
-  socketRemover,
-} from "./sockets.ts";
+import { makeSocketFile, type SocketPath } from "./sockets.ts";
 
 /** What the control socket acts on. */
 export interface Controllable {
@@ -191,21 +187,15 @@ export class ControlSocket {
   readonly #remove: () => void;
 
   /**
-   * @param path Where to listen, owner-only; a socket that nobody serves any more is replaced
+   * @param place Where to listen
    * @throws {Error} With the remedy
    */
-  constructor(path: string, target: Controllable) {
-    const mask = Deno.umask(0o177);
-    let listener: Deno.UnixListener;
-    try {
-      prepareSocketPath(path);
-      listener = Deno.listen({ transport: "unix", path });
-    } catch (error) {
-      throw explainListening(path, error);
-    } finally {
-      Deno.umask(mask);
-    }
-    this.#remove = socketRemover(path);
+  constructor(place: SocketPath, target: Controllable) {
+    const { made: listener, remove } = makeSocketFile(
+      place,
+      (path) => Deno.listen({ transport: "unix", path }),
+    );
+    this.#remove = remove;
     this.#connections = new AcceptLoop(listener, {
       most: CONNECTIONS_MAX,
       serve: (conn) => serve(conn, target),

@@ -117,6 +117,8 @@ export class CrewTwin implements Disposable {
       log,
       random: (lengthBytes) =>
         crypto.getRandomValues(new Uint8Array(lengthBytes)),
+      // What is made, home makes.
+      onStart: () => {},
       createSharedMemory: () => {
         throw new Error("Cannot share device memory between IOThreads");
       },

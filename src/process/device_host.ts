@@ -109,8 +109,8 @@ interface NamedMemory {
  * A device, its memory and interrupts, and the server that offers it.
  *
  * ```text
- *   serving ⇄ held --handOver--> closed here; a new one, made with the baggage, is serving elsewhere
- *      └───────┴──close──▶ closed
+ *   made --listen--> serving ⇄ held --handOver--> closed here; a new one, made with the baggage, is serving elsewhere
+ *     └────────────────┴───────┴──close──▶ closed
  * ```
  */
 export class DeviceHost implements Disposable {
@@ -124,6 +124,8 @@ export class DeviceHost implements Disposable {
   readonly #shared: NamedMemory[] = [];
   /** How many of them hold what was inherited. */
   #adopted = 0;
+  /** Who is to be told what becomes of the start. */
+  readonly #starting: ((started: boolean) => void)[] = [];
   #clientPid: number | null = null;
   #closed = false;
 
@@ -160,8 +162,8 @@ export class DeviceHost implements Disposable {
       if (inherited !== undefined) this.#adopt(inherited);
       server = this.#serve(options, interrupts);
       this.#server = server;
-      server.start();
       if (inherited === undefined) return;
+      server.start();
       this.#clientPid = server.clientPid;
       // Nothing is received before the next turn, so that all is as it was when the device looks at it.
       device.load?.(inherited.state);
@@ -173,6 +175,16 @@ export class DeviceHost implements Disposable {
     }
   }
 
+  /** Begins to take clients; one that was made with what another had does so by itself. */
+  listen(): void {
+    this.#server.start();
+    this.#tellStart(true);
+  }
+
+  #tellStart(started: boolean): void {
+    for (const tell of this.#starting.splice(0)) tell(started);
+  }
+
   #contextFor(loop: EventLoop, interrupts: PciInterrupts): DeviceContext {
     return {
       memory: this.#memory,
@@ -181,6 +193,7 @@ export class DeviceHost implements Disposable {
       log: this.#log,
       random: (lengthBytes) =>
         crypto.getRandomValues(new Uint8Array(lengthBytes)),
+      onStart: (tell) => this.#starting.push(tell),
       createSharedMemory: (name, lengthBytes) => {
         const memory = new MemfdMemory(name, lengthBytes);
         this.#shared.push({ name, memory });
@@ -388,6 +401,7 @@ export class DeviceHost implements Disposable {
   #release(): void {
     for (const { memory } of this.#shared.splice(0)) memory.close();
     this.#memory.close();
+    this.#tellStart(false);
   }
 
   [Symbol.dispose](): void {

@@ -183,6 +183,9 @@ async function handleRequest(
       return null;
     case "serve":
       return await serve(request);
+    case "listen":
+      hostOf(request.device).listen();
+      return null;
     case "join":
       return await join(request);
     case "leave":

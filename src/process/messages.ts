@@ -51,6 +51,8 @@ export type Request =
     /** The threads that serve its queues with this one, each of which has joined. */
     readonly crew?: CrewPlan;
   }
+  /** Has a device that was made take clients. */
+  | { readonly kind: "listen"; readonly device: string }
   /** Serves queues of a device that lives on another thread, when that asks for it. */
   | {
     readonly kind: "join";
@@ -84,6 +86,7 @@ export type Request =
 export interface ReplyOf {
   configure: null;
   serve: null;
+  listen: null;
   join: null;
   leave: null;
   prepare: null;

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { SocketPath } from "./sockets.ts";
 import { formatInetAddress, parseInetAddress } from "../inet_address.ts";
 
 /** Where metrics are served. */
@@ -15,13 +16,13 @@ export type MetricsEndpoint =
     /** 0 has the kernel choose. */
     readonly port: number;
   }
-  | { readonly kind: "path"; readonly path: string };
+  | { readonly kind: "path" } & SocketPath;
 
 const LOOPBACK = "127.0.0.1";
 const PORT_MAX = 65535;
 
 /**
- * Takes `PORT`, `ADDRESS:PORT` or a path apart; a port alone is one of the loopback interface.
+ * Takes `PORT`, `ADDRESS:PORT` or a path, which has a slash, apart; a port alone is one of the loopback interface.
  *
  * @returns null when it is none of these
  */
@@ -33,12 +34,10 @@ export function parseMetricsEndpoint(text: string): MetricsEndpoint | null {
   if (text === "") return null;
   if (text.includes("/")) return { kind: "path", path: text };
   const address = parseInetAddress(text);
-  if (address !== null) {
-    const written = formatInetAddress(address);
-    const hostname = written.slice(0, written.lastIndexOf(":"))
-      .replace(/^\[|\]$/g, "");
-    return { kind: "tcp", hostname, port: address.port };
-  }
-  // What looks like an address and is none shall not become a file.
-  return text.includes(":") ? null : { kind: "path", path: text };
+  // What may be meant as an address, or as a name of one, shall not become a file.
+  if (address === null) return null;
+  const written = formatInetAddress(address);
+  const hostname = written.slice(0, written.lastIndexOf(":"))
+    .replace(/^\[|\]$/g, "");
+  return { kind: "tcp", hostname, port: address.port };
 }

@@ -14,11 +14,7 @@ import {
   textResponse,
 } from "./metrics_http.ts";
 import { formatMetrics, MetricsFormat } from "./metrics_text.ts";
-import {
-  explainListening,
-  prepareSocketPath,
-  socketRemover,
-} from "./sockets.ts";
+import { makeSocketFile } from "./sockets.ts";
 
 /** What the server asks. */
 export interface MetricsSource {
@@ -43,7 +39,7 @@ export class MetricsServer {
   #taking: Promise<MetricsSnapshot> | null = null;
 
   /**
-   * Listens at once. A socket file is its owner's only, and one that nobody serves any more is replaced.
+   * Listens at once.
    *
    * @throws {Error} With the remedy
    */
@@ -52,8 +48,10 @@ export class MetricsServer {
     let listener: Deno.Listener;
     if (endpoint.kind === "path") {
       const { path } = endpoint;
-      listener = listenAt(path);
-      this.#remove = socketRemover(path);
+      ({ made: listener, remove: this.#remove } = makeSocketFile(
+        endpoint,
+        () => Deno.listen({ transport: "unix", path }),
+      ));
       this.where =
         `${path}, as in curl --unix-socket ${path} http://localhost${PATH}`;
     } else {
@@ -102,18 +100,6 @@ export class MetricsServer {
   async #snapshot(): Promise<MetricsSnapshot> {
     this.#taking ??= this.#source.metrics().finally(() => this.#taking = null);
     return await this.#taking;
-  }
-}
-
-function listenAt(path: string): Deno.Listener {
-  const mask = Deno.umask(0o177);
-  try {
-    prepareSocketPath(path);
-    return Deno.listen({ transport: "unix", path });
-  } catch (error) {
-    throw explainListening(path, error);
-  } finally {
-    Deno.umask(mask);
   }
 }
 

@@ -38,5 +38,5 @@ export {
 export type { DeviceDescription, PlacedDescription } from "./messages.ts";
 export { IOTHREADS_MAX } from "./placement.ts";
 export * from "./run.ts";
-export type { Endpoint } from "./sockets.ts";
+export type { Endpoint, SocketPath } from "./sockets.ts";
 export * from "./until_signal.ts";

@@ -37,7 +37,12 @@ import {
   hangUp,
   type Seat,
 } from "./thread_calls.ts";
-import { type Endpoint, type Listening, openEndpoint } from "./sockets.ts";
+import {
+  type Endpoint,
+  type Listening,
+  openEndpoint,
+  type SocketPath,
+} from "./sockets.ts";
 
 /** A device and where it is served. */
 export interface RunDevice {
@@ -65,8 +70,8 @@ export interface RunOptions {
   readonly devices: readonly RunDevice[];
   /** Longest polling before an IOThread sleeps, in microseconds; 0 never polls, Infinity never sleeps; 50 unless told. */
   readonly pollMaxUs?: number;
-  /** Path of the control socket, if one is wanted. */
-  readonly control?: string;
+  /** Where the control socket is made, if one is wanted. */
+  readonly control?: SocketPath;
   /** Where metrics are to be served, if at all. */
   readonly metrics?: MetricsEndpoint;
 }
@@ -183,10 +188,18 @@ export class Outboard {
     const opened = devices.map((device, i) => this.#open(device, places[i]!));
     await this.#serveAll(opened, pollMaxUs);
     if (this.#stopping) return;
-    for (const device of opened) this.#devices.set(device.spec.id, device);
+    // Nobody connects to a device that will not be: everything else is there when the first socket appears.
     if (options.control !== undefined) {
       this.#control = new ControlSocket(options.control, this);
     }
+    for (const { listening } of opened) listening.listen();
+    for (const device of opened) this.#devices.set(device.spec.id, device);
+    await Promise.all(
+      opened.map((device) =>
+        this.#iothreads[homeOf(device)]!
+          .request({ kind: "listen", device: device.spec.id })
+      ),
+    );
   }
 
   #open(device: RunDevice, iothreads: readonly number[]): Placed {

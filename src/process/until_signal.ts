@@ -4,22 +4,37 @@
  * @module
  */
 
+import { isIgnored, SIGHUP } from "../libc/mod.ts";
 import type { Outboard } from "./run.ts";
 
-/** Hears SIGINT and SIGTERM from its making until it is disposed of; a second one ends the process at once. */
+/**
+ * Hears SIGINT, SIGTERM and SIGHUP from its making until it is disposed of; a second SIGINT or SIGTERM ends the process
+ * at once. Where nohup has SIGHUP ignored it stays so.
+ */
 export class StopSignal implements Disposable {
   readonly #heard = Promise.withResolvers<void>();
   readonly #onSignal = (): void => {
     if (this.received) Deno.exit(130);
+    this.#onHangUp();
+  };
+  /** Whoever closes a terminal may send it twice. */
+  readonly #onHangUp = (): void => {
     this.received = true;
     this.#heard.resolve();
   };
+  /** What is heard, and what is done then. */
+  readonly #signals: ReadonlyMap<Deno.Signal, () => void> = new Map([
+    ["SIGINT", this.#onSignal],
+    ["SIGTERM", this.#onSignal],
+    ...(isIgnored(SIGHUP) ? [] : [["SIGHUP", this.#onHangUp] as const]),
+  ]);
   /** Whether one has come. */
   received = false;
 
   constructor() {
-    Deno.addSignalListener("SIGINT", this.#onSignal);
-    Deno.addSignalListener("SIGTERM", this.#onSignal);
+    for (const [signal, act] of this.#signals) {
+      Deno.addSignalListener(signal, act);
+    }
   }
 
   /** Resolves when one comes. */
@@ -28,8 +43,9 @@ export class StopSignal implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    Deno.removeSignalListener("SIGINT", this.#onSignal);
-    Deno.removeSignalListener("SIGTERM", this.#onSignal);
+    for (const [signal, act] of this.#signals) {
+      Deno.removeSignalListener(signal, act);
+    }
   }
 }
 

@@ -110,6 +110,7 @@ export function fakeContext(options: FakeContextOptions = {}): FakeContext {
       }
       return bytes;
     },
+    onStart: (tell) => tell(true),
     createSharedMemory(_name: string, lengthBytes: number): SharedMemory {
       if (lengthBytes <= 0 || lengthBytes % 4096 !== 0) {
         throw new ErrnoError(

@@ -64,6 +64,7 @@ class Place {
       log: new RecordingLog(),
       random: (lengthBytes) =>
         crypto.getRandomValues(new Uint8Array(lengthBytes)),
+      onStart: (tell) => tell(true),
       // The first place makes what the others find, as clients keep it mapped.
       createSharedMemory: (_name, lengthBytes) =>
         shared[made++] ??= { bytes: new Uint8Array(lengthBytes) },

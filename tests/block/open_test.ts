@@ -23,6 +23,8 @@ Deno.test("opening what is no image says what would be one", () => {
   using folder = new Folder();
   const { path } = folder;
   refused(`${path}/none.img`, {}, Errno.ENOENT, /create=10G/);
+  const readonly = { readonly: true };
+  refused(`${path}/none.img`, readonly, Errno.ENOENT, /none, name one that/);
   refused(path, {}, Errno.EISDIR, /is a directory, name a file/);
   refused(path, { readonly: true }, Errno.EISDIR, /is a directory/);
   refused("/dev/null", {}, Errno.EINVAL, /character device/);
@@ -41,7 +43,12 @@ Deno.test("opening what is no image says what would be one", () => {
     /a block has 4096/,
   );
   refused(`${file}/below`, {}, Errno.ENOTDIR, /no directory/);
-  refused(`${path}/no/disk`, { createBytes: 4096 }, Errno.ENOENT, /folder/);
+  refused(
+    `${path}/no/disk`,
+    { createBytes: 4096 },
+    Errno.ENOENT,
+    /its folder \/.*\/no does not exist/,
+  );
   new Deno.Command("mkfifo", { args: [`${path}/pipe`] }).outputSync();
   refused(`${path}/pipe`, { readonly: true }, Errno.EINVAL, /pipe/);
 });
@@ -67,6 +74,25 @@ Deno.test("create=SIZE makes an image once, and takes back what it cannot size",
   const huge = `${folder.path}/huge.img`;
   refused(huge, { createBytes: 2 ** 52 }, Errno.EFBIG, /of 4P.*that size/);
   assertThrows(() => Deno.statSync(huge), Deno.errors.NotFound);
+});
+
+Deno.test("an image that cannot be made names its folder", () => {
+  using host = new Host();
+  // Nobody makes anything here, root neither: not permitted, or read-only.
+  const options = { ...FILE, path: "/sys/new.img", createBytes: 4096 };
+  const { message } = assertThrows(() => new Controller(host, options));
+  assert(/made in its folder \/sys: .*, (see|choose)/.test(message), message);
+});
+
+Deno.test("an image with part of a block at its end is served without that, and said to be", () => {
+  using folder = new Folder();
+  using host = new Host();
+  const path = folder.image("disk.img", 65536 + 700);
+  using controller = new Controller(host, { ...FILE, path });
+  assertEquals(controller.backend.info.sizeBytes, 65536 + 512);
+  assertEquals(host.warnings, [
+    `${path} has 66236 bytes, no multiple of the block of 512: the guest does not see the last 188`,
+  ]);
 });
 
 Deno.test("an image has one writer or many readers in this process", () => {

@@ -58,6 +58,7 @@ export class Host implements Disposable {
   readonly infos: string[] = [];
   readonly warnings: string[] = [];
   readonly context: BlockContext;
+  readonly #starting: ((started: boolean) => void)[] = [];
 
   constructor() {
     using fd = createMemfd("block-test", MEMORY_BYTES);
@@ -82,7 +83,15 @@ export class Host implements Disposable {
       timer.arm = (delayMs) => arm(delayMs / this.speed);
       return timer;
     };
-    this.context = { loop, log, memory };
+    const onStart = (tell: (started: boolean) => void) => {
+      this.#starting.push(tell);
+    };
+    this.context = { loop, log, memory, onStart };
+  }
+
+  /** Says what has become of the start of what was opened. */
+  tellStart(started: boolean): void {
+    for (const tell of this.#starting.splice(0)) tell(started);
   }
 
   [Symbol.dispose](): void {
@@ -114,7 +123,13 @@ export class Controller implements BlockClient, Disposable {
 
   constructor(host: Host, options: BlockOptions, inherited?: unknown) {
     this.host = host;
-    this.backend = openBlockBackend(options, host.context, inherited);
+    let started = false;
+    try {
+      this.backend = openBlockBackend(options, host.context, inherited);
+      started = true;
+    } finally {
+      host.tellStart(started);
+    }
     this.backend.start(this);
   }
 

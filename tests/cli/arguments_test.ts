@@ -99,6 +99,20 @@ Deno.test("parseCommandLine says in one line what would be right", () => {
     [["--device", "a,=1", "--socket", "/a"], "has no key"],
     [["--device", "a", "--socket", "/a", "--log-level", "loud"], "debug, info"],
     [["--device", "a", "--socket", "/a", "--poll", "often"], "off, always"],
+    [["--device", "a", "--socket", "/a,b"], "write a comma in a path twice"],
+    [["--device", "a", "--socket", "/a,mode=0880"], "three octal digits"],
+    [["--device", "a", "--socket", "/a,mode=0600,mode=0660"], "mode= once"],
+    [["--device", "a", "--socket", "/a,group="], "come mode= and group="],
+    [
+      ["--device", "a", "--socket", "/a", "--metrics", "9100,mode=0600"],
+      "a port",
+    ],
+    [["--control", "a", "--control", "b"], "Cannot use --control 2 times"],
+    [["--metrics", "1", "--metrics", "2"], "Cannot use --metrics 2 times"],
+    [["--poll", "off", "--poll", "off"], "Cannot use --poll 2 times"],
+    [["--iothreads", "1", "--iothreads", "1"], "--iothreads 2 times"],
+    [["--log-level", "warn", "--log-level", "info"], "--log-level 2 times"],
+    [["--log-format", "text", "--log-format=json"], "--log-format 2 times"],
     [["--device", "a", "--socket", "/a", "--log-format", "xml"], "text, json"],
     [
       ["--device", "a", "--socket", "/a", "--device", "b", "--socket", "/a"],
@@ -129,6 +143,22 @@ Deno.test("parseCommandLine refuses one socket under two names, and a control so
   );
 });
 
+Deno.test("parseCommandLine takes who may connect to a socket", () => {
+  const command = parseCommandLine([
+    ...["--device", "a", "--socket", "/a,,b,mode=660,group=kvm"],
+    ...["--control", "/c,group=107", "--metrics", "/m,mode=0666"],
+  ]);
+  if (command.kind !== "run") throw new Error(command.kind);
+  assertEquals(command.devices[0]!.endpoint, {
+    kind: "path",
+    path: "/a,b",
+    mode: 0o660,
+    group: "kvm",
+  });
+  assertEquals(command.control, { path: "/c", group: "107" });
+  assertEquals(command.metrics, { kind: "path", path: "/m", mode: 0o666 });
+});
+
 Deno.test("parseCommandLine takes a place for metrics, and says what would be one", () => {
   const parse = (...words: string[]) => {
     const command = parseCommandLine(
@@ -149,6 +179,13 @@ Deno.test("parseCommandLine takes a place for metrics, and says what would be on
     UsageError,
     "Cannot use --metrics nobody:80: give a port, such as 9100",
   );
+  for (const address of ["0.0.0.0", "localhost", "m.sock"]) {
+    assertThrows(
+      () => parse("--metrics", address),
+      UsageError,
+      "a path with a slash",
+    );
+  }
 });
 
 Deno.test("parseCommandLine refuses one path for two purposes", () => {
@@ -161,7 +198,7 @@ Deno.test("parseCommandLine refuses one path for two purposes", () => {
       /^Cannot use \/.*\/s for --socket and --metrics: /,
     ],
     [
-      ["--metrics", "./m", "--control", "m"],
+      ["--metrics", "./m", "--control", "m,mode=0660"],
       /^Cannot use \/.*\/m for --control and --metrics: /,
     ],
   ];

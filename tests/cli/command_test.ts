@@ -66,6 +66,15 @@ Deno.test("the command refuses with status 2 and one line that says what would b
   const cases: [string[], RegExp][] = [
     [[], /--device virtio-net --socket/],
     [["--device", "nope", "--socket", socket], /virtio-net/],
+    [["--devcie", "nvme"], /; did you mean --device\?$/m],
+    [
+      ["--device", "virtio-blk,iothraed=0", "--socket", socket],
+      /comma in a value twice\); did you mean iothread\?$/m,
+    ],
+    [
+      ["--device", "virtio-net", "--socket", `${socket},group=nobody-has-it`],
+      /there is no such group/,
+    ],
     [["--device", "./nope.ts", "--socket", socket], /no such file/],
     [["--device", "virtio-net,mtu=3", "--socket", socket], /mtu=3/],
     [["--device", "virtio-net,mtu=1\n5", "--socket", socket], /mtu=1\\n5:/],
@@ -131,6 +140,52 @@ Deno.test("the command refuses with status 2 and one line that says what would b
   }
 });
 
+Deno.test("the command leaves nothing of a start that fails", () =>
+  inFolder(async (folder) => {
+    const made = (name: string) => [
+      ...["--device", `virtio-blk,file=${folder}/${name}.img,create=1M`],
+      ...["--socket", `${folder}/${name}`],
+    ];
+    const failing = [
+      // Another device cannot be had, on the same thread and on another.
+      [...made("a"), "--device", `virtio-blk,file=${folder}/no`]
+        .concat(["--socket", `${folder}/b`]),
+      [...made("a"), "--device", `virtio-blk,file=${folder}/no`]
+        .concat(["--socket", `${folder}/b`, "--iothreads", "2"]),
+      // The device itself, after its image was made.
+      [
+        "--device",
+        `nvme,ns1.file=${folder}/a.img,ns1.create=1M,ns2.file=${folder}/no`,
+        ...["--socket", `${folder}/a`],
+      ],
+      [
+        ...["--device", `virtio-blk,file=${folder}/a.img,create=4096T`],
+        ...["--socket", `${folder}/a`],
+      ],
+      // The control socket, the last of what can fail.
+      [...made("a"), "--control", "/proc/nowhere"],
+    ];
+    for (const args of failing) {
+      const { code, stdout, stderr } = await outboard(...args);
+      assertEquals([code, stdout], [2, ""], stderr);
+      assert(!/Made image/.test(stderr), stderr);
+      assertEquals([...Deno.readDirSync(folder)].map((e) => e.name), []);
+    }
+  }));
+
+Deno.test("the command keeps an image that it made, and says so", () =>
+  inFolder(async (folder) => {
+    const image = `${folder}/a.img`;
+    const child = await startOutboard([
+      ...["--device", `virtio-blk,file=${image},create=1M`],
+      ...["--socket", `${folder}/a`],
+    ]);
+    await child.stop();
+    assertMatch(child.stderr, /Made image .*a\.img of 1M/);
+    assertEquals(Deno.statSync(image).size, 1 << 20);
+    Deno.removeSync(image);
+  }));
+
 Deno.test("the command says that one thread polls mapped doorbells", () =>
   inFolder(async (folder) => {
     const { code, stderr } = await outboard(
@@ -145,7 +200,7 @@ Deno.test("the command says that one thread polls mapped doorbells", () =>
     assertEquals([...Deno.readDirSync(folder)], []);
   }));
 
-for (const signal of ["SIGINT", "SIGTERM"] as const) {
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
   Deno.test(`the command stops cleanly on ${signal}, with a client connected`, () =>
     inFolder(async (folder) => {
       const sockets = [`${folder}/a`, `${folder}/b`];
@@ -364,7 +419,11 @@ Deno.test("the command leaves no socket behind when it is stopped while it start
     }).spawn();
     const reader = child.stderr.getReader();
     await readUntil(reader, /^begun$/m);
-    assert([...Deno.readDirSync(folder)].some(({ name }) => name === "s"));
+    assertEquals(
+      [...Deno.readDirSync(folder)].map(({ name }) => name).sort(),
+      ["m", "slow.ts"],
+      "nobody can connect to what is not there yet",
+    );
     child.kill("SIGTERM");
     await reader.cancel();
     assertEquals((await child.status).code, 0);

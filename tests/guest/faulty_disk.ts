@@ -109,10 +109,9 @@ export const model: DeviceModel<{ nvme: boolean }> = {
   ],
   parse: (options) => ({ nvme: options["controller"] === "nvme" }),
   create(context, { nvme }) {
-    const { loop, log, memory } = context;
     const inner = openBlockBackend(
       parseBlockOptions({ [BlockKind.MEMORY]: "16M" }),
-      { loop, log, memory },
+      context,
     );
     const backend = new FaultyDisk(inner);
     return nvme

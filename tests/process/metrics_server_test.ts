@@ -56,7 +56,7 @@ Deno.test("parseMetricsEndpoint takes ports, addresses and paths apart", () => {
   assertEquals(parseMetricsEndpoint("[::1]:9100"), tcp("::1", 9100));
   assertEquals(parseMetricsEndpoint("localhost:9"), tcp("127.0.0.1", 9));
   assertEquals(parseMetricsEndpoint("/run/m"), path("/run/m"));
-  assertEquals(parseMetricsEndpoint("m.sock"), path("m.sock"));
+  assertEquals(parseMetricsEndpoint("./m.sock"), path("./m.sock"));
   assertEquals(parseMetricsEndpoint("./a:1"), path("./a:1"));
   for (
     const text of ["", "65536", "1.2.3.4:99999", "host:80", "::1:80", ":80"]

@@ -24,6 +24,8 @@ function names(folder: string): string[] {
 inFolder("openEndpoint makes and removes an owner-only socket", (folder) => {
   const path = `${folder}/s`;
   const listening = openEndpoint({ kind: "path", path });
+  assertEquals(names(folder), [], "it is there when it listens");
+  listening.listen();
   assertEquals(Deno.statSync(path).mode! & 0o777, 0o600);
   connectUnix(path).close();
   listening.close();
@@ -37,6 +39,7 @@ inFolder(
     const path = `${folder}/s`;
     listenUnix(path).close();
     const listening = openEndpoint({ kind: "path", path });
+    listening.listen();
     const error = assertThrows(
       () => openEndpoint({ kind: "path", path }),
       Error,
@@ -55,6 +58,7 @@ inFolder("openEndpoint leaves other files alone", (folder) => {
   assertEquals(Deno.readTextFileSync(path), "precious");
   // A socket that somebody else put in our place is not ours to remove.
   const ours = openEndpoint({ kind: "path", path: `${folder}/s` });
+  ours.listen();
   Deno.removeSync(`${folder}/s`);
   using theirs = listenUnix(`${folder}/s`);
   ours.close();
@@ -109,11 +113,35 @@ inFolder(
   },
 );
 
+inFolder("a socket is for whom its mode and group say", (folder) => {
+  const path = `${folder}/s`;
+  const { gid } = Deno.statSync(folder);
+  const access = (place: { mode?: number; group?: string }) => {
+    using listening = openEndpoint({ kind: "path", path, ...place });
+    listening.listen();
+    connectUnix(path).close();
+    const { mode, gid } = Deno.statSync(path);
+    return [mode! & 0o777, gid];
+  };
+  assertEquals(access({ mode: 0o666 }), [0o666, gid]);
+  assertEquals(access({ group: `${gid}` }), [0o660, gid]);
+  assertEquals(access({ group: `${gid}`, mode: 0o620 }), [0o620, gid]);
+  const name = Deno.readTextFileSync("/etc/group").split("\n")
+    .map((line) => line.split(":"))
+    .find(([, , number]) => number === `${gid}`)![0]!;
+  assertEquals(access({ group: name }), [0o660, gid]);
+  for (const group of ["no-such-group", "99999999999"]) {
+    assertThrows(() => access({ group }), Error, "there is no such group");
+  }
+  assertEquals(names(folder), []);
+});
+
 inFolder("openEndpoint says that a path is too long", (folder) => {
   const path = `${folder}/${"x".repeat(108 - folder.length)}`;
   const error = assertThrows(() => openEndpoint({ kind: "path", path }), Error);
   assert(error.message.includes("has 109 bytes"), error.message);
   const longest = openEndpoint({ kind: "path", path: path.slice(0, 107) });
+  longest.listen();
   longest.close();
   assertEquals(names(folder), []);
 });

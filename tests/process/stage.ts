@@ -144,7 +144,7 @@ export class Stage implements Disposable {
       create: (context, _options, resources) =>
         this.device = new Movable(context, trouble, resources as Resources),
     };
-    return new DeviceHost({
+    const host = new DeviceHost({
       id: "movable0",
       model,
       options: null,
@@ -153,6 +153,8 @@ export class Stage implements Disposable {
       listener: this.#listener.number,
       ...(inherited === undefined ? {} : { inherited }),
     });
+    host.listen();
+    return host;
   }
 
   #log(): Log {

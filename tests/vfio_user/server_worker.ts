@@ -53,6 +53,7 @@ async function serve(request: ServerRequest): Promise<void> {
     log: silentLog,
     random: (lengthBytes) =>
       crypto.getRandomValues(new Uint8Array(lengthBytes)),
+    onStart: (tell) => tell(true),
     createSharedMemory: (name, lengthBytes) =>
       stack.use(new MemfdMemory(name, lengthBytes)),
   };
