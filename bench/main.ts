@@ -63,7 +63,8 @@ const SUITES: Readonly<Record<string, Suite>> = {
   },
   soak: {
     run: benchSoak,
-    help: "pauses of the garbage collector in a minute of full load",
+    help:
+      "pauses of the collector in a minute of full load, memory in ten of resets and maps",
   },
   devices: {
     run: benchDevices,

@@ -21,6 +21,8 @@ export interface Served {
   readonly client: VfioUserClient;
   /** Path of the device's socket. */
   readonly socket: string;
+  /** Says one line to the control socket. @returns The whole answer @throws {Error} When it is an error */
+  control(line: string): Promise<string>;
   /** What the device counts, by name; asked for over the control socket. */
   counters(): Promise<ReadonlyMap<string, number>>;
 }
@@ -34,6 +36,7 @@ async function ask(path: string, question: string): Promise<string> {
   for await (
     const text of conn.readable.pipeThrough(new TextDecoderStream())
   ) answer += text;
+  if (!answer.endsWith("ok\n")) throw new Error(answer.trimEnd());
   return answer;
 }
 
@@ -75,15 +78,16 @@ export function withDevice<T>(
 ): Promise<T> {
   return withFolder(async (folder) => {
     const socket = `${folder}/dev.sock`;
-    const control = `${folder}/control.sock`;
+    const path = `${folder}/control.sock`;
     await using outboard = await startOutboard(
-      ["--device", device, "--socket", socket, "--control", control, ...args],
+      ["--device", device, "--socket", socket, "--control", path, ...args],
       options,
     );
     using client = new VfioUserClient(socket, options.client);
     client.negotiate();
-    const counters = async () => parseCounters(await ask(control, "counters"));
-    return await run({ outboard, client, socket, counters });
+    const control = (line: string) => ask(path, line);
+    const counters = async () => parseCounters(await control("counters"));
+    return await run({ outboard, client, socket, control, counters });
   });
 }
 

@@ -15,6 +15,7 @@ import { CONTROLLERS, runDiskLoad } from "./disk_load.ts";
 import { type Collection, parseGcTrace } from "./gc_trace.ts";
 import { NetLoad } from "./net_load.ts";
 import { atMost, type Figure, rate } from "./report.ts";
+import { benchResident } from "./resident.ts";
 import { type Served, withDevice, withRam } from "./serving.ts";
 import { type BenchSettings, seconds } from "./settings.ts";
 
@@ -181,11 +182,12 @@ async function measure(
   ];
 }
 
-/** Pauses of the server's threads under full load. */
+/** Pauses of the server's threads under full load, and what becomes of its memory in the long run. */
 export async function benchSoak(settings: BenchSettings): Promise<Figure[]> {
   const figures: Figure[] = [];
   for (const subject of SUBJECTS) {
     figures.push(...await measure(subject, settings));
   }
+  figures.push(...await benchResident(settings));
   return figures;
 }

@@ -8,10 +8,10 @@
  * @module
  */
 
-import { deserialize, serialize } from "node:v8";
 import type { FdWatch, Loop } from "../event_loop.ts";
 import { alignUp, PAGE_SIZE } from "../bits.ts";
 import { Mapping, signalEventFd, viewMemory } from "../libc/mod.ts";
+import { decodePlainData, encodePlainData } from "../plain_data.ts";
 
 /** Where a thread can be reached; the same for all who call it. Travels by postMessage. */
 export interface Seat {
@@ -102,7 +102,7 @@ class Note implements Disposable {
 
   /** Writes a message; words from `at` on say where it is. */
   write(message: unknown, words: Int32Array, at: number): void {
-    const bytes = serialize(message);
+    const bytes = encodePlainData(message);
     if (bytes.length > this.room) {
       const lengthBytes = alignUp(bytes.length * 2, PAGE_SIZE);
       const memory = new Mapping({ lengthBytes });
@@ -146,9 +146,7 @@ function freeAnswer(words: Int32Array): void {
 function readNote(words: Int32Array, at: number): unknown {
   const hva = hvaOf(words, at);
   // SAFETY: the note is its writer's and stays as it is until this call is answered, or the answer taken.
-  const note = new Uint8Array(viewMemory(hva, words[at + 2]!));
-  // Byte arrays in the message are views of what it is read from: that must outlive the note.
-  return deserialize(note.slice());
+  return decodePlainData(new Uint8Array(viewMemory(hva, words[at + 2]!)));
 }
 
 /** The calling end of a line. */
