@@ -7,6 +7,7 @@
 
 import { within } from "./console.ts";
 import type { Kit } from "./provision.ts";
+import { tcgArguments } from "./tcg.ts";
 import { TextSink } from "./text_sink.ts";
 
 /** A QEMU without a guest. */
@@ -41,7 +42,8 @@ export function startQemu(
       ...["--pdeathsig", "KILL", "--", qemu.command, ...qemu.args],
       ...["-nodefaults", "-no-user-config", "-display", "none"],
       ...["-serial", "stdio", ...(options.run ? [] : ["-S"])],
-      ...["-accel", "tcg", "-m", "128M", "-machine", "q35,memory-backend=ram"],
+      ...tcgArguments(),
+      ...["-m", "128M", "-machine", "q35,memory-backend=ram"],
       ...["-object", "memory-backend-memfd,id=ram,size=128M,share=on"],
       ...devices.flatMap((device) => ["-device", device]),
       ...(options.args ?? []),

@@ -13,6 +13,7 @@ import {
 } from "./initramfs.ts";
 import type { Kit } from "./provision.ts";
 import { Qmp, type QmpEvent } from "./qmp.ts";
+import { tcgArguments } from "./tcg.ts";
 import { TextSink } from "./text_sink.ts";
 
 /** How a guest is set up. */
@@ -347,8 +348,8 @@ function qemuArguments(
   ];
   return [
     ...["-nodefaults", "-no-user-config", "-display", "none"],
-    ...["-accel", "tcg", "-cpu", "qemu64,+rdrand"],
-    ...["-smp", String(options.cpus ?? 1), "-m", memory],
+    ...[...tcgArguments(options.cpus), "-cpu", "qemu64,+rdrand"],
+    ...["-m", memory],
     ...(shared
       ? [
         ...["-object", `memory-backend-memfd,id=ram,size=${memory},share=on`],

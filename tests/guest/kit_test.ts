@@ -60,6 +60,12 @@ guestTest("Guest runs commands, reboots and ends", async ({ kit, t }) => {
       assertEquals((await guest.run("ip link show lo | grep -q UP")).status, 0);
     });
 
+    await t.step("has room for a second processor", async () => {
+      const places = await guest.qmp("query-hotpluggable-cpus");
+      assertEquals((places as unknown[]).length, 2);
+      assertEquals(await guest.output("nproc"), "1\n");
+    });
+
     await t.step("throws when a command must succeed", async () => {
       await assertRejects(
         () => guest.output("echo why; false"),
