@@ -17,16 +17,10 @@ import { benchMemory } from "./memory.ts";
 import { benchNet } from "./net.ts";
 import { benchRegion } from "./region.ts";
 import { type Figure, table } from "./report.ts";
-import type { BenchSettings } from "./settings.ts";
 import { benchSoak } from "./soak.ts";
 import { benchStartup } from "./startup.ts";
+import { runSuites, type Suite } from "./suites.ts";
 import { benchTap } from "./tap.ts";
-
-/** A suite and what it measures. */
-interface Suite {
-  readonly run: (settings: BenchSettings) => Promise<Figure[]>;
-  readonly help: string;
-}
 
 const SUITES: Readonly<Record<string, Suite>> = {
   startup: {
@@ -120,8 +114,13 @@ if (help) {
 const results: Record<string, Figure[]> = {};
 // Before the first suite: figures of half an hour must not be lost for a folder that is not there.
 if (json !== null) save(json, results);
-for (const name of suites) {
-  results[name] = await SUITES[name]!.run({ scale });
-  console.log(table(name, results[name]));
+const chosen = Object.fromEntries(suites.map((name) => [name, SUITES[name]!]));
+const failed = await runSuites(chosen, { scale }, (name, figures) => {
+  results[name] = figures;
+  console.log(table(name, figures));
   if (json !== null) save(json, results);
+});
+if (failed.length > 0) {
+  console.error(`These failed, see above: ${failed.join(", ")}`);
+  Deno.exit(1);
 }
