@@ -8,34 +8,13 @@
  *
  *   region_client SOCKET REGION
  */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <time.h>
+#include "vfio_user.h"
 
-enum { VERSION = 1, REGION_READ = 9, REGION_WRITE = 10, NO_REPLY = 0x10, ERROR = 0x20 };
 enum { READ_REPLY = 36, BURST = 64 };
 
 struct message { uint16_t id, command; uint32_t size, flags, error; uint64_t offset; uint32_t region, count, data; };
 
-static int fd;
-static uint16_t next_id;
 static uint32_t region;
-static uint8_t in[1 << 16];
-
-static void fail(const char *why) {
-    fprintf(stderr, "region_client: %s\n", why);
-    exit(1);
-}
-
-static uint64_t now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
 
 static void put(uint16_t command, uint32_t size, uint32_t flags) {
     struct message m = {next_id++, command, size, flags, 0, 0, region, 4, 0};
@@ -105,29 +84,10 @@ static void post(long ms) {
     printf("%.0f\n", done * 1e9 / (now() - start));
 }
 
-static void negotiate(void) {
-    static const char json[] = "{\"capabilities\":{}}";
-    struct { uint16_t id, command; uint32_t size, flags, error; uint16_t major, minor; char json[sizeof json]; } m =
-        {next_id++, VERSION, 20 + sizeof json, 0, 0, 0, 1, ""};
-    memcpy(m.json, json, sizeof json);
-    if (send(fd, &m, m.size, MSG_NOSIGNAL) != (ssize_t)m.size) fail("cannot send");
-    uint32_t got = 0, size = 16;
-    while (got < size) {
-        ssize_t n = recv(fd, in + got, (got < 16 ? 16 : size) - got, 0);
-        if (n <= 0) fail("the server does not negotiate");
-        if ((got += n) >= 16) size = ((struct message *)in)->size;
-    }
-    if (((struct message *)in)->flags & ERROR) fail("the server refuses the version");
-}
-
 int main(int argc, char **argv) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (argc != 3 || strlen(argv[1]) >= sizeof address.sun_path) return 2;
-    strcpy(address.sun_path, argv[1]);
+    if (argc != 3) return 2;
     region = atoi(argv[2]);
-    fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    if (connect(fd, (void *)&address, sizeof address) < 0) fail("cannot connect");
-    negotiate();
+    negotiate(argv[1]);
     char line[80];
     while (fgets(line, sizeof line, stdin)) {
         int depth;

@@ -15,16 +15,20 @@ import {
   VfioUserClient,
 } from "../src/vfio_user/client/mod.ts";
 
-/** A served device and a negotiated client on it. */
-export interface Served {
+/** A served device. */
+export interface ServedDevice {
   readonly outboard: OutboardProcess;
-  readonly client: VfioUserClient;
   /** Path of the device's socket. */
   readonly socket: string;
   /** Says one line to the control socket. @returns The whole answer @throws {Error} When it is an error */
   control(line: string): Promise<string>;
   /** What the device counts, by name; asked for over the control socket. */
   counters(): Promise<ReadonlyMap<string, number>>;
+}
+
+/** A served device and a negotiated client on it. */
+export interface Served extends ServedDevice {
+  readonly client: VfioUserClient;
 }
 
 /** Asks a control socket one thing. */
@@ -69,12 +73,12 @@ export interface ServingOptions extends OutboardOptions {
   readonly client?: ClientOptions;
 }
 
-/** Serves a device, connects, runs the bench, and takes everything down. */
-export function withDevice<T>(
+/** Serves a device, runs the bench, and takes everything down. */
+export function withServed<T>(
   device: string,
-  run: (served: Served) => T | Promise<T>,
+  run: (served: ServedDevice) => T | Promise<T>,
   args: readonly string[] = [],
-  options: ServingOptions = {},
+  options: OutboardOptions = {},
 ): Promise<T> {
   return withFolder(async (folder) => {
     const socket = `${folder}/dev.sock`;
@@ -83,12 +87,29 @@ export function withDevice<T>(
       ["--device", device, "--socket", socket, "--control", path, ...args],
       options,
     );
-    using client = new VfioUserClient(socket, options.client);
-    client.negotiate();
     const control = (line: string) => ask(path, line);
     const counters = async () => parseCounters(await control("counters"));
-    return await run({ outboard, client, socket, control, counters });
+    return await run({ outboard, socket, control, counters });
   });
+}
+
+/** As {@linkcode withServed}, with a client that is connected. */
+export function withDevice<T>(
+  device: string,
+  run: (served: Served) => T | Promise<T>,
+  args: readonly string[] = [],
+  options: ServingOptions = {},
+): Promise<T> {
+  return withServed(
+    device,
+    async (served) => {
+      using client = new VfioUserClient(served.socket, options.client);
+      client.negotiate();
+      return await run({ ...served, client });
+    },
+    args,
+    options,
+  );
 }
 
 /** Lends guest memory to the server while the bench runs. */
