@@ -34,6 +34,11 @@ export class FrameBuffer implements Disposable {
     return this.#hva;
   }
 
+  /** All bytes. */
+  get view(): DataView<ArrayBuffer> {
+    return this.#memory.view;
+  }
+
   /** The 32-bit number in network order at `offset`. */
   readUint32(offset: number): number {
     return this.#memory.view.getUint32(offset, false);
@@ -58,6 +63,20 @@ export class FrameBuffer implements Disposable {
   /** A copy of the bytes from one offset up to another. */
   slice(from: number, to: number): Uint8Array<ArrayBuffer> {
     return this.#memory.bytes.slice(from, to);
+  }
+
+  /**
+   * Copies bytes of the caller's own to `offset`.
+   *
+   * @param hva Where they are; as many as there are behind the offset at most
+   */
+  put(offset: number, hva: number, lengthBytes: number): void {
+    const copy = this.#copy;
+    copy.set(TO, this.#hva + offset);
+    copy.set(FROM, hva);
+    copy.set(LENGTH, lengthBytes);
+    // SAFETY: the caller vouches for the source, and that there is room.
+    libc.memcpy(copy.at[TO]!, copy.at[FROM]!, copy.at[LENGTH]!);
   }
 
   /** Moves bytes within the buffer; the ranges may overlap. */

@@ -21,18 +21,12 @@ const WORDS = IOVEC_BYTES / 4;
 
 // struct msghdr { void *name; socklen_t namelen; iovec *iov; size_t iovlen; void *control; size_t controllen; int flags; }
 const MSGHDR = { NAME: 0, NAMELEN: 8, IOV: 16, IOVLEN: 24 } as const;
-const AT = { MSGHDR: 0, LENGTH: 64, NAME: 128, IOVEC: 256 } as const;
+const AT = { MSGHDR: 0, NAME: 128, IOVEC: 256 } as const;
 const NAME_MAX = AT.IOVEC - AT.NAME;
-
-/** Length in bytes of the number before each frame of a stream. */
-export const LENGTH_BYTES = 4;
-
-/** The most segments that {@linkcode FrameMessage.sendPrefixed} takes. */
-export const PREFIXED_SEGMENTS_MAX: number = IOV_MAX - 1;
 
 /**
  * The msghdr and iovec of one socket. The bytes of a frame stay where they are; its list of segments is copied, so that
- * a destination or a length can go along. No control data is taken: descriptors that a peer sends are closed by the
+ * a destination can go along. No control data is taken: descriptors that a peer sends are closed by the
  * kernel.
  */
 export class FrameMessage implements Disposable {
@@ -63,20 +57,7 @@ export class FrameMessage implements Disposable {
    * @returns Bytes sent, or −errno
    */
   send(fd: number, frame: ScatterGather): number {
-    this.#put(frame, 0, this.#nameBytes);
-    return this.#send(fd);
-  }
-
-  /**
-   * Sends a frame behind its length in network order.
-   *
-   * @param frame At most {@linkcode PREFIXED_SEGMENTS_MAX} segments
-   * @returns Bytes sent, those of the length included and possibly fewer than all; or −errno
-   */
-  sendPrefixed(fd: number, frame: ScatterGather): number {
-    this.#view.setUint32(AT.LENGTH, frame.lengthBytes, false);
-    this.#setFirst(this.#memory.hva + AT.LENGTH, LENGTH_BYTES);
-    this.#put(frame, 1, 0);
+    this.#put(frame, this.#nameBytes);
     return this.#send(fd);
   }
 
@@ -97,7 +78,7 @@ export class FrameMessage implements Disposable {
    * @returns Its length, also when it was cut because the list is shorter; or −errno
    */
   receive(fd: number, into: ScatterGather): number {
-    this.#put(into, 0, 0);
+    this.#put(into, 0);
     return this.#receive(fd, MSG_DONTWAIT | MSG_TRUNC);
   }
 
@@ -147,16 +128,13 @@ export class FrameMessage implements Disposable {
     iovec[3] = 0;
   }
 
-  /** Puts the list's segments behind the first `before`; a longer list than there is room for is cut. */
-  #put(list: ScatterGather, before: number, nameBytes: number): void {
-    const count = Math.min(list.count, IOV_MAX - before);
+  /** Copies the list's segments; a longer list than there is room for is cut. */
+  #put(list: ScatterGather, nameBytes: number): void {
+    const count = Math.min(list.count, IOV_MAX);
     const from = list.words;
     const iovec = this.#iovec;
-    const shift = before * WORDS;
-    for (let i = 0, end = count * WORDS; i < end; i++) {
-      iovec[shift + i] = from[i]!;
-    }
-    this.#setCounts(before + count, nameBytes);
+    for (let i = 0, end = count * WORDS; i < end; i++) iovec[i] = from[i]!;
+    this.#setCounts(count, nameBytes);
   }
 
   /** recvmsg(2) writes to the header what it gave: every field that may differ is set each time. */

@@ -7,13 +7,13 @@
 
 import { Errno, errnoName } from "../errno.ts";
 import { Fd } from "../libc/mod.ts";
+import type { Words } from "../libc/symbols.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import { FrameBuffer } from "./frame_buffer.ts";
-import {
-  FrameMessage,
-  LENGTH_BYTES,
-  PREFIXED_SEGMENTS_MAX,
-} from "./frame_message.ts";
+import { FrameMessage } from "./frame_message.ts";
+
+/** Length in bytes of the number before each frame. */
+const LENGTH_BYTES = 4;
 
 /** The longest frame either side may send, as in QEMU (NET_BUFSIZE). */
 export const STREAM_FRAME_MAX: number = 4096 + 65536;
@@ -21,6 +21,8 @@ export const STREAM_FRAME_MAX: number = 4096 + 65536;
 const ETH_HLEN = 14;
 /** How much is taken from the socket at once. */
 const RECEIVE_BYTES = 256 * 1024;
+/** How much is put into it at once, at most. */
+const SEND_BYTES = 256 * 1024;
 /** How often one receive() reads, however many frames without meaning it finds. */
 const READS_MAX = 4;
 
@@ -29,7 +31,7 @@ export interface GivenFrameStream {
   readonly fd: number;
   /** What was read and not taken: frames, and the beginning of one. */
   readonly received: Uint8Array<ArrayBuffer>;
-  /** The end of a frame that is yet to leave. */
+  /** Frames that are yet to leave, the first of them perhaps in part. */
   readonly unsent: Uint8Array<ArrayBuffer>;
   readonly endReason: string | null;
   readonly runts: number;
@@ -42,24 +44,27 @@ export interface GivenFrameStream {
  * ```text
  *   open --the peer closes, an error, a length that cannot be--> ended (the reason stays)
  * ```
- * Sending takes a frame whole: what the socket has no room for is kept, and the next frame waits until it has left.
- * Receiving reads as much as there is, and copies one frame after the other out of that.
+ * Sending copies a frame; those that were sent with `more` leave together, by one call. What the socket has no room for
+ * is kept, and the next frame waits until that has left. Receiving reads as much as there is, and copies one frame after
+ * the other out of that.
  */
 export class FrameStream implements Disposable {
   readonly #fd: Fd;
   readonly #message = new FrameMessage();
   readonly #in = new FrameBuffer(RECEIVE_BYTES);
-  readonly #out = new FrameBuffer(LENGTH_BYTES + STREAM_FRAME_MAX);
+  readonly #out = new FrameBuffer(SEND_BYTES);
   /** Received bytes that were not taken yet: from here … */
   #head = 0;
   /** … to here. */
   #tail = 0;
   /** The socket had less than was asked for: it is empty until the next event. */
   #drained = false;
-  /** Bytes of a frame that are yet to leave: from here … */
+  /** Bytes of frames that are yet to leave: from here … */
   #outHead = 0;
   /** … to here. */
   #outTail = 0;
+  /** The socket had no room for them. */
+  #full = false;
   #endReason: string | null = null;
   #bytesRead = 0;
   #runts = 0;
@@ -74,6 +79,7 @@ export class FrameStream implements Disposable {
     this.#fd = new Fd(connected.fd);
     this.#tail = this.#in.fill(connected.received);
     this.#outTail = this.#out.fill(connected.unsent);
+    this.#full = this.#outTail > 0;
     this.#endReason = connected.endReason;
     this.#runts = connected.runts;
     this.#badLengths = connected.badLengths;
@@ -87,6 +93,11 @@ export class FrameStream implements Disposable {
   /** Why nothing more comes, for people; null while something may. */
   get endReason(): string | null {
     return this.#endReason;
+  }
+
+  /** Memory of the frames that are yet to leave. */
+  get unsent(): DataView<ArrayBuffer> {
+    return this.#out.view;
   }
 
   /** How many bytes came so far. */
@@ -104,9 +115,9 @@ export class FrameStream implements Disposable {
     return this.#badLengths;
   }
 
-  /** Whether the end of a frame is yet to leave. */
-  get hasPending(): boolean {
-    return this.#outHead < this.#outTail;
+  /** Whether the socket had no room for what was to leave: until it has, nothing more is taken. */
+  get isFull(): boolean {
+    return this.#full;
   }
 
   /** Whether the next {@linkcode receive} finds something without reading. */
@@ -120,31 +131,32 @@ export class FrameStream implements Disposable {
   /**
    * Sends one frame.
    *
+   * @param more The caller calls {@linkcode flush} soon
    * @returns ≥ 0 when it was taken, −EAGAIN when there is no room for it yet, −EMSGSIZE when it is too long, another
    * −errno when the connection is broken
    */
-  send(frame: ScatterGather): number {
+  send(frame: ScatterGather, more = false): number {
     const length = frame.lengthBytes;
-    if (length > STREAM_FRAME_MAX) return -Errno.EMSGSIZE;
-    if (this.hasPending) {
-      const flushed = this.flush();
-      if (flushed < 0) return flushed;
-    }
-    const whole = LENGTH_BYTES + length;
-    if (frame.count > PREFIXED_SEGMENTS_MAX) {
-      this.#keep(frame, 0);
-      const flushed = this.flush();
-      return flushed === -Errno.EAGAIN ? 0 : flushed;
-    }
-    const sent = this.#message.sendPrefixed(this.#fd.number, frame);
-    if (sent < 0) return sent;
-    // The guest gets its buffers back now and may change them, so the rest is kept here.
-    if (sent < whole) this.#keep(frame, sent);
-    return 0;
+    const at = this.#reserve(length);
+    if (at < 0) return at;
+    this.#out.gather(frame, at);
+    return more ? 0 : this.#sendOff();
   }
 
   /**
-   * Sends what is left of the last frame.
+   * Sends one frame out of memory of the caller's own, when {@linkcode flush} is called or there are many.
+   *
+   * @returns Where in {@linkcode unsent} its first byte is until then, or as {@linkcode send}
+   */
+  put(hva: number, lengthBytes: number): number {
+    const at = this.#reserve(lengthBytes);
+    if (at < 0) return at;
+    this.#out.put(at, hva, lengthBytes);
+    return at;
+  }
+
+  /**
+   * Sends what waits.
    *
    * @returns 0 when nothing is left, −EAGAIN when something is, another −errno when the connection is broken
    */
@@ -155,9 +167,14 @@ export class FrameStream implements Disposable {
         this.#out.hva + this.#outHead,
         this.#outTail - this.#outHead,
       );
-      if (sent < 0) return sent;
+      if (sent < 0) {
+        this.#full = sent === -Errno.EAGAIN;
+        return sent;
+      }
       this.#outHead += sent;
     }
+    this.#outHead = this.#outTail = 0;
+    this.#full = false;
     return 0;
   }
 
@@ -178,6 +195,19 @@ export class FrameStream implements Disposable {
     const length = this.#in.readUint32(at - LENGTH_BYTES);
     this.#in.scatter(into, at, length);
     return length;
+  }
+
+  /**
+   * Receives one frame where it is: its bytes are good until the next call.
+   *
+   * @param address Word `i` of it becomes the address of the first byte
+   * @returns As of {@linkcode receive}
+   */
+  take(address: Words, i: number): number {
+    const at = this.#next();
+    if (at < 0) return at;
+    address.set(i, this.#in.hva + at);
+    return this.#in.readUint32(at - LENGTH_BYTES);
   }
 
   /** Reads what has come, once, and throws whole frames away. */
@@ -276,13 +306,29 @@ export class FrameStream implements Disposable {
     else this.#endReason = `it broke (${errnoName(-n)})`;
   }
 
-  /** Copies a frame, with its length, from byte `from` on. */
-  #keep(frame: ScatterGather, from: number): void {
-    const length = frame.lengthBytes;
-    this.#out.writeUint32(0, length);
-    this.#out.gather(frame, LENGTH_BYTES);
-    this.#outHead = from;
-    this.#outTail = LENGTH_BYTES + length;
+  /**
+   * Makes room for a frame, behind its length.
+   *
+   * @returns Offset of its first byte, or −errno
+   */
+  #reserve(length: number): number {
+    if (length > STREAM_FRAME_MAX) return -Errno.EMSGSIZE;
+    if (
+      this.#full || this.#outTail + LENGTH_BYTES + length > SEND_BYTES
+    ) {
+      const flushed = this.flush();
+      if (flushed < 0) return flushed;
+    }
+    const at = this.#outTail + LENGTH_BYTES;
+    this.#out.writeUint32(this.#outTail, length);
+    this.#outTail = at + length;
+    return at;
+  }
+
+  /** As flush(), which fails only when the connection does: what was taken is kept. */
+  #sendOff(): number {
+    const flushed = this.flush();
+    return flushed === -Errno.EAGAIN ? 0 : flushed;
   }
 }
 

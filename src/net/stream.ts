@@ -89,8 +89,12 @@ export class StreamBackend implements NetBackend {
     this.#port.stop();
   }
 
-  send(frame: ScatterGather): number {
-    return this.#port.send(frame);
+  send(frame: ScatterGather, _pair?: number, more?: boolean): number {
+    return this.#port.send(frame, more);
+  }
+
+  flush(): number {
+    return this.#port.flush();
   }
 
   receive(into: ScatterGather): number {

@@ -175,15 +175,15 @@ export class StreamPort implements Disposable {
   }
 
   /** See NetBackend. */
-  send(frame: ScatterGather): number {
+  send(frame: ScatterGather, more = false): number {
     const stream = this.#stream;
     if (stream === null || this.#sendError !== 0) {
       this.#txDropped++;
       return -Errno.ENOTCONN;
     }
-    const result = stream.send(frame);
+    const result = stream.send(frame, more);
     if (result >= 0) {
-      if (stream.hasPending) this.#update();
+      if (stream.isFull) this.#update();
       return result;
     }
     if (result === -Errno.EAGAIN) {
@@ -192,11 +192,19 @@ export class StreamPort implements Disposable {
       return result;
     }
     this.#txDropped++;
-    if (result !== -Errno.EMSGSIZE) {
-      this.#sendError = -result;
-      this.#more.schedule();
-    }
+    if (result !== -Errno.EMSGSIZE) this.#breakOff(result);
     return result;
+  }
+
+  /** See NetBackend. */
+  flush(): number {
+    const stream = this.#stream;
+    if (stream === null || this.#sendError !== 0) return 0;
+    const result = stream.flush();
+    if (result === -Errno.EAGAIN) this.#update();
+    else if (result < 0) this.#breakOff(result);
+    // What went into a connection that broke counts as sent, as it does on a wire.
+    return 0;
   }
 
   /** See NetBackend. */
@@ -240,6 +248,12 @@ export class StreamPort implements Disposable {
     this.close();
   }
 
+  /** The connection turned out to be broken, in a call of the card's: it ends after that. */
+  #breakOff(error: number): void {
+    this.#sendError = -error;
+    this.#more.schedule();
+  }
+
   /** Whether its end is yet to be told of. */
   #hasEnded(stream: FrameStream): boolean {
     return this.#sendError !== 0 || stream.endReason !== null;
@@ -248,7 +262,7 @@ export class StreamPort implements Disposable {
   #events(): number {
     if (this.#keeping) return PARKED_EVENTS;
     const reading = this.#peer === null || this.#receiving;
-    const writing = this.#refused || this.#stream?.hasPending === true;
+    const writing = this.#refused || this.#stream?.isFull === true;
     return (reading ? Epoll.IN : 0) | (writing ? Epoll.OUT : 0);
   }
 

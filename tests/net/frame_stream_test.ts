@@ -35,7 +35,7 @@ class Rig implements Disposable {
   }
 
   /** Sends a frame in segments of at most `size` bytes that do not touch. */
-  send(frame: Uint8Array, size = frame.length): number {
+  send(frame: Uint8Array, size = frame.length, more = false): number {
     this.list.clear();
     for (let done = 0, iova = 0; done < frame.length; done += size) {
       const part = frame.subarray(done, done + size);
@@ -43,7 +43,7 @@ class Rig implements Disposable {
       this.host.memory.translate(iova, part.length, Access.READ, this.list);
       iova += part.length + 1;
     }
-    return this.stream.send(this.list);
+    return this.stream.send(this.list, more);
   }
 
   /** Receives a frame into two segments; null when there is none. */
@@ -108,6 +108,27 @@ Deno.test("FrameStream.send puts the length in network order before the frame", 
   assertEquals(rig.read(4096), framed(frame));
 });
 
+Deno.test("FrameStream.send keeps frames with more to come together until flush, or until there are many", () => {
+  using rig = new Rig();
+  const sent = [pattern(300, 1), pattern(60, 2), pattern(1500, 3)];
+  for (const frame of sent) assertEquals(rig.send(frame, 100, true), 0);
+  assertEquals(rig.read(1 << 20), new Uint8Array());
+  assertEquals(rig.stream.flush(), 0);
+  assertEquals(rig.read(1 << 20), framed(...sent));
+  const many = Array.from({ length: 5 }, (_, i) => pattern(60_000, i));
+  for (const frame of many.slice(0, 4)) {
+    assertEquals(rig.send(frame, 60_000, true), 0);
+  }
+  // As many as it keeps, and more than a socket takes.
+  assertEquals(rig.send(many[4]!, 60_000, true), -Errno.EAGAIN);
+  assertEquals(rig.stream.isFull, true);
+  const parts = [rig.read(1 << 20)];
+  while (rig.send(many[4]!, 60_000, true) !== 0) parts.push(rig.read(1 << 20));
+  while (rig.stream.flush() !== 0) parts.push(rig.read(1 << 20));
+  parts.push(rig.read(1 << 20));
+  assertEquals(bytes(...parts), framed(...many));
+});
+
 Deno.test("FrameStream.send takes frames of more segments than one call does", () => {
   using rig = new Rig();
   const frame = pattern(1024, 3);
@@ -141,9 +162,9 @@ Deno.test("FrameStream.send keeps the end of a frame, whatever becomes of the gu
     const part = rig.read(1_000);
     parts.push(part);
     idle = part.length === 0 ? idle + 1 : 0;
-    if (rig.stream.hasPending) rig.stream.flush();
+    if (rig.stream.isFull) rig.stream.flush();
   }
-  assertEquals(rig.stream.hasPending, false);
+  assertEquals(rig.stream.isFull, false);
   assertEquals(bytes(...parts), framed(...sent));
 });
 
