@@ -18,5 +18,6 @@ export * from "./io_uring.ts";
 export * from "./mapping.ts";
 export * from "./poll.ts";
 export * from "./process.ts";
+export * from "./seccomp.ts";
 export * from "./socket.ts";
 export * from "./tap.ts";

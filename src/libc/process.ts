@@ -240,3 +240,24 @@ export class ChildProcess implements Disposable {
     this.close();
   }
 }
+
+/** What {@linkcode limitResource} limits. */
+export const Resource = { FSIZE: 1, CORE: 4, NOFILE: 7 } as const;
+
+/**
+ * Lowers a limit of this process for good; one that is lower already stays.
+ *
+ * @throws {SyscallError}
+ */
+export function limitResource(
+  resource: typeof Resource[keyof typeof Resource],
+  limit: number,
+): void {
+  // struct rlimit { rlim_t rlim_cur; rlim_t rlim_max; }
+  const limits = new BigUint64Array(2);
+  const bytes = new Uint8Array(limits.buffer);
+  check(libc.getrlimit(resource, bytes), "getrlimit");
+  const most = BigInt(limit);
+  limits.forEach((now, i) => limits[i] = now < most ? now : most);
+  check(libc.setrlimit(resource, bytes), "setrlimit");
+}

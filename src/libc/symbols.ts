@@ -131,6 +131,14 @@ const TABLE = {
   gettid: { name: "syscall", parameters: ["i32"], result: "i32" },
   // int prctl(int PR_SET_NAME, const char *name)
   prctl_name: { name: "prctl", parameters: ["i32", "buffer"], result: "i32" },
+  // int prctl(int option, unsigned long arg2, unsigned long arg3, unsigned long arg4, unsigned long arg5)
+  prctl_value: { name: "prctl", parameters: ["i32", "usize", "usize", "usize", "usize"], result: "i32" },
+  // long syscall(SYS_seccomp, unsigned operation, unsigned flags, void *args)
+  seccomp: { name: "syscall", parameters: ["i32", "u32", "u32", "pointer"], result: "i32" },
+  // int getrlimit(int resource, struct rlimit *limits)
+  getrlimit: { parameters: ["i32", "buffer"], result: "i32" },
+  // int setrlimit(int resource, const struct rlimit *limits)
+  setrlimit: { parameters: ["i32", "buffer"], result: "i32" },
   // int sched_setaffinity(pid_t pid, size_t cpusetsize, const cpu_set_t *mask)
   sched_setaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
   // int sched_getaffinity(pid_t pid, size_t cpusetsize, cpu_set_t *mask)

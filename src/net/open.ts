@@ -13,12 +13,12 @@ import { NoneBackend } from "./none.ts";
 import {
   NetKind,
   type NetOptions,
+  type PasstNetOptions,
   type UserNetOptions,
 } from "./option_table.ts";
-import { PasstBackend } from "./passt.ts";
-import { SlirpBackend } from "./slirp.ts";
-import { type GivenSlirp, SLIRP_KIND } from "./slirp_given.ts";
-import { openLibslirp } from "./slirp_symbols.ts";
+import { Passt, PASST_KIND } from "./passt.ts";
+import { type GivenPeer, PeerBackend } from "./peer_backend.ts";
+import { NoLibslirpError, Slirp, SLIRP_KIND } from "./slirp/slirp.ts";
 import { StreamBackend } from "./stream.ts";
 import { TapBackend } from "./tap.ts";
 import { TAP_SHARE_KIND, TapTwin } from "./tap_twin.ts";
@@ -56,7 +56,7 @@ export function openNetBackend(
     case NetKind.DGRAM:
       return new DgramBackend(options, context, inherited);
     case NetKind.PASST:
-      return new PasstBackend(options, context, inherited);
+      return openPasst(options, context, inherited);
     case NetKind.NONE:
       return new NoneBackend(inherited);
     default:
@@ -67,44 +67,60 @@ export function openNetBackend(
   }
 }
 
+function openPasst(
+  options: PasstNetOptions,
+  context: NetContext,
+  inherited?: unknown,
+): NetBackend {
+  const given = takePeer(inherited, PASST_KIND);
+  const passt = new Passt(options, context.mtu, given?.program);
+  return new PeerBackend(passt, context, given);
+}
+
+function takePeer(inherited: unknown, kind: string): GivenPeer | null {
+  return inherited === undefined ? null : takeGiven<GivenPeer>(inherited, kind);
+}
+
 /** What was chosen at first stays: a guest does not lose its connections because a variable has changed. */
 function inheritUser(
   options: UserNetOptions,
   context: NetContext,
   inherited: unknown,
 ): NetBackend {
-  if (isGiven(inherited, GATEWAY_KIND)) {
-    return new GatewayBackend(options, context, inherited);
-  }
-  const given = takeGiven<GivenSlirp>(inherited, SLIRP_KIND);
-  // The dynamic linker has it under this name already, so that this is the very library whose memory was given.
-  const library = openLibslirp(given.library);
-  if ("reason" in library) {
-    throw new ErrnoError(
-      Errno.ENOENT,
-      `Cannot move a user-mode network to another thread: ${library.reason}`,
-    );
-  }
-  return new SlirpBackend(options, context, library, given);
+  return isGiven(inherited, GATEWAY_KIND)
+    ? new GatewayBackend(options, context, inherited)
+    : openSlirp(options, context, inherited);
+}
+
+function openSlirp(
+  options: UserNetOptions,
+  context: NetContext,
+  inherited?: unknown,
+): NetBackend {
+  const given = takePeer(inherited, SLIRP_KIND);
+  const library = Deno.env.get(LIBSLIRP_VARIABLE) ?? null;
+  const slirp = new Slirp(options, context.mtu, library, given?.program);
+  return new PeerBackend(slirp, context, given);
 }
 
 function openUser(options: UserNetOptions, context: NetContext): NetBackend {
   const chosen = Deno.env.get(LIBSLIRP_VARIABLE);
   if (chosen === "none") return new GatewayBackend(options, context);
-  const library = openLibslirp(chosen);
-  if (!("reason" in library)) {
-    return new SlirpBackend(options, context, library);
-  }
-  if (chosen !== undefined) {
-    throw new ErrnoError(
-      Errno.ENOENT,
-      `Cannot use ${LIBSLIRP_VARIABLE}=${chosen}: ${library.reason}`,
+  try {
+    return openSlirp(options, context);
+  } catch (error) {
+    if (!(error instanceof NoLibslirpError)) throw error;
+    if (chosen !== undefined) {
+      throw new ErrnoError(
+        Errno.ENOENT,
+        `Cannot use ${LIBSLIRP_VARIABLE}=${chosen}: ${error.reason}`,
+      );
+    }
+    const gateway = new GatewayBackend(options, context);
+    context.log.warn(
+      `The guest gets an address but reaches nothing outside: for connections, ${INSTALL_LIBSLIRP}`,
+      { reason: error.reason },
     );
+    return gateway;
   }
-  const gateway = new GatewayBackend(options, context);
-  context.log.warn(
-    `The guest gets an address but reaches nothing outside: for connections, ${INSTALL_LIBSLIRP}`,
-    { reason: library.reason },
-  );
-  return gateway;
 }

@@ -1,214 +1,142 @@
 /**
- * A card plugged into passt, which gives the guest the host's own network without any privilege.
+ * passt, which gives the guest the host's own network without any privilege: how it is found and started.
  *
  * @module
  */
 
 import { Errno, ErrnoError } from "../errno.ts";
-import type { Loop } from "../event_loop.ts";
-import { formatExitStatus, SyscallError } from "../libc/mod.ts";
-import type { ScatterGather } from "../memory/scatter_gather.ts";
-import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
-import { Backoff, type BackoffState } from "./backoff.ts";
-import { CalmLog } from "./calm_log.ts";
-import { type Given, takeGiven } from "./given.ts";
+import { formatExitStatus } from "../libc/mod.ts";
 import type { PasstNetOptions } from "./option_table.ts";
+import type { PeerProgram } from "./peer_backend.ts";
 import {
-  findPasst,
-  type GivenPasstProcess,
-  passtArguments,
-  PasstProcess,
-  startPasst,
-} from "./passt_process.ts";
-import { type GivenPort, StreamPort } from "./stream_port.ts";
+  PEER_SOCKET_FD,
+  peerEnvironment,
+  type PeerProcess,
+  type StartedPeer,
+  startPeer,
+} from "./peer_process.ts";
 
+/** What marks the state of a card on passt. */
+export const PASST_KIND = "passt";
 /** A passt that does not like its options or its host says so and ends within this time, unless the machine is busy. */
 const START_MS = 200;
-const RESTART_MAX_MS = 5000;
+/** The environment variable that names the passt to start, where the option does not. */
+export const PASST_VARIABLE = "OUTBOARD_PASST";
 
-const KIND = "passt";
+/** What it says of itself whatever happens: no news, and no reason for its end. */
+const USUAL = [
+  /^Don't run as root/,
+  /^Started as root/,
+  /^Can't run AVX2 build/,
+  /^Failed to send \d+ bytes to syslog/,
+  /^No IPv[46] nameserver/,
+];
 
-interface GivenPasst extends Given {
-  /** What was found at first, and is started again. */
-  readonly program: string;
-  readonly port: GivenPort;
-  /** null while none runs. */
-  readonly process: GivenPasstProcess | null;
-  readonly backoff: BackoffState;
-  readonly starts: number;
+function isProgram(path: string): boolean {
+  try {
+    const { isFile, mode } = Deno.statSync(path);
+    return isFile && ((mode ?? 0) & 0o111) !== 0;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return false;
+  }
 }
 
 /**
- * A frame stream to a passt process.
+ * Finds the program: a path as it is, a name in PATH.
  *
- * ```text
- *   running --it ends, or its socket does--> pausing --> running …
- * ```
+ * @throws {ErrnoError} ENOENT, with the remedy
  */
-export class PasstBackend implements NetBackend {
+export function findPasst(program: string | null): string {
+  const name = program ?? Deno.env.get(PASST_VARIABLE) ?? "passt";
+  const candidates = name.includes("/")
+    ? [name]
+    : (Deno.env.get("PATH") ?? "/usr/local/bin:/usr/bin:/bin").split(":")
+      .map((folder) => `${folder === "" ? "." : folder}/${name}`);
+  const found = candidates.find(isProgram);
+  if (found !== undefined) return found;
+  throw new ErrnoError(
+    Errno.ENOENT,
+    name === "passt"
+      ? "Cannot use net=passt: passt is not installed, install it (apt install passt, or dnf install passt) " +
+        `or name it with passt=PATH or ${PASST_VARIABLE}`
+      : `Cannot use net=passt: ${name} is no program, name the one to start with passt=PATH or ${PASST_VARIABLE}`,
+  );
+}
+
+/** Its command line, for a card with that MTU. */
+export function passtArguments(
+  options: PasstNetOptions,
+  mtu: number,
+): string[] {
+  return [
+    "passt",
+    // It then stays our child, and ends with the connection.
+    ...["--foreground", "--quiet", "--one-off"],
+    ...["--fd", `${PEER_SOCKET_FD}`],
+    ...["--mtu", `${mtu}`],
+    ...options.tcpPorts.flatMap((spec) => ["--tcp-ports", spec]),
+    ...options.udpPorts.flatMap((spec) => ["--udp-ports", spec]),
+  ];
+}
+
+/** Arguments for a card with that MTU, and a program that was found at first and is started again. */
+export class Passt implements PeerProgram {
+  readonly kind = PASST_KIND;
+  readonly name = "passt";
   readonly description: string;
-  readonly hasVnetHeader = false;
-  readonly #loop: Loop;
-  readonly #log: CalmLog;
   readonly #program: string;
   readonly #args: readonly string[];
-  readonly #port: StreamPort;
-  readonly #backoff: Backoff;
-  #process: PasstProcess | null = null;
-  #starts = 0;
+  readonly #startMs: number;
 
   /**
    * @param inherited What a predecessor gave, if there was one
    * @param startMs How long to wait for an end at once
-   * @throws {ErrnoError} With the remedy: when passt is not there, or ends at once
+   * @throws {ErrnoError} ENOENT, with the remedy
    */
   constructor(
     options: PasstNetOptions,
-    context: NetContext,
+    mtu: number,
     inherited?: unknown,
-    startMs = START_MS,
+    startMs: number = START_MS,
   ) {
-    const { loop } = context;
-    const given = inherited === undefined
-      ? null
-      : takeGiven<GivenPasst>(inherited, KIND);
-    this.#loop = loop;
-    this.#log = new CalmLog(loop, context.log);
-    this.#program = given?.program ?? findPasst(options.program);
-    this.#args = passtArguments(options, context.mtu);
+    this.#program = inherited as string | undefined ??
+      findPasst(options.program);
+    this.#args = passtArguments(options, mtu);
+    this.#startMs = startMs;
     this.description = `passt (${this.#program})`;
-    this.#port = new StreamPort(loop, () => this.#onEnd());
-    this.#backoff = new Backoff(
-      loop,
-      RESTART_MAX_MS,
-      () => this.#restart(),
-      given?.backoff ?? null,
-    );
-    try {
-      if (given === null) {
-        this.#start();
-        this.#awaitTrouble(startMs);
-      } else this.#inherit(given);
-    } catch (error) {
-      // What was given stays the giver's.
-      if (given !== null) this.handOver();
-      this.close();
-      throw error;
-    }
   }
 
-  start(peer: NetPeer): void {
-    this.#port.start(peer);
-  }
-
-  stop(): void {
-    this.#port.stop();
-  }
-
-  send(frame: ScatterGather): number {
-    return this.#port.send(frame);
-  }
-
-  receive(into: ScatterGather): number {
-    return this.#port.receive(into);
-  }
-
-  setReceiving(on: boolean): void {
-    this.#port.setReceiving(on);
-  }
-
-  counters(): Readonly<Record<string, number>> {
-    return {
-      ...this.#port.counters(),
-      starts: this.#starts,
-      pid: this.#process?.pid ?? 0,
-    };
-  }
-
-  handOver(): unknown {
-    const process = this.#process;
-    // Its end, if it comes now, is the successor's to see.
-    this.#process = null;
-    const given: GivenPasst = {
-      version: 1,
-      kind: KIND,
+  start(): StartedPeer {
+    return startPeer({
       program: this.#program,
-      port: this.#port.handOver(),
-      process: process?.handOver() ?? null,
-      backoff: this.#backoff.state(),
-      starts: this.#starts,
-    };
-    this.#backoff.close();
-    return given;
-  }
-
-  close(): void {
-    this.#backoff.close();
-    this.#port.close();
-    this.#process?.close();
-    this.#process = null;
-  }
-
-  #inherit(given: GivenPasst): void {
-    this.#starts = given.starts;
-    if (given.process !== null) {
-      this.#process = new PasstProcess(
-        given.process,
-        this.#loop,
-        () => this.#onEnd(),
-      );
-    }
-    this.#port.inherit(given.port);
-  }
-
-  #start(): void {
-    const process = new PasstProcess(
-      startPasst(this.#program, this.#args),
-      this.#loop,
-      () => this.#onEnd(),
-    );
-    this.#process = process;
-    this.#starts++;
-    this.#backoff.succeeded();
-    this.#port.attach(process.takeSocket());
+      args: this.#args,
+      env: peerEnvironment(["PATH", "LD_LIBRARY_PATH"]),
+    });
   }
 
   /** A port that is taken and the like is known at once, and the user is still there to read it. */
-  #awaitTrouble(startMs: number): void {
-    const process = this.#process!;
-    const status = process.waitForExit(startMs);
+  awaitStart(process: PeerProcess): void {
+    const status = process.waitForExit(this.#startMs);
     if (status === null) return;
-    const why = process.lastWords || formatExitStatus(status);
+    const why = this.reasonIn(process.said) || formatExitStatus(status);
     throw new ErrnoError(
       Errno.EIO,
       `Cannot use net=passt: ${this.#program} ends at once and says: ${why}`,
     );
   }
 
-  #restart(): void {
-    try {
-      this.#start();
-    } catch (error) {
-      if (!(error instanceof SyscallError)) throw error;
-      this.#log.warn("start", `${error.message}; trying again`);
-      this.#backoff.retry();
-    }
+  reasonIn(said: string): string {
+    const lines = said.split("\n").map((line) => line.trim());
+    const telling = lines.filter((line) =>
+      line !== "" && !USUAL.some((pattern) => pattern.test(line))
+    );
+    return telling.slice(-3).join("; ");
   }
 
-  /** Its socket or its process has ended: whichever is noticed first takes the other along. */
-  #onEnd(): void {
-    const process = this.#process;
-    if (process === null) return;
-    this.#process = null;
-    this.#port.detach();
-    const status = process.end();
-    const words = process.lastWords;
-    this.#log.warn(
-      "end",
-      `passt has ended (${formatExitStatus(status)}${
-        words === "" ? "" : `, ${words}`
-      }): the card is without a network until it is started again`,
-    );
-    this.#backoff.retry();
+  handOver(): string {
+    return this.#program;
   }
+
+  close(): void {}
 }

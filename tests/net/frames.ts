@@ -185,8 +185,9 @@ export function ping(
 /** A DHCP message from the guest; `options` without the cookie and the end. */
 export function dhcp(
   options: number[],
-  fields: { flags?: number; ciaddr?: string } = {},
+  fields: { flags?: number; ciaddr?: string; mac?: Uint8Array } = {},
 ): Uint8Array<ArrayBuffer> {
+  const mac = fields.mac ?? GUEST_MAC;
   const message = bytes(
     [1, 1, 6, 0],
     be32(0xcafe_f00d),
@@ -194,7 +195,7 @@ export function dhcp(
     be16(fields.flags ?? 0),
     ip(fields.ciaddr ?? "0.0.0.0"),
     new Uint8Array(12),
-    GUEST_MAC,
+    mac,
     new Uint8Array(10 + 64 + 128),
     [0x63, 0x82, 0x53, 0x63],
     options,
@@ -205,6 +206,7 @@ export function dhcp(
     BROADCAST_MAC,
     0x0800,
     udp(source, 68, "255.255.255.255", 67, message),
+    mac,
   );
 }
 

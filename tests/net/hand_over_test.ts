@@ -10,7 +10,9 @@ import { openFds } from "../resources.ts";
 import { Card, Host } from "./card.ts";
 import { arpRequest, ethernet, GUEST_MAC, ping } from "./frames.ts";
 import { NetworkNamespace, whyNoTap } from "./netns.ts";
+import { testLibslirp } from "./libslirp.ts";
 import { DGRAM, HostSocket, STREAM } from "./sockets.ts";
+import { TcpPeer } from "./tcp_peer.ts";
 import { give, MOVES, Traveller } from "./traveller.ts";
 
 interface Scene {
@@ -347,6 +349,54 @@ moveTest("of passt sees what ended while it moved", (scene) => {
   }
   Deno.removeSync(program);
 });
+
+const libslirp = await testLibslirp();
+
+moveTest(
+  "of libslirp keeps its process and a connection, byte for byte",
+  (scene) => {
+    const port = HostSocket.freePort(STREAM);
+    using traveller = scene.travel({ hostfwd: `tcp:127.0.0.1:${port}-:80` });
+    const gateway = Uint8Array.of(0x52, 0x55, 10, 0, 2, 2);
+    traveller.card.send(arpRequest("10.0.2.15", "10.0.2.2"));
+    traveller.card.turnUntil(
+      "joined",
+      () => traveller.card.received.length > 0,
+    );
+    const { pid } = traveller.card.backend.counters!();
+    const peer = new TcpPeer(traveller.card, gateway, "10.0.2.15", 80);
+    using client = HostSocket.connect(STREAM, port);
+    const before = openFds();
+    const all = Uint8Array.from({ length: 40_000 * MOVES }, (_, i) => i >> 5);
+    let sent = 0;
+    for (let i = 1; i <= MOVES; i++) {
+      peer.moveTo(traveller.card);
+      traveller.card.onFrame = (frame) => peer.onFrame(frame);
+      // It moves while bytes are under way.
+      traveller.card.turnUntil("bytes", () => {
+        sent += client.write(all.subarray(sent, 40_000 * i));
+        return peer.receivedBytes > 40_000 * i - 20_000;
+      });
+      for (const frame of traveller.card.received.splice(0)) {
+        peer.onFrame(frame);
+      }
+      traveller.move();
+      assertEquals(openFds(), before);
+    }
+    peer.moveTo(traveller.card);
+    traveller.card.onFrame = (frame) => peer.onFrame(frame);
+    traveller.card.turnUntil(
+      "all bytes",
+      () => peer.receivedBytes === all.length,
+    );
+    let at = 0;
+    for (const chunk of peer.chunks) {
+      for (const byte of chunk) assert(byte === all[at++], `byte ${at - 1}`);
+    }
+    assertEquals(traveller.card.backend.counters!()["pid"], pid);
+  },
+  "skip" in libslirp,
+);
 
 moveTest("of the built-in gateway keeps its answers", ({ hosts }) => {
   const options = parseNetOptions({ net: "user" });

@@ -5,7 +5,7 @@
  */
 
 import { hostLibslirp } from "../guest/provision.ts";
-import { LIBSLIRP_SONAME, openLibslirp } from "../../src/net/slirp_symbols.ts";
+import { LIBSLIRP_SONAME, openLibslirp } from "../../src/net/slirp/symbols.ts";
 
 /** A name that openLibslirp() takes, or why there is none. */
 export type TestLibslirp = { readonly library: string } | {
@@ -39,7 +39,7 @@ function preload(directory: string): void {
 }
 
 /**
- * Finds libslirp 4.7 or later.
+ * Finds libslirp 4.7 or later, for this process and for those that are started from here on.
  *
  * @throws When there is none and CI=true: a skipped test must not look like a passed one there
  */
@@ -50,6 +50,8 @@ export async function testLibslirp(): Promise<TestLibslirp> {
   if ("skip" in provided) skip = provided.skip;
   else if (provided.libraryDir !== undefined) {
     preload(provided.libraryDir);
+    // A dynamic linker reads it when its process begins, so that ours is not concerned.
+    Deno.env.set("LD_LIBRARY_PATH", provided.libraryDir);
     const library = `${provided.libraryDir}/${LIBSLIRP_SONAME}`;
     if (loads(library)) return { library };
   }

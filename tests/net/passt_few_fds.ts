@@ -1,5 +1,5 @@
 /**
- * A program for passt_test.ts, to be run with few descriptors: starts passt with ever fewer of them left, and prints for
+ * A program for passt_test.ts, to be run with few descriptors: starts a program with ever fewer of them left, and prints for
  * each attempt how many there were before it and after it.
  *
  * @module
@@ -7,7 +7,7 @@
 
 import { Errno, ErrnoError } from "../../src/errno.ts";
 import { type Fd, openFd } from "../../src/libc/mod.ts";
-import { startPasst } from "../../src/net/passt_process.ts";
+import { startPeer } from "../../src/net/peer_process.ts";
 
 /** Takes all descriptors that are left. */
 function takeAll(): Fd[] {
@@ -28,7 +28,7 @@ const held = takeAll();
 for (let free = 0; free < 5; free++) {
   for (const fd of held.splice(0, free)) fd.close();
   try {
-    startPasst("/bin/true", ["true"]);
+    startPeer({ program: "/bin/true", args: ["true"], env: {} });
     lines.push("it was started");
   } catch (error) {
     if (!(error instanceof ErrnoError)) throw error;

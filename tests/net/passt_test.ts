@@ -3,8 +3,8 @@ import { Errno, ErrnoError } from "../../src/errno.ts";
 import { openNetBackend } from "../../src/net/open.ts";
 import { type OptionValues, parseNetOptions } from "../../src/net/options.ts";
 import type { PasstNetOptions } from "../../src/net/option_table.ts";
-import { PasstBackend } from "../../src/net/passt.ts";
-import { passtArguments } from "../../src/net/passt_process.ts";
+import { Passt, passtArguments } from "../../src/net/passt.ts";
+import { PeerBackend } from "../../src/net/peer_backend.ts";
 import { testPasst } from "../guest/passt.ts";
 import { openFds } from "../resources.ts";
 import { PATIENCE_MS } from "../until.ts";
@@ -53,7 +53,7 @@ function passtTest(
   ignore = false,
 ): void {
   Deno.test({
-    name: `PasstBackend ${name}`,
+    name: `PeerBackend on passt ${name}`,
     ignore,
     fn() {
       const folder = Deno.makeTempDirSync({ prefix: "outboard-passt-" });
@@ -71,11 +71,14 @@ function passtTest(
               const options = parseNetOptions({ net: "passt", ...values });
               return assertThrows(
                 () =>
-                  new PasstBackend(
-                    options as PasstNetOptions,
+                  new PeerBackend(
+                    new Passt(
+                      options as PasstNetOptions,
+                      host.context.mtu,
+                      undefined,
+                      PATIENCE_MS,
+                    ),
                     host.context,
-                    undefined,
-                    PATIENCE_MS,
                   ),
                 ErrnoError,
               );
@@ -339,7 +342,7 @@ passtTest(
   reason !== "",
 );
 
-Deno.test("startPasst leaves no descriptor behind when there are too few", () => {
+Deno.test("startPeer leaves no descriptor behind when there are too few", () => {
   const program = `${import.meta.dirname}/passt_few_fds.ts`;
   const { success, stdout, stderr } = new Deno.Command("sh", {
     args: [

@@ -19,21 +19,9 @@ import {
 
 const MSS = 1460;
 
-/** Where a {@linkcode TcpPeer} is, as plain data. */
-export interface TcpPeerState {
-  readonly remote: string;
-  readonly remotePort: number;
-  readonly next: number;
-  readonly expected: number;
-  readonly receivedBytes: number;
-  readonly established: boolean;
-  readonly acknowledged: number;
-  readonly chunks: readonly Uint8Array[];
-}
-
 /** One connection between the guest and an address of the network. */
 export class TcpPeer {
-  readonly #card: Card;
+  #card: Card;
   readonly #gatewayMac: Uint8Array;
   readonly #address: string;
   readonly #port: number;
@@ -55,35 +43,16 @@ export class TcpPeer {
     gatewayMac: Uint8Array,
     address: string,
     port: number,
-    state: TcpPeerState | null = null,
   ) {
     this.#card = card;
     this.#gatewayMac = gatewayMac;
     this.#address = address;
     this.#port = port;
-    if (state === null) return;
-    this.#remote = state.remote;
-    this.#remotePort = state.remotePort;
-    this.#next = state.next;
-    this.#expected = state.expected;
-    this.receivedBytes = state.receivedBytes;
-    this.established = state.established;
-    this.acknowledged = state.acknowledged;
-    this.chunks.push(...state.chunks);
   }
 
-  /** For a successor on another card. */
-  state(): TcpPeerState {
-    return {
-      remote: this.#remote,
-      remotePort: this.#remotePort,
-      next: this.#next,
-      expected: this.#expected,
-      receivedBytes: this.receivedBytes,
-      established: this.established,
-      acknowledged: this.acknowledged,
-      chunks: [...this.chunks],
-    };
+  /** Its frames go by another card from here on. */
+  moveTo(card: Card): void {
+    this.#card = card;
   }
 
   /** Opens a connection from the guest. */

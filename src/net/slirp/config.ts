@@ -4,11 +4,11 @@
  * @module
  */
 
-import { setU64 } from "../bits.ts";
-import { NativeBuffer } from "../libc/mod.ts";
-import { netmask } from "./ipv4.ts";
-import type { UserNetOptions } from "./option_table.ts";
-import { SLIRP_CONFIG, SLIRP_CONFIG_VERSION } from "./slirp_symbols.ts";
+import { setU64 } from "../../bits.ts";
+import { NativeBuffer } from "../../libc/mod.ts";
+import { netmask } from "../ipv4.ts";
+import type { UserNetOptions } from "../option_table.ts";
+import { SLIRP_CONFIG, SLIRP_CONFIG_VERSION } from "./symbols.ts";
 
 const AT = SLIRP_CONFIG;
 

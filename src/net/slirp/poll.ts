@@ -4,10 +4,10 @@
  * @module
  */
 
-import { ErrnoError } from "../errno.ts";
-import type { FdWatch, Loop } from "../event_loop.ts";
-import { Epoll } from "../libc/mod.ts";
-import { SLIRP_POLL } from "./slirp_symbols.ts";
+import { ErrnoError } from "../../errno.ts";
+import type { FdWatch, Loop } from "../../event_loop.ts";
+import { Epoll } from "../../libc/mod.ts";
+import { SLIRP_POLL } from "./symbols.ts";
 
 /** SLIRP_POLL bits as epoll bits. */
 export function slirpToEpoll(events: number): number {

@@ -1,10 +1,9 @@
 /**
- * passt as a child process: how it is found, started, listened to and ended.
+ * A program at the other end of a card's wire, as a child process: how it is started, listened to and ended.
  *
  * @module
  */
 
-import { Errno, ErrnoError } from "../errno.ts";
 import type { FdWatch, Loop } from "../event_loop.ts";
 import {
   ChildProcess,
@@ -15,80 +14,24 @@ import {
   Fd,
   NativeBuffer,
   openFd,
+  Poll,
+  pollFd,
   setBlocking,
   socketPair,
   spawnProcess,
 } from "../libc/mod.ts";
 import { libc } from "../libc/symbols.ts";
-import type { PasstNetOptions } from "./option_table.ts";
-
-/** The environment variable that names the passt to start, where the option does not. */
-export const PASST_VARIABLE = "OUTBOARD_PASST";
 
 /** Its end of the socket pair. */
-const SOCKET_FD = 3;
+export const PEER_SOCKET_FD = 3;
+/** The first of the descriptors that it is given besides. */
+export const PEER_EXTRA_FD = 4;
 const END_GRACE_MS = 500;
 /** How much of what it says is kept. */
 const WORDS_MAX = 4096;
-/** What it says of itself whatever happens: no news, and no reason for its end. */
-const USUAL = [
-  /^Don't run as root/,
-  /^Started as root/,
-  /^Can't run AVX2 build/,
-  /^Failed to send \d+ bytes to syslog/,
-  /^No IPv[46] nameserver/,
-];
 
-function isProgram(path: string): boolean {
-  try {
-    const { isFile, mode } = Deno.statSync(path);
-    return isFile && ((mode ?? 0) & 0o111) !== 0;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return false;
-  }
-}
-
-/**
- * Finds the program: a path as it is, a name in PATH.
- *
- * @throws {ErrnoError} ENOENT, with the remedy
- */
-export function findPasst(program: string | null): string {
-  const name = program ?? Deno.env.get(PASST_VARIABLE) ?? "passt";
-  const candidates = name.includes("/")
-    ? [name]
-    : (Deno.env.get("PATH") ?? "/usr/local/bin:/usr/bin:/bin").split(":")
-      .map((folder) => `${folder === "" ? "." : folder}/${name}`);
-  const found = candidates.find(isProgram);
-  if (found !== undefined) return found;
-  throw new ErrnoError(
-    Errno.ENOENT,
-    name === "passt"
-      ? "Cannot use net=passt: passt is not installed, install it (apt install passt, or dnf install passt) " +
-        `or name it with passt=PATH or ${PASST_VARIABLE}`
-      : `Cannot use net=passt: ${name} is no program, name the one to start with passt=PATH or ${PASST_VARIABLE}`,
-  );
-}
-
-/** Its command line, for a card with that MTU. */
-export function passtArguments(
-  options: PasstNetOptions,
-  mtu: number,
-): string[] {
-  return [
-    "passt",
-    // It then stays our child, and ends with the connection.
-    ...["--foreground", "--quiet", "--one-off"],
-    ...["--fd", `${SOCKET_FD}`],
-    ...["--mtu", `${mtu}`],
-    ...options.tcpPorts.flatMap((spec) => ["--tcp-ports", spec]),
-    ...options.udpPorts.flatMap((spec) => ["--udp-ports", spec]),
-  ];
-}
-
-/** A passt that was just started. */
-export interface StartedPasst {
+/** A program that was just started. */
+export interface StartedPeer {
   readonly child: ChildProcess;
   /** What it says. */
   readonly stderr: Fd;
@@ -97,25 +40,44 @@ export interface StartedPasst {
 }
 
 /**
- * A {@linkcode PasstProcess} on its way to another thread. It is a child of the process, not of a thread: whichever
+ * A {@linkcode PeerProcess} on its way to another thread. It is a child of the process, not of a thread: whichever
  * thread has it may wait for it and end it.
  */
-export interface GivenPasstProcess {
+export interface GivenPeerProcess {
   /** Nobody else's as long as it was not waited for, even when it has ended. */
   readonly pid: number;
   readonly stderr: number;
   readonly said: string;
 }
 
+/** Those of our environment variables that a program is to have, and nothing of ours that is none of its business. */
+export function peerEnvironment(
+  names: readonly string[],
+): Record<string, string> {
+  const env: Record<string, string> = {};
+  for (const name of names) {
+    const value = Deno.env.get(name);
+    if (value !== undefined) env[name] = value;
+  }
+  return env;
+}
+
+/** What to start. */
+export interface PeerCommand {
+  readonly program: string;
+  /** Arguments, the name of the program as the first. */
+  readonly args: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+  /** Descriptors of ours that it gets too, from {@linkcode PEER_EXTRA_FD} on; they stay ours. */
+  readonly fds?: readonly number[];
+}
+
 /**
- * Starts passt.
+ * Starts a program with a socket to it.
  *
  * @throws {import("../libc/mod.ts").SyscallError}
  */
-export function startPasst(
-  program: string,
-  args: readonly string[],
-): StartedPasst {
+export function startPeer(command: PeerCommand): StartedPeer {
   using undo = new DisposableStack();
   using passed = new DisposableStack();
   const O_RDWR = 2;
@@ -129,53 +91,64 @@ export function startPasst(
   setBlocking(theirs.number);
   const nothing = passed.use(openFd("/dev/null", O_RDWR));
   const child = spawnProcess({
-    program,
-    args,
-    env: environment(),
+    program: command.program,
+    args: command.args,
+    env: command.env,
     fds: [
       { from: nothing.number, to: 0 },
       { from: nothing.number, to: 1 },
       { from: writer.number, to: 2 },
-      { from: theirs.number, to: SOCKET_FD },
+      { from: theirs.number, to: PEER_SOCKET_FD },
+      ...(command.fds ?? []).map((from, i) => ({
+        from,
+        to: PEER_EXTRA_FD + i,
+      })),
     ],
   });
   undo.move();
   return { child, stderr, socket };
 }
 
-/** A running passt. It ends by itself when its socket is closed, so not even our own sudden end leaves one behind. */
-export class PasstProcess implements Disposable {
+/**
+ * A running program. It is to end by itself when its socket is closed, so that not even our own sudden end leaves one
+ * behind.
+ */
+export class PeerProcess implements Disposable {
   readonly #child: ChildProcess;
   readonly #stderr: Fd;
   readonly #chunk = new NativeBuffer(WORDS_MAX);
   readonly #chunkPointer = this.#chunk.pointer();
   readonly #watches: FdWatch[] = [];
+  readonly #onWords: (text: string) => void;
   #socket: Fd | null = null;
   #said = "";
   #closed = false;
 
   /**
-   * @param passt Just started, or what a predecessor gave; taken over
+   * @param peer Just started, or what a predecessor gave; taken over
    * @param onExit Called once when it ends by itself; it is to be closed then
+   * @param onWords Told of what it says, in pieces as they come
    * @throws {import("../libc/mod.ts").SyscallError} What a predecessor gave is untouched then
    */
   constructor(
-    passt: StartedPasst | GivenPasstProcess,
+    peer: StartedPeer | GivenPeerProcess,
     loop: Loop,
     onExit: () => void,
+    onWords: (text: string) => void = () => {},
   ) {
-    if ("pid" in passt) {
-      this.#child = new ChildProcess(passt.pid);
-      this.#stderr = new Fd(passt.stderr);
-      this.#said = passt.said;
+    this.#onWords = onWords;
+    if ("pid" in peer) {
+      this.#child = new ChildProcess(peer.pid);
+      this.#stderr = new Fd(peer.stderr);
+      this.#said = peer.said;
     } else {
-      this.#child = passt.child;
-      this.#stderr = passt.stderr;
-      this.#socket = passt.socket;
+      this.#child = peer.child;
+      this.#stderr = peer.stderr;
+      this.#socket = peer.socket;
     }
     try {
       this.#watches.push(
-        loop.watch(this.#stderr.number, Epoll.IN, () => this.#listen()),
+        loop.watch(this.#stderr.number, Epoll.IN, () => void this.#listen()),
       );
       this.#watches.push(
         loop.watch(this.#child.pidFd, Epoll.IN, () => {
@@ -184,7 +157,7 @@ export class PasstProcess implements Disposable {
         }),
       );
     } catch (error) {
-      if ("pid" in passt) this.handOver();
+      if ("pid" in peer) this.handOver();
       else this.close();
       throw error;
     }
@@ -195,13 +168,25 @@ export class PasstProcess implements Disposable {
     return this.#child.pid;
   }
 
-  /** The last it said that may be a reason, in one line; empty when there is none. */
-  get lastWords(): string {
-    const lines = this.#said.split("\n").map((line) => line.trim());
-    const telling = lines.filter((line) =>
-      line !== "" && !USUAL.some((pattern) => pattern.test(line))
-    );
-    return telling.slice(-3).join("; ");
+  /** The last it said; not all of it when that was much. */
+  get said(): string {
+    return this.#said;
+  }
+
+  /**
+   * Waits until it says something, blocking.
+   *
+   * @returns What matched; null when it has ended or did not say so in time
+   */
+  waitForWords(pattern: RegExp, timeoutMs: number): RegExpExecArray | null {
+    const until = performance.now() + timeoutMs;
+    for (;;) {
+      const found = pattern.exec(this.#said);
+      if (found !== null) return found;
+      const left = until - performance.now();
+      if (left <= 0 || !pollFd(this.#stderr.number, Poll.IN, left)) return null;
+      if (this.#listen() === 0) return null;
+    }
   }
 
   /** Waits for its end, blocking. @returns null when it runs still */
@@ -219,7 +204,7 @@ export class PasstProcess implements Disposable {
   }
 
   /** Gives it away; nothing may follow. */
-  handOver(): GivenPasstProcess {
+  handOver(): GivenPeerProcess {
     for (const watch of this.#watches) watch.close();
     this.#closed = true;
     this.#chunk.close();
@@ -259,23 +244,19 @@ export class PasstProcess implements Disposable {
     this.close();
   }
 
-  /** Takes what it says: it would stop at a full pipe. */
-  #listen(): void {
+  /**
+   * Takes what it says: it would stop at a full pipe.
+   *
+   * @returns 0 when it says no more, something else when it may
+   */
+  #listen(): number {
     const { bytes, lengthBytes } = this.#chunk;
     const n = libc.read(this.#stderr.number, this.#chunkPointer, lengthBytes);
     if (n > 0) {
       const text = new TextDecoder().decode(bytes.subarray(0, n));
       this.#said = (this.#said + text).slice(-WORDS_MAX);
+      this.#onWords(text);
     } else if (n === 0) this.#watches[0]?.close();
+    return n;
   }
-}
-
-/** Nothing of ours that is none of its business. */
-function environment(): Record<string, string> {
-  const env: Record<string, string> = {};
-  for (const name of ["PATH", "LD_LIBRARY_PATH"]) {
-    const value = Deno.env.get(name);
-    if (value !== undefined) env[name] = value;
-  }
-  return env;
 }

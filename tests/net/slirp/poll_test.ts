@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { EventLoop } from "../../src/event_loop.ts";
+import { EventLoop } from "../../../src/event_loop.ts";
 import {
   createEventFd,
   drainEventFd,
@@ -7,14 +7,14 @@ import {
   type Fd,
   signalEventFd,
   socketPair,
-} from "../../src/libc/mod.ts";
+} from "../../../src/libc/mod.ts";
 import {
   epollToSlirp,
   SlirpPollTable,
   slirpToEpoll,
-} from "../../src/net/slirp_poll.ts";
-import { SLIRP_POLL } from "../../src/net/slirp_symbols.ts";
-import { SlirpTimers } from "../../src/net/slirp_timers.ts";
+} from "../../../src/net/slirp/poll.ts";
+import { SLIRP_POLL } from "../../../src/net/slirp/symbols.ts";
+import { SlirpTimers } from "../../../src/net/slirp/timers.ts";
 
 const { IN, OUT, ERR, HUP } = SLIRP_POLL;
 
@@ -183,57 +183,4 @@ Deno.test("SlirpTimers fire once with what they were made with, unless freed", (
   timers.arm(first, timers.clockMs() + 1);
   timers.close();
   assertEquals(loop.turn(10), false);
-});
-
-/** Two threads have one clock, up to the millisecond that they count in. */
-function assertSameClock(one: SlirpTimers, other: SlirpTimers): void {
-  const from = one.clockMs();
-  const between = other.clockMs();
-  const to = one.clockMs();
-  assert(from - 1 <= between && between <= to + 1, `${[from, between, to]}`);
-}
-
-Deno.test("SlirpTimers have the clock of all threads, also when they are kept from it as they begin", () => {
-  using loop = new EventLoop();
-  using slow = new EventLoop();
-  const now = slow.now.bind(slow);
-  let looks = 0;
-  slow.now = () => {
-    const until = now() + 20;
-    if (++looks <= 2) { while (now() < until); }
-    return now();
-  };
-  const timers = [loop, slow].map((on) => new SlirpTimers(on, () => {}));
-  assertSameClock(timers[0]!, timers[1]!);
-  assertSameClock(timers[1]!, timers[0]!);
-});
-
-Deno.test("SlirpTimers move to another loop with their handles and deadlines", () => {
-  using first = new EventLoop();
-  using second = new EventLoop();
-  const fired: string[] = [];
-  const made = (where: string, loop: EventLoop) =>
-    new SlirpTimers(loop, (id, opaque) => {
-      const address = Number(Deno.UnsafePointer.value(opaque));
-      fired.push(`${where} ${id} ${address}`);
-    });
-  const here = made("here", first);
-  const idle = here.create(7, null);
-  const due = here.create(8, Deno.UnsafePointer.create(0x1230n));
-  here.create(9, null);
-  here.arm(due, here.clockMs() + 1);
-  here.arm(3, here.clockMs() + 60_000);
-  const given = structuredClone(here.handOver());
-  const there = made("there", second);
-  there.inherit(given);
-  assertEquals(first.turn(5), false);
-  for (let i = 0; i < 500 && fired.length === 0; i++) second.turn(20);
-  assertEquals(fired, ["there 8 4656"]);
-  assertSameClock(here, there);
-  assertEquals(there.create(10, null), 4);
-  there.arm(idle, 1);
-  for (let i = 0; i < 500 && fired.length === 1; i++) second.turn(20);
-  assertEquals(fired[1], "there 7 0");
-  const left = there.handOver().timers.filter(({ expireMs }) => expireMs);
-  assertEquals(left.map(({ handle }) => handle), [3]);
 });

@@ -1,19 +1,22 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno, ErrnoError } from "../../src/errno.ts";
-import type { UserNetOptions } from "../../src/net/option_table.ts";
-import { type OptionValues, parseNetOptions } from "../../src/net/options.ts";
-import { openNetBackend } from "../../src/net/open.ts";
-import { SlirpBackend } from "../../src/net/slirp.ts";
+import { Errno, ErrnoError } from "../../../src/errno.ts";
+import type { UserNetOptions } from "../../../src/net/option_table.ts";
+import {
+  type OptionValues,
+  parseNetOptions,
+} from "../../../src/net/options.ts";
+import { openNetBackend } from "../../../src/net/open.ts";
+import type { NetBackend } from "../../../src/net/backend.ts";
+import { STREAM_FRAME_MAX } from "../../../src/net/frame_stream.ts";
 import {
   isSupportedVersion,
   openLibslirp,
   SLIRP_CB,
   SLIRP_CONFIG,
-} from "../../src/net/slirp_symbols.ts";
-import { buildSlirpConfig } from "../../src/net/slirp_config.ts";
-import { heapGrowthPerOperation, openFds } from "../resources.ts";
-import { Access } from "../../src/memory/guest_memory.ts";
-import { Card, Host } from "./card.ts";
+} from "../../../src/net/slirp/symbols.ts";
+import { buildSlirpConfig } from "../../../src/net/slirp/config.ts";
+import { openFds } from "../../resources.ts";
+import { Card, Host } from "../card.ts";
 import {
   arpReply,
   arpRequest,
@@ -27,11 +30,11 @@ import {
   parseIp,
   ping,
   udp,
-} from "./frames.ts";
-import { testLibslirp } from "./libslirp.ts";
-import { DGRAM, HostSocket, STREAM } from "./sockets.ts";
-import { TcpPeer } from "./tcp_peer.ts";
-import { MOVES } from "./traveller.ts";
+} from "../frames.ts";
+import { PATIENCE_MS } from "../../until.ts";
+import { testLibslirp } from "../libslirp.ts";
+import { DGRAM, HostSocket, STREAM } from "../sockets.ts";
+import { TcpPeer } from "../tcp_peer.ts";
 
 const GATEWAY_MAC = Uint8Array.of(0x52, 0x55, 10, 0, 2, 2);
 const GUEST = "10.0.2.15";
@@ -39,21 +42,35 @@ const ROUTER = "10.0.2.2";
 
 const libslirp = await testLibslirp();
 
-// libffi opens the executable for its trampolines when the first callback is made, and keeps it open.
-new Deno.UnsafeCallback({ parameters: [], result: "void" }, () => {}).close();
-
 function options(values: OptionValues = {}): UserNetOptions {
   return parseNetOptions(values) as UserNetOptions;
 }
 
-function open(host: Host, values: OptionValues = {}): SlirpBackend {
-  if ("skip" in libslirp) throw new Error(libslirp.skip);
-  const library = openLibslirp(libslirp.library);
-  if ("reason" in library) throw new Error(library.reason);
-  return new SlirpBackend(options(values), host.context, library);
+function open(host: Host, values: OptionValues = {}): NetBackend {
+  return openNetBackend(options(values), host.context);
 }
 
-/** A test with a card on libslirp; afterwards all descriptors are closed. */
+/** Our children, zombies included. */
+function children(): string {
+  return Deno.readTextFileSync(`/proc/self/task/${Deno.pid}/children`);
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\s+[ZX]/m.test(
+      Deno.readTextFileSync(`/proc/${pid}/status`),
+    );
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+function counter(card: Card, name: string): number {
+  return card.backend.counters!()[name]!;
+}
+
+/** A test with a card on libslirp; afterwards all descriptors are closed, and its process is gone. */
 function slirpTest(
   name: string,
   values: () => OptionValues,
@@ -61,17 +78,17 @@ function slirpTest(
 ): void {
   const reason = "skip" in libslirp ? ` (ignored: ${libslirp.skip})` : "";
   Deno.test({
-    name: `SlirpBackend ${name}${reason}`,
+    name: `net=user ${name}${reason}`,
     ignore: reason !== "",
     fn() {
-      const before = openFds();
+      const before = [openFds(), children()];
       {
         using host = new Host();
         const given = values();
         using card = new Card(host, open(host, given));
         run(card, given);
       }
-      assertEquals(openFds(), before);
+      assertEquals([openFds(), children()], before);
     },
   });
 }
@@ -290,77 +307,12 @@ slirpTest("delivers what waits for ARP once the guest answers", () => ({
 });
 
 slirpTest(
-  "stops reading from the host while the card takes nothing, and goes on after",
-  () => ({
-    hostfwd: `udp:127.0.0.1:${HostSocket.freePort(DGRAM)}-:7`,
-  }),
-  (card, values) => {
-    joinNetwork(card);
-    const port = Number(/:(\d+)-/.exec(values.hostfwd as string)![1]);
-    using client = HostSocket.connect(DGRAM, port);
-    const { loop } = card.host;
-    card.backend.setReceiving(false);
-    const calls = card.readableCalls;
-    // libslirp reads one datagram a turn.
-    for (let i = 0; i < 2500; i++) {
-      client.write(bytes(i >>> 8, i & 255));
-      loop.turn(0);
-    }
-    assertEquals(card.readableCalls, calls);
-    assertEquals(card.backend.counters!().rxDropped, 0);
-    // Three quarters of the ring; the rest stays in the kernel.
-    card.fetch();
-    const waiting = card.received.length;
-    assert(waiting > 1900 && waiting < 2200, `${waiting} frames waited`);
-    assertEquals(loop.turn(0), true);
-    card.backend.setReceiving(true);
-    card.turnUntil("what was left", () => card.received.length > waiting);
-    for (let i = 0; i < 50; i++) loop.turn(0);
-    card.received.length = 0;
-    client.write(bytes(0xab, 0xcd));
-    card.take("a new datagram", (frame) => {
-      const payload = parseIp(frame)?.payload;
-      return payload?.[8] === 0xab && payload[9] === 0xcd ? frame : null;
-    });
-  },
-);
-
-slirpTest(
-  "calls nothing after stop and drops what waits",
-  () => ({}),
-  (card) => {
-    card.send(arpRequest(GUEST, ROUTER));
-    card.backend.stop();
-    for (let i = 0; i < 5; i++) card.host.loop.turn(0);
-    assertEquals(card.readableCalls, 0);
-    card.fetch();
-    assertEquals(card.received, []);
-    card.backend.start(card);
-    joinNetwork(card);
-  },
-);
-
-slirpTest(
-  "reports a frame that does not fit, and goes on",
-  () => ({}),
-  (card) => {
-    card.fetching = false;
-    card.send(dhcp([53, 1, 1]));
-    card.send(arpRequest(GUEST, ROUTER));
-    assert(card.fetchOne(100));
-    assertEquals(card.errors, [-Errno.EMSGSIZE]);
-    assert(card.fetchOne());
-    assertEquals(card.received.length, 1);
-    assertEquals(card.backend.counters!().rxDropped, 1);
-  },
-);
-
-slirpTest(
   "refuses frames longer than any and survives short ones",
   () => ({}),
   (card) => {
-    assertEquals(card.send(new Uint8Array(65535 + 19)), -Errno.EMSGSIZE);
-    for (const length of [0, 1, 13, 14, 33, 60]) {
+    const long = new Uint8Array(STREAM_FRAME_MAX + 1);
+    assertEquals(card.send(long), -Errno.EMSGSIZE);
+    for (const length of [1, 13, 14, 33, 60]) {
       assertEquals(card.send(new Uint8Array(length).fill(0x45), 2), 0);
     }
     joinNetwork(card);
@@ -388,86 +340,119 @@ slirpTest(
   },
 );
 
-slirpTest("sleeps when nothing is connected", () => ({}), (card) => {
-  joinNetwork(card);
-  for (let i = 0; i < 10; i++) card.host.loop.turn(0);
-  assertEquals(card.host.loop.turn(600), false);
-});
+/** A frame that ends libslirp 4.7.0. */
+function killingFrame(): Uint8Array<ArrayBuffer> {
+  const frame = new Uint8Array(252);
+  frame.set([0x08, 0x00], 12);
+  frame.set([0x45, 0, 0, 0xee, 0xbf, 0xbc, 0x98, 0], 14);
+  frame.set([0x40, 0xe3, 0x09, 0x53, ...ip(GUEST), ...ip(GUEST)], 22);
+  return frame;
+}
 
-slirpTest("takes frames without allocating", () => ({}), (card) => {
-  const { memory } = card.host;
-  const whole = memory.createScatterGather(4);
-  const parts = memory.createScatterGather(4);
-  // Zeroes are a frame of a type that libslirp ignores.
-  memory.translate(0, 1514, Access.READ, whole);
-  memory.translate(0, 54, Access.READ, parts);
-  memory.translate(100, 1460, Access.READ, parts);
-  const send = (operations: number) => {
-    for (let i = 0; i < operations; i++) {
-      card.backend.send(whole);
-      card.backend.send(parts);
+/** Has libslirp's process end, as a guest can by a frame where the library is old enough, and waits for the next. */
+function crash(card: Card): void {
+  const starts = counter(card, "starts");
+  const pid = counter(card, "pid");
+  card.send(killingFrame());
+  if (!card.backend.description.includes("4.7.0")) Deno.kill(pid, "SIGSEGV");
+  card.turnUntil("the next process", () => counter(card, "starts") > starts);
+  assert(counter(card, "pid") !== pid);
+}
+
+/** Leases the address that is offered to somebody, or the one they ask for. */
+function lease(card: Card, mac: number, asked?: string): string {
+  const from = { mac: Uint8Array.of(0x52, 0x54, 0, 0, 0, mac) };
+  card.send(dhcp([53, 1, 1], from));
+  const offer = card.take("offer", parseDhcp);
+  const address = asked ?? offer.address;
+  card.send(dhcp([53, 1, 3, 50, 4, ...ip(address)], from));
+  const ack = card.take("ack", parseDhcp);
+  assertEquals(ack.options.get(53), [5]);
+  return ack.address;
+}
+
+slirpTest(
+  "goes on when a guest's frame ends libslirp: with its ports and leases, and one line of log",
+  () => ({ hostfwd: `udp:127.0.0.1:${HostSocket.freePort(DGRAM)}-:7` }),
+  (card, values) => {
+    card.host.stopClock();
+    assertEquals([lease(card, 1), lease(card, 2)], [GUEST, "10.0.2.16"]);
+    for (let i = 0; i < 2; i++) {
+      crash(card);
+      // Whoever comes first would be given the first address, had it been forgotten whose it is.
+      assertEquals([lease(card, 2), lease(card, 1)], ["10.0.2.16", GUEST]);
     }
-  };
-  send(600_000);
-  const growth = heapGrowthPerOperation(50_000, send);
-  assert(growth < 1, `${growth} bytes for two frames`);
-});
+    assertEquals(lease(card, 3), "10.0.2.17");
+    joinNetwork(card);
+    const port = Number(/:(\d+)-/.exec(values.hostfwd as string)![1]);
+    using client = HostSocket.connect(DGRAM, port);
+    client.write(bytes(1, 2, 3));
+    card.take("datagram", (frame) => {
+      const packet = parseIp(frame);
+      return packet?.protocol === 17 && packet.payload[3] === 7 ? frame : null;
+    });
+    assertEquals(card.host.warnings, [
+      "libslirp's process has ended (signal 11): the card is without a network until it is started again",
+    ]);
+  },
+);
+
+slirpTest(
+  "bounds a guest's flows, which are none of this process's descriptors",
+  () => ({}),
+  (card) => {
+    joinNetwork(card);
+    using host = HostSocket.bound(DGRAM);
+    const before = openFds();
+    const pid = counter(card, "pid");
+    for (let i = 0; i < 2000; i++) {
+      const datagram = udp(GUEST, 1024 + i, ROUTER, host.port, bytes(i & 255));
+      const frame = ethernet(GATEWAY_MAC, 0x0800, datagram);
+      card.turnUntil("taken", () => card.send(frame) >= 0);
+    }
+    // Answered behind all of them.
+    card.send(ethernet(GATEWAY_MAC, 0x0800, ping(GUEST, ROUTER, pattern(8))));
+    card.take("echo reply", (frame) => {
+      const packet = parseIp(frame);
+      return packet?.protocol === 1 && packet.payload[0] === 0 ? frame : null;
+    });
+    assertEquals(openFds(), before);
+    const theirs = [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
+    assert(theirs > 900 && theirs <= 1024, `${theirs} descriptors`);
+    assertEquals(counter(card, "starts"), 1);
+  },
+);
 
 Deno.test({
-  name: "SlirpBackend works on several threads at once",
+  name: "net=user leaves no process behind when this one dies",
   ignore: "skip" in libslirp,
-  async fn() {
-    const script = `${import.meta.dirname}/slirp_threads.ts`;
-    const command = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--allow-all", "--no-check", script],
-      stdin: "null",
-    });
-    const { stdout, stderr } = await command.output();
-    const text = new TextDecoder();
-    assertEquals(
-      text.decode(stdout),
-      `${GUEST}\n${GUEST}\n`,
-      text.decode(stderr),
-    );
+  fn() {
+    const url = (path: string) => JSON.stringify(import.meta.resolve(path));
+    const script = `
+      import { Card, Host } from ${url("../card.ts")};
+      import { openNetBackend } from ${url("../../../src/net/open.ts")};
+      import { parseNetOptions } from ${url("../../../src/net/options.ts")};
+      const host = new Host();
+      const options = parseNetOptions({});
+      const card = new Card(host, openNetBackend(options, host.context));
+      console.log(card.backend.counters().pid);
+      Deno.kill(Deno.pid, "SIGKILL");
+    `;
+    const ran = new Deno.Command(Deno.execPath(), { args: ["eval", script] })
+      .outputSync();
+    const pid = Number(new TextDecoder().decode(ran.stdout));
+    assert(pid > 0, new TextDecoder().decode(ran.stderr));
+    using host = new Host();
+    const deadline = performance.now() + PATIENCE_MS;
+    while (isRunning(pid)) {
+      assert(performance.now() < deadline, "it outlives us");
+      host.loop.turn(20);
+    }
   },
 });
 
 Deno.test({
-  name: "SlirpBackend moves between threads with a connection on it",
-  ignore: "skip" in libslirp,
-  async fn() {
-    if ("skip" in libslirp) throw new Error(libslirp.skip);
-    const { library } = libslirp;
-    const script = `${import.meta.dirname}/slirp_move.ts`;
-    const command = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--allow-all", "--no-check", script],
-      // Found by its name there, so that only those who use it hold it.
-      env: library.includes("/")
-        ? { LD_LIBRARY_PATH: library.slice(0, library.lastIndexOf("/")) }
-        : {},
-      stdin: "null",
-    });
-    const { stdout, stderr, success } = await command.output();
-    const text = new TextDecoder();
-    assert(success, text.decode(stderr));
-    const { advertisements, fdsGained, ...result } = JSON.parse(
-      text.decode(stdout),
-    );
-    assertEquals(result, {
-      sentBytes: 2_100_000,
-      gotBytes: 2_100_000,
-      same: true,
-      guestBytes: 2_100_000,
-      free: true,
-    });
-    // The runtime opens one or two whenever it likes; a descriptor left behind would be one a move.
-    assert(fdsGained < MOVES / 2, `${fdsGained} descriptors more`);
-    assert(advertisements > 0, "a timer of the first thread fired");
-  },
-});
-
-Deno.test({
-  name: "SlirpBackend says which port it cannot forward, before anything runs",
+  name: "net=user says which port it cannot forward, before anything runs",
   ignore: "skip" in libslirp,
   fn() {
     using host = new Host();
@@ -496,7 +481,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "SlirpBackend refuses an MTU that libslirp cannot have",
+  name: "net=user refuses an MTU that libslirp cannot have",
   ignore: "skip" in libslirp,
   fn() {
     for (const mtu of [67, 65522]) {
@@ -512,7 +497,6 @@ Deno.test({
 
 Deno.test({
   name: "openNetBackend takes libslirp for net=user where it is there",
-  // One that was provided is loaded by now, and the dynamic linker finds it by its name.
   ignore: "skip" in libslirp || Deno.env.has("OUTBOARD_LIBSLIRP"),
   fn() {
     using host = new Host();

@@ -4,10 +4,9 @@
  * @module
  */
 
-import { setU64 } from "../bits.ts";
-import { NativeBuffer, viewMemory } from "../libc/mod.ts";
-import { libc } from "../libc/symbols.ts";
-import { SLIRP_CB } from "./slirp_symbols.ts";
+import { setU64 } from "../../bits.ts";
+import { NativeBuffer } from "../../libc/mod.ts";
+import { SLIRP_CB } from "./symbols.ts";
 
 /** What libslirp calls, always on the thread that called it and before that call returns. Nothing here may throw. */
 export interface SlirpHost {
@@ -15,7 +14,7 @@ export interface SlirpHost {
   onFrame(hva: number, lengthBytes: number): void;
   /** The guest did something wrong. */
   onGuestError(message: string): void;
-  /** Nanoseconds on a clock that all threads share. */
+  /** Nanoseconds on a clock that never is 0. */
   clockNs(): number;
   /** Makes a timer that calls slirp_handle_timer(id, opaque). @returns A handle other than 0 */
   newTimer(id: number, opaque: Deno.PointerValue): number;
@@ -68,12 +67,6 @@ function messageAt(pointer: Deno.PointerValue): string {
     : new Deno.UnsafePointerView(pointer).getCString();
 }
 
-/** A `struct SlirpCb` on its way to another thread: anonymous memory of its own. */
-export interface GivenCallbacks {
-  readonly hva: number;
-  readonly lengthBytes: number;
-}
-
 // Room behind the structure stays zero: a later library may have a longer one.
 const TABLE_BYTES = SLIRP_CB.SIZE * 2;
 
@@ -83,12 +76,9 @@ export class SlirpCallbacks implements Disposable {
   readonly addPoll: Deno.PointerObject;
   /** A `SlirpGetREventsCb`. */
   readonly getRevents: Deno.PointerObject;
-  /** Where the table is, once it is this object's. */
-  #table: GivenCallbacks | null = null;
-  readonly #addresses = new Map<number, number>();
+  readonly #table = new NativeBuffer(TABLE_BYTES);
   readonly #closers: (() => void)[] = [];
 
-  /** Makes the callbacks; {@linkcode install} puts them where libslirp finds them. */
   constructor(host: SlirpHost) {
     // Numbers are taken wherever a 64-bit integer is to be returned; the types say bigint.
     const word = (value: number) => value as unknown as bigint;
@@ -141,36 +131,15 @@ export class SlirpCallbacks implements Disposable {
     );
   }
 
-  /**
-   * Fills in the table.
-   *
-   * @param given A predecessor's, which libslirp knows already and which is taken over; a new one is made without
-   * @returns The table
-   * @throws {import("../libc/mod.ts").SyscallError} ENOMEM for a new one
-   */
-  install(given: GivenCallbacks | null = null): Deno.PointerObject {
-    const table = given ?? new NativeBuffer(TABLE_BYTES);
-    const { hva, lengthBytes } = table;
-    this.#write({ hva, lengthBytes }, (offset) => this.#addresses.get(offset)!);
-    this.#table = { hva, lengthBytes };
-    return Deno.UnsafePointer.create(BigInt(hva))!;
+  /** The structure. */
+  get table(): Deno.PointerObject {
+    return this.#table.pointer();
   }
 
-  /** Gives the table away, cleared: a call that must not be would fault and not run what is freed. */
-  handOver(): GivenCallbacks {
-    const table = this.#table!;
-    this.#table = null;
-    this.#write(table, () => 0);
-    return table;
-  }
-
-  /** Frees the callbacks and the table, if it is still here; libslirp may call none of them any more. */
+  /** Frees the callbacks and the structure; libslirp may use none of them any more. */
   close(): void {
     for (const close of this.#closers.splice(0)) close();
-    if (this.#table === null) return;
-    // SAFETY: a mapping that install() made, here or on another thread, and that slirp_cleanup() has come before.
-    libc.munmap(this.#table.hva, this.#table.lengthBytes);
-    this.#table = null;
+    this.#table.close();
   }
 
   [Symbol.dispose](): void {
@@ -179,23 +148,14 @@ export class SlirpCallbacks implements Disposable {
 
   #put(offset: number, callback: Deno.PointerObject): void {
     const address = Number(Deno.UnsafePointer.value(callback));
-    this.#addresses.set(offset, address);
-  }
-
-  #write(table: GivenCallbacks, value: (offset: number) => number): void {
-    // SAFETY: TABLE_BYTES are mapped there until close(), and libslirp reads them only during calls of this thread.
-    const view = new DataView(viewMemory(table.hva, TABLE_BYTES));
-    for (const offset of this.#addresses.keys()) {
-      setU64(view, offset, value(offset));
-    }
+    setU64(this.#table.view, offset, address);
   }
 
   #make<const T extends Deno.UnsafeCallbackDefinition>(
     definition: T,
     callback: Deno.UnsafeCallbackFunction<T["parameters"], T["result"]>,
   ): Deno.PointerObject {
-    // SAFETY: alive until close(), which comes after slirp_cleanup() or handOver(), when no table names it any more;
-    // called by this thread only.
+    // SAFETY: alive until close(), which comes after slirp_cleanup(); called by this thread only.
     const made = new Deno.UnsafeCallback(
       definition as never,
       callback as never,

@@ -4,11 +4,11 @@
  * @module
  */
 
-import { Errno, ErrnoError, errnoName } from "../errno.ts";
-import { lastErrno } from "../libc/symbols.ts";
-import { formatIpv4 } from "./ipv4.ts";
-import type { HostForward } from "./option_table.ts";
-import type { SlirpSymbols } from "./slirp_symbols.ts";
+import { Errno, ErrnoError, errnoName } from "../../errno.ts";
+import { lastErrno } from "../../libc/symbols.ts";
+import { formatIpv4 } from "../ipv4.ts";
+import type { HostForward } from "../option_table.ts";
+import type { SlirpSymbols } from "./symbols.ts";
 
 /**
  * Forwards a port.

@@ -6,7 +6,7 @@
  * @module
  */
 
-import type { WithNumbers } from "../libc/symbols.ts";
+import type { WithNumbers } from "../../libc/symbols.ts";
 
 /** The version of `struct SlirpConfig` that is filled in; later libraries take it too. */
 export const SLIRP_CONFIG_VERSION = 4;
@@ -89,7 +89,7 @@ const TABLE = {
   // void slirp_pollfds_poll(Slirp *slirp, int select_error, SlirpGetREventsCb get_revents, void *opaque)
   slirp_pollfds_poll: { parameters: ["pointer", "i32", "pointer", "pointer"], result: "void" },
   // void slirp_input(Slirp *slirp, const uint8_t *pkt, int pkt_len)
-  slirp_input: { parameters: ["pointer", "pointer", "i32"], result: "void" },
+  slirp_input: { parameters: ["usize", "usize", "i32"], result: "void" },
   // void slirp_handle_timer(Slirp *slirp, SlirpTimerId id, void *cb_opaque)
   slirp_handle_timer: { parameters: ["pointer", "i32", "pointer"], result: "void" },
   // int slirp_add_hostfwd(Slirp *slirp, int is_udp, struct in_addr host_addr, int host_port,
@@ -103,13 +103,6 @@ const VERSION_TABLE = {
   slirp_version_string: { parameters: [], result: "pointer" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
-const LOADER_TABLE = {
-  // void *dlopen(const char *filename, int flags)
-  dlopen: { parameters: ["buffer", "i32"], result: "pointer" },
-  // int dlclose(void *handle)
-  dlclose: { parameters: ["pointer"], result: "i32" },
-} as const satisfies Deno.ForeignLibraryInterface;
-
 /** libslirp's functions. */
 export type SlirpSymbols = WithNumbers<
   Deno.StaticForeignLibraryInterface<typeof TABLE>
@@ -121,14 +114,6 @@ export interface Libslirp {
   readonly symbols: SlirpSymbols;
   /** Its version, such as `4.7.0`. */
   readonly version: string;
-  /** The name it was opened with. */
-  readonly name: string;
-  /**
-   * Keeps the library loaded as long as this process lives: what it has made may outlive this thread.
-   *
-   * @throws {Error} When the dynamic linker does not
-   */
-  pin(): void;
   /** Closes the library; nothing of it may be in use. */
   close(): void;
 }
@@ -161,29 +146,6 @@ function readVersion(library: string): string {
   }
 }
 
-function pin(library: string): void {
-  const RTLD_LAZY = 0x00001;
-  const RTLD_NOLOAD = 0x00004;
-  const RTLD_NODELETE = 0x01000;
-  // From glibc 2.34 on an empty library; the function is found in libc.so.6 behind it.
-  const loader = Deno.dlopen("libdl.so.2", LOADER_TABLE);
-  try {
-    const handle = loader.symbols.dlopen(
-      new TextEncoder().encode(`${library}\0`),
-      RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE,
-    );
-    if (handle === null) {
-      throw new Error(
-        `Cannot keep ${library} loaded: the dynamic linker does not know it by that name`,
-      );
-    }
-    // SAFETY: it only counts down; NODELETE stays.
-    loader.symbols.dlclose(handle);
-  } finally {
-    loader.close();
-  }
-}
-
 /**
  * Opens libslirp for this thread.
  *
@@ -202,8 +164,6 @@ export function openLibslirp(
     return {
       symbols: dynamic.symbols as never,
       version,
-      name: library,
-      pin: () => pin(library),
       close: () => dynamic.close(),
     };
   } catch (error) {

@@ -1,0 +1,22 @@
+/**
+ * What a card tells the program that runs libslirp for it, and what that program's end means.
+ *
+ * @module
+ */
+
+import type { UserNetOptions } from "../option_table.ts";
+
+/** The program's argument. */
+export interface SlirpTask {
+  readonly options: UserNetOptions;
+  /** The card's, in bytes. */
+  readonly mtu: number;
+  /** File, or name for the dynamic linker; null for the usual one. */
+  readonly library: string | null;
+}
+
+/** Exit status when there is no libslirp. Below it, an error number; what is wrong is what the program said last. */
+export const EXIT_NO_LIBRARY = 200;
+
+/** What the program says once it runs; the version is the first group. */
+export const READY: RegExp = /^libslirp ([\d.]{1,20}) is ready$/m;
