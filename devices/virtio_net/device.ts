@@ -126,6 +126,8 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   readonly #pairs: QueuePairs;
   readonly #coalescing: CoalescingControl;
   readonly #control: ControlQueue;
+  /** Whether it is plugged in, as was chosen. */
+  #linkUp: boolean;
   #negotiated: Features = NO_FEATURES;
   #queues: readonly Virtqueue[] = [];
   /** How many pairs receive. */
@@ -153,7 +155,8 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       );
     }
     this.#config = new NetConfig(options.mac, options.mtu, count);
-    this.#config.status = options.linkUp ? VIRTIO_NET_S_LINK_UP : 0;
+    this.#linkUp = options.linkUp;
+    this.#setStatus(this.#hasLink());
     this.features = offeredFeatures(
       backend,
       count,
@@ -211,9 +214,20 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     };
   }
 
-  /** Whether the link is up. */
+  /** Whether the link is up, as the driver is told: the card is plugged in, and into something that is there. */
   get linkUp(): boolean {
     return (this.#config.status & VIRTIO_NET_S_LINK_UP) !== 0;
+  }
+
+  onLinkChange(): void {
+    const up = this.#hasLink();
+    if (up === this.linkUp) return;
+    this.#setStatus(up);
+    if (up && this.#canAnnounce()) {
+      this.#config.status |= VIRTIO_NET_S_ANNOUNCE;
+    }
+    this.#transport.sharedStateChanged?.();
+    this.#transport.configChanged();
   }
 
   /**
@@ -221,18 +235,14 @@ export class VirtioNet implements VirtioDevice, NetPeer {
    * comes up.
    */
   setLink(up: boolean): void {
-    if (up === this.linkUp) return;
-    this.#config.status = up ? VIRTIO_NET_S_LINK_UP : 0;
-    if (up && this.#canAnnounce()) {
-      this.#config.status |= VIRTIO_NET_S_ANNOUNCE;
-    }
+    if (up === this.#linkUp) return;
+    this.#linkUp = up;
     this.#pairs.setLink(up);
     if (this.#running) {
       if (up) this.#startBackend();
       else this.#stopBackend();
     }
-    this.#transport.sharedStateChanged?.();
-    this.#transport.configChanged();
+    this.onLinkChange();
   }
 
   /**
@@ -264,6 +274,8 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#negotiated = features;
     this.#queues = queues;
     this.#running = true;
+    // What changed while nobody was to be told.
+    if (this.#hasLink() !== this.linkUp) this.#setStatus(this.#hasLink());
     this.#filter.reset(this.#config.mac, has(VIRTIO_NET_F.CTRL_VLAN));
     this.#pairs.start(features, queues);
     this.#ctrlIndex = has(VIRTIO_NET_F.CTRL_VQ)
@@ -274,7 +286,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     }
     this.#setQueuePairs(1);
     this.#setGuestOffloads(givenOffloads(features));
-    if (this.linkUp) this.#startBackend();
+    if (this.#linkUp) this.#startBackend();
   }
 
   notify(queue: Virtqueue): void {
@@ -287,7 +299,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   }
 
   onReadable(pair: number = 0): void {
-    if (!this.#running || !this.linkUp || pair >= this.#activePairs) return;
+    if (!this.#running || !this.#linkUp || pair >= this.#activePairs) return;
     if (!this.#held) this.#pairs.rx[pair]!.run();
   }
 
@@ -330,7 +342,8 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     if (!this.#running) return;
     this.#backend.setQueuePairs?.(this.#activePairs);
     this.#backend.setOffloads?.(this.#guestOffloads);
-    if (this.linkUp) this.#startBackend();
+    if (this.#linkUp) this.#startBackend();
+    this.onLinkChange();
   }
 
   save(): NetState {
@@ -338,7 +351,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       version: NET_STATE_VERSION,
       permanentMac: formatMac(this.#mac),
       mac: formatMac(this.#config.mac),
-      linkUp: this.linkUp,
+      linkUp: this.#linkUp,
       announce: (this.#config.status & VIRTIO_NET_S_ANNOUNCE) !== 0,
       activePairs: this.#activePairs,
       guestOffloads: this.#guestOffloads,
@@ -352,8 +365,9 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     const { linkUp, announce } = state;
     this.#mac.set(macFromText(state.permanentMac)!);
     this.#setMac(macFromText(state.mac)!);
-    this.#config.status = (linkUp ? VIRTIO_NET_S_LINK_UP : 0) |
-      (announce ? VIRTIO_NET_S_ANNOUNCE : 0);
+    this.#linkUp = linkUp;
+    this.#setStatus(this.#hasLink());
+    if (announce) this.#config.status |= VIRTIO_NET_S_ANNOUNCE;
     this.#pairs.setLink(linkUp);
     if (!linkUp && this.#plugged) this.#stopBackend();
     this.#filter.load(state.filter);
@@ -377,7 +391,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     return {
       version: NET_STATE_VERSION,
       mac: formatMac(this.#mac),
-      linkUp: this.linkUp,
+      linkUp: this.#linkUp,
       counters: this.#counters.toRecord(),
       pairs: this.#pairs.counts(),
       backend,
@@ -400,7 +414,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     return {
       version: NET_STATE_VERSION,
       mac: formatMac(this.#mac),
-      linkUp: this.linkUp,
+      linkUp: this.#linkUp,
       counters: {},
       pairs: this.#pairs.counts().map(() => NOTHING_MOVED),
       backend: backend.share(pairs),
@@ -426,7 +440,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
 
   /** Stops everything that moves; the driver's queues are not touched any more. */
   #halt(): void {
-    if (this.#running && this.linkUp) this.#stopBackend();
+    if (this.#running && this.#linkUp) this.#stopBackend();
     this.#running = false;
     this.#pairs.stop();
     this.#control.stop();
@@ -476,6 +490,16 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     return true;
   }
 
+  /** Whether it is plugged into something that is there. */
+  #hasLink(): boolean {
+    return this.#linkUp && (this.#backend.linkUp ?? true);
+  }
+
+  /** Tells nobody; the driver is not asked to announce anything. */
+  #setStatus(up: boolean): void {
+    this.#config.status = up ? VIRTIO_NET_S_LINK_UP : 0;
+  }
+
   #setMac(mac: Uint8Array): void {
     this.#config.setMac(mac);
     this.#filter.setMac(mac);
@@ -498,7 +522,10 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       throw new Error(`Cannot set link ${args.join(" ")}: it is up or down`);
     }
     if (state !== undefined) this.setLink(state === "up");
-    return `link is ${this.linkUp ? "up" : "down"}`;
+    if (this.linkUp) return "link is up";
+    return this.#linkUp
+      ? `link is down: nobody is at the other end of ${this.#backend.description}`
+      : "link is down";
   }
 
   #runAnnounce(): string {
@@ -506,7 +533,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       throw new Error(
         this.linkUp
           ? "Cannot announce: no driver is running that can do it (GUEST_ANNOUNCE)"
-          : "Cannot announce: the link is down; use link up",
+          : "Cannot announce: the link is down",
       );
     }
     return "the driver was asked to announce itself";

@@ -55,6 +55,8 @@ export interface NetPeer {
    * @param pair Which queue pair may go on; 0 when left out
    */
   onWritable(pair?: number): void;
+  /** {@linkcode NetBackend.linkUp} has changed. */
+  onLinkChange?(): void;
 }
 
 /** What a back end is opened with. */
@@ -88,6 +90,11 @@ export interface NetBackend {
    * does that on a TAP. Otherwise the card strips and adds it.
    */
   readonly hasVnetHeader: boolean;
+  /**
+   * Whether there is something at the other end: its peer is there, its interface was not deleted. Always when absent.
+   * The back end takes frames all the same.
+   */
+  readonly linkUp?: boolean;
   /** Offloads by way of those headers; none when absent. */
   readonly offloads?: NetOffloads;
   /**

@@ -118,6 +118,10 @@ export class PeerBackend implements NetBackend {
     return this.#program.description;
   }
 
+  get linkUp(): boolean {
+    return this.#port.connected;
+  }
+
   start(peer: NetPeer): void {
     this.#port.start(peer);
   }

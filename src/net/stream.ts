@@ -81,6 +81,10 @@ export class StreamBackend implements NetBackend {
     }
   }
 
+  get linkUp(): boolean {
+    return this.#port.connected;
+  }
+
   start(peer: NetPeer): void {
     this.#port.start(peer);
   }

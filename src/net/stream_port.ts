@@ -79,6 +79,7 @@ export class StreamPort implements Disposable {
       this.#events(),
       (events) => this.#onEvents(events),
     );
+    this.#peer?.onLinkChange?.();
   }
 
   /**
@@ -148,6 +149,7 @@ export class StreamPort implements Disposable {
     this.#refused = false;
     // From now on it drops what it waited to send.
     if (refused) this.#peer?.onWritable();
+    this.#peer?.onLinkChange?.();
   }
 
   /** See NetBackend. */

@@ -104,6 +104,10 @@ export class TapBackend implements NetBackend, TapQueueListener {
     }
   }
 
+  get linkUp(): boolean {
+    return !this.#gone;
+  }
+
   start(peer: NetPeer): void {
     const keeping = this.#keeping;
     this.stop();
@@ -172,7 +176,9 @@ export class TapBackend implements NetBackend, TapQueueListener {
   onGone(): void {
     if (this.#gone) return;
     this.#gone = true;
+    const peer = this.#peer;
     this.stop();
+    peer?.onLinkChange?.();
     this.#log.warn(
       `${this.ifname} was deleted: its card has no network any more, restart the device to attach anew`,
     );

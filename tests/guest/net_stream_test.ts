@@ -22,11 +22,18 @@ guestTest(
       await ours.output(
         "ip addr add 198.51.100.1/24 dev eth0 && ip link set eth0 up",
       );
+      const carrier = async (up: 0 | 1) => {
+        await ours.output(
+          `until [ $(cat /sys/class/net/eth0/carrier) = ${up} ]; do :; done`,
+        );
+      };
+      await t.step("has no link before", () => carrier(0));
       await t.step(
         "connects once the other side is there, and pings",
         async () => {
           await assertBound(ours);
           await using theirs = await bootWithStream(kit, path);
+          await carrier(1);
           await assertPing(ours, "198.51.100.2", 5);
           await assertPing(theirs, "198.51.100.1", 5);
           // Frames of the full size, and fragments of a packet that is longer.
@@ -39,8 +46,10 @@ guestTest(
         },
       );
       await Deno.remove(path);
+      await t.step("has no link when it has gone", () => carrier(0));
       await t.step("connects anew to the next", async () => {
         await using _theirs = await bootWithStream(kit, path);
+        await carrier(1);
         await assertPing(ours, "198.51.100.2", 3);
         const counters = await serving.counters("virtio-net0");
         assertEquals(counters["backend.connections"], 2);

@@ -68,6 +68,8 @@ export class Card implements NetPeer, Disposable {
   readonly errors: number[] = [];
   /** Sees each frame before it is put into `received`; true keeps it out. */
   onFrame: (frame: Uint8Array) => boolean = () => false;
+  /** What the link was after each of its changes. */
+  readonly links: (boolean | undefined)[] = [];
   readableCalls = 0;
   writableCalls = 0;
   /** Whether onReadable fetches frames. */
@@ -106,6 +108,10 @@ export class Card implements NetPeer, Disposable {
 
   onWritable(): void {
     this.writableCalls++;
+  }
+
+  onLinkChange(): void {
+    this.links.push(this.backend.linkUp);
   }
 
   /** Fetches all frames that wait, each into three segments. */

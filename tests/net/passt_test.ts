@@ -168,6 +168,7 @@ passtTest("starts it again when it dies, and says so once", (scene) => {
     card.turnUntil("started", () => counter(card, "connected") === 1);
     echo(starts);
   }
+  assertEquals(card.links, [false, true, false, true, false, true]);
   assertEquals(scene.host.warnings, [
     "passt has ended (signal 9, ouch): the card is without a network until it is started again",
   ]);

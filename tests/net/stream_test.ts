@@ -98,6 +98,24 @@ streamTest("drops frames while nobody is there", ({ host, path, open }) => {
 });
 
 streamTest(
+  "has a link while a peer is there, and tells",
+  ({ host, path, open }) => {
+    using card = new Card(host, open({ path, server: "on" }));
+    assertEquals([card.backend.linkUp, card.links], [false, []]);
+    for (let i = 0; i < 2; i++) {
+      card.links.length = 0;
+      {
+        using peer = new Card(host, open({ path }));
+        card.turnUntil("up", () => card.links.length === 1);
+        assertEquals(peer.backend.linkUp, true);
+      }
+      card.turnUntil("down", () => card.links.length === 2);
+      assertEquals(card.links, [true, false]);
+    }
+  },
+);
+
+streamTest(
   "reconnects a client, and serves one peer after another",
   (scene) => {
     const { host, path, open } = scene;

@@ -145,11 +145,13 @@ tapTest(
   "survives the deletion of its interface and says so once",
   (host, namespace) => {
     using card = new Card(host, open(host, "obtap0"));
+    assertEquals(card.backend.linkUp, true);
     namespace.delete("obtap0");
     assertEquals(namespace.exists("obtap0"), false);
     for (let i = 0; i < 5; i++) host.loop.turn(0);
     assertEquals(host.warnings.length, 1);
     assert(host.warnings[0]!.startsWith("obtap0 was deleted"));
+    assertEquals(card.links, [false]);
     assert(card.send(arpRequest("192.0.2.2", "192.0.2.1")) < 0);
     // Nothing is left that could wake the loop.
     assertEquals(host.loop.turn(0), false);

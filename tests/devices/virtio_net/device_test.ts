@@ -144,6 +144,59 @@ Deno.test("VirtioNet changes the link without a driver", () => {
   assertEquals(status(rig), LINK_UP);
 });
 
+Deno.test("VirtioNet has its link follow the back end's, and tells the driver once of each change", () => {
+  using rig = new Rig();
+  const { backend } = rig;
+  backend.linkUp = false;
+  backend.peer!.onLinkChange!();
+  backend.peer!.onLinkChange!();
+  assertEquals(status(rig), 0);
+  assertEquals(rig.interrupts(VECTOR.CONFIG), 1);
+  // It is still plugged in, and told when somebody comes.
+  assertEquals(backend.starts, 1);
+  assertEquals(
+    run(rig, "link"),
+    "link is down: nobody is at the other end of scripted",
+  );
+  assertThrows(() => run(rig, "announce"), Error, "the link is down");
+  backend.linkUp = true;
+  backend.peer!.onLinkChange!();
+  assertEquals(status(rig), LINK_UP | ANNOUNCE);
+  assertEquals(rig.interrupts(VECTOR.CONFIG), 1);
+  rig.postRx(2048, 2048);
+  rig.arrive(frame(60));
+  assertEquals(rig.received().length, 1);
+});
+
+Deno.test("VirtioNet that is not plugged in stays so, whoever comes to the other end", () => {
+  using rig = new Rig();
+  rig.card.setLink(false);
+  rig.interrupts(VECTOR.CONFIG);
+  rig.backend.linkUp = false;
+  rig.card.onLinkChange();
+  rig.backend.linkUp = true;
+  rig.card.onLinkChange();
+  assertEquals(status(rig), 0);
+  rig.backend.linkUp = false;
+  rig.card.setLink(true);
+  assertEquals(status(rig), 0);
+  assertEquals(rig.interrupts(VECTOR.CONFIG), 0);
+  rig.backend.linkUp = true;
+  rig.backend.peer!.onLinkChange!();
+  assertEquals(status(rig) & LINK_UP, LINK_UP);
+  assertEquals(rig.interrupts(VECTOR.CONFIG), 1);
+});
+
+Deno.test("VirtioNet's driver finds the link as it is when it comes", () => {
+  using rig = new Rig({ bare: true });
+  rig.backend.linkUp = false;
+  rig.bringUp();
+  assertEquals(status(rig), 0);
+  rig.backend.linkUp = true;
+  rig.bringUp();
+  assertEquals(status(rig), LINK_UP);
+});
+
 Deno.test("VirtioNet asks for an announcement when the link comes up", () => {
   using rig = new Rig();
   rig.card.setLink(false);

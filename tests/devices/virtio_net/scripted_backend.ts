@@ -46,6 +46,7 @@ export class ScriptedBackend implements NetBackend {
   /** What the card chose. */
   givenOffloads: number;
   activePairs: number;
+  linkUp = true;
   /** What setOffloads() and setQueuePairs() return. */
   result = 0;
   /** What the card sent, with the header if there is one. */
