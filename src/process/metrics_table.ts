@@ -104,7 +104,7 @@ export const LOOP_FAMILIES: Readonly<Record<keyof LoopCounters, FamilyShape>> =
 
 /** For what no rule knows: counters of models from outside, above all. */
 export const FALLBACK: FamilyShape = counter(
-  "device_counter",
+  "device_others",
   "What else a device model counts, by the name it gives it",
 );
 
@@ -193,7 +193,7 @@ const BACKEND_ERRORS = counter(
 );
 const BACKEND_STATE = gauge("backend_state", "What a back end is at, by name");
 const BACKEND_FALLBACK = counter(
-  "backend_counter",
+  "backend_others",
   "What else a back end counts, by the name it gives it",
 );
 

@@ -70,6 +70,7 @@ export function formatMetrics(
   format: MetricsFormat,
 ): string {
   const lines = snapshot.families.flatMap((it) => formatFamily(it, format));
-  if (format === MetricsFormat.OPENMETRICS) lines.push("# EOF");
+  // A comment to the older format, by which a reader can tell that nothing is missing.
+  lines.push("# EOF");
   return lines.map((line) => `${line}\n`).join("");
 }

@@ -108,8 +108,8 @@ Deno.test("takeSnapshot lets no model from outside spoil the metrics of the othe
   };
   const device = { nan: NaN, less: -1, text: "x" as unknown as number, it: 3 };
   const snapshot = snapshotOf({ info, device });
-  assertEquals(samples(snapshot, "outboard_device_counter"), [
-    "outboard_device_counter{device=d0,model=m,name=it} 3",
+  assertEquals(samples(snapshot, "outboard_device_others"), [
+    "outboard_device_others{device=d0,model=m,name=it} 3",
   ]);
   for (const format of Object.values(MetricsFormat)) {
     const lines = formatMetrics(snapshot, format).split("\n");
@@ -145,7 +145,7 @@ Deno.test("takeSnapshot sorts counters into families with labels", () => {
     `outboard_device_kicks{${at},path=message} 6`,
     `outboard_device_kicks{${at},path=page} 7`,
     `outboard_device_pair_transfer_bytes{${at},pair=3,direction=transmit} 8`,
-    `outboard_backend_counter{${at},name=oddity} 10`,
+    `outboard_backend_others{${at},name=oddity} 10`,
     `outboard_backend_requests{${at},namespace=2,op=read} 9`,
   ]);
 });
@@ -162,10 +162,10 @@ Deno.test("takeSnapshot loses no counter of a model from outside, and adds up wh
     device: device as Record<string, number>,
     connection: { oddity: 6 },
   });
-  assertEquals(samples(snapshot, "outboard_device_counter").sort(), [
-    "outboard_device_counter{device=d0,model=m,name=brewed} 4",
-    "outboard_device_counter{device=d0,model=m,name=constructor} 5",
-    "outboard_device_counter{device=d0,model=m,name=oddity} 6",
+  assertEquals(samples(snapshot, "outboard_device_others").sort(), [
+    "outboard_device_others{device=d0,model=m,name=brewed} 4",
+    "outboard_device_others{device=d0,model=m,name=constructor} 5",
+    "outboard_device_others{device=d0,model=m,name=oddity} 6",
   ]);
   assertEquals(samples(snapshot, "outboard_device_errors"), [
     "outboard_device_errors{device=d0,model=m,kind=request} 3",
@@ -251,6 +251,7 @@ outboard_y_info{_9="f"} 1
 # HELP outboard_z z
 outboard_z 0.5
 outboard_z{n=""} NaN
+# EOF
 `,
   );
 });
@@ -262,12 +263,26 @@ Deno.test("a snapshot obeys the rules of OpenMetrics for names", () => {
       ...new BlkCounters().toRecord(),
       ...new NvmeCounters().toRecord(),
       ...new PciDriver().pci.session.counters,
+      "backend.oddity": 1,
+      "backend.reads": 1,
+      "backend.sockets": 1,
+      brewed: 1,
     },
   });
   const seen = new Set<string>();
   for (const { name, unit, type, samples } of snapshot.families) {
     assertMatch(name, /^(outboard|process)(_[a-z]+)+$/);
     assert(!/_(total|info|count|sum|bucket|created)$/.test(name), name);
+    // As promtool has it: a name says neither the type nor a unit that is no base unit, nor is it short for another.
+    assert(
+      !/(^|_)(counter|gauge|histogram|summary|info|untyped)(_|$)/.test(name),
+      name,
+    );
+    assert(
+      !/_(ms|us|ns|s|sec|milliseconds|microseconds|nanoseconds|minutes|b|kb|kib|mb|mib|percent)(_|$)/
+        .test(name),
+      name,
+    );
     assert(unit === "" || name.endsWith(`_${unit}`), name);
     assert(type !== "info" || samples.every(({ value }) => value === 1));
     assert(!seen.has(name), name);
