@@ -6,7 +6,10 @@
  * @module
  */
 
-/** A logger. Properties are for machines; the message alone must make sense to a person. */
+/**
+ * A logger. Properties are for machines; the message alone must make sense to a person. With a property `event`, a name
+ * such as `LINK_CHANGED`, programs on the control socket are told of it, with the other properties.
+ */
 export interface Log {
   /** For whoever debugs a device or a client; check {@linkcode Log.debugEnabled} before building costly text. */
   debug(message: string, properties?: Record<string, unknown>): void;

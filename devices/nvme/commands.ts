@@ -5,12 +5,19 @@
  */
 
 import { resizeStorage, SHRINK } from "../../src/block/resize.ts";
-import type { DeviceCommand } from "../../src/pci/device.ts";
+import type { CommandAnswer, DeviceCommand } from "../../src/pci/device.ts";
 import type { Namespace, NamespaceSet } from "./namespace.ts";
 
-function describe(ns: Namespace): string {
-  const bytes = ns.blocks * 2 ** ns.lbaShift;
-  return `namespace ${ns.nsid} has ${bytes} bytes, ${ns.backend.description}`;
+function describe(namespaces: readonly Namespace[]): CommandAnswer {
+  const data = namespaces.map(({ nsid, blocks, lbaShift, backend }) => ({
+    nsid,
+    sizeBytes: blocks * 2 ** lbaShift,
+    storage: backend.description,
+  }));
+  const lines = data.map(({ nsid, sizeBytes, storage }) =>
+    `namespace ${nsid} has ${sizeBytes} bytes, ${storage}`
+  );
+  return { text: lines.join("\n"), data: { namespaces: data } };
 }
 
 function find(namespaces: NamespaceSet, text: string): Namespace {
@@ -28,7 +35,7 @@ export function resizeCommand(namespaces: NamespaceSet): DeviceCommand {
     help:
       "resize [NSID] SIZE [--shrink]: change the size of a namespace; without a word, tell",
     run(args) {
-      if (args.length === 0) return namespaces.all.map(describe).join("\n");
+      if (args.length === 0) return describe(namespaces.all);
       const words = args.filter((word) => word !== SHRINK);
       if (
         words.length > 2 || (words.length === 1 && namespaces.all.length > 1)
@@ -47,7 +54,7 @@ export function resizeCommand(namespaces: NamespaceSet): DeviceCommand {
         size,
         ...args.filter((word) => word === SHRINK),
       ]);
-      return describe(ns);
+      return describe([ns]);
     },
   };
 }

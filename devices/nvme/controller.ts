@@ -286,6 +286,12 @@ export class NvmeController implements PciDevice, BlockClient {
   onNamespaceChanged(ns: Namespace): void {
     // Whoever has changed it tells the driver.
     if (this.spreading.isTwin) return;
+    const sizeBytes = ns.blocks * 2 ** ns.lbaShift;
+    this.#context.log.info(`namespace ${ns.nsid} has ${sizeBytes} bytes now`, {
+      event: "RESIZED",
+      nsid: ns.nsid,
+      sizeBytes,
+    });
     this.#parts.crew?.namespacesChanged();
     this.#parts.logs.addChanged(ns.nsid);
     if (!this.#parts.features.namespaceNotices) return;
@@ -441,11 +447,14 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#parts.crew?.halt();
     this.#parts.queues.reset();
     this.#parts.registers.setFatal();
-    if (this.#warned) return;
+    const { log } = this.#context;
+    const message =
+      `the driver cannot ${action} the controller: ${reason}; it must reset it`;
+    const properties = { event: "DEVICE_FAILED", reason };
+    // A hostile driver can fail and reset for ever; it shall not fill the disk.
+    if (this.#warned) log.debug(message, properties);
+    else log.warn(message, properties);
     this.#warned = true;
-    this.#context.log.warn(
-      `the driver cannot ${action} the controller: ${reason}; it must reset it`,
-    );
   }
 
   /** @throws {Error} When another thread may go on touching guest memory; the driver finds CSTS.RDY set as before */

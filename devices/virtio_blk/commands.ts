@@ -16,7 +16,11 @@ export function resizeCommand(backend: BlockBackend): DeviceCommand {
       "resize SIZE [--shrink]: change the disk's size; without a word, tell",
     run(args) {
       if (args.length > 0) resizeStorage(backend, args);
-      return `the disk has ${formatSize(backend.info.sizeBytes)}`;
+      const { sizeBytes } = backend.info;
+      return {
+        text: `the disk has ${formatSize(sizeBytes)}`,
+        data: { sizeBytes },
+      };
     },
   };
 }

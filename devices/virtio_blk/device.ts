@@ -310,6 +310,7 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     this.#config.setSize(sizeBytes);
     if (sizeBytes !== this.#toldBytes) {
       this.#context.log.info(`the disk has ${formatSize(sizeBytes)} now`, {
+        event: "RESIZED",
         sizeBytes,
       });
     }

@@ -5,8 +5,10 @@
  */
 
 import { Errno, ErrnoError } from "../../src/errno.ts";
+import type { Log } from "../../src/log.ts";
 import type {
   AccessWidth,
+  CommandAnswer,
   DeviceCommand,
   DeviceContext,
 } from "../../src/pci/device.ts";
@@ -117,6 +119,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   readonly configLengthBytes: number = VIRTIO_NET_CONFIG.SIZE;
   readonly commands: Readonly<Record<string, DeviceCommand>>;
   readonly #transport: VirtioTransport;
+  readonly #log: Log;
   readonly #backend: NetBackend;
   /** The address that a reset restores. */
   readonly #mac: Uint8Array;
@@ -143,6 +146,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
 
   constructor(parts: VirtioNetParts) {
     const { context, transport, backend, options } = parts;
+    this.#log = context.log;
     this.#transport = transport;
     this.#backend = backend;
     this.#mac = options.mac.slice();
@@ -223,6 +227,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     const up = this.#hasLink();
     if (up === this.linkUp) return;
     this.#setStatus(up);
+    this.#logLink();
     if (up && this.#canAnnounce()) {
       this.#config.status |= VIRTIO_NET_S_ANNOUNCE;
     }
@@ -275,7 +280,10 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#queues = queues;
     this.#running = true;
     // What changed while nobody was to be told.
-    if (this.#hasLink() !== this.linkUp) this.#setStatus(this.#hasLink());
+    if (this.#hasLink() !== this.linkUp) {
+      this.#setStatus(this.#hasLink());
+      this.#logLink();
+    }
     this.#filter.reset(this.#config.mac, has(VIRTIO_NET_F.CTRL_VLAN));
     this.#pairs.start(features, queues);
     this.#ctrlIndex = has(VIRTIO_NET_F.CTRL_VQ)
@@ -513,7 +521,15 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#config.status &= ~VIRTIO_NET_S_ANNOUNCE;
   }
 
-  #runLink(args: readonly string[]): string {
+  #logLink(): void {
+    const up = this.linkUp;
+    this.#log.info(`link is ${up ? "up" : "down"}`, {
+      event: "LINK_CHANGED",
+      up,
+    });
+  }
+
+  #runLink(args: readonly string[]): CommandAnswer {
     const [state, ...rest] = args;
     if (
       rest.length > 0 ||
@@ -522,10 +538,11 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       throw new Error(`Cannot set link ${args.join(" ")}: it is up or down`);
     }
     if (state !== undefined) this.setLink(state === "up");
-    if (this.linkUp) return "link is up";
-    return this.#linkUp
-      ? `link is down: nobody is at the other end of ${this.#backend.description}`
-      : "link is down";
+    const up = this.linkUp;
+    const why = !up && this.#linkUp
+      ? `: nobody is at the other end of ${this.#backend.description}`
+      : "";
+    return { text: `link is ${up ? "up" : "down"}${why}`, data: { up } };
   }
 
   #runAnnounce(): string {

@@ -188,6 +188,14 @@ export interface PciDevice {
   close(): void;
 }
 
+/** What a command tells: to people as text, and to programs as plain data. */
+export interface CommandAnswer {
+  /** Lines without a last line feed. */
+  readonly text: string;
+  /** What JSON can say. */
+  readonly data: unknown;
+}
+
 /** A run-time command of a device. */
 export interface DeviceCommand {
   /** One line for help. */
@@ -195,10 +203,10 @@ export interface DeviceCommand {
   /**
    * Does it.
    *
-   * @returns What to tell the person
+   * @returns What to tell; programs are given a text alone as `{ text }`
    * @throws {Error} With a message for the person
    */
-  run(args: readonly string[]): string;
+  run(args: readonly string[]): string | CommandAnswer;
 }
 
 /** How a model raises interrupts. */

@@ -1,189 +1,204 @@
 /**
- * The control socket: run-time commands, one a line, for people and scripts.
+ * The control socket: run-time commands, one a line, as words for people and as JSON for programs.
  *
  * @module
  */
 
-import { formatCpus } from "../libc/mod.ts";
 import { AcceptLoop, closeConnection } from "./accept_loop.ts";
-import type { PlacedDescription } from "./messages.ts";
+import {
+  type Controllable,
+  execute,
+  executeLine,
+  UnknownCommandError,
+} from "./control_commands.ts";
 import { makeSocketFile, type SocketPath } from "./sockets.ts";
+import { messageForPeople } from "./suggestion.ts";
 
-/** What the control socket acts on. */
-export interface Controllable {
-  /** All devices of the process. */
-  describe(): Promise<readonly PlacedDescription[]>;
-  /** All IOThreads of the process. */
-  describeIOThreads(): Promise<readonly IOThreadDescription[]>;
-  /** Runs a device's command and returns what to tell. */
-  command(
-    device: string,
-    name: string,
-    args: readonly string[],
-  ): Promise<string>;
-  /** Moves a device to another IOThread and returns what to tell. */
-  move(device: string, iothread: number): Promise<string>;
-}
+export {
+  CONTROL_WORDS,
+  type Controllable,
+  type IOThreadDescription,
+} from "./control_commands.ts";
 
-/** An IOThread as seen from outside. */
-export interface IOThreadDescription {
-  /** Its number, from 0. */
-  readonly iothread: number;
-  /** Its id in the kernel, for tools such as taskset and top. */
-  readonly threadId: number;
-  /** The CPUs it may run on. */
-  readonly cpus: readonly number[];
-  /** Ids of the devices that live on it. */
-  readonly devices: readonly string[];
-}
-
-/** Words that begin a request and so cannot be the id of a device. */
-export const CONTROL_WORDS: readonly string[] = [
-  "help",
-  "list",
-  "counters",
-  "iothreads",
-  "move",
-];
-
-const HELP = [
-  "help                      this text",
-  "list                      devices, their clients and their commands",
-  "counters [DEVICE]         counters, one a line",
-  "iothreads                 IOThreads: thread ids, CPUs and devices",
-  "move DEVICE IOTHREAD      move a device to another IOThread, with its client; IOThreads count from 0",
-  "DEVICE COMMAND [ARG...]   run a command of a device, such as: virtio-net0 link down",
-];
-
-function placeOf({ iothreads }: PlacedDescription): string {
-  return iothreads.length === 1
-    ? `IOThread ${iothreads[0]}`
-    : `IOThreads ${iothreads.join(":")}`;
-}
-
-function list(devices: readonly PlacedDescription[]): string[] {
-  return devices.flatMap((device) => [
-    `${device.id} (${device.model}) on ${placeOf(device)}, ${
-      device.clientPid === null ? "no client" : `client pid ${device.clientPid}`
-    }`,
-    ...Object.entries(device.commands).map(([name, help]) =>
-      `  ${name}: ${help}`
-    ),
-  ]);
-}
-
-function listIOThreads(iothreads: readonly IOThreadDescription[]): string[] {
-  return iothreads.map(({ iothread, threadId, cpus, devices }) =>
-    `IOThread ${iothread}: thread ${threadId}, CPUs ${formatCpus(cpus)}, ${
-      devices.join(" ") || "no devices"
-    }`
-  );
-}
-
-function listCounters(
-  devices: readonly PlacedDescription[],
-  id: string | undefined,
-): string[] {
-  const wanted = devices.filter((device) =>
-    id === undefined || device.id === id
-  );
-  if (id !== undefined && wanted.length === 0) {
-    throw new Error(
-      `Cannot find device ${id}: known are ${
-        devices.map((device) => device.id).join(", ")
-      }`,
-    );
-  }
-  // Devices count interrupts and errors of their own.
-  return wanted.flatMap(({ id, connection, counters }) => [
-    ...Object.entries(connection).map(([name, value]) =>
-      `${id} connection.${name} ${value}`
-    ),
-    ...Object.entries(counters).map(([name, value]) =>
-      `${id} ${name} ${value}`
-    ),
-  ]);
-}
-
-async function move(
-  target: Controllable,
-  device = "",
-  words: readonly string[],
-): Promise<string> {
-  const [iothread = ""] = words;
-  if (words.length !== 1 || !/^\d+$/.test(iothread)) {
-    throw new Error(
-      'Cannot understand "move": say which device and which IOThread, such as: move virtio-net0 1',
-    );
-  }
-  return await target.move(device, Number(iothread));
-}
-
-async function answer(line: string, target: Controllable): Promise<string[]> {
-  const [first, second, ...rest] = line.trim().split(/\s+/);
-  switch (first) {
-    case "help":
-      return HELP;
-    case "list":
-      return list(await target.describe());
-    case "iothreads":
-      return listIOThreads(await target.describeIOThreads());
-    case "move":
-      return [await move(target, second, rest)];
-    case "counters":
-      return listCounters(await target.describe(), second);
-    default:
-      if (second === undefined) {
-        throw new Error(`Cannot understand "${line.trim()}": try help`);
-      }
-      return (await target.command(first!, second, rest)).split("\n")
-        .filter((text) => text !== "");
-  }
+/** Something that happened, for programs. */
+export interface ControlEvent {
+  /** Such as `CLIENT_CONNECTED`. */
+  readonly event: string;
+  /** Plain data; the device's id is in `device`. */
+  readonly data: Readonly<Record<string, unknown>>;
 }
 
 /** How many people and scripts are served at a time. */
 const CONNECTIONS_MAX = 64;
-/** The longest line taken; a longer one closes the connection. */
-const MAX_LINE = 4096;
+/** The longest line taken, in UTF-16 units. */
+const LINE_MAX = 4096;
+/** So many events wait for a program that does not read; the next ones are counted only. */
+const EVENTS_MAX = 256;
 
-async function* lines(stream: ReadableStream<Uint8Array>) {
+/** A line, or null for one that is too long. */
+type Line = string | null;
+
+async function* lines(conn: Deno.Conn): AsyncGenerator<Line> {
   const decoder = new TextDecoder();
+  const bytes = new Uint8Array(LINE_MAX);
   let rest = "";
-  for await (const bytes of stream) {
-    rest += decoder.decode(bytes, { stream: true });
-    const parts = rest.split("\n");
-    rest = parts.pop()!;
-    if (rest.length > MAX_LINE) return;
-    yield* parts;
-  }
-  if (rest !== "") yield rest;
-}
-
-async function serve(conn: Deno.Conn, target: Controllable): Promise<void> {
-  const encoder = new TextEncoder();
-  const writer = conn.writable.getWriter();
-  try {
-    for await (const line of lines(conn.readable)) {
-      if (line.trim() === "") continue;
-      let reply: string[];
-      try {
-        reply = [...await answer(line, target), "ok"];
-      } catch (error) {
-        reply = [`error: ${error instanceof Error ? error.message : error}`];
-      }
-      await writer.write(encoder.encode(reply.join("\n") + "\n"));
+  let tooLong = false;
+  for (;;) {
+    // Not conn.readable, which closes both directions at the end of this one: the last line is to be answered.
+    const count = await conn.read(bytes);
+    if (count === null) break;
+    const parts = decoder.decode(bytes.subarray(0, count), { stream: true })
+      .split("\n");
+    for (const [i, part] of parts.entries()) {
+      if (rest.length + part.length > LINE_MAX) tooLong = true;
+      rest = tooLong ? "" : rest + part;
+      if (i === parts.length - 1) break;
+      yield tooLong ? null : rest;
+      rest = "";
+      tooLong = false;
     }
-    await writer.close();
-  } catch {
-    // The person hung up; there is nobody to tell.
-  } finally {
-    closeConnection(conn);
+  }
+  if (tooLong) yield null;
+  else if (rest !== "") yield rest;
+}
+
+/** A request of a program: as in the QEMU Machine Protocol. */
+interface JsonRequest {
+  readonly execute: string;
+  readonly arguments: Readonly<Record<string, unknown>>;
+}
+
+function isObject(value: unknown): value is Readonly<Record<string, unknown>> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function checkRequest(request: unknown): JsonRequest {
+  const { execute, arguments: args = {}, id: _, ...rest } = request as Readonly<
+    Record<string, unknown>
+  >;
+  const [stray] = Object.keys(rest);
+  if (typeof execute !== "string" || !isObject(args) || stray !== undefined) {
+    throw new Error(
+      'Cannot understand the request: {"execute": "NAME", "arguments": {…}, "id": …} is wanted, the last two as you like',
+    );
+  }
+  return { execute, arguments: args };
+}
+
+/** One who is connected. */
+class Connection {
+  readonly #target: Controllable;
+  readonly #conn: Deno.Conn;
+  readonly #writer: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
+  /** Whether it has spoken JSON: then it is told of events too. */
+  #isProgram = false;
+  #waiting = 0;
+  #lost = 0;
+
+  constructor(target: Controllable, conn: Deno.Conn) {
+    this.#target = target;
+    this.#conn = conn;
+    this.#writer = conn.writable.getWriter();
+  }
+
+  async serve(): Promise<void> {
+    try {
+      for await (const line of lines(this.#conn)) {
+        if (line?.trim() === "") continue;
+        await this.#write(await this.#answer(line));
+      }
+      await this.#writer.close();
+    } catch {
+      // The person hung up; there is nobody to tell.
+    } finally {
+      closeConnection(this.#conn);
+    }
+  }
+
+  tell(event: ControlEvent): void {
+    if (!this.#isProgram) return;
+    if (this.#waiting >= EVENTS_MAX) {
+      this.#lost++;
+      return;
+    }
+    this.#waiting++;
+    const now = Date.now();
+    const timestamp = {
+      seconds: Math.floor(now / 1000),
+      microseconds: now % 1000 * 1000,
+    };
+    this.#write(JSON.stringify({ ...event, timestamp })).then(
+      () => this.#told(),
+      // Whoever hung up is found out about by reading.
+      () => {},
+    );
+  }
+
+  #told(): void {
+    this.#waiting--;
+    if (this.#waiting > 0 || this.#lost === 0) return;
+    const count = this.#lost;
+    this.#lost = 0;
+    this.tell({ event: "EVENTS_LOST", data: { count } });
+  }
+
+  #write(text: string): Promise<void> {
+    return this.#writer.write(new TextEncoder().encode(`${text}\n`));
+  }
+
+  async #answer(line: Line): Promise<string> {
+    if (line === null) {
+      const error =
+        `Cannot take a line of more than ${LINE_MAX} characters: say less at a time`;
+      return this.#isProgram ? failure(error) : `error: ${error}`;
+    }
+    if (line.trimStart().startsWith("{")) return await this.#answerJson(line);
+    try {
+      const { text } = await executeLine(this.#target, line);
+      return text === "" ? "ok" : `${text}\nok`;
+    } catch (error) {
+      return `error: ${await messageForPeople(error)}`;
+    }
+  }
+
+  async #answerJson(line: string): Promise<string> {
+    this.#isProgram = true;
+    let request: unknown;
+    try {
+      request = JSON.parse(line);
+    } catch (error) {
+      return failure(`Cannot understand the line: ${(error as Error).message}`);
+    }
+    // Whatever it is, JSON has no undefined: an id that was not given is not answered.
+    const { id } = request as { readonly id?: unknown };
+    try {
+      const { execute: name, arguments: args } = checkRequest(request);
+      const { data } = await execute(this.#target, name, args);
+      return JSON.stringify({ return: data, id });
+    } catch (error) {
+      return failure(
+        await messageForPeople(error),
+        id,
+        error instanceof UnknownCommandError ? "CommandNotFound" : undefined,
+      );
+    }
   }
 }
 
-/** A listening control socket. Each request line is answered by lines of text and a last line `ok` or `error: …`. */
+function failure(desc: string, id?: unknown, kind = "GenericError"): string {
+  return JSON.stringify({ error: { class: kind, desc }, id });
+}
+
+/**
+ * A listening control socket.
+ *
+ * Each line of words is answered by lines of text and a last line `ok` or `error: …`. A line that begins with a brace is
+ * a JSON object `{"execute", "arguments", "id"}` and answered by one, `{"return", "id"}` or `{"error", "id"}`; whoever
+ * has sent one is sent events too, `{"event", "data", "timestamp"}`.
+ */
 export class ControlSocket {
   readonly #connections: AcceptLoop;
+  readonly #open = new Set<Connection>();
   readonly #remove: () => void;
 
   /**
@@ -198,8 +213,18 @@ export class ControlSocket {
     this.#remove = remove;
     this.#connections = new AcceptLoop(listener, {
       most: CONNECTIONS_MAX,
-      serve: (conn) => serve(conn, target),
+      serve: async (conn) => {
+        const connection = new Connection(target, conn);
+        this.#open.add(connection);
+        await connection.serve();
+        this.#open.delete(connection);
+      },
     });
+  }
+
+  /** Tells all programs that are connected. */
+  tell(event: ControlEvent): void {
+    for (const connection of this.#open) connection.tell(event);
   }
 
   /** Stops listening, hangs up, and removes the socket file. */

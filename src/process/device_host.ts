@@ -11,6 +11,7 @@ import { DmaMemory, type MemoryBaggage } from "../memory/dma_memory.ts";
 import { MemfdMemory } from "../memory/shared_memory.ts";
 import { closeFd } from "../libc/mod.ts";
 import {
+  type CommandAnswer,
   type DeviceContext,
   type PciDevice,
   PciFunction,
@@ -340,7 +341,10 @@ export class DeviceHost implements Disposable {
       event === "connected"
         ? `client connected (pid ${pid})`
         : `client gone (pid ${pid}), waiting for the next`,
-      { pid },
+      {
+        pid,
+        event: event === "connected" ? "CLIENT_CONNECTED" : "CLIENT_GONE",
+      },
     );
   }
 
@@ -349,7 +353,7 @@ export class DeviceHost implements Disposable {
    *
    * @throws {Error} With a message for the person who asked
    */
-  command(name: string, args: readonly string[]): string {
+  command(name: string, args: readonly string[]): CommandAnswer {
     const commands = this.#device.commands ?? {};
     if (!Object.hasOwn(commands, name)) {
       const known = Object.keys(commands).join(", ") || "none";
@@ -357,7 +361,10 @@ export class DeviceHost implements Disposable {
         `Cannot run "${name}" on ${this.id}: its commands are ${known}`,
       );
     }
-    return commands[name]!.run(args);
+    const answer = commands[name]!.run(args);
+    if (typeof answer !== "string") return answer;
+    const text = answer.split("\n").filter((line) => line !== "").join("\n");
+    return { text, data: { text } };
   }
 
   /** The device as seen from outside. */

@@ -38,7 +38,12 @@ function remoteLog(device: string, debugEnabled: boolean): Log {
     (message: string, properties: Record<string, unknown> = {}) =>
       scope.postMessage({ kind: "log", level, device, message, properties });
   return {
-    debug: debugEnabled ? send("debug") : () => {},
+    debug: debugEnabled
+      ? send("debug")
+      // Events are told whatever is logged.
+      : (message, properties) => {
+        if (properties?.event !== undefined) send("debug")(message, properties);
+      },
     info: send("info"),
     warn: send("warn"),
     error: send("error"),

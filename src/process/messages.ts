@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { CommandAnswer } from "../pci/device.ts";
 import type { HostBaggage } from "./device_host.ts";
 import type { LogLevel } from "./logging.ts";
 import type { CrewPlan } from "./spread_device.ts";
@@ -96,7 +97,7 @@ export interface ReplyOf {
   release: boolean;
   handOver: HostBaggage;
   discard: null;
-  command: string;
+  command: CommandAnswer;
   describe: readonly DeviceDescription[];
   metrics: ThreadMetrics;
   close: null;
@@ -129,6 +130,15 @@ export interface NumberedRequest {
   readonly request: Request;
 }
 
+/** Something to log. One with a property `event`, a name such as `RESIZED`, is told to programs on the control socket. */
+export interface LogNotice {
+  readonly level: LogLevel;
+  /** The device's id; empty for the thread. */
+  readonly device: string;
+  readonly message: string;
+  readonly properties: Readonly<Record<string, unknown>>;
+}
+
 /** Messages of an IOThread. */
 export type Notice =
   | {
@@ -145,10 +155,4 @@ export type Notice =
     readonly id: number;
     readonly message: string;
   }
-  | {
-    readonly kind: "log";
-    readonly level: LogLevel;
-    readonly device: string;
-    readonly message: string;
-    readonly properties: Readonly<Record<string, unknown>>;
-  };
+  | { readonly kind: "log" } & LogNotice;

@@ -12,12 +12,15 @@
 
 import { threadCpus } from "../libc/mod.ts";
 import type { Log } from "../log.ts";
+import type { CommandAnswer } from "../pci/device.ts";
+import { UnknownNameError } from "../unknown_name.ts";
 import { ControlSocket, type IOThreadDescription } from "./control.ts";
 import { IOThread } from "./iothread.ts";
 import { createLog } from "./logging.ts";
 import {
   type DeviceDescription,
   type DeviceSpec,
+  type LogNotice,
   type PlacedDescription,
   POLL_MAX_US_DEFAULT,
 } from "./messages.ts";
@@ -143,13 +146,17 @@ export class Outboard {
 
   #start(index: number): IOThread {
     return new IOThread(index, {
-      onLog: ({ level, device, message, properties }) =>
-        createLog(device === "" ? undefined : device)[level](
-          message,
-          properties,
-        ),
+      onLog: (record) => this.#onLog(record),
       onCrash: (message) => this.#onCrash(index, message),
     });
+  }
+
+  /** What has a name as an event is told to programs too. */
+  #onLog({ level, device, message, properties }: LogNotice): void {
+    createLog(device === "" ? undefined : device)[level](message, properties);
+    const { event, ...data } = properties;
+    if (typeof event !== "string") return;
+    this.#control?.tell({ event, data: { device, ...data } });
   }
 
   #onCrash(index: number, message: string): void {
@@ -320,14 +327,14 @@ export class Outboard {
   /**
    * Runs a command of a device, such as `link down`.
    *
-   * @returns What to tell the person who asked
-   * @throws {Error} With a message for that person
+   * @returns What to tell whoever asked
+   * @throws {Error} With a message for people
    */
   command(
     device: string,
     name: string,
     args: readonly string[],
-  ): Promise<string> {
+  ): Promise<CommandAnswer> {
     return this.#inTurn(
       device,
       (placed) =>
@@ -369,7 +376,12 @@ export class Outboard {
       await this.#move(placed, iothread);
       const tookMs = Number((performance.now() - startMs).toFixed(1));
       const text = `${device} moved to IOThread ${iothread} in ${tookMs} ms`;
-      this.#log.info(text, { id: device, iothread, tookMs });
+      this.#onLog({
+        level: "info",
+        device: "",
+        message: text,
+        properties: { event: "MOVED", device, iothread, tookMs },
+      });
       return text;
     });
   }
@@ -397,7 +409,12 @@ export class Outboard {
 
   /** Nobody serves the device any more, so that nobody shall connect to it. */
   #lose(device: Placed, error: DeviceLostError): void {
-    this.#log.error(error.message);
+    this.#onLog({
+      level: "error",
+      device: "",
+      message: error.message,
+      properties: { event: "DEVICE_LOST", device: device.spec.id },
+    });
     this.#devices.delete(device.spec.id);
     device.listening.close();
   }
@@ -418,10 +435,11 @@ export class Outboard {
   }
 
   #unknown(id: string): Error {
-    return new Error(
-      `Cannot find device ${id}: known are ${
-        [...this.#devices.keys()].join(", ")
-      }`,
+    const known = [...this.#devices.keys()];
+    return new UnknownNameError(
+      `Cannot find device ${id}: known are ${known.join(", ")}`,
+      id,
+      known,
     );
   }
 

@@ -371,8 +371,9 @@ export class VirtioSession implements VirtioTransport {
     const message =
       `The driver broke the rules and must reset the device: ${reason}`;
     // A hostile driver can fail and reset for ever; it shall not fill the disk.
-    if (first) this.#context.log.warn(message);
-    else this.#context.log.debug(message);
+    const properties = { event: "DEVICE_FAILED", reason };
+    if (first) this.#context.log.warn(message, properties);
+    else this.#context.log.debug(message, properties);
     this.#status.requireReset();
     this.#queues.halt();
     if (this.#status.has(VIRTIO_CONFIG_S.DRIVER_OK)) this.#notifyConfig();

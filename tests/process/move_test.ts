@@ -308,10 +308,10 @@ Deno.test("move says what it does not understand, and what is so already", () =>
       "counter0 is on IOThread 0 already",
     ]);
     const cases = [
-      ["move", "say which device and which IOThread"],
-      ["move counter0", "say which device and which IOThread"],
-      ["move counter0 one", "say which device and which IOThread"],
-      ["move counter0 1 2", "say which device and which IOThread"],
+      ["move", "its device is missing; say move DEVICE IOTHREAD"],
+      ["move counter0", "its iothread is missing; say move DEVICE IOTHREAD"],
+      ["move counter0 one", "its iothread must be a number"],
+      ["move counter0 1 2", "it has no 2; say move DEVICE IOTHREAD"],
       ["move counter9 1", "Cannot find device counter9: known are counter0"],
       ["move counter0 2", "there are IOThreads 0 and 1"],
     ];

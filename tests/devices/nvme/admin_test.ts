@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import { textOf } from "../command_text.ts";
 import type { BlockInfo } from "../../../src/block/backend.ts";
 import type { Sqe } from "./naive_driver.ts";
 import { Rig, SC } from "./rig.ts";
@@ -830,7 +831,8 @@ Deno.test("Abort leaves an event request alone while its completion has no room"
 
 Deno.test("the resize command changes storage and explains itself", () => {
   using rig = new Rig({ disks: { 1: 65536, 2: 65536 } });
-  const run = (...args: string[]) => rig.device.commands.resize!.run(args);
+  const run = (...args: string[]) =>
+    textOf(rig.device.commands.resize, ...args);
   assertEquals(run("2", "128K"), "namespace 2 has 131072 bytes, ram disk");
   assertEquals(run().split("\n").length, 2);
   assertThrows(() => run("2", "64K"), Error, "say 64K --shrink");

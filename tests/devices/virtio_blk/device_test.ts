@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import { textOf } from "../command_text.ts";
 import { Errno } from "../../../src/errno.ts";
 import { BF, header, pattern, ranges, Rig, S, T } from "./harness.ts";
 
@@ -226,8 +227,11 @@ for (
 Deno.test("VirtioBlk tells the driver of a new size", () => {
   using rig = new Rig();
   const { resize } = rig.device.commands!;
-  assertEquals(resize!.run([]), "the disk has 1M");
-  assertEquals(resize!.run(["2M"]), "the disk has 2M");
+  assertEquals(textOf(resize), "the disk has 1M");
+  assertEquals(resize!.run(["2M"]), {
+    text: "the disk has 2M",
+    data: { sizeBytes: 2 << 20 },
+  });
   assertEquals(rig.interrupts(0), 1);
   const generation = rig.driver.configGeneration;
   assertEquals(rig.driver.readConfig(0, 4), 4096);
@@ -238,7 +242,7 @@ Deno.test("VirtioBlk tells the driver of a new size", () => {
     Error,
     "it has 2M, and what lies beyond would be lost; say 512K --shrink",
   );
-  assertEquals(resize!.run([]), "the disk has 2M");
+  assertEquals(textOf(resize), "the disk has 2M");
   resize!.run(["512K", "--shrink"]);
   assertEquals(rig.read(1024, 512).status, S.IOERR);
   assertEquals(rig.read(1023, 512).status, S.OK);

@@ -1,4 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
+import { textOf } from "../command_text.ts";
 import { STATUS } from "../../../src/testing/virtio_defs.ts";
 import { frame, MAC, NF, Rig, VECTOR } from "./harness.ts";
 
@@ -10,7 +11,7 @@ function status(rig: Rig): number {
 }
 
 function run(rig: Rig, command: string, ...args: string[]): string {
-  return rig.device.commands![command]!.run(args);
+  return textOf(rig.device.commands![command], ...args);
 }
 
 Deno.test("VirtioNet is a network card on the PCI bus", () => {
