@@ -6,6 +6,8 @@
 
 import { stripVTControlCharacters } from "node:util";
 import { UnknownNameError } from "../src/unknown_name.ts";
+import { nameModelFile, placeInModel } from "../src/model_fault.ts";
+import { encodePlainData } from "../src/plain_data.ts";
 import type { DeviceModel } from "./model.ts";
 
 /** A built-in model that has not been loaded. */
@@ -107,9 +109,14 @@ function modelProblem(model: object): string | null {
         describe(candidate[field])
       }`;
     }
+    if (candidate[field] instanceof AsyncFunction) {
+      return `its \`${field}\` must not be async: it is to return what it makes, not a promise`;
+    }
   }
   return null;
 }
+
+const AsyncFunction = (async () => {}).constructor as FunctionConstructor;
 
 /**
  * The device model that a module exports as `model` or as its default.
@@ -142,10 +149,35 @@ export function modelOfModule(
   return model as DeviceModel;
 }
 
+/**
+ * Has a model parse its options.
+ *
+ * @param reference How the person called it, for messages
+ * @throws {Error} What `parse` throws, or that it returned something else than plain data
+ */
+export function parseModelOptions(
+  model: DeviceModel,
+  reference: string,
+  options: Parameters<DeviceModel["parse"]>[0],
+): unknown {
+  const parsed = model.parse(options);
+  try {
+    encodePlainData(parsed);
+  } catch (error) {
+    throw new Error(
+      `Cannot use ${reference} as a device model: its \`parse\` must return plain data, which travels to another thread: ${
+        (error as Error).message
+      }`,
+      { cause: error },
+    );
+  }
+  return parsed;
+}
+
 async function importModule(
   reference: string,
+  url: string,
 ): Promise<Record<string, unknown>> {
-  const url = modelUrl(reference);
   try {
     return await import(url);
   } catch (error) {
@@ -156,9 +188,12 @@ async function importModule(
     // Another file may be missing too: one that this one imports.
     const missing = text.startsWith("Module not found") && text.includes(url) &&
       !text.includes("\n    at file:");
+    const place = placeInModel(error);
     throw new Error(
       `Cannot load device model ${reference}: ${
-        missing ? "there is no such file" : text.split("\n")[0]
+        missing
+          ? "there is no such file"
+          : `${place === null ? "" : `${place}: `}${text.split("\n")[0]}`
       }`,
       { cause: error },
     );
@@ -184,5 +219,8 @@ export async function loadModel(reference: string): Promise<DeviceModel> {
       known,
     );
   }
-  return modelOfModule(await importModule(reference), reference);
+  const url = modelUrl(reference);
+  const model = modelOfModule(await importModule(reference, url), reference);
+  nameModelFile(url, model.name);
+  return model;
 }

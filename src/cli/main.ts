@@ -5,7 +5,12 @@
  */
 
 import type { DeviceModel } from "../../devices/model.ts";
-import { isModelPath, loadModel, modelUrl } from "../../devices/registry.ts";
+import {
+  isModelPath,
+  loadModel,
+  modelUrl,
+  parseModelOptions,
+} from "../../devices/registry.ts";
 import denoJson from "../../deno.json" with { type: "json" };
 import { CONTROL_WORDS } from "../process/control.ts";
 import {
@@ -130,7 +135,7 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
     }
     let options: unknown;
     try {
-      options = model.parse(own);
+      options = parseModelOptions(model, device.model, own);
     } catch (error) {
       throw optionError(device.model, error as Error);
     }

@@ -4,8 +4,10 @@
  * @module
  */
 
+import { hex } from "../bits.ts";
 import { Errno } from "../errno.ts";
 import type { Log } from "../log.ts";
+import { ModelError } from "../model_fault.ts";
 import { StateReader } from "../state_reader.ts";
 import { accessWidth, loadWidth, storeWidth } from "./access.ts";
 import { ConfigEffect, ConfigSpace, type ConfigState } from "./config_space.ts";
@@ -67,6 +69,7 @@ export class PciFunction {
   readonly config: ConfigSpace;
   readonly #interrupts: PciInterrupts;
   readonly #log: Log;
+  readonly #name: string;
   readonly #msix: MsixTable | null;
   readonly #bars: (BarSpec | undefined)[] = [];
   readonly #sizes: number[] = [];
@@ -76,14 +79,21 @@ export class PciFunction {
    * Builds the function around a model.
    *
    * @param interrupts What the model was handed as its interrupts
+   * @param name What the model is called in messages
    * @throws {ErrnoError} EINVAL when the specification of the model is not sound
    */
-  constructor(device: PciDevice, interrupts: PciInterrupts, log: Log) {
+  constructor(
+    device: PciDevice,
+    interrupts: PciInterrupts,
+    log: Log,
+    name = "the model",
+  ) {
     const spec = device.spec;
     this.device = device;
     this.config = new ConfigSpace(spec);
     this.#interrupts = interrupts;
     this.#log = log;
+    this.#name = name;
     const msix = spec.capabilities.find((it) => it.kind === "msix");
     this.#msix = msix === undefined ? null : new MsixTable(msix.vectors);
     for (let region = 0; region < PCI_STD_NUM_BARS; region++) {
@@ -132,6 +142,7 @@ export class PciFunction {
       const value = window === null
         ? this.device.readBar(region, offset, width)
         : this.#readWindow(window, offset - window.start, width);
+      if (typeof value !== "number") this.#refuseValue(value, region, offset);
       storeWidth(into, at, width, value);
       offset += width;
       at += width;
@@ -170,6 +181,14 @@ export class PciFunction {
       count -= width;
     }
     return 0;
+  }
+
+  #refuseValue(value: unknown, region: number, offset: number): never {
+    throw new ModelError(
+      `${this.#name}: readBar must return a number, and gave ${typeof value} for BAR ${region}, offset ${
+        hex(offset)
+      }`,
+    );
   }
 
   /**

@@ -16,7 +16,8 @@ import {
   PciMsix,
   PciPm,
 } from "./defs.ts";
-import type { BarSpec, CapabilitySpec, PciSpec } from "./device.ts";
+import { ModelError } from "../model_fault.ts";
+import type { BarSpec, CapabilitySpec, PciDevice, PciSpec } from "./device.ts";
 
 /** What precedes the body of a vendor-specific capability: id, next, length. */
 export const VENDOR_PREFIX_BYTES = 3;
@@ -61,6 +62,87 @@ export function capabilityBytes(capability: CapabilitySpec): number {
     default:
       return capability satisfies never;
   }
+}
+
+/** What every device model has, see {@linkcode PciDevice}. */
+const METHODS = ["readBar", "writeBar", "reset", "close"] as const;
+const OPTIONAL_METHODS = [
+  "ringDoorbell",
+  "stop",
+  "start",
+  "hold",
+  "save",
+  "load",
+  "handOver",
+  "counters",
+  "info",
+] as const;
+const BAR_KINDS = ["memory32", "memory64", "io"];
+const CAPABILITY_KINDS = ["pm", "pcie", "msi", "msix", "vendor"];
+
+/**
+ * Checks what a model's `create` has returned.
+ *
+ * @param name What the model is called in messages
+ * @throws {ModelError} Naming the first thing that is wrong
+ */
+export function validatePciDevice(device: unknown, name: string): void {
+  const problem = deviceProblem(device);
+  if (problem !== null) throw new ModelError(`${name}: ${problem}`);
+  try {
+    validatePciSpec((device as PciDevice).spec);
+  } catch (error) {
+    throw new ModelError(`${name}: ${(error as Error).message}`, {
+      cause: error,
+    });
+  }
+}
+
+function deviceProblem(device: unknown): string | null {
+  if (typeof device !== "object" || device === null) {
+    return `\`create\` must return a device, not ${device}`;
+  }
+  if (device instanceof Promise) {
+    return "`create` must not be async: an IOThread waits for no promise";
+  }
+  const fields = device as Record<string, unknown>;
+  for (const method of METHODS) {
+    if (typeof fields[method] !== "function") {
+      return `the device has no \`${method}\`, which must be a function`;
+    }
+  }
+  for (const method of OPTIONAL_METHODS) {
+    if (fields[method] !== undefined && typeof fields[method] !== "function") {
+      return `the device's \`${method}\` must be a function`;
+    }
+  }
+  return specProblem(fields.spec);
+}
+
+/** What is wrong with the shape of a specification; its values are {@linkcode validatePciSpec}'s. */
+function specProblem(spec: unknown): string | null {
+  if (typeof spec !== "object" || spec === null) {
+    return "the device has no `spec`, which must be an object";
+  }
+  const fields = spec as Record<string, unknown>;
+  for (
+    const [field, kinds] of [
+      ["bars", BAR_KINDS],
+      ["capabilities", CAPABILITY_KINDS],
+    ] as const
+  ) {
+    const list = fields[field];
+    if (!Array.isArray(list)) {
+      return `the device has no \`spec.${field}\`, which must be an array`;
+    }
+    for (const [i, item] of list.entries()) {
+      if (kinds.includes(item?.kind)) continue;
+      return `\`spec.${field}[${i}].kind\` is "${item?.kind}" and must be one of ${
+        kinds.join(", ")
+      }`;
+    }
+  }
+  return null;
 }
 
 /**

@@ -10,6 +10,8 @@ import type { Log } from "../log.ts";
 import { DmaMemory, type MemoryBaggage } from "../memory/dma_memory.ts";
 import { MemfdMemory } from "../memory/shared_memory.ts";
 import { closeFd } from "../libc/mod.ts";
+import { describeModel } from "../model_fault.ts";
+import { validatePciDevice } from "../pci/validate.ts";
 import {
   type CommandAnswer,
   type DeviceContext,
@@ -149,6 +151,7 @@ export class DeviceHost implements Disposable {
         options.options,
         inherited?.resources,
       );
+      validatePciDevice(device, describeModel(model.name));
       if (options.crew !== undefined) {
         device = new SpreadDevice({
           device,
@@ -159,7 +162,12 @@ export class DeviceHost implements Disposable {
         });
       }
       this.#device = device;
-      this.#pci = new PciFunction(device, interrupts, log);
+      this.#pci = new PciFunction(
+        device,
+        interrupts,
+        log,
+        describeModel(model.name),
+      );
       if (inherited !== undefined) this.#adopt(inherited);
       server = this.#serve(options, interrupts);
       this.#server = server;

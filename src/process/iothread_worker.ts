@@ -18,10 +18,12 @@ import {
   threadId,
 } from "../libc/mod.ts";
 import type { Log } from "../log.ts";
+import { modelFault } from "../model_fault.ts";
 import { CrewTwin } from "./crew_twin.ts";
 import { DeviceHost, discardBaggage } from "./device_host.ts";
 import type { ThreadMetrics } from "./metrics.ts";
 import type { Notice, NumberedRequest, Request } from "./messages.ts";
+import { guardRuntime, withoutRuntime } from "./runtime_guard.ts";
 import { createSeat, ThreadCalls } from "./thread_calls.ts";
 
 const scope = globalThis as unknown as {
@@ -55,9 +57,11 @@ const processLog = remoteLog("", false);
 const loop = new EventLoop({
   onError: (error) =>
     processLog.error(
-      `unexpected failure: ${error instanceof Error ? error.stack : error}`,
+      modelFault(error) ??
+        `unexpected failure: ${error instanceof Error ? error.stack : error}`,
     ),
 });
+guardRuntime((message) => processLog.error(message));
 
 /** A request to serve a device, and what became of it. */
 interface Served {
@@ -91,24 +95,37 @@ function hostOf(id: string): DeviceHost {
   return servedDevice(id).host;
 }
 
+/** Has a model make a device; what it throws says which model it was, and where, if that is an author's. */
+function callModel<T>(make: () => T): T {
+  try {
+    return withoutRuntime(make);
+  } catch (error) {
+    const fault = modelFault(error);
+    throw fault === null ? error : new Error(fault, { cause: error });
+  }
+}
+
 async function serve(
   request: ServeRequest,
   inherited = request.inherited,
 ): Promise<null> {
   const { device, debug } = request;
-  const host = new DeviceHost({
-    id: device.id,
-    model: await loadWhileServing(device.model),
-    options: device.options,
-    loop,
-    log: remoteLog(device.id, debug),
-    listener: device.listener,
-    poisonUnmapped: Deno.env.get("OUTBOARD_POISON") === "1",
-    ...(inherited === undefined ? {} : { inherited }),
-    ...(request.crew === undefined
-      ? {}
-      : { crew: { plan: request.crew, calls } }),
-  });
+  const model = await loadWhileServing(device.model);
+  const host = callModel(() =>
+    new DeviceHost({
+      id: device.id,
+      model,
+      options: device.options,
+      loop,
+      log: remoteLog(device.id, debug),
+      listener: device.listener,
+      poisonUnmapped: Deno.env.get("OUTBOARD_POISON") === "1",
+      ...(inherited === undefined ? {} : { inherited }),
+      ...(request.crew === undefined
+        ? {}
+        : { crew: { plan: request.crew, calls } }),
+    })
+  );
   // What was inherited is used up.
   devices.set(device.id, { request: { kind: "serve", device, debug }, host });
   return null;
@@ -117,7 +134,7 @@ async function serve(
 /** Gives a device away; it stays here when what it hands over cannot travel, or ends when it cannot even do that. */
 async function handOver(id: string, replyTo: number): Promise<void> {
   const { request, host } = servedDevice(id);
-  const baggage = host.handOver();
+  const baggage = withoutRuntime(() => host.handOver());
   devices.delete(id);
   try {
     scope.postMessage({ kind: "reply", id: replyTo, value: baggage });
@@ -182,22 +199,34 @@ async function handleRequest(
   request: Exclude<Request, { kind: "handOver" }>,
 ): Promise<unknown> {
   switch (request.kind) {
+    case "serve":
+      return await serve(request);
+    case "join":
+      return await join(request);
+    case "prepare":
+      await loadWhileServing(request.model);
+      return null;
+    default:
+      return withoutRuntime(() => handleAtOnce(request));
+  }
+}
+
+function handleAtOnce(
+  request: Exclude<
+    Request,
+    { kind: "handOver" | "serve" | "join" | "prepare" }
+  >,
+): unknown {
+  switch (request.kind) {
     case "configure":
       if (request.cpus !== null) setThreadCpus(request.cpus);
       loop.setPolling(request.pollMaxUs);
       return null;
-    case "serve":
-      return await serve(request);
     case "listen":
       hostOf(request.device).listen();
       return null;
-    case "join":
-      return await join(request);
     case "leave":
       return leave(request.device);
-    case "prepare":
-      await loadWhileServing(request.model);
-      return null;
     case "hold":
       return hostOf(request.device).hold();
     case "release":
@@ -258,7 +287,7 @@ async function loadWhileServing(reference: string): Promise<DeviceModel> {
     await new Promise((resolve) => setTimeout(resolve, 0));
     if (settled) return await loading;
     slice.arm(SLICE_MS);
-    announced += loop.run();
+    announced += withoutRuntime(() => loop.run());
   }
 }
 
@@ -282,7 +311,7 @@ async function main(): Promise<void> {
     seat: calls.seat,
   });
   for (;;) {
-    announced += loop.run();
+    announced += withoutRuntime(() => loop.run());
     while (announced > 0) {
       announced--;
       const numbered = await nextRequest();

@@ -8,6 +8,7 @@ import { Errno, ErrnoError } from "../errno.ts";
 import type { Loop } from "../event_loop.ts";
 import type { Log } from "../log.ts";
 import type { Fd } from "../libc/mod.ts";
+import { modelFault } from "../model_fault.ts";
 import type { DmaMemory } from "../memory/dma_memory.ts";
 import type { PciFunction } from "../pci/function.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
@@ -260,10 +261,7 @@ export class Session implements ConnectionHandler {
         return -error.errno;
       }
       this.#fault = true;
-      this.#options.log.error(`${commandName(command)} failed by our fault`, {
-        error,
-        stack: error instanceof Error ? error.stack : undefined,
-      });
+      this.#logFault(commandName(command), error);
       return -Errno.EIO;
     }
   }
@@ -358,12 +356,18 @@ export class Session implements ConnectionHandler {
     try {
       this.#options.pci.device.ringDoorbell!(region, doorbell);
     } catch (error) {
-      this.#options.log.error("a doorbell failed by our fault", {
-        error,
-        stack: error instanceof Error ? error.stack : undefined,
-      });
+      this.#logFault("a doorbell", error);
       this.close("its doorbell failed by our fault");
     }
+  }
+
+  /** Something failed that no client can have caused. */
+  #logFault(what: string, error: unknown): void {
+    const { log } = this.#options;
+    const fault = modelFault(error);
+    if (fault !== null) return log.error(`${what} failed in ${fault}`);
+    const stack = error instanceof Error ? error.stack : undefined;
+    log.error(`${what} failed by our fault`, { error, stack });
   }
 
   #reply(at: number, command: number, lengthBytes: number): void {

@@ -51,8 +51,20 @@ Deno.test("loadModel explains what it cannot load", async () => {
   await assertRejects(
     () => loadModel(at("throws.ts")),
     Error,
-    "throws.ts: the fixture fails",
+    `throws.ts: ${at("throws.ts")}:5:9: the fixture fails`,
   );
+  const broken = Deno.makeTempFileSync({ suffix: ".ts" });
+  try {
+    Deno.writeTextFileSync(
+      broken,
+      `export const model = {\n  name: "a" help\n};`,
+    );
+    const error = await assertRejects(() => loadModel(broken), Error);
+    assertStringIncludes(error.message, `${broken}:2:`);
+    assertEquals(error.message.includes("\n"), false);
+  } finally {
+    Deno.removeSync(broken);
+  }
   const nested = await assertRejects(
     () => loadModel(at("imports_missing.ts")),
     Error,
@@ -107,6 +119,8 @@ Deno.test("modelOfModule refuses what is no device model", () => {
     [{ model: { ...model, options: [null] } }, "`options[0].name`"],
     [{ model: { ...model, parse: undefined } }, "`parse` must be a function"],
     [{ model: { ...model, create: [] } }, "must be a function, not array"],
+    [{ model: { ...model, create: async () => {} } }, "must not be async"],
+    [{ model: { ...model, parse: async () => {} } }, "must not be async"],
   ];
   for (const [module, message] of cases) {
     assertThrows(

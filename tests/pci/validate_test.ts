@@ -7,6 +7,8 @@ import {
   type PciSpec,
   validatePciSpec,
 } from "../../src/pci/mod.ts";
+import { ModelError } from "../../src/model_fault.ts";
+import { validatePciDevice } from "../../src/pci/validate.ts";
 import { sampleSpec, twoPages } from "./sample.ts";
 
 const PLAIN: BarSpec = { index: 0, sizeBytes: 0x8000, kind: "memory32" };
@@ -175,4 +177,47 @@ Deno.test("validatePciSpec refuses doorbells outside, unaligned or in MSI-X stru
 
 Deno.test("msixPbaBytes is whole 64-bit words", () => {
   assertEquals([1, 64, 65, 2048].map(msixPbaBytes), [8, 8, 16, 256]);
+});
+
+Deno.test("validatePciDevice names what a model has forgotten", () => {
+  const device = {
+    spec: sampleSpec(),
+    readBar: () => 0,
+    writeBar() {},
+    reset() {},
+    close() {},
+  };
+  validatePciDevice(device, "model x");
+  const bars = [{ index: 0, sizeBytes: 4096, kind: "memory33" }];
+  const cases: [unknown, string][] = [
+    [undefined, "`create` must return a device, not undefined"],
+    [Promise.resolve(device), "`create` must not be async"],
+    [{ ...device, readBar: undefined }, "the device has no `readBar`"],
+    [{ ...device, reset: 1 }, "the device has no `reset`"],
+    [{ ...device, stop: 1 }, "the device's `stop` must be a function"],
+    [{ ...device, spec: undefined }, "the device has no `spec`"],
+    [
+      { ...device, spec: { ...device.spec, bars: undefined } },
+      "the device has no `spec.bars`",
+    ],
+    [
+      { ...device, spec: { ...device.spec, bars } },
+      '`spec.bars[0].kind` is "memory33" and must be one of memory32,',
+    ],
+    [
+      { ...device, spec: { ...device.spec, capabilities: [{ kind: "pci" }] } },
+      '`spec.capabilities[0].kind` is "pci" and must be one of pm,',
+    ],
+    [
+      { ...device, spec: { ...device.spec, deviceId: undefined } },
+      "Cannot use deviceId: undefined is not an unsigned 16-bit number",
+    ],
+  ];
+  for (const [wrong, message] of cases) {
+    assertThrows(
+      () => validatePciDevice(wrong, "model x"),
+      ModelError,
+      `model x: ${message}`,
+    );
+  }
 });

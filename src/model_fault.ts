@@ -1,0 +1,67 @@
+/**
+ * Faults of device models that are not ours: which model, in which file and line.
+ *
+ * @module
+ */
+
+/** A model does what its contract does not allow; the message names it. */
+export class ModelError extends Error {
+  override readonly name = "ModelError";
+}
+
+/** Modules of this package, whose frames in a stack are not an author's. */
+const OWN_FOLDERS = ["./", "../devices/"].map((folder) =>
+  new URL(folder, import.meta.url).href
+);
+const FRAME = /^\s+at .*?\b((?:file|https?|blob|data):\S+?):(\d+):(\d+)\)?$/;
+
+/** Names of the models that were loaded from files, by the URL of the file. */
+const models = new Map<string, string>();
+
+/** From here on faults in a file are those of this model. */
+export function nameModelFile(url: string, name: string): void {
+  models.set(url, name);
+}
+
+/** A model and its file, for people, such as `model coffee, /work/coffee.ts`; a built-in one has no file. */
+export function describeModel(name: string): string {
+  for (const [url, known] of models) {
+    if (known === name) return `model ${name}, ${pathOf(url)}`;
+  }
+  return `model ${name}`;
+}
+
+/**
+ * The author's line that led to an error, for people, such as `model coffee, /work/coffee.ts:12:5`.
+ *
+ * @returns null when no model from a file was at work
+ */
+export function placeInModel(error: unknown): string | null {
+  const stack = error instanceof Error ? error.stack ?? "" : "";
+  for (const line of stack.split("\n")) {
+    const [, url, row, column] = FRAME.exec(line) ?? [];
+    if (url === undefined) continue;
+    if (OWN_FOLDERS.some((folder) => url.startsWith(folder))) continue;
+    const name = models.get(url);
+    const place = `${pathOf(url)}:${row}:${column}`;
+    return name === undefined ? place : `model ${name}, ${place}`;
+  }
+  return null;
+}
+
+/**
+ * One line about an error that is an author's.
+ *
+ * @returns null when it is ours
+ */
+export function modelFault(error: unknown): string | null {
+  if (error instanceof ModelError) return error.message;
+  const place = placeInModel(error);
+  return place === null
+    ? null
+    : `${place}: ${String((error as Error).message).split("\n")[0]}`;
+}
+
+function pathOf(url: string): string {
+  return url.startsWith("file:") ? decodeURI(new URL(url).pathname) : url;
+}

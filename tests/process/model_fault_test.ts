@@ -1,0 +1,99 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { startOutboard } from "../../src/testing/mod.ts";
+import { VfioUserClient } from "../../src/vfio_user/client/mod.ts";
+import { FAULTS } from "./fixtures/faulty_model.ts";
+
+const FILE = new URL("./fixtures/faulty_model.ts", import.meta.url).pathname;
+const source = Deno.readTextFileSync(FILE).split("\n");
+
+/** Where the fixture has a piece of text first. */
+function at(text: string): string {
+  const line = source.findIndex((candidate) => candidate.includes(text));
+  assert(line >= 0, text);
+  return `model faulty, ${FILE}:${line + 1}:`;
+}
+
+/** What the server is to say in one line of a fault: its beginning, and what the person needs. */
+const EXPECTED: Readonly<Record<string, readonly [string, string]>> = {
+  setTimeout: [at("=> setTimeout("), "use context.loop.timer"],
+  setInterval: [at("=> setInterval("), "use context.loop.timer"],
+  queueMicrotask: [at("=> queueMicrotask("), "use context.loop.bottomHalf"],
+  fetch: [at("=> fetch("), "use a Worker of your own"],
+  readBar: [
+    `model faulty, ${FILE}: readBar must return a number, and gave undefined for BAR 0`,
+    "offset 0x10",
+  ],
+  throws: [at('new Error("no such register")'), "no such register"],
+  timer: [at('new Error("not on a timer")'), "not on a timer"],
+  promise: [at("async function neverGoesOn"), "Cannot wait for a promise"],
+};
+
+Deno.test("a fault of a model at run time is one line with its name, file and line, and what to use", async () => {
+  const folder = Deno.makeTempDirSync();
+  try {
+    const socket = `${folder}/s`;
+    await using outboard = await startOutboard([
+      "--device",
+      FILE,
+      "--socket",
+      socket,
+    ]);
+    assertEquals(Object.keys(EXPECTED), FAULTS);
+    for (const [register, name] of FAULTS.entries()) {
+      {
+        using client = new VfioUserClient(socket);
+        client.negotiate();
+        const read = () => client.readRegion32(0, register * 4);
+        if (name === "timer" || name === "promise") assertEquals(read(), 0);
+        else assertThrows(read);
+      }
+      const [place, advice] = EXPECTED[name]!;
+      const isTold = (line: string) =>
+        line.includes(place) && line.includes(advice);
+      await outboard.waitFor(
+        `tell of ${name}`,
+        () => outboard.stderr.split("\n").slice(0, -1).some(isTold),
+      );
+    }
+    // No stack of ours beside it.
+    assert(!outboard.stderr.includes("our fault"), outboard.stderr);
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
+for (
+  const [where, expected] of [
+    ["create", `${at('new Error("not on a timer")')}`],
+    [
+      "shape",
+      `model faulty, ${FILE}: the device has no \`reset\`, which must be a function`,
+    ],
+    ["parse", "must return plain data, which travels to another thread"],
+  ] as const
+) {
+  Deno.test(`a model that is wrong at ${where} is one line, and nothing is served`, async () => {
+    const folder = Deno.makeTempDirSync();
+    try {
+      const { code, stderr } = await new Deno.Command(Deno.execPath(), {
+        args: [
+          "run",
+          "-A",
+          new URL("../../mod.ts", import.meta.url).pathname,
+          "--device",
+          `${FILE},at=${where}`,
+          "--socket",
+          `${folder}/s`,
+        ],
+        env: { NO_COLOR: "1" },
+      }).output();
+      const lines = new TextDecoder().decode(stderr).trimEnd().split("\n");
+      assertEquals(lines.length, 1, lines.join("\n"));
+      assert(lines[0]!.includes(expected), lines[0]);
+      assert(code !== 0);
+      assertEquals([...Deno.readDirSync(folder)], []);
+    } finally {
+      Deno.removeSync(folder, { recursive: true });
+    }
+  });
+}
