@@ -103,7 +103,27 @@ function openSlirp(
   return new PeerBackend(slirp, context, given);
 }
 
+/** The library says nothing of a folder that it cannot read: its guests wait for files in vain. */
+function checkFolder(key: string, path: string): void {
+  try {
+    Deno.readDirSync(path).next();
+  } catch (error) {
+    throw new ErrnoError(
+      Errno.EINVAL,
+      `Cannot use ${key}=${path}: ${
+        error instanceof Deno.errors.NotFound
+          ? "there is no such folder, make it first"
+          : error instanceof Deno.errors.NotADirectory
+          ? "it is no folder, name the one that the files are in"
+          : "it cannot be read, run as a user who may"
+      }`,
+      { cause: error },
+    );
+  }
+}
+
 function openUser(options: UserNetOptions, context: NetContext): NetBackend {
+  if (options.tftp !== null) checkFolder("tftp", options.tftp);
   const chosen = Deno.env.get(LIBSLIRP_VARIABLE);
   if (chosen === "none") return new GatewayBackend(options, context);
   try {
