@@ -98,7 +98,8 @@ const DOORBELLS_ROW: Omit<VirtioOption, "default"> = {
   syntax: DOORBELLS.join("|"),
   help:
     "drivers notify by messages and eventfds, or by a page that the client maps and we look at " +
-    "at least once a millisecond (mmap; auto is message)",
+    "at least once a millisecond (mmap; auto is message); a client that never " +
+    "notifies, as SPDK's, needs mmap or --poll always",
 };
 
 /**
