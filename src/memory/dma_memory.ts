@@ -5,6 +5,8 @@
  * @module
  */
 
+import { u64 } from "../bits.ts";
+import { Errno } from "../errno.ts";
 import { Mapping, NativeBuffer, Prot, viewMemory } from "../libc/mod.ts";
 import {
   Access,
@@ -59,10 +61,17 @@ export interface DmaStatistics {
   readonly lengthBytes: number;
 }
 
+/** See {@linkcode DmaMemory.onUnreachable}. */
+const SEARCHES_MAX = 100;
+
 /** Ranges are sorted by iova and never overlap. */
 export class DmaMemory implements GuestMemory, Disposable {
   readonly #table = new RegionTable();
   readonly #lists: NativeBuffer[] = [];
+  /** Told when an access fails because its range came without a file; once until {@linkcode DmaMemory.unmapAll}. */
+  onUnreachable: ((range: DmaRange) => void) | null = null;
+  /** How often the cause of a failure is still looked for: a driver can fail for ever, and ranges may be many. */
+  #searches = SEARCHES_MAX;
   readonly #poison: boolean;
 
   constructor(options: DmaMemoryOptions = {}) {
@@ -159,6 +168,7 @@ export class DmaMemory implements GuestMemory, Disposable {
 
   /** Removes everything, as when the client has gone. */
   unmapAll(): void {
+    this.#searches = SEARCHES_MAX;
     this.#table.clear();
   }
 
@@ -185,7 +195,9 @@ export class DmaMemory implements GuestMemory, Disposable {
     lengthBytes: number,
     access: Access,
   ): MemoryWindow | null {
-    return this.#table.window(iova, lengthBytes, access);
+    const window = this.#table.window(iova, lengthBytes, access);
+    if (window === null) this.#findCause(iova, lengthBytes);
+    return window;
   }
 
   translate(
@@ -194,7 +206,9 @@ export class DmaMemory implements GuestMemory, Disposable {
     access: Access,
     into: ScatterGather,
   ): number {
-    return this.#table.translate(iova, lengthBytes, access, into);
+    const result = this.#table.translate(iova, lengthBytes, access, into);
+    if (result === -Errno.EFAULT) this.#findCause(iova, lengthBytes);
+    return result;
   }
 
   translateWords(
@@ -204,7 +218,17 @@ export class DmaMemory implements GuestMemory, Disposable {
     access: Access,
     into: ScatterGather,
   ): number {
-    return this.#table.translateWords(words, at, lengthBytes, access, into);
+    const result = this.#table.translateWords(
+      words,
+      at,
+      lengthBytes,
+      access,
+      into,
+    );
+    if (result === -Errno.EFAULT) {
+      this.#findCause(u64(words[at]!, words[at + 1]!), lengthBytes);
+    }
+    return result;
   }
 
   readWords(
@@ -213,7 +237,11 @@ export class DmaMemory implements GuestMemory, Disposable {
     at: number,
     count: number,
   ): number {
-    return this.#table.readWords(address, into, at, count);
+    const result = this.#table.readWords(address, into, at, count);
+    if (result === -Errno.EFAULT) {
+      this.#findCause(u64(address[0]!, address[1]!), count * 4);
+    }
+    return result;
   }
 
   commit(_list: ScatterGather, _lengthBytes: number): number {
@@ -229,11 +257,31 @@ export class DmaMemory implements GuestMemory, Disposable {
   }
 
   read(iova: number, into: Uint8Array): number {
-    return this.#table.read(iova, into);
+    const result = this.#table.read(iova, into);
+    if (result === -Errno.EFAULT) this.#findCause(iova, into.length);
+    return result;
   }
 
   write(iova: number, from: Uint8Array): number {
-    return this.#table.write(iova, from);
+    const result = this.#table.write(iova, from);
+    if (result === -Errno.EFAULT) this.#findCause(iova, from.length);
+    return result;
+  }
+
+  /** An access has failed: whoever is responsible for a range that cannot be reached is to hear of it, once. */
+  #findCause(iova: number, lengthBytes: number): void {
+    const tell = this.onUnreachable;
+    if (tell === null || this.#searches === 0) return;
+    this.#searches--;
+    const end = iova + lengthBytes;
+    const range = this.ranges().find((range) =>
+      // What cannot be reached allows nothing.
+      range.access === 0 && range.iova < end &&
+      iova < range.iova + range.lengthBytes
+    );
+    if (range === undefined) return;
+    this.#searches = 0;
+    tell(range);
   }
 
   bytes(hva: number, lengthBytes: number): Uint8Array {

@@ -5,9 +5,15 @@
  */
 
 import type { DeviceModel } from "../../devices/model.ts";
+import { hex } from "../bits.ts";
+import { formatSize } from "../block/size.ts";
 import type { EventLoop } from "../event_loop.ts";
 import type { Log } from "../log.ts";
-import { DmaMemory, type MemoryBaggage } from "../memory/dma_memory.ts";
+import {
+  DmaMemory,
+  type DmaRange,
+  type MemoryBaggage,
+} from "../memory/dma_memory.ts";
 import { MemfdMemory } from "../memory/shared_memory.ts";
 import { closeFd } from "../libc/mod.ts";
 import { describeModel } from "../model_fault.ts";
@@ -94,6 +100,15 @@ const UNSHARED_ADVICE =
   "-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem " +
   "(SIZE as in -m; or memory-backend-file with share=on)";
 
+/** What to tell of a driver that uses memory it takes for ordinary memory, which the client did not share. */
+function unreachableText({ iova, lengthBytes }: DmaRange): string {
+  return `the driver uses guest memory that is not shared with this process: ${
+    formatSize(lengthBytes)
+  } at ${
+    hex(iova)
+  }; if it is a DIMM, give its memory-backend-memfd or -file share=on (what fails next is not the driver's doing)`;
+}
+
 /**
  * How many mappings one client may have: the kernel gives a process so many (vm.max_map_count), and one client must
  * not take them all.
@@ -142,6 +157,7 @@ export class DeviceHost implements Disposable {
       poison: options.poisonUnmapped ?? false,
       ...(inherited === undefined ? {} : { inherited: inherited.memory }),
     });
+    this.#memory.onUnreachable = (range) => log.warn(unreachableText(range));
     const interrupts = new PciInterrupts();
     let device: PciDevice | undefined;
     let server: VfioUserServer | undefined;

@@ -100,6 +100,36 @@ Deno.test("DmaMemory.readWords reads above 4 GiB of one mapping", () => {
   assertEquals(memory.bytes(list.base(0), 5), Uint8Array.of(1, 0, 0, 0, 2));
 });
 
+Deno.test("DmaMemory tells of a range without a descriptor when it is used, once", () => {
+  using memory = new DmaMemory();
+  const dimm = { iova: 0x10_0000, lengthBytes: 0x2000, access: RW };
+  memory.map(dimm);
+  const list = memory.createScatterGather(1);
+  const address = Uint32Array.of(0x10_1000, 0);
+  const bytes = new Uint8Array(16);
+  const uses: (() => unknown)[] = [
+    () => memory.translate(0x10_1000, 16, RW, list),
+    () => memory.translateWords(address, 0, 16, RW, list),
+    () => memory.readWords(address, new Uint32Array(4), 0, 4),
+    () => memory.window(0x0f_fff0, 0x20, RW),
+    () => memory.read(0x10_1ff0, bytes),
+    () => memory.write(0x10_0000, bytes),
+  ];
+  for (const use of uses) {
+    const told: number[] = [];
+    memory.onUnreachable = ({ iova, lengthBytes }) =>
+      told.push(iova, lengthBytes);
+    // Where nothing is that is the driver's doing.
+    memory.read(0x20_0000, bytes);
+    assertEquals(told, []);
+    use();
+    use();
+    assertEquals(told, [dimm.iova, dimm.lengthBytes]);
+    memory.unmapAll();
+    memory.map(dimm);
+  }
+});
+
 Deno.test("DmaMemory knows a range without a descriptor but cannot reach it", () => {
   using memory = new DmaMemory();
   memory.map({ iova: 0x1000, lengthBytes: 0x1000, access: RW });

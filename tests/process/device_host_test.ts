@@ -4,6 +4,7 @@ import {
   createEventFd,
   createMemfd,
   drainEventFd,
+  type Fd,
   Mapping,
   signalEventFd,
 } from "../../src/libc/mod.ts";
@@ -332,6 +333,25 @@ Deno.test("DeviceHost.handOver lets a waiting client wait on, and says so once",
   second.close();
   stage.settle();
   assertEquals(third.request(stage.loop, versionMessage()).errno, 0);
+});
+
+Deno.test("DeviceHost names memory that is not shared as the cause when a driver uses it", () => {
+  using stage = new Stage();
+  using client = stage.client();
+  using fd = createMemfd("ram", 0x1000);
+  const map = (iova: bigint, ...fds: Fd[]) => {
+    const request = message(2, words(32, 3, 0n, iova, 0x1000n));
+    assertEquals(stage.request(client, request, ...fds).errno, 0);
+  };
+  map(0n, fd);
+  map(0x1_0000n);
+  assertEquals(stage.logged.filter((line) => /^warn/.test(line)), []);
+  stage.device.context.memory.read(0x1_0000, new Uint8Array(8));
+  stage.device.context.memory.read(0x1_0000, new Uint8Array(8));
+  assertEquals(stage.logged.filter((line) => /^warn/.test(line)), [
+    "warn: the driver uses guest memory that is not shared with this process: 4K at 0x10000; " +
+    "if it is a DIMM, give its memory-backend-memfd or -file share=on (what fails next is not the driver's doing)",
+  ]);
 });
 
 Deno.test("DeviceHost.handOver remembers whether unshared memory was told of", () => {

@@ -37,6 +37,7 @@ export interface Trouble {
 
 /** The lesson device on a back end, with memory that no client sees. */
 export class Movable implements PciDevice {
+  readonly context: DeviceContext;
   readonly lesson: LessonDevice;
   readonly spec: PciSpec;
   readonly hidden: Uint8Array;
@@ -48,6 +49,7 @@ export class Movable implements PciDevice {
     trouble: Trouble,
     inherited: Resources | undefined,
   ) {
+    this.context = context;
     this.lesson = new LessonDevice(context);
     this.spec = this.lesson.spec;
     if (trouble.create) throw new Error("no back end");
