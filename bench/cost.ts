@@ -61,7 +61,7 @@ class Bench implements Disposable {
     );
     this.#owned.defer(() => device.close());
     const pci = new LocalPci(
-      new PciFunction(device, interrupts, context.log),
+      new PciFunction(device, memory, interrupts, context.log),
       interrupts,
     );
     const idle = loop.bottomHalf(() => {});

@@ -175,7 +175,6 @@ export class NvmeController implements PciDevice, BlockClient {
 
   stop(): void {
     this.#stopped = true;
-    this.#work.cancel();
     this.#doorbellTimer?.cancel();
     // No request may be filling guest memory; what is done now is told after start.
     this.#parts.namespaces.drain();
@@ -389,10 +388,13 @@ export class NvmeController implements PciDevice, BlockClient {
 
   /** Does everything there is to do, or as much as fits one turn of the loop. */
   #run(): void {
-    if (this.#stopped) return;
     // Home has said that nothing is to be completed any more.
     if (!this.#running && this.spreading.isTwin) return;
+    // Registers do what they say in any case: that takes no guest memory.
     this.#configure();
+    this.#parts.engine.settleInternal();
+    this.#parts.namespaces.commit();
+    if (this.#stopped) return;
     if (this.#running) {
       this.#parts.engine.settle();
       if (!this.#holding && this.#parts.engine.fetch()) this.#work.schedule();
@@ -551,13 +553,14 @@ export class NvmeController implements PciDevice, BlockClient {
 
   #endPolling(): boolean {
     const found = this.#parts.queues.endPolling() && this.#running &&
-      !this.#holding;
+      !this.#holding && !this.#stopped;
     if (found) this.#work.schedule();
     return found;
   }
 
   #armDoorbellTimer(): void {
-    if (this.#running) this.#doorbellTimer?.arm(this.#doorbellDelayMs);
+    if (!this.#running || this.#stopped) return;
+    this.#doorbellTimer?.arm(this.#doorbellDelayMs);
   }
 
   /** Looks often while there is something to do, and seldom when not. */

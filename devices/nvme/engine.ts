@@ -127,7 +127,7 @@ export class Engine {
     if (command.state !== CommandState.BUSY) return;
     command.state = CommandState.RETURNED;
     command.result = result;
-    this.#push(command);
+    if (command !== this.#internal) this.#push(command);
     this.#options.wake();
   }
 
@@ -135,7 +135,7 @@ export class Engine {
   finish(command: Command, status: number): void {
     command.status = status === NvmeSc.SUCCESS ? status : withDnr(status);
     command.state = CommandState.DONE;
-    this.#push(command);
+    if (command !== this.#internal) this.#push(command);
   }
 
   /**
@@ -178,6 +178,19 @@ export class Engine {
       const status = this.#options.resumeIo(command, command.result);
       if (status !== IN_FLIGHT) this.finish(command, status);
     }
+  }
+
+  /** Goes on with what the controller began on its own account, which takes no guest memory. */
+  settleInternal(): void {
+    const command = this.#internal;
+    if (command.state === CommandState.RETURNED) {
+      command.state = CommandState.BUSY;
+      const status = this.#options.resumeIo(command, command.result);
+      if (status !== IN_FLIGHT) this.finish(command, status);
+    }
+    if (command.state !== CommandState.DONE) return;
+    this.#free(command);
+    this.#options.onInternal(command);
   }
 
   /** Forgets every command; none may be with a back end. */
@@ -229,12 +242,7 @@ export class Engine {
 
   /** Posts a completion. @returns Whether it could be posted */
   #complete(command: Command): boolean {
-    const { sq } = command;
-    if (sq === null) {
-      this.#free(command);
-      this.#options.onInternal(command);
-      return true;
-    }
+    const sq = command.sq!;
     const { cq } = sq;
     if (!cq.ready()) return false;
     // Before the driver sees it, and puts a command on a queue of another thread that fails too.

@@ -144,9 +144,10 @@ export class QueueSet {
       0,
       true,
     );
-    if (!cq.ready() || !this.#isReadable(sqIova, sqSize)) {
-      return "an admin queue is not in guest memory (ASQ, ACQ)";
-    }
+    // The driver may enable the controller before it lets it access memory.
+    if (
+      memory.accessible && (!cq.ready() || !this.#isReadable(sqIova, sqSize))
+    ) return "an admin queue is not in guest memory (ASQ, ACQ)";
     this.#addCq(cq);
     this.#addSq(
       new SubmissionQueue(

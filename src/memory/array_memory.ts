@@ -46,6 +46,15 @@ export class ArrayMemory implements GuestMemory {
     return this.#table.generation;
   }
 
+  get accessible(): boolean {
+    return this.#table.accessible;
+  }
+
+  /** Takes all of it away from the device, or gives it back; what is mapped stays mapped. */
+  set accessible(on: boolean) {
+    this.#table.accessible = on;
+  }
+
   /** The mapped ranges, in order of address. */
   ranges(): readonly DmaRange[] {
     return this.#table.regions;

@@ -90,6 +90,15 @@ export class DmaMemory implements GuestMemory, Disposable {
     return this.#table.generation;
   }
 
+  get accessible(): boolean {
+    return this.#table.accessible;
+  }
+
+  /** Takes all of it away from the device, or gives it back; what is mapped stays mapped. */
+  set accessible(on: boolean) {
+    this.#table.accessible = on;
+  }
+
   /** How many ranges are mapped. */
   get count(): number {
     return this.#table.regions.length;

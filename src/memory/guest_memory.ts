@@ -69,8 +69,17 @@ export interface ScratchMemory {
 
 /** The guest's memory as a device sees it. */
 export interface GuestMemory {
-  /** Changes whenever anything is unmapped; windows and translations made before are then no longer valid. */
+  /**
+   * Changes whenever anything is unmapped or memory is no longer accessible; windows and translations made before are then
+   * no longer valid.
+   */
   readonly generation: number;
+
+  /**
+   * Whether the device may access guest memory. While it may not (its function is not a bus master, see
+   * {@linkcode PciFunction} of src/pci/function.ts) nothing is found here, which is then no mistake of the driver.
+   */
+  readonly accessible: boolean;
 
   /**
    * An empty list for this memory, in storage that back ends can hand to the kernel.
@@ -198,8 +207,11 @@ export interface GuestMemory {
 
 /** Told about changes of guest memory. */
 export interface MemoryListener {
-  /** The range is about to go: finish or drop everything that uses it before returning. */
+  /**
+   * The range is about to go, or not to be accessible any more: finish or drop everything that uses it before
+   * returning.
+   */
   onUnmap?(iova: number, lengthBytes: number): void;
-  /** Something was mapped or unmapped. */
+  /** Something was mapped or unmapped, or is accessible again. */
   onChange?(): void;
 }

@@ -74,6 +74,8 @@ const NOWHERE = new Region({ iova: 0, lengthBytes: 0, access: 0 }, null);
 /** Ranges, sorted by iova, never overlapping. Addresses of 2^53 and above are never mapped. */
 export class RegionTable {
   readonly #regions: Region[] = [];
+  /** The ranges in which addresses are found: all of them, or none while guest memory is not accessible. */
+  #reachable: readonly Region[] = this.#regions;
   /** What lists may hold though no guest address leads there. */
   readonly #scratch: Region[] = [];
   readonly #listeners = new Set<MemoryListener>();
@@ -92,9 +94,27 @@ export class RegionTable {
     return this.#generation;
   }
 
-  /** The ranges, in order of address. */
+  /** The ranges, in order of address, accessible or not. */
   get regions(): readonly Region[] {
     return this.#regions;
+  }
+
+  /** See {@linkcode GuestMemory.accessible}. */
+  get accessible(): boolean {
+    return this.#reachable === this.#regions;
+  }
+
+  /** Taken away, every range is announced as if it were unmapped; given back, all are as they are by then. */
+  set accessible(on: boolean) {
+    if (on === this.accessible) return;
+    if (on) {
+      this.#reachable = this.#regions;
+      this.#changed();
+      return;
+    }
+    for (const region of this.#regions) this.#announce(region);
+    this.#reachable = [];
+    this.#forgetLast();
   }
 
   /**
@@ -169,9 +189,7 @@ export class RegionTable {
    */
   handOver(): void {
     const regions = this.#regions.splice(0);
-    this.#last = NOWHERE;
-    this.#lastByHva = NOWHERE;
-    this.#generation++;
+    this.#forgetLast();
     for (const { backing } of regions) backing?.handOver?.();
   }
 
@@ -254,7 +272,7 @@ export class RegionTable {
    * @throws {ErrnoError} EFAULT when the address is in no region
    */
   bytesAt(hva: number, lengthBytes: number): Uint8Array {
-    for (const region of [...this.#regions, ...this.#scratch]) {
+    for (const region of [...this.#reachable, ...this.#scratch]) {
       if (region.backing === null || hva < region.hva) continue;
       const offset = hva - region.hva;
       if (offset + lengthBytes <= region.lengthBytes) {
@@ -402,13 +420,13 @@ export class RegionTable {
   }
 
   /** Index of the first region that ends above `#address`. */
-  #firstEnding(): number {
+  #firstEnding(regions: readonly Region[]): number {
     const iova = this.#address[0]!;
     let low = 0;
-    let high = this.#regions.length;
+    let high = regions.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (this.#regions[middle]!.end > iova) high = middle;
+      if (regions[middle]!.end > iova) high = middle;
       else low = middle + 1;
     }
     return low;
@@ -416,7 +434,7 @@ export class RegionTable {
 
   #firstEndingAfter(iova: number): number {
     this.#address[0] = iova;
-    return this.#firstEnding();
+    return this.#firstEnding(this.#regions);
   }
 
   #find(iova: number): Region {
@@ -429,7 +447,8 @@ export class RegionTable {
     const iova = this.#address[0]!;
     const last = this.#last;
     if (iova >= last.iova && iova < last.end) return last;
-    const region = this.#regions[this.#firstEnding()];
+    const regions = this.#reachable;
+    const region = regions[this.#firstEnding(regions)];
     if (region === undefined || iova < region.iova) return NOWHERE;
     return this.#last = region;
   }
@@ -439,8 +458,9 @@ export class RegionTable {
     const hva = this.#address[0]!;
     const last = this.#lastByHva;
     if (hva >= last.hva && hva < last.hva + last.lengthBytes) return last;
-    for (let i = 0; i < this.#regions.length; i++) {
-      const region = this.#regions[i]!;
+    const regions = this.#reachable;
+    for (let i = 0; i < regions.length; i++) {
+      const region = regions[i]!;
       if (
         region.backing !== null && hva >= region.hva &&
         hva < region.hva + region.lengthBytes
@@ -462,10 +482,14 @@ export class RegionTable {
   }
 
   #drop(region: Region): void {
+    this.#forgetLast();
+    region.backing?.release();
+  }
+
+  #forgetLast(): void {
     this.#last = NOWHERE;
     this.#lastByHva = NOWHERE;
     this.#generation++;
-    region.backing?.release();
   }
 
   #changed(): void {

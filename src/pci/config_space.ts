@@ -277,6 +277,15 @@ export class ConfigSpace {
     return state === 0 ? "D0" : "D3hot";
   }
 
+  /**
+   * Whether the function may issue memory requests, and so DMA and messages: Bus Master Enable is set (PCI Express 3.0,
+   * section 7.5.1.1), and it is in D0 (section 5.3.1.4.1).
+   */
+  get mayMaster(): boolean {
+    return (this.#read16(COMMAND) & PCI_COMMAND_MASTER) !== 0 &&
+      this.powerState === "D0";
+  }
+
   /** Shows in the status register whether the function wants INTx. */
   setInterruptStatus(asserted: boolean): void {
     const status = this.#read16(STATUS);

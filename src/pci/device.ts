@@ -144,11 +144,20 @@ export interface PciDevice {
   ): void;
   /** A doorbell of `spec.bars` was rung through its eventfd. */
   ringDoorbell?(bar: number, doorbell: number): void;
-  /** Back to the state after power-on; requests in flight are dropped, memory is not touched any more. */
+  /**
+   * Back to the state after power-on; requests in flight are dropped, memory is not touched any more. A device that is
+   * stopped or holds stays so.
+   */
   reset(reason: ResetReason): void;
-  /** Stops touching guest memory and raising interrupts until {@linkcode PciDevice.start}; state is kept. */
+  /**
+   * Stops touching guest memory and raising interrupts until {@linkcode PciDevice.start}; state is kept, registers are
+   * served. When it returns nothing is in flight into guest memory.
+   *
+   * Called whenever the function may no longer be a bus master (once when it was just made). Without it the device finds
+   * no guest memory meanwhile, is told so as of an unmapping, and its messages wait.
+   */
   stop?(): void;
-  /** Goes on after {@linkcode PciDevice.stop} or {@linkcode PciDevice.hold}. */
+  /** Goes on after {@linkcode PciDevice.stop} or {@linkcode PciDevice.hold}: what the driver asked for meanwhile is done. */
   start?(): void;
   /**
    * Takes no new request of the guest; those in flight go on to their ends. Undone by {@linkcode PciDevice.start}.
@@ -163,7 +172,7 @@ export interface PciDevice {
    */
   save?(): unknown;
   /**
-   * Takes over what {@linkcode PciDevice.save} gave. Called once, on a device just made, which then holds until
+   * Takes over what {@linkcode PciDevice.save} gave. Called once, on a device just made and stopped, which then holds until
    * {@linkcode PciDevice.start}; guest memory and interrupts are as they were.
    *
    * @throws {Error} When it is not a state of this model

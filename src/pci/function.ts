@@ -42,6 +42,12 @@ interface Window {
   readonly onWrite: (() => void) | undefined;
 }
 
+/** Guest memory that can be taken away from a model and given back. */
+export interface MasteredMemory {
+  /** See {@linkcode GuestMemory.accessible} of src/memory/guest_memory.ts. */
+  accessible: boolean;
+}
+
 /** What a {@linkcode PciFunction} holds beside its model, as plain data. */
 export interface PciFunctionState {
   readonly version: 1;
@@ -60,17 +66,25 @@ const WHAT = "a PCI function";
  *
  * Region numbers are VFIO's: 0–5 for the BARs, 7 for configuration space. Accesses to a BAR are not refused while
  * the command register has memory or I/O decoding off: decoding belongs to the client, which may access a BAR
- * (to size, to poll, to map it) without the guest having enabled it, and some never write the command register.
+ * (to size, to poll, to map it) without the guest having enabled it.
+ *
+ * Bus mastering is another matter. While configuration space does not allow it, as after every reset, guest memory is
+ * taken away from the model and messages wait; a model that can be stopped is stopped meanwhile, so that it does not even
+ * notice. When the write that ends it is answered, nothing of the model's is in flight into guest memory any more.
  */
 export class PciFunction {
   /** The model. */
   readonly device: PciDevice;
   /** Its configuration space. */
   readonly config: ConfigSpace;
+  readonly #memory: MasteredMemory;
   readonly #interrupts: PciInterrupts;
   readonly #log: Log;
   readonly #name: string;
   readonly #msix: MsixTable | null;
+  /** What configuration space said of bus mastering when it was last followed. */
+  #isMaster = false;
+  #holding = false;
   readonly #bars: (BarSpec | undefined)[] = [];
   readonly #sizes: number[] = [];
   readonly #windows: (readonly Window[])[] = [];
@@ -78,12 +92,14 @@ export class PciFunction {
   /**
    * Builds the function around a model.
    *
+   * @param memory What the model was handed as guest memory
    * @param interrupts What the model was handed as its interrupts
    * @param name What the model is called in messages
    * @throws {ErrnoError} EINVAL when the specification of the model is not sound
    */
   constructor(
     device: PciDevice,
+    memory: MasteredMemory,
     interrupts: PciInterrupts,
     log: Log,
     name = "the model",
@@ -91,6 +107,7 @@ export class PciFunction {
     const spec = device.spec;
     this.device = device;
     this.config = new ConfigSpace(spec);
+    this.#memory = memory;
     this.#interrupts = interrupts;
     this.#log = log;
     this.#name = name;
@@ -105,6 +122,7 @@ export class PciFunction {
     this.#sizes[CONFIG_REGION - 1] = 0;
     this.#sizes[CONFIG_REGION] = PCI_CFG_SPACE_EXP_SIZE;
     interrupts.attach(spec, this.config, this.#msix);
+    this.#endMastering();
   }
 
   /** Length of a region; 0 for one that is absent, the upper half of a 64-bit BAR included. */
@@ -199,7 +217,27 @@ export class PciFunction {
     if (this.#log.debugEnabled) this.#log.debug(`reset: ${reason}`);
     this.config.reset();
     this.#interrupts.reset();
-    this.device.reset(reason);
+    try {
+      this.device.reset(reason);
+    } finally {
+      this.#followMastering();
+    }
+  }
+
+  /**
+   * Has the model hold, see {@linkcode PciDevice.hold}, which it must have.
+   *
+   * @returns How many requests are in flight
+   */
+  hold(): number {
+    this.#holding = true;
+    return this.device.hold!();
+  }
+
+  /** The model goes on after {@linkcode PciFunction.hold} or `load`, as soon as it may access guest memory. */
+  release(): void {
+    this.#holding = false;
+    if (this.#isMaster) this.device.start?.();
   }
 
   /** Configuration space, interrupts and MSI-X; the model's own state is apart. */
@@ -232,6 +270,7 @@ export class PciFunction {
     this.config.load(reader.value("config"));
     this.#msix?.load(msix);
     this.#interrupts.load(reader.value("interrupts"));
+    this.#memory.accessible = this.#isMaster = this.config.mayMaster;
   }
 
   #isInside(
@@ -260,12 +299,33 @@ export class PciFunction {
       this.reset("flr");
       return;
     }
-    if ((effects & ConfigEffect.INTERRUPTS) !== 0) {
-      this.#interrupts.configChanged();
+    if ((effects & ConfigEffect.POWER) !== 0) {
+      if (this.#log.debugEnabled) {
+        this.#log.debug(`power state: ${this.config.powerState}`);
+      }
     }
-    // D3hot keeps all state and D0 goes on from there (no soft reset): nothing else is to be done.
-    if ((effects & ConfigEffect.POWER) !== 0 && this.#log.debugEnabled) {
-      this.#log.debug(`power state: ${this.config.powerState}`);
+    if (effects === 0) return;
+    this.#interrupts.configChanged();
+    this.#followMastering();
+  }
+
+  #followMastering(): void {
+    const isMaster = this.config.mayMaster;
+    if (isMaster === this.#isMaster) return;
+    this.#isMaster = isMaster;
+    if (!isMaster) return this.#endMastering();
+    this.#memory.accessible = true;
+    this.device.start?.();
+    // Starting ends that too.
+    if (this.#holding) this.device.hold!();
+  }
+
+  /** In this order, so that what is in flight ends, or is put off, while guest memory is there. */
+  #endMastering(): void {
+    try {
+      this.device.stop?.();
+    } finally {
+      this.#memory.accessible = false;
     }
   }
 

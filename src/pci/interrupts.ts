@@ -56,8 +56,9 @@ const WHAT = "interrupts";
  * ```
  * What a driver enabled in configuration space decides which kind is used, MSI-X before MSI before INTx. A message
  * that is masked or cannot be delivered sets its pending bit and goes out later; a message raised while neither MSI
- * nor MSI-X is enabled is lost, as on a bus. INTx is a level: it is delivered when it rises, and again whenever an
- * obstacle goes away while it is still up.
+ * nor MSI-X is enabled is lost, as on a bus. A message is a memory write, so it also waits while the function is no bus
+ * master. INTx is a level: it is delivered when it rises, and again whenever an obstacle goes away while it is still up;
+ * it needs no bus master, but D0.
  */
 export class PciInterrupts implements Interrupts {
   #config: ConfigSpace | null = null;
@@ -279,7 +280,8 @@ export class PciInterrupts implements Interrupts {
     }
     if (
       vector >= table.vectors || table.isMasked(vector) ||
-      table.isPending(vector) || this.#config!.msixMasked
+      table.isPending(vector) || this.#config!.msixMasked ||
+      !this.#config!.mayMaster
     ) return NO_DIRECT;
     return this.#sink.eventFd?.(IrqIndex.MSIX, vector) ?? NO_DIRECT;
   }
@@ -287,6 +289,7 @@ export class PciInterrupts implements Interrupts {
   #sendIntx(): void {
     if (!this.#level || !this.#hasIntx || this.#mode !== "intx") return;
     if (this.#config === null || this.#config.intxDisabled) return;
+    if (this.#config.powerState !== "D0") return;
     // Not delivered: still asserted, so a retry finds it.
     this.#sink?.deliver(IrqIndex.INTX, 0);
   }
@@ -295,6 +298,7 @@ export class PciInterrupts implements Interrupts {
     const bit = 1 << vector;
     if (this.#mode !== "msi" || (this.#msiPending & bit) === 0) return;
     if ((this.#config!.msiMask & bit) !== 0 || this.#sink === null) return;
+    if (!this.#config!.mayMaster) return;
     // Cleared first: delivering may lead back here.
     this.#setMsiPending(this.#msiPending & ~bit);
     if (!this.#sink.deliver(IrqIndex.MSI, vector)) {
@@ -307,6 +311,7 @@ export class PciInterrupts implements Interrupts {
     if (this.#mode !== "msix" || table === null) return;
     if (!table.isPending(vector) || table.isMasked(vector)) return;
     if (this.#config!.msixMasked || this.#sink === null) return;
+    if (!this.#config!.mayMaster) return;
     table.setPending(vector, false);
     if (!this.#sink.deliver(IrqIndex.MSIX, vector)) {
       table.setPending(vector, true);

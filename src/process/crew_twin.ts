@@ -78,6 +78,11 @@ export class CrewTwin implements Disposable {
         return device.start?.();
       case "map":
         for (const range of message.ranges) this.#memory.borrow(range);
+        this.#memory.accessible = true;
+        return;
+      case "unmapAll":
+        this.#memory.accessible = false;
+        this.#memory.unmapAll();
         return;
       case "unmap":
         return this.#unmap(message.iova, message.lengthBytes);

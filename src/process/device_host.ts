@@ -180,6 +180,7 @@ export class DeviceHost implements Disposable {
       this.#device = device;
       this.#pci = new PciFunction(
         device,
+        this.#memory,
         interrupts,
         log,
         describeModel(model.name),
@@ -192,7 +193,7 @@ export class DeviceHost implements Disposable {
       this.#clientPid = server.clientPid;
       // Nothing is received before the next turn, so that all is as it was when the device looks at it.
       device.load?.(inherited.state);
-      device.start?.();
+      this.#pci.release();
     } catch (error) {
       if (inherited === undefined) this.#abandon(server, device);
       else this.#giveBack(inherited, server, device);
@@ -316,12 +317,12 @@ export class DeviceHost implements Disposable {
         }`,
       );
     }
-    return device.hold!();
+    return this.#pci.hold();
   }
 
   /** The device goes on after {@linkcode DeviceHost.hold}. */
   release(): void {
-    this.#device.start?.();
+    this.#pci.release();
   }
 
   /**

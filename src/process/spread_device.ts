@@ -45,12 +45,15 @@ export type CrewMessage =
   | { readonly op: "reset"; readonly reason: ResetReason }
   | { readonly op: "stop" }
   | { readonly op: "start" }
+  /** From here on guest memory is accessible. */
   | { readonly op: "map"; readonly ranges: readonly BorrowedRange[] }
   | {
     readonly op: "unmap";
     readonly iova: number;
     readonly lengthBytes: number;
   }
+  /** Everything is unmapped, and guest memory is not accessible. */
+  | { readonly op: "unmapAll" }
   | { readonly op: "state"; readonly state: unknown }
   /** Answered with what {@linkcode Spreading.answer} returned. */
   | { readonly op: "call"; readonly message: unknown }
@@ -109,8 +112,9 @@ export class SpreadDevice implements PciDevice {
   readonly #kicks: (Fd | null)[] = [];
   readonly #sharedState: BottomHalf;
   readonly #endings: (() => void)[] = [];
-  /** Guest addresses of the ranges that the others know of. */
+  /** Guest addresses of the ranges that the others know of; none while the device is stopped. */
   readonly #mapped = new Set<number>();
+  #stopped = false;
   /** Ends the hearing of memory that comes and goes. */
   #deafen: () => void = () => {};
 
@@ -246,11 +250,19 @@ export class SpreadDevice implements PciDevice {
   }
 
   stop(): void {
-    this.#tell({ op: "stop" });
-    this.#device.stop?.();
+    this.#stopped = true;
+    try {
+      this.#tell({ op: "stop" });
+    } finally {
+      this.#device.stop?.();
+    }
+    this.#tell({ op: "unmapAll" });
+    this.#mapped.clear();
   }
 
   start(): void {
+    this.#stopped = false;
+    this.#lend();
     this.#device.start?.();
     this.#tell({ op: "start" });
   }
@@ -318,7 +330,7 @@ export class SpreadDevice implements PciDevice {
           try {
             this.#tellState();
           } finally {
-            this.#tell({ op: "start" });
+            if (!this.#stopped) this.#tell({ op: "start" });
           }
         }
       };
@@ -394,8 +406,12 @@ export class SpreadDevice implements PciDevice {
   }
 
   #map(): void {
+    if (this.#stopped || this.#mapped.size === this.#memory.count) return;
+    this.#lend();
+  }
+
+  #lend(): void {
     const ranges = this.#memory.lendable(this.#mapped);
-    if (ranges.length === 0) return;
     for (const { iova } of ranges) this.#mapped.add(iova);
     this.#tell({ op: "map", ranges });
   }

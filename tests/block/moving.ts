@@ -122,6 +122,9 @@ export class Moving<Options> implements Disposable {
     return this.#current;
   }
 
+  /** Guest memory as its function sees it: at each place, the driver always allows access. */
+  readonly memory = { accessible: true };
+
   /** Of the place where the device is now. */
   get context(): DeviceContext {
     return this.#place.context;

@@ -1,5 +1,6 @@
 import { assert } from "@std/assert";
 import { silentLog } from "../../src/log.ts";
+import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import {
   type AccessWidth,
   PciFunction,
@@ -7,7 +8,13 @@ import {
   type ResetReason,
 } from "../../src/pci/mod.ts";
 import { heapGrowthPerOperation } from "../resources.ts";
-import { CAP, RecordingSink, sampleSpec, words } from "./sample.ts";
+import {
+  allowMastering,
+  CAP,
+  RecordingSink,
+  sampleSpec,
+  words,
+} from "./sample.ts";
 
 const OPERATIONS = 200_000;
 
@@ -40,7 +47,13 @@ class CountingSink extends RecordingSink {
 
 function setUp() {
   const interrupts = new PciInterrupts();
-  const pci = new PciFunction(new Registers(), interrupts, silentLog);
+  const pci = new PciFunction(
+    new Registers(),
+    new ArrayMemory(),
+    interrupts,
+    silentLog,
+  );
+  allowMastering(pci);
   const sink = new CountingSink();
   interrupts.connect(sink);
   return { pci, interrupts, sink };

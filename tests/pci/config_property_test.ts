@@ -1,6 +1,7 @@
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { silentLog } from "../../src/log.ts";
+import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../src/pci/mod.ts";
 import { CAP, RecordingDevice, RecordingSink } from "./sample.ts";
 
@@ -31,7 +32,7 @@ function setUp() {
   const device = new RecordingDevice();
   const interrupts = new PciInterrupts();
   interrupts.connect(new RecordingSink());
-  return new PciFunction(device, interrupts, silentLog);
+  return new PciFunction(device, new ArrayMemory(), interrupts, silentLog);
 }
 
 function dump(pci: PciFunction): DataView {

@@ -1,6 +1,7 @@
 import { assertEquals, assertStrictEquals, assertThrows } from "@std/assert";
 import { Errno, ErrnoError } from "../../src/errno.ts";
 import { type Log, silentLog } from "../../src/log.ts";
+import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../src/pci/mod.ts";
 import {
   CAP,
@@ -14,7 +15,12 @@ import {
 
 function setUp(device = new RecordingDevice()) {
   const interrupts = new PciInterrupts();
-  const pci = new PciFunction(device, interrupts, silentLog);
+  const pci = new PciFunction(
+    device,
+    new ArrayMemory(),
+    interrupts,
+    silentLog,
+  );
   return { device, interrupts, pci };
 }
 
@@ -258,7 +264,12 @@ Deno.test("PciFunction traces configuration writes by register name", () => {
     debugEnabled: true,
   };
   const device = new RecordingDevice();
-  const pci = new PciFunction(device, new PciInterrupts(), log);
+  const pci = new PciFunction(
+    device,
+    new ArrayMemory(),
+    new PciInterrupts(),
+    log,
+  );
   pci.writeRegion(7, 4, words(6), 0, 2);
   pci.writeRegion(7, CAP.PM + 4, words(3), 0, 2);
   pci.writeRegion(7, CAP.EXP + 8, words(0x8000), 0, 2);

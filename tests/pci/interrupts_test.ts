@@ -1,4 +1,5 @@
 import { assertEquals } from "@std/assert";
+import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import {
   IrqIndex,
   PciFunction,
@@ -7,6 +8,7 @@ import {
 } from "../../src/pci/mod.ts";
 import { silentLog } from "../../src/log.ts";
 import {
+  allowMastering,
   CAP,
   RecordingDevice,
   RecordingSink,
@@ -27,8 +29,14 @@ class Bench {
 
   constructor(spec: PciSpec = sampleSpec()) {
     this.device = new RecordingDevice(spec);
-    this.function = new PciFunction(this.device, this.interrupts, silentLog);
+    this.function = new PciFunction(
+      this.device,
+      new ArrayMemory(),
+      this.interrupts,
+      silentLog,
+    );
     this.interrupts.connect(this.sink);
+    allowMastering(this.function);
   }
 
   config16(offset: number, value: number): void {
@@ -270,7 +278,12 @@ Deno.test("PciInterrupts before attach takes a level and delivers it later", () 
   interrupts.raise(0);
   interrupts.setLevel(true);
   const device = new RecordingDevice();
-  const pci = new PciFunction(device, interrupts, silentLog);
+  const pci = new PciFunction(
+    device,
+    new ArrayMemory(),
+    interrupts,
+    silentLog,
+  );
   const view = words(0);
   pci.readRegion(7, 4, view, 0, 4);
   assertEquals(view.getUint16(2, true), 0x18);
@@ -298,6 +311,7 @@ Deno.test("PciInterrupts forgets level, pending vectors and masks on reset, and 
   assertEquals(bench.read(1, TABLE + 16 + 12), 1);
   bench.interrupts.retry(INTX, 0, 1);
   bench.enableMsix();
+  allowMastering(bench.function);
   assertEquals(bench.sink.take(), []);
   bench.interrupts.raise(1);
   assertEquals(bench.sink.take(), [[MSIX, 1]], "the written mask is gone");

@@ -5,6 +5,7 @@ import type {
   BarSpec,
   IrqSink,
   PciDevice,
+  PciFunction,
   PciSpec,
   ResetReason,
   SharedMemory,
@@ -147,4 +148,11 @@ export function words(...values: number[]): DataView {
   const view = new DataView(new ArrayBuffer(4 * values.length));
   values.forEach((value, i) => view.setUint32(4 * i, value, true));
   return view;
+}
+
+/** Lets a function access memory and send messages, as drivers begin: Bus Master Enable, all else off. */
+export function allowMastering(pci: PciFunction): void {
+  const COMMAND = 4;
+  const BUS_MASTER_ENABLE = 4;
+  pci.writeRegion(7, COMMAND, words(BUS_MASTER_ENABLE), 0, 2);
 }

@@ -1,5 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { silentLog } from "../../src/log.ts";
+import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import {
   ConfigSpace,
   MsixTable,
@@ -8,6 +9,7 @@ import {
   type PciSpec,
 } from "../../src/pci/mod.ts";
 import {
+  allowMastering,
   CAP,
   RecordingDevice,
   RecordingSink,
@@ -26,7 +28,13 @@ class Bench {
 
   constructor(spec: PciSpec = sampleSpec()) {
     this.device = new RecordingDevice(spec);
-    this.function = new PciFunction(this.device, this.interrupts, silentLog);
+    this.function = new PciFunction(
+      this.device,
+      new ArrayMemory(),
+      this.interrupts,
+      silentLog,
+    );
+    allowMastering(this.function);
   }
 
   /** A function made of what this one saved, as it would travel. */

@@ -417,7 +417,11 @@ Deno.test("DeviceHost moves to and fro 100 times under a stream of accesses, and
     while (answered < sent) check(client.await(stage.loop));
     assert(answered > 10_000, `${answered}`);
     const { connection } = stage.host.describe();
-    assertEquals(connection.regionReads! + connection.regionWrites!, answered);
+    // One write made the function a bus master.
+    assertEquals(
+      connection.regionReads! + connection.regionWrites!,
+      answered + 1,
+    );
     assertEquals(connection.errors, 0);
   }
   assertEquals([openFds(), sharedMappings()], [fds, mappings]);

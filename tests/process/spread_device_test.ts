@@ -22,6 +22,7 @@ const SECTORS_PER_MIB = 2048;
 interface Rig {
   readonly client: VfioUserClient;
   readonly ram: GuestRam;
+  readonly pci: PciClient;
   readonly virtio: VirtioDriver;
   readonly queues: readonly DriverQueue[];
   ask(line: string): Promise<string[]>;
@@ -70,7 +71,7 @@ async function withSpreadDisk(
     );
     const queues = startDriver(virtio, vectors);
     const ask = (line: string) => controlLine(control, line);
-    await run({ client, ram, virtio, queues, ask });
+    await run({ client, ram, pci, virtio, queues, ask });
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }
@@ -195,4 +196,36 @@ Deno.test("SpreadDevice resizes a disk for all threads", () =>
       "its queues are served by IOThreads 0, 1",
     );
     assertMatch((await ask("list"))[0]!, / on IOThreads 0:1, client pid /);
+  }));
+
+Deno.test("SpreadDevice fetches nothing on any thread while the function is no bus master, and goes on", () =>
+  withSpreadDisk(true, async ({ ram, queues, pci, client, ask }) => {
+    pci.setEnabled(false);
+    const issue = () =>
+      queues.map((queue) => {
+        const status = issueRead(ram, queue);
+        ram.memory.view.setUint8(status, 0xee);
+        queue.ring.publish();
+        queue.kick();
+        return status;
+      });
+    const statuses = issue();
+    // Each thread has answered, and its loop has had its turns.
+    for (let i = 0; i < 3; i++) await ask("counters virtio-blk0");
+    for (const [i, queue] of queues.entries()) {
+      assert(!queue.ring.hasUsed, `queue ${i}`);
+      assertEquals(ram.memory.view.getUint8(statuses[i]!), 0xee);
+    }
+    // Memory comes and goes meanwhile; a command stops all threads, and starts none.
+    using more = new GuestRam(4096, 1 << 30);
+    more.share(client);
+    await ask("virtio-blk0 resize 4M");
+    for (const queue of queues) assert(!queue.ring.hasUsed);
+    pci.setEnabled(true);
+    for (const [i, queue] of queues.entries()) {
+      assert(queue.waitUsed(PATIENCE_MS), `queue ${i}`);
+      assert(queue.ring.take());
+      assertEquals(ram.memory.view.getUint8(statuses[i]!), 0);
+      assert(queue.waitInterrupt(PATIENCE_MS) > 0, `queue ${i}`);
+    }
   }));

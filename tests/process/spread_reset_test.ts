@@ -71,7 +71,12 @@ class Rig implements Disposable {
       calls: this.#calls,
       plan: { turns: [0, 1], seats: [{ iothread: 1, seat, line }] },
     });
-    this.function = new PciFunction(this.#device, interrupts, silentLog);
+    this.function = new PciFunction(
+      this.#device,
+      this.#memory,
+      interrupts,
+      silentLog,
+    );
     this.pci = new LocalPci(this.function, interrupts);
     const { iova, lengthBytes } = this.#ram.memory;
     const { fd } = this.#ram;

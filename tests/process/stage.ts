@@ -195,9 +195,12 @@ export class Stage implements Disposable {
     for (let i = 0; i < 100 && this.loop.turn(0); i++);
   }
 
+  /** A client that has agreed on a version and made the function a bus master. */
   client(): RawClient {
     const client = RawClient.connect(this.path);
     assertEquals(client.request(this.loop, versionMessage()).errno, 0);
+    const [CONFIG, COMMAND, BUS_MASTER_ENABLE] = [7, 4, 4];
+    this.write(client, COMMAND, BUS_MASTER_ENABLE, CONFIG);
     return client;
   }
 

@@ -85,6 +85,7 @@ Deno.test("MSI-X vectors come by the client's eventfds", () =>
 Deno.test("the device reaches memory that the client shares, and no other", () =>
   withServer({}, (client) => {
     using pci = new PciClient(client);
+    pci.setEnabled(true);
     const lines = pci.enableMsix(1);
     using ram = new GuestRam(1 << 20);
     ram.share(client);
@@ -117,6 +118,7 @@ Deno.test("doorbells ring by message, by eventfd and not where there is none", (
   withServer({}, (client) => {
     client.reset();
     using pci = new PciClient(client, { bells: "ioeventfd" });
+    pci.setEnabled(true);
     const lines = pci.enableMsix(2);
     pci.bell(0, REG.DOORBELL).ring(0);
     assertEquals(lines.wait(1, PATIENCE_MS), 1);

@@ -17,6 +17,7 @@ import {
   VfioUserServer,
   type VfioUserServerOptions,
 } from "../../src/vfio_user/mod.ts";
+import { allowMastering } from "../pci/sample.ts";
 import { RawClient, versionMessage } from "./raw_client.ts";
 
 /** BAR 0: plain registers. BAR 1: I/O. BAR 2: 64-bit, two mappable areas. BAR 4: MSI-X. */
@@ -133,6 +134,7 @@ export class Rig {
   readonly clients: string[] = [];
   readonly path: string;
   readonly server: VfioUserServer;
+  readonly pci: PciFunction;
   unshared = 0;
   readonly #directory = Deno.makeTempDirSync({ prefix: "outboard-test-" });
   readonly #listener: Fd;
@@ -145,11 +147,17 @@ export class Rig {
     this.path = `${this.#directory}/s`;
     this.#listener = listenUnix(this.path);
     const log = this.log();
+    this.pci = new PciFunction(
+      this.device,
+      this.memory,
+      this.interrupts,
+      log,
+    );
     this.server = new VfioUserServer({
       loop: this.loop,
       log,
       listener: this.#listener.number,
-      pci: new PciFunction(this.device, this.interrupts, log),
+      pci: this.pci,
       interrupts: this.interrupts,
       memory: this.memory,
       onUnsharedMemory: () => this.unshared++,
@@ -178,11 +186,12 @@ export class Rig {
     for (let i = 0; i < 100 && this.loop.turn(0); i++);
   }
 
-  /** A client that has connected and agreed on a version. */
+  /** A client that has connected and agreed on a version, and lets the device access memory. */
   client(json?: string | null): RawClient {
     const client = RawClient.connect(this.path);
     const reply = client.request(this.loop, versionMessage(json));
     if (reply.errno !== 0) throw new Error(`VERSION failed: ${reply.errno}`);
+    allowMastering(this.pci);
     return client;
   }
 

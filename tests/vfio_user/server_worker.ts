@@ -63,7 +63,7 @@ async function serve(request: ServerRequest): Promise<void> {
     loop,
     log: silentLog,
     listener: listener.number,
-    pci: new PciFunction(device, interrupts, silentLog),
+    pci: new PciFunction(device, memory, interrupts, silentLog),
     interrupts,
     memory,
   });

@@ -5,6 +5,7 @@ import { validatePciSpec } from "../../src/pci/mod.ts";
 import { silentLog } from "../../src/log.ts";
 import { RING_FEATURES } from "../../src/virtio/session.ts";
 import { Features } from "../../src/virtio/features.ts";
+import { allowMastering } from "../pci/sample.ts";
 import { NOTIFY, PciDriver, REG } from "./pci_fixture.ts";
 import { DATA } from "./ring_fixture.ts";
 
@@ -100,7 +101,13 @@ Deno.test("VirtioPci looks often while it finds something, and rests when the dr
 
 Deno.test("VirtioPci takes a message to the page at once", () => {
   const driver = new PciDriver({ mapNotify: true });
-  const pci = new PciFunction(driver.pci, new PciInterrupts(), silentLog);
+  const pci = new PciFunction(
+    driver.pci,
+    driver.context.memory,
+    new PciInterrupts(),
+    silentLog,
+  );
+  allowMastering(pci);
   const [ring] = driver.start();
   const { loop } = driver.context;
   const message = new DataView(new ArrayBuffer(4));

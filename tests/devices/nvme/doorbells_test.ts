@@ -3,6 +3,7 @@ import { Doorbells } from "../../../devices/nvme/doorbells.ts";
 import { QueueSet } from "../../../devices/nvme/queue_set.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
+import { allowMastering } from "../../pci/sample.ts";
 import { Rig, SC } from "./rig.ts";
 
 Deno.test("shadow doorbells keep doorbells out of the message channel", () => {
@@ -274,9 +275,11 @@ Deno.test("mapped doorbells are a page of BAR 0 that is polled", () => {
   assertEquals([area!.offset, area!.memory.bytes.length], [0x1000, 4096]);
   const pci = new PciFunction(
     rig.device,
+    rig.memory,
     new PciInterrupts(),
     rig.context.log,
   );
+  allowMastering(pci);
   const scratch = new DataView(new ArrayBuffer(4));
   // A client maps the page, or writes to the region: the same memory.
   driver.write = (offset, value) => {

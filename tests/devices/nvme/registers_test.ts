@@ -37,7 +37,12 @@ Deno.test("NVME_REGISTERS lie where the standard says", () => {
 Deno.test("NvmeController is an NVM Express controller on the PCI bus", () => {
   using rig = new Rig({ disabled: true });
   const interrupts = new PciInterrupts();
-  const pci = new PciFunction(rig.device, interrupts, rig.context.log);
+  const pci = new PciFunction(
+    rig.device,
+    rig.memory,
+    interrupts,
+    rig.context.log,
+  );
   const view = new DataView(new ArrayBuffer(4));
   assertEquals(pci.readRegion(7, 8, view, 0, 4), 0);
   assertEquals(view.getUint32(0, true) >>> 8, 0x010802);

@@ -185,7 +185,7 @@ export class Rig {
         }),
     );
     this.pci = new LocalPci(
-      new PciFunction(this.device, interrupts, fake.log),
+      new PciFunction(this.device, this.memory, interrupts, fake.log),
       interrupts,
     );
     this.driver = new VirtioDriver(this.pci, this.ram, {

@@ -35,6 +35,7 @@ class MovingRig implements Disposable {
     );
     const pci = new PciFunction(
       this.moving.device,
+      this.moving.memory,
       interrupts,
       new RecordingLog(),
     );

@@ -144,7 +144,12 @@ export class Rig {
     this.#options = options;
     this.#makeDevice();
     this.pci = new LocalPci(
-      new PciFunction(this.#seat(), this.#interrupts, this.log),
+      new PciFunction(
+        this.#seat(),
+        this.memory,
+        this.#interrupts,
+        this.log,
+      ),
       this.#interrupts,
     );
     const vectors = 2 * (options.queuePairs ?? 1) + 2;
@@ -203,6 +208,8 @@ export class Rig {
       readBar: (...access) => this.device.readBar(...access),
       writeBar: (...access) => this.device.writeBar(...access),
       reset: (reason) => this.device.reset(reason),
+      stop: () => this.device.stop(),
+      start: () => this.device.start(),
       close: () => this.device.close(),
     };
   }

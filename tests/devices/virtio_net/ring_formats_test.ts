@@ -118,7 +118,7 @@ class Bench {
         ),
       },
     );
-    const pci = new PciFunction(this.device, interrupts, fake.log);
+    const pci = new PciFunction(this.device, memory, interrupts, fake.log);
     this.pci = new LocalPci(pci, interrupts);
     this.driver = new VirtioDriver(this.pci, this.#ram, { vectors: 3 });
   }
