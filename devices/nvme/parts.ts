@@ -196,6 +196,9 @@ export class ControllerParts {
       maxEntries: options.queueEntries,
       vectors: options.queues + 1,
       cc: () => this.registers.cc,
+      posted: context.posted,
+      maskable: () => context.interrupts.mode !== "msix",
+      wake: hooks.wake,
       onInvalidValue: hooks.onInvalidDoorbell,
       onEnded: hooks.onQueueEnded,
     });

@@ -203,6 +203,8 @@ export class SubmissionQueue {
   head = 0;
   /** The entry after the last that was submitted, as far as the driver has told. */
   tail = 0;
+  /** The tail that was found and waits for register writes, if one does. */
+  waitingTail = 0;
   /** Commands that were fetched and are not completed. */
   inFlight = 0;
   /** Whether it is being deleted: nothing is fetched any more. */

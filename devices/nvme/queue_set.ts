@@ -6,6 +6,7 @@
 
 import { bit, field, u64 } from "../../src/bits.ts";
 import { Access, type GuestMemory } from "../../src/memory/guest_memory.ts";
+import { type PostedWrites, WriteOrder } from "../../src/pci/posted_writes.ts";
 import type { Command } from "./command.ts";
 import {
   IN_FLIGHT,
@@ -39,6 +40,11 @@ export interface QueueSetOptions {
   readonly vectors: number;
   /** CC, whose IOSQES and IOCQES tell what the driver takes for the size of an entry. */
   readonly cc: () => number;
+  readonly posted: PostedWrites;
+  /** Whether the pin, or a message that INTMS may mask, tells about completions. */
+  readonly maskable: () => boolean;
+  /** Something is to be done in a bottom half. */
+  readonly wake: () => void;
   /** A driver wrote a value that cannot be. */
   readonly onInvalidValue: () => void;
   /** A submission queue is gone whose deletion another thread has asked for. */
@@ -62,6 +68,7 @@ export interface ForeignQueues {
 /** Admin and I/O queues by number. */
 export class QueueSet {
   readonly #options: QueueSetOptions;
+  readonly #orders: readonly WriteOrder[];
   readonly #sqs: (SubmissionQueue | null)[];
   readonly #cqs: (CompletionQueue | null)[];
   /** Null where this thread serves all there are. */
@@ -78,6 +85,10 @@ export class QueueSet {
     const count = options.pairs + 1;
     this.#sqs = new Array(count).fill(null);
     this.#cqs = new Array(count).fill(null);
+    this.#orders = Array.from(
+      { length: count },
+      () => new WriteOrder(options.posted, options.wake),
+    );
   }
 
   /** Other threads serve some of the queues that this one makes. */
@@ -302,6 +313,7 @@ export class QueueSet {
 
   /** Forgets every queue. */
   reset(): void {
+    for (const order of this.#orders) order.forget();
     this.#sqs.fill(null);
     this.#cqs.fill(null);
     this.#activeSqs = [];
@@ -351,16 +363,31 @@ export class QueueSet {
 
   /** Looks at the doorbell of a submission queue. */
   updateTail(sq: SubmissionQueue): void {
-    const value = this.#options.doorbells.read(tailDoorbell(sq.qid));
+    let value = this.#options.doorbells.read(tailDoorbell(sq.qid));
     if (value === sq.tail || value === NO_DOORBELL || value === sq.rejected) {
       return;
     }
+    value = this.#admit(sq, value);
+    if (value === NO_DOORBELL) return;
     if (sq.submitTo(value)) {
       sq.rejected = NO_DOORBELL;
       return;
     }
     sq.rejected = value;
     this.#options.onInvalidValue();
+  }
+
+  /**
+   * A tail was found, maybe in memory: the register writes that were sent before it come first, where they matter.
+   *
+   * @returns How far the queue may be fetched from now: what has come since does not keep waiting what was found before
+   */
+  #admit(sq: SubmissionQueue, tail: number): number {
+    if (sq.qid !== 0 && !this.#options.maskable()) return tail;
+    const order = this.#orders[sq.qid]!;
+    const found = order.waiting ? sq.waitingTail : tail;
+    sq.waitingTail = found;
+    return order.admit() ? found : NO_DOORBELL;
   }
 
   /** Looks at the doorbell of a completion queue. */
@@ -498,6 +525,7 @@ export class QueueSet {
   }
 
   #removeSq(sq: SubmissionQueue): void {
+    this.#orders[sq.qid]!.forget();
     this.#sqs[sq.qid] = null;
     sq.cq.users--;
     this.#activeSqs = this.#activeSqs.filter((each) => each !== sq);

@@ -165,6 +165,11 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     return this.#pool.used;
   }
 
+  /** Whether a write has to be durable, the driver says by a write of `writeback` (5.2.5). */
+  dependsOnRegisters(_queue: number, features: Features): boolean {
+    return features.has(VIRTIO_BLK_F.CONFIG_WCE);
+  }
+
   acceptsFeatures(features: Features): boolean {
     // The driver may read the mode as soon as FEATURES_OK is set (5.2.5).
     this.#setWriteCache(this.#initialWriteCache(features));

@@ -262,6 +262,12 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     return true;
   }
 
+  /** The commands of the control queue are about the queues; frames go by what was commanded and acknowledged. */
+  dependsOnRegisters(queue: number, features: Features): boolean {
+    const pairs = features.has(VIRTIO_NET_F.MQ) ? this.#pairs.count : 1;
+    return queue >= pairs * 2;
+  }
+
   acceptsFeatures(features: Features): boolean {
     return areRequirementsMet(features);
   }

@@ -9,7 +9,7 @@ import { setU64 } from "../bits.ts";
 import { check, SyscallError } from "./errors.ts";
 import { closeFd, Fd } from "./fd.ts";
 import { NativeBuffer } from "./mapping.ts";
-import { lastErrno, libc } from "./symbols.ts";
+import { lastErrno, libc, Words } from "./symbols.ts";
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
@@ -382,6 +382,20 @@ function socketOption(fd: number, name: number): number {
     "getsockopt",
   );
   return value[0]!;
+}
+
+// One page per thread.
+const unread = new NativeBuffer(4);
+const UNREAD = new Words(2);
+const SIOCINQ = 0x541b;
+UNREAD.set(0, SIOCINQ);
+UNREAD.set(1, unread.hva);
+
+/** How many bytes wait in a stream socket to be received; 0 for what is none. */
+export function unreadBytes(fd: number): number {
+  return libc.ioctl_value(fd, UNREAD.at[0]!, UNREAD.at[1]!) < 0
+    ? 0
+    : unread.view.getInt32(0, true);
 }
 
 /** Whether the descriptor is a listening UNIX stream socket, as `--fd N` wants. */

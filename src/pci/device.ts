@@ -7,6 +7,7 @@
 import type { Loop } from "../event_loop.ts";
 import type { Log } from "../log.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
+import type { PostedWrites } from "./posted_writes.ts";
 import type { Spreading } from "./spreading.ts";
 
 /** Width of a register access in bytes. Wider transfers are split, lowest address first. */
@@ -236,6 +237,8 @@ export interface DeviceContext {
   readonly interrupts: Interrupts;
   /** The event loop the device lives on, with the only clock to use. */
   readonly loop: Loop;
+  /** For a model that looks for work in memory: what comes before it. Queues of a VirtioDevice see to it themselves. */
+  readonly posted: PostedWrites;
   /** Messages for people. */
   readonly log: Log;
   /** Cryptographically random bytes, for addresses and serial numbers. */

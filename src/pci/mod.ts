@@ -11,6 +11,7 @@ export * from "./device.ts";
 export * from "./function.ts";
 export * from "./interrupts.ts";
 export * from "./msix.ts";
+export * from "./posted_writes.ts";
 export * from "./register_map.ts";
 export {
   msixPbaBytes,

@@ -8,6 +8,7 @@
 import { NativeBuffer, signalEventFd, viewMemory } from "../libc/mod.ts";
 import type { Interrupts } from "../pci/device.ts";
 import { DIRECT_MODES, NO_DIRECT } from "../pci/interrupts.ts";
+import { SOCKET_WRITES_WORDS } from "../vfio_user/mod.ts";
 import { nudge, type Seat } from "./thread_calls.ts";
 
 /** Where a board is in this process, and what it has room for. Plain data. */
@@ -29,6 +30,8 @@ export class BoardView {
   readonly kicked: Int32Array<ArrayBuffer>;
   /** Word 0: a thread gave up on the driver. */
   readonly failed: Int32Array<ArrayBuffer>;
+  /** Of {@linkcode SocketWrites}. */
+  readonly posted: Int32Array<ArrayBuffer>;
   /** What the twins of the device show each other. */
   readonly words: Int32Array<ArrayBuffer>;
 
@@ -43,12 +46,13 @@ export class BoardView {
     this.wanted = take(place.vectors + 1);
     this.kicked = take(place.queues);
     this.failed = take(1);
+    this.posted = take(SOCKET_WRITES_WORDS);
     this.words = take(place.words);
   }
 }
 
 function boardBytes({ vectors, queues, words }: Omit<BoardPlace, "hva">) {
-  return (2 * (vectors + 1) + queues + 1 + words) * 4;
+  return (2 * (vectors + 1) + queues + 1 + SOCKET_WRITES_WORDS + words) * 4;
 }
 
 /** What the home thread does about what others put on the board. */
@@ -137,6 +141,11 @@ export class RemoteBoard implements Interrupts {
   /** See {@linkcode BoardView.words}. */
   get words(): Int32Array<ArrayBuffer> {
     return this.#view.words;
+  }
+
+  /** See {@linkcode BoardView.posted}. */
+  get posted(): Int32Array<ArrayBuffer> {
+    return this.#view.posted;
   }
 
   raise(vector: number): void {

@@ -10,6 +10,7 @@ import type { FdWatch, Loop } from "../event_loop.ts";
 import type { Log } from "../log.ts";
 import { DmaMemory } from "../memory/dma_memory.ts";
 import type { DeviceContext, PciDevice } from "../pci/mod.ts";
+import { SocketWrites } from "../vfio_user/mod.ts";
 import { RemoteBoard } from "./crew_board.ts";
 import type { CrewMessage } from "./spread_device.ts";
 import type { CallLine, Seat, ThreadCalls } from "./thread_calls.ts";
@@ -119,6 +120,7 @@ export class CrewTwin implements Disposable {
       memory: this.#memory,
       interrupts: board,
       loop,
+      posted: new SocketWrites(board.posted),
       log,
       random: (lengthBytes) =>
         crypto.getRandomValues(new Uint8Array(lengthBytes)),

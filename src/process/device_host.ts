@@ -29,6 +29,7 @@ import {
 import {
   discardServer,
   type ServerBaggage,
+  SocketWrites,
   VfioUserServer,
 } from "../vfio_user/mod.ts";
 import type { DeviceDescription } from "./messages.ts";
@@ -139,6 +140,7 @@ export class DeviceHost implements Disposable {
   readonly #device: PciDevice;
   readonly #server: VfioUserServer;
   readonly #memory: DmaMemory;
+  readonly #writes = new SocketWrites();
   readonly #shared: NamedMemory[] = [];
   /** How many of them hold what was inherited. */
   #adopted = 0;
@@ -174,6 +176,7 @@ export class DeviceHost implements Disposable {
           memory: this.#memory,
           interrupts,
           loop,
+          writes: this.#writes,
           ...options.crew,
         });
       }
@@ -216,6 +219,7 @@ export class DeviceHost implements Disposable {
       memory: this.#memory,
       interrupts,
       loop,
+      posted: this.#writes,
       log: this.#log,
       random: (lengthBytes) =>
         crypto.getRandomValues(new Uint8Array(lengthBytes)),
@@ -239,6 +243,7 @@ export class DeviceHost implements Disposable {
       pci: this.#pci,
       interrupts,
       memory: this.#memory,
+      writes: this.#writes,
       limits: { maxDmaMaps: dmaMapsMax() },
       onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
       onClient: (pid, event) => this.#onClient(log, pid, event),

@@ -21,6 +21,7 @@ import {
   type SpreadingListener,
 } from "../pci/spreading.ts";
 import { Board, type BoardListener, type BoardPlace } from "./crew_board.ts";
+import type { SocketWrites } from "../vfio_user/mod.ts";
 import type { Caller, CallLine, Seat, ThreadCalls } from "./thread_calls.ts";
 
 /** What the home thread tells the others; each is carried out before the next is. Plain data. */
@@ -85,6 +86,8 @@ export interface SpreadDeviceParts {
   readonly memory: DmaMemory;
   readonly interrupts: PciInterrupts;
   readonly loop: Loop;
+  /** What the client sends, which the other threads are to see. */
+  readonly writes: SocketWrites;
   readonly calls: ThreadCalls;
   readonly plan: CrewPlan;
 }
@@ -105,6 +108,7 @@ export class SpreadDevice implements PciDevice {
   readonly #spreading: Spreading;
   readonly #memory: DmaMemory;
   readonly #interrupts: PciInterrupts;
+  readonly #writes: SocketWrites;
   readonly #callers: Caller[] = [];
   readonly #board: Board;
   readonly #boardListener: BoardListener;
@@ -123,7 +127,7 @@ export class SpreadDevice implements PciDevice {
    * the caller's to close
    */
   constructor(parts: SpreadDeviceParts) {
-    const { device, memory, interrupts, loop, calls, plan } = parts;
+    const { device, memory, interrupts, loop, writes, calls, plan } = parts;
     const { spreading } = device;
     if (spreading === undefined) {
       throw new Error("Cannot use several IOThreads: this model has one queue");
@@ -137,6 +141,7 @@ export class SpreadDevice implements PciDevice {
     this.#spreading = spreading;
     this.#memory = memory;
     this.#interrupts = interrupts;
+    this.#writes = writes;
     this.#sharedState = loop.bottomHalf(() => this.#tellState());
     checkGroups(spreading, plan);
     const turnOf = (group: number) =>
@@ -153,6 +158,7 @@ export class SpreadDevice implements PciDevice {
       fail: () =>
         spreading.fail("it broke the rules on a queue of another thread"),
     };
+    writes.share(this.#board.view.posted);
     try {
       for (let queue = 0; queue < spreading.queueCount; queue++) {
         const isHome = turnOf(spreading.groupOf(queue)) === HOME;
@@ -362,6 +368,7 @@ export class SpreadDevice implements PciDevice {
     }
     this.#deafen();
     for (const kick of this.#kicks.splice(0)) kick?.close();
+    this.#writes.share();
     this.#board.close();
   }
 

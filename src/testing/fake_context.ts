@@ -9,6 +9,7 @@ import { Errno, ErrnoError } from "../errno.ts";
 import type { Log } from "../log.ts";
 import { ArrayMemory } from "../memory/array_memory.ts";
 import type { DeviceContext, Interrupts, SharedMemory } from "../pci/device.ts";
+import type { PostedWrites } from "../pci/posted_writes.ts";
 import { ManualLoop } from "./manual_loop.ts";
 
 /** Interrupts that are written down. */
@@ -34,6 +35,22 @@ export class RecordingInterrupts implements Interrupts {
   /** Takes the recorded vectors away. */
   take(): number[] {
     return this.raised.splice(0);
+  }
+}
+
+/** Register writes that a test says it has sent and carried out. */
+export class CountedWrites implements PostedWrites {
+  /** How many were sent. */
+  sent = 0;
+  /** How many of them were carried out. */
+  done = 0;
+
+  mark(): number {
+    return this.sent;
+  }
+
+  reached(mark: number): boolean {
+    return this.done >= mark;
   }
 }
 
@@ -80,6 +97,7 @@ export interface FakeContext extends DeviceContext {
   readonly memory: ArrayMemory;
   readonly interrupts: RecordingInterrupts;
   readonly loop: ManualLoop;
+  readonly posted: CountedWrites;
   readonly log: RecordingLog;
 }
 
@@ -98,6 +116,7 @@ export function fakeContext(options: FakeContextOptions = {}): FakeContext {
     memory: options.memory ?? new ArrayMemory(),
     interrupts: new RecordingInterrupts(),
     loop: new ManualLoop(),
+    posted: new CountedWrites(),
     log: new RecordingLog(),
     random(lengthBytes: number): Uint8Array {
       const bytes = new Uint8Array(lengthBytes);

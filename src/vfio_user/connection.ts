@@ -16,6 +16,7 @@ import {
   VFIO_USER_F_TYPE_REPLY,
 } from "./defs.ts";
 import { FdList } from "./fd_list.ts";
+import { SocketWrites } from "./posted_writes.ts";
 
 /** How many messages are handled before others on the loop have their turn. */
 export const MESSAGES_PER_TURN = 64;
@@ -70,6 +71,7 @@ export class Connection {
   readonly #handler: ConnectionHandler;
   readonly #watch: FdWatch;
   readonly #again: BottomHalf;
+  readonly #writes: SocketWrites;
   readonly #header = new MessageHeader();
   readonly #receiveBuffer: NativeBuffer;
   readonly #sendBuffer: NativeBuffer;
@@ -97,6 +99,7 @@ export class Connection {
    * @param fd A nonblocking connected stream socket; owned from here on
    * @param maxMessageBytes The largest message, header included
    * @param inherited What {@linkcode Connection.handOver} gave with this socket, to go on from there
+   * @param writes Counts what is received and handled
    * @throws {ErrnoError} When there is no memory or the socket cannot be watched; it is then still the caller's
    */
   constructor(
@@ -105,8 +108,10 @@ export class Connection {
     maxMessageBytes: number,
     handler: ConnectionHandler,
     inherited?: ConnectionBaggage,
+    writes: SocketWrites = new SocketWrites(),
   ) {
     this.#fd = fd;
+    this.#writes = writes;
     this.#handler = handler;
     this.maxMessageBytes = maxMessageBytes;
     const owned: Disposable[] = [this.#header];
@@ -129,6 +134,7 @@ export class Connection {
     this.incoming = this.#receiveBuffer.view;
     this.outgoing = this.#sendBuffer.view;
     this.#again = loop.bottomHalf(() => this.#run(0));
+    writes.begin(fd.number, inherited?.received.length ?? 0);
     if (inherited !== undefined) this.#adopt(inherited);
   }
 
@@ -176,6 +182,7 @@ export class Connection {
     };
     this.#watch.close();
     this.#again.cancel();
+    this.#writes.end();
     this.#fd.release();
     this.#closeReason = "it was handed over";
     this.#header.close();
@@ -225,6 +232,7 @@ export class Connection {
     this.#closeReason = reason;
     this.#watch.close();
     this.#again.cancel();
+    this.#writes.end();
     this.#fd.close();
     // A handler further up the stack may still look at the buffers.
     if (!this.#running) this.#finish();
@@ -248,6 +256,9 @@ export class Connection {
         (events & (Epoll.IN | Epoll.HUP | Epoll.ERR)) !== 0 && !this.#backlog
       ) this.#receive();
       this.#handleMessages();
+      if (!this.closed) {
+        this.#writes.settle(this.#backlog ? this.#end - this.#start : 0);
+      }
     } finally {
       this.#running = false;
       if (this.closed) this.#finish();
@@ -257,11 +268,13 @@ export class Connection {
   #receive(): void {
     if (this.closed) return;
     const at = this.#end;
+    this.#writes.beginReceive();
     const n = this.#header.receive(
       this.#fd.number,
       this.#receiveBuffer.hva + at,
       this.#receiveBuffer.lengthBytes - at,
     );
+    this.#writes.endReceive(n > 0 ? n : 0);
     if (n <= 0) {
       if (n === 0) this.close("the client closed the connection");
       else if (n !== -Errno.EAGAIN) {

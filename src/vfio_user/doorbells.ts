@@ -5,10 +5,11 @@
  */
 
 import { setU64 } from "../bits.ts";
-import type { FdWatch, Loop } from "../event_loop.ts";
-import { createEventFd, Fd, SCM_MAX_FD } from "../libc/mod.ts";
+import type { BottomHalf, FdWatch, Loop } from "../event_loop.ts";
+import { createEventFd, Fd, SCM_MAX_FD, signalEventFd } from "../libc/mod.ts";
 import type { Doorbell } from "../pci/device.ts";
 import type { PciFunction } from "../pci/function.ts";
+import { type PostedWrites, WriteOrder } from "../pci/posted_writes.ts";
 import type { BellsBaggage } from "./baggage.ts";
 import {
   KVM_IOEVENTFD_FLAG_DATAMATCH,
@@ -21,6 +22,29 @@ import {
 import { checkArgsz, invalid, type Request } from "./request.ts";
 import type { Agreement } from "./version.ts";
 
+/** Rings one doorbell, behind the register writes that were sent before it was signalled. */
+class Bell {
+  readonly #again: BottomHalf;
+  readonly #order: WriteOrder;
+  readonly #ring: () => void;
+
+  constructor(loop: Loop, posted: PostedWrites, ring: () => void) {
+    this.#again = loop.bottomHalf(() => this.signalled());
+    this.#order = new WriteOrder(posted, () => this.#again.schedule());
+    this.#ring = ring;
+  }
+
+  signalled(): void {
+    if (this.#order.admit()) this.#ring();
+  }
+
+  /** Rings no more. @returns Whether it was to ring */
+  close(): boolean {
+    this.#again.cancel();
+    return this.#order.waiting;
+  }
+}
+
 /** The eventfds of one region. */
 interface Bells {
   /** Null for one that the device itself watches. */
@@ -28,6 +52,8 @@ interface Bells {
   /** What the client is given. */
   readonly numbers: number[];
   readonly watches: FdWatch[];
+  /** Null for one that the device itself watches. */
+  readonly bells: (Bell | null)[];
 }
 
 /** Stands in baggage for an eventfd that the device itself watches, and hands over if it likes. */
@@ -38,6 +64,7 @@ export class Doorbells {
   readonly #loop: Loop;
   readonly #pci: PciFunction;
   readonly #agreement: Agreement;
+  readonly #posted: PostedWrites;
   readonly #ring: (region: number, doorbell: number) => void;
   readonly #bells = new Map<number, Bells>();
 
@@ -50,12 +77,14 @@ export class Doorbells {
     loop: Loop,
     agreement: Agreement,
     pci: PciFunction,
+    posted: PostedWrites,
     ring: (region: number, doorbell: number) => void,
     inherited: readonly BellsBaggage[] = [],
   ) {
     this.#loop = loop;
     this.#agreement = agreement;
     this.#pci = pci;
+    this.#posted = posted;
     this.#ring = ring;
     try {
       for (const { region, fds } of inherited) this.#adopt(region, fds);
@@ -118,10 +147,16 @@ export class Doorbells {
    * here is seen there.
    */
   handOver(): BellsBaggage[] {
-    const baggage = Array.from(this.#bells, ([region, { fds, watches }]) => {
-      for (const watch of watches) watch.close();
-      return { region, fds: fds.map((fd) => fd?.release() ?? DEVICE_OWN) };
-    });
+    const baggage = Array.from(
+      this.#bells,
+      ([region, { fds, watches, bells }]) => {
+        for (const watch of watches) watch.close();
+        bells.forEach((bell, i) => {
+          if (bell?.close()) signalEventFd(fds[i]!.number);
+        });
+        return { region, fds: fds.map((fd) => fd?.release() ?? DEVICE_OWN) };
+      },
+    );
     this.#bells.clear();
     return baggage;
   }
@@ -135,7 +170,7 @@ export class Doorbells {
   #bellsOf(region: number, doorbells: readonly Doorbell[]): Bells {
     const known = this.#bells.get(region);
     if (known !== undefined) return known;
-    const bells: Bells = { fds: [], numbers: [], watches: [] };
+    const bells = noBells();
     try {
       for (const { eventFd } of doorbells) {
         if (eventFd === undefined) this.#hang(region, bells, createEventFd());
@@ -151,7 +186,7 @@ export class Doorbells {
 
   #adopt(region: number, fds: readonly number[]): void {
     const doorbells = this.#pci.bar(region)?.doorbells ?? [];
-    const bells: Bells = { fds: [], numbers: [], watches: [] };
+    const bells = noBells();
     // Known before it is complete, so that what is in it can be given back.
     this.#bells.set(region, bells);
     fds.forEach((fd, i) => {
@@ -163,19 +198,31 @@ export class Doorbells {
   #hang(region: number, bells: Bells, fd: Fd): void {
     const doorbell = bells.fds.push(fd) - 1;
     bells.numbers.push(fd.number);
+    const bell = new Bell(
+      this.#loop,
+      this.#posted,
+      () => this.#ring(region, doorbell),
+    );
+    bells.bells.push(bell);
     bells.watches.push(
-      this.#loop.watchEventFd(fd.number, () => this.#ring(region, doorbell)),
+      this.#loop.watchEventFd(fd.number, () => bell.signalled()),
     );
   }
 }
 
+function noBells(): Bells {
+  return { fds: [], numbers: [], watches: [], bells: [] };
+}
+
 function leaveToDevice(bells: Bells, eventFd: number): void {
   bells.fds.push(null);
+  bells.bells.push(null);
   bells.numbers.push(eventFd);
 }
 
-function closeBells({ fds, watches }: Bells): void {
+function closeBells({ fds, watches, bells }: Bells): void {
   for (const watch of watches) watch.close();
+  for (const bell of bells) bell?.close();
   for (const fd of fds) fd?.close();
 }
 

@@ -13,6 +13,7 @@ import type { PciFunction } from "../pci/function.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
 import type { ServerBaggage, SessionBaggage } from "./baggage.ts";
 import { VERSION_DEFAULTS } from "./defs.ts";
+import { SocketWrites } from "./posted_writes.ts";
 import { RegionFiles } from "./region_files.ts";
 import { type Counters, Session } from "./session.ts";
 import type { ServerLimits } from "./version.ts";
@@ -44,6 +45,8 @@ export interface VfioUserServerOptions {
   readonly interrupts: PciInterrupts;
   /** Its guest memory, which clients fill. */
   readonly memory: DmaMemory;
+  /** Counts what clients send, for the function; its own without it. */
+  readonly writes?: SocketWrites;
   /** What clients may ask for at most. */
   readonly limits?: Partial<ServerLimits>;
   /** A client maps its main memory without sharing it, so the device will not reach it; once a client at most. */
@@ -71,6 +74,7 @@ export class VfioUserServer implements Disposable {
   readonly #options: VfioUserServerOptions;
   readonly #limits: ServerLimits;
   readonly #files: RegionFiles;
+  readonly #writes: SocketWrites;
   readonly #counters: Counters & { clients: number } = {
     clients: 0,
     messages: 0,
@@ -94,6 +98,7 @@ export class VfioUserServer implements Disposable {
   constructor(options: VfioUserServerOptions) {
     this.#options = options;
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
+    this.#writes = options.writes ?? new SocketWrites();
     this.#files = new RegionFiles(options.pci, options.inherited?.files);
     if (options.inherited === undefined) return;
     Object.assign(this.#counters, options.inherited.counters);
@@ -231,6 +236,7 @@ export class VfioUserServer implements Disposable {
       memory,
       files: this.#files,
       limits: this.#limits,
+      writes: this.#writes,
       counters: this.#counters,
       onUnsharedMemory: () => this.#options.onUnsharedMemory?.(),
       onClose: (reason) => this.#onGone(pid, reason),

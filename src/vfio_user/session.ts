@@ -43,6 +43,7 @@ import {
 import { DmaCommands } from "./dma.ts";
 import { Doorbells } from "./doorbells.ts";
 import { Irqs } from "./irqs.ts";
+import type { SocketWrites } from "./posted_writes.ts";
 import type { RegionFiles } from "./region_files.ts";
 import { Regions } from "./regions.ts";
 import { checkArgsz, invalid, type Request } from "./request.ts";
@@ -80,6 +81,8 @@ export interface SessionOptions {
   readonly memory: DmaMemory;
   readonly files: RegionFiles;
   readonly limits: ServerLimits;
+  /** Counts what the client sends. */
+  readonly writes: SocketWrites;
   readonly counters: Counters;
   /** The client's main memory is not shared. */
   readonly onUnsharedMemory: () => void;
@@ -138,6 +141,7 @@ export class Session implements ConnectionHandler {
       maxMessageBytes,
       this,
       options.inherited?.connection,
+      options.writes,
     );
     const { incoming, outgoing, fds } = this.#connection;
     this.#request = {
@@ -334,6 +338,7 @@ export class Session implements ConnectionHandler {
         loop,
         agreement,
         pci,
+        this.#options.writes,
         (region, doorbell) => this.#ring(region, doorbell),
         inherited?.doorbells,
       );

@@ -52,6 +52,14 @@ export interface VirtioDevice {
   /** Writes device configuration; read-only fields ignore it. */
   writeConfig(offset: number, width: AccessWidth, value: number): void;
   /**
+   * Whether what is done with the chains of a queue depends on something that a driver may write to the device
+   * configuration. They then wait for the register writes that were sent before them, which costs a system call for each
+   * look that finds some; see src/pci/posted_writes.ts. Taken for granted without it.
+   *
+   * @param features The negotiated bits
+   */
+  dependsOnRegisters?(queue: number, features: Features): boolean;
+  /**
    * The driver set DRIVER_OK.
    *
    * @param features The negotiated bits

@@ -6,6 +6,7 @@
 
 import { Errno } from "../errno.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
+import type { WriteOrder } from "../pci/posted_writes.ts";
 import type { ChainLedger } from "./chain_ledger.ts";
 import { VRING_DESC_F, VRING_PACKED_DESC } from "./defs.ts";
 import type { Features } from "./features.ts";
@@ -132,6 +133,10 @@ export class PackedQueue implements Ring {
     this.#core.release();
   }
 
+  keepOrder(order: WriteOrder | null): void {
+    this.#core.order = order;
+  }
+
   save(): RingState {
     return {
       format: "packed",
@@ -205,6 +210,7 @@ export class PackedQueue implements Ring {
       at * VRING_PACKED_DESC.SIZE + VRING_PACKED_DESC.FLAGS,
     );
     if ((flags & OWNER_MASK) !== availableMark(this.#availWrap)) return 0;
+    if (!core.admit()) return 0;
     if (this.#outstanding === size) {
       return core.fail(
         Errno.EINVAL,

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { WriteOrder } from "../pci/posted_writes.ts";
 import type { Features } from "./features.ts";
 import type { Virtqueue } from "./queue.ts";
 import type { RingState } from "./ring_state.ts";
@@ -70,6 +71,11 @@ export interface Ring extends Virtqueue {
    * driver may not have been asked to tell.
    */
   release(): void;
+  /**
+   * Chains are found only when the register writes that come before them have been carried out; null when that does not
+   * matter, as at first. Disabling the queue does not change that.
+   */
+  keepOrder(order: WriteOrder | null): void;
   /**
    * Where the queue is and how far it has come, everything that a driver could tell it by; the ring itself is the
    * guest's. Good for going on only when {@linkcode Ring.outstanding} is 0: no chain is in it.

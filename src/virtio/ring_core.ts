@@ -7,6 +7,7 @@
 import { Errno } from "../errno.ts";
 import type { GuestMemory, MemoryWindow } from "../memory/guest_memory.ts";
 import { MappedWindow } from "../memory/mapped_window.ts";
+import type { WriteOrder } from "../pci/posted_writes.ts";
 import { ChainLedger } from "./chain_ledger.ts";
 import { type Features, VIRTIO_F } from "./features.ts";
 import type { QueueAddresses } from "./ring.ts";
@@ -46,6 +47,8 @@ export class RingCore {
   polled: boolean;
   /** See {@linkcode Virtqueue.lastError}. */
   lastError = "";
+  /** See {@linkcode Ring.keepOrder}. */
+  order: WriteOrder | null = null;
   readonly #memory: GuestMemory;
   readonly #layout: RingLayout;
   #addresses: QueueAddresses | null = null;
@@ -114,6 +117,7 @@ export class RingCore {
     this.ledger.reset(0, false);
     this.#suspended = false;
     this.lastError = "";
+    this.order?.forget();
   }
 
   /** See {@linkcode Ring.suspend}. */
@@ -159,6 +163,16 @@ export class RingCore {
     return this.ready() && !this.#held;
   }
 
+  /** Whether chains were found that have to wait for register writes. */
+  get waiting(): boolean {
+    return this.order !== null && this.order.waiting;
+  }
+
+  /** Chains were found. @returns Whether they may be taken */
+  admit(): boolean {
+    return this.order === null || this.order.admit();
+  }
+
   /**
    * The device takes the last chain that it popped back from itself.
    *
@@ -185,12 +199,13 @@ export class RingCore {
   /**
    * The device wants to be notified.
    *
-   * @returns Whether it may look for chains. While the queue is held, whoever looks once more would find nothing, for ever
+   * @returns Whether it may look for chains. While the queue is held, or waits for register writes, whoever looks once more
+   * would find nothing, for ever
    */
   beginNotifications(): boolean {
     if (!this.ready()) return false;
     this.#wantsNotification = true;
-    return !this.#held;
+    return !this.#held && !this.waiting;
   }
 
   /** The device does not want to be notified. */

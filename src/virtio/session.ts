@@ -158,6 +158,7 @@ export class VirtioSession implements VirtioTransport {
     if ((set & VIRTIO_CONFIG_S.DRIVER_OK) !== 0 && !status.halted) {
       this.#started = true;
       this.#queues.leaveForeign();
+      this.#queues.keepOrder(this.accepted);
       this.device.start(this.accepted, this.queues);
       // The driver may have made buffers available before, without a notification (3.1.1, step 7).
       this.#queues.kickAll();
@@ -314,6 +315,7 @@ export class VirtioSession implements VirtioTransport {
     loadParts(this.#parts, state);
     if (this.running) {
       this.#started = true;
+      this.#queues.keepOrder(this.accepted);
       device.start(this.accepted, this.queues);
     }
     device.load(state.device);

@@ -7,6 +7,7 @@
 import type { BottomHalf } from "../event_loop.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { DeviceContext } from "../pci/device.ts";
+import { WriteOrder } from "../pci/posted_writes.ts";
 import type { VirtioDevice } from "./device.ts";
 import type { DeviceStatus } from "./device_status.ts";
 import { type Features, VIRTIO_F } from "./features.ts";
@@ -42,6 +43,9 @@ export class SessionQueues {
   readonly #status: DeviceStatus;
   readonly #counters: SessionCounters;
   readonly #kicks: readonly BottomHalf[];
+  readonly #orders: readonly WriteOrder[];
+  /** 1 for a queue that was notified of and is not enabled. */
+  readonly #early: Uint8Array<ArrayBuffer>;
   readonly #unsubscribe: () => void;
   readonly #split: readonly Ring[];
   /** Made when a driver first wants them: a process that never meets one keeps its calls monomorphic. */
@@ -68,6 +72,10 @@ export class SessionQueues {
     );
     this.#kicks = this.#split.map((_, i) =>
       loop.bottomHalf(() => this.#serve(i))
+    );
+    this.#early = new Uint8Array(this.#kicks.length);
+    this.#orders = this.#kicks.map((kick) =>
+      new WriteOrder(context.posted, () => kick.schedule())
     );
     this.#unsubscribe = memory.subscribe({
       onChange: () => this.#onMemoryChange(),
@@ -119,10 +127,23 @@ export class SessionQueues {
     this.#use(this.#split);
   }
 
-  /** A queue was just enabled: leaves it alone as long as nothing is touched, or for good when it is not ours. */
+  /**
+   * A queue was just enabled: leaves it alone as long as nothing is touched, or for good when it is not ours. A
+   * notification that came before the write is made up for.
+   */
   admit(index: number): void {
     if (this.#stopped || (this.#status.running && this.#isForeign(index))) {
       this.#rings[index]!.suspend();
+    } else if (this.#early[index] !== 0) this.#kicks[index]!.schedule();
+  }
+
+  /** The device begins to run: its queues wait for register writes where it depends on any. */
+  keepOrder(features: Features): void {
+    for (const queue of this.#rings) {
+      const { index } = queue;
+      const depends = this.#device.dependsOnRegisters?.(index, features) ??
+        true;
+      queue.keepOrder(depends ? this.#orders[index]! : null);
     }
   }
 
@@ -205,11 +226,13 @@ export class SessionQueues {
   /** Takes back what was noticed of a queue. */
   cancel(index: number): void {
     this.#kicks[index]!.cancel();
+    this.#early[index] = 0;
   }
 
   /** Takes back what was noticed of all of them. */
   cancelAll(): void {
     for (const kick of this.#kicks) kick.cancel();
+    this.#early.fill(0);
   }
 
   /** See {@linkcode VirtioSession.poll}. */
@@ -272,6 +295,7 @@ export class SessionQueues {
     const queue = this.#rings[index]!;
     // After a stop, or while it holds: start() looks at every queue again.
     if (!this.#status.running || this.#stopped || this.#held) return;
+    this.#early[index] = queue.enabled ? 0 : 1;
     if (queue.enabled) this.#device.notify(queue);
   }
 

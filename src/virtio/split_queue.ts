@@ -6,6 +6,7 @@
 
 import { Errno } from "../errno.ts";
 import type { GuestMemory, MemoryWindow } from "../memory/guest_memory.ts";
+import type { WriteOrder } from "../pci/posted_writes.ts";
 import type { ChainLedger } from "./chain_ledger.ts";
 import { ChainReader } from "./chain_reader.ts";
 import {
@@ -51,6 +52,8 @@ export class SplitQueue implements Ring {
   #lastAvail = 0;
   /** The driver's `idx` when it was last looked at. */
   #availIdx = 0;
+  /** The driver's `idx` when what waits for register writes was found. */
+  #waitingIdx = 0;
   /** The driver's `idx` when it was last looked at by anything, polling included. */
   #polledIdx = 0;
   /** The used index as the driver knows it. */
@@ -125,6 +128,10 @@ export class SplitQueue implements Ring {
 
   release(): void {
     this.#core.release();
+  }
+
+  keepOrder(order: WriteOrder | null): void {
+    this.#core.order = order;
   }
 
   save(): RingState {
@@ -300,7 +307,10 @@ export class SplitQueue implements Ring {
   /** Reads the driver's index: 1 when it has moved, 0 when not, −EINVAL when it moved too far. */
   #lookForAvailable(): number {
     const core = this.#core;
-    const idx = core.driverArea.loadU16(VRING_AVAIL.IDX);
+    // What has come since does not keep waiting what was found before.
+    const idx = core.waiting
+      ? this.#waitingIdx
+      : core.driverArea.loadU16(VRING_AVAIL.IDX);
     const added = (idx - this.#lastAvail) & INDEX_MASK;
     this.#polledIdx = idx;
     if (added === 0) return 0;
@@ -309,6 +319,10 @@ export class SplitQueue implements Ring {
         Errno.EINVAL,
         `available index moved by ${added}, more than the queue size ${core.size} (2.7.13.3)`,
       );
+    }
+    if (!core.admit()) {
+      this.#waitingIdx = idx;
+      return 0;
     }
     this.#availIdx = idx;
     return 1;

@@ -19,7 +19,7 @@ import type {
   SharedMemory,
 } from "../../src/pci/device.ts";
 import { DriverMemory } from "../../src/testing/driver_memory.ts";
-import { RecordingLog } from "../../src/testing/fake_context.ts";
+import { CountedWrites, RecordingLog } from "../../src/testing/fake_context.ts";
 import { turnUntil } from "./rig.ts";
 
 export const RAM_IOVA = 0x1_0000_0000;
@@ -61,6 +61,7 @@ class Place {
       memory: this.memory,
       interrupts,
       loop: this.loop,
+      posted: new CountedWrites(),
       log: new RecordingLog(),
       random: (lengthBytes) =>
         crypto.getRandomValues(new Uint8Array(lengthBytes)),

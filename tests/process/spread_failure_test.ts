@@ -1,3 +1,4 @@
+import { SocketWrites } from "../../src/vfio_user/mod.ts";
 import { assertEquals, assertThrows } from "@std/assert";
 import { EventLoop } from "../../src/event_loop.ts";
 import { createEventFd, createMemfd } from "../../src/libc/mod.ts";
@@ -93,6 +94,7 @@ class Crew implements Disposable {
       memory: this.memory,
       interrupts: new PciInterrupts(),
       loop: this.loop,
+      writes: new SocketWrites(),
       calls: this.#calls,
       plan: {
         turns: [0, 1, 2],

@@ -1,3 +1,4 @@
+import { SocketWrites } from "../../src/vfio_user/mod.ts";
 import { assert, assertEquals } from "@std/assert";
 import { loadModel } from "../../devices/registry.ts";
 import { EventLoop } from "../../src/event_loop.ts";
@@ -68,6 +69,7 @@ class Rig implements Disposable {
       memory: this.#memory,
       interrupts,
       loop: this.home,
+      writes: new SocketWrites(),
       calls: this.#calls,
       plan: { turns: [0, 1], seats: [{ iothread: 1, seat, line }] },
     });

@@ -128,3 +128,24 @@ Deno.test("A doorbell whose model throws costs its client the connection and nob
   using next = rig.client();
   assertEquals(next.request(rig.loop, message(13)).errno, 0);
 });
+
+Deno.test("A doorbell rings behind the register writes that were sent before it was signalled", () => {
+  using rig = new Rig();
+  using client = rig.client();
+  const { fds } = client.request(rig.loop, ask(0));
+  rig.settle();
+  const seen: number[] = [];
+  rig.device.ringDoorbell = () => seen.push(rig.device.registers[0]!);
+  // The first signal puts the eventfd before the socket among what is ready; the second is the one that counts.
+  signalEventFd(fds[0]!);
+  // More than are handled in one turn.
+  const writes = Array.from(
+    { length: 100 },
+    (_, i) => message(10, words(0n, 0, 4, i + 1), { flags: 0x10 }),
+  );
+  client.send(concat(...writes));
+  signalEventFd(fds[0]!);
+  rig.settle();
+  assertEquals(seen, [100]);
+  fds.forEach(closeFd);
+});

@@ -12,7 +12,7 @@ import {
   PciFunction,
   PciInterrupts,
 } from "../../src/pci/mod.ts";
-import { VfioUserServer } from "../../src/vfio_user/mod.ts";
+import { SocketWrites, VfioUserServer } from "../../src/vfio_user/mod.ts";
 import { LessonDevice } from "./lesson_device.ts";
 
 /** What a test asks for. */
@@ -46,8 +46,10 @@ async function serve(request: ServerRequest): Promise<void> {
   using memory = new DmaMemory({ poison: true });
   using stack = new DisposableStack();
   const interrupts = new PciInterrupts();
+  const writes = new SocketWrites();
   const context: DeviceContext = {
     memory,
+    posted: writes,
     interrupts,
     loop,
     log: silentLog,
@@ -66,6 +68,7 @@ async function serve(request: ServerRequest): Promise<void> {
     pci: new PciFunction(device, memory, interrupts, silentLog),
     interrupts,
     memory,
+    writes,
   });
   server.start();
   scope.postMessage({ wakeFd: loop.wakeFd });

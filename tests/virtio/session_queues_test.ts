@@ -8,12 +8,14 @@ import { SessionQueues } from "../../src/virtio/session_queues.ts";
 import { KickPath, sessionCounters } from "../../src/virtio/session_types.ts";
 import { SplitQueue } from "../../src/virtio/split_queue.ts";
 import { EchoDevice } from "./echo_device.ts";
+import { NaivePackedRing } from "./naive_packed_ring.ts";
 import { NaiveRing } from "./naive_ring.ts";
 import { BASE, DATA, LENGTH } from "./ring_fixture.ts";
 
 const RUNNING = 15;
 const SIZE = 8;
 const PLAIN = Features.of(VIRTIO_F.VERSION_1);
+const PACKED = Features.of(VIRTIO_F.VERSION_1, VIRTIO_F.RING_PACKED);
 
 /** Two queues of a device that keeps what it finds. */
 class Rig {
@@ -43,17 +45,29 @@ class Rig {
 
   /** Enables a queue, whose driver is returned. */
   enable(index: number): NaiveRing {
-    const at = BASE + index * 0x1_0000;
+    const at = this.#enable(index, PLAIN);
     const places = { desc: at, avail: at + 0x4000, used: at + 0x8000 };
-    const result = this.queues.rings[index]!.enable(PLAIN, {
+    return new NaiveRing(this.#buffer, BASE, SIZE, places, false);
+  }
+
+  /** As {@linkcode Rig.enable}, a packed one. */
+  enablePacked(index: number): NaivePackedRing {
+    const at = this.#enable(index, PACKED);
+    const places = { desc: at, driver: at + 0x4000, device: at + 0x8000 };
+    return new NaivePackedRing(this.#buffer, BASE, SIZE, places);
+  }
+
+  #enable(index: number, features: Features): number {
+    const at = BASE + index * 0x1_0000;
+    const result = this.queues.rings[index]!.enable(features, {
       size: SIZE,
-      descIova: places.desc,
-      availIova: places.avail,
-      usedIova: places.used,
+      descIova: at,
+      availIova: at + 0x4000,
+      usedIova: at + 0x8000,
     });
     if (result < 0) throw new Error(this.queues.rings[index]!.lastError);
     this.queues.admit(index);
-    return new NaiveRing(this.#buffer, BASE, SIZE, places, false);
+    return at;
   }
 
   run(): void {
@@ -249,4 +263,66 @@ Deno.test("SessionQueues looks again at a ring that was out of reach when memory
   rig.queues.close();
   memory.map({ iova: BASE, lengthBytes: LENGTH });
   assertEquals(rig.settle(), []);
+});
+
+Deno.test("SessionQueues looks at a queue that was notified of before it was enabled", () => {
+  const rig = new Rig();
+  rig.run();
+  // The notification may have come by another way, before the write that enables the queue.
+  rig.queues.kick(0, KickPath.EVENTFD);
+  assertEquals(rig.settle(), []);
+  offer(rig.enable(0));
+  assertEquals([rig.settle(), rig.queues.inFlight], [["notify 0"], 1]);
+});
+
+for (const format of ["split", "packed"]) {
+  for (const way of ["notification", "poll"]) {
+    Deno.test(`SessionQueues: chains of a ${format} ring found by ${way} wait for the register writes before them`, () => {
+      const rig = new Rig();
+      const { posted } = rig.context;
+      const isPacked = format === "packed";
+      const features = isPacked ? PACKED : PLAIN;
+      rig.queues.choose(features);
+      rig.queues.keepOrder(features);
+      const ring = isPacked ? rig.enablePacked(0) : rig.enable(0);
+      rig.run();
+      const look = () => {
+        if (way === "poll") return rig.queues.poll();
+        rig.queues.kick(0, KickPath.EVENTFD);
+        return rig.context.loop.turn();
+      };
+      ring.add([{ iova: DATA, length: 4 }]);
+      posted.sent = 1;
+      look();
+      rig.context.loop.turn();
+      assertEquals(rig.queues.inFlight, 0, "the write is still in the socket");
+      ring.add([{ iova: DATA, length: 4 }]);
+      posted.sent = 2;
+      posted.done = 1;
+      rig.context.loop.turn();
+      assertEquals(rig.queues.inFlight, 1, "only the first is behind it");
+      posted.done = 2;
+      rig.context.loop.turn();
+      assertEquals(rig.queues.inFlight, 2);
+      posted.sent = 3;
+      look();
+      rig.context.loop.settle();
+      assertEquals(rig.queues.inFlight, 2, "nothing new, nothing to wait for");
+    });
+  }
+}
+
+Deno.test("SessionQueues lets a queue that depends on no register go on at once", () => {
+  const rig = new Rig();
+  Object.assign(rig.device, {
+    dependsOnRegisters: (queue: number) => queue === 1,
+  });
+  rig.queues.keepOrder(PLAIN);
+  const rings = [rig.enable(0), rig.enable(1)];
+  rig.run();
+  rig.context.posted.sent = 1;
+  rings.forEach(offer);
+  rig.queues.kickAll();
+  rig.context.loop.turn();
+  assertEquals(rig.queues.rings.map((queue) => queue.inFlight), [1, 0]);
 });

@@ -1,3 +1,4 @@
+import { CountedWrites } from "../../../src/testing/mod.ts";
 import { assert, assertEquals } from "@std/assert";
 import { Doorbells } from "../../../devices/nvme/doorbells.ts";
 import { QueueSet } from "../../../devices/nvme/queue_set.ts";
@@ -111,6 +112,9 @@ Deno.test("QueueSet.hasEntries looks again after it has armed EventIdx", () => {
     maxEntries: 16,
     vectors: 1,
     cc: () => 0,
+    posted: new CountedWrites(),
+    maskable: () => false,
+    wake: () => {},
     onInvalidValue: () => {
       throw new Error("no value is invalid here");
     },
@@ -335,4 +339,48 @@ Deno.test("Doorbells.arm asks only when something changes", () => {
   assertEquals(doorbells.read(2), 7);
   memory.write(8, Uint8Array.of(5, 0, 0, 0));
   assertEquals(doorbells.read(2), 5);
+});
+
+Deno.test("QueueSet: a tail found in memory waits for the register writes before it, where they matter", () => {
+  for (const maskable of [false, true]) {
+    const memory = new ArrayMemory([{ iova: 0, lengthBytes: 1 << 20 }]);
+    const doorbells = new Doorbells(memory, 2, null);
+    const posted = new CountedWrites();
+    let wakes = 0;
+    const queues = new QueueSet({
+      memory,
+      doorbells,
+      posted,
+      maskable: () => maskable,
+      wake: () => wakes++,
+      pairs: 1,
+      maxEntries: 16,
+      vectors: 1,
+      cc: () => 0,
+      onInvalidValue: () => {
+        throw new Error("no value is invalid here");
+      },
+    });
+    const page = (address: number) => Uint32Array.of(address, 0);
+    queues.createAdmin(4096, 0x000f_000f, page(0x2000), page(0x3000));
+    queues.serveCq({ qid: 1, size: 16, iova: 0x6000 }, 0, true);
+    queues.serveSq({ qid: 1, size: 16, iova: 0x7000 }, 1);
+    posted.sent = 1;
+    const [admin, io] = [queues.sq(0)!, queues.sq(1)!];
+    doorbells.write(0, 1);
+    doorbells.write(2, 1);
+    assertEquals(queues.hasEntries(admin), false);
+    assertEquals(queues.hasEntries(io), !maskable);
+    assertEquals(wakes, maskable ? 2 : 1);
+    doorbells.write(0, 3);
+    posted.sent = 2;
+    posted.done = 1;
+    assertEquals(queues.hasEntries(admin), true);
+    assertEquals(admin.tail, 1, "what was found first");
+    admin.head = 1;
+    assertEquals(queues.hasEntries(admin), false);
+    posted.done = 2;
+    assertEquals(queues.hasEntries(admin), true);
+    assertEquals([admin.tail, queues.hasEntries(io)], [3, true]);
+  }
 });
