@@ -49,6 +49,14 @@ export interface IrqsBaggage {
   readonly unmaskFd: number;
 }
 
+/** {@linkcode Regions} in the middle of a command. */
+export interface RegionProgress {
+  /** Bytes of a region access, or writes of several, that are done. */
+  readonly done: number;
+  /** What was read. */
+  readonly data: Uint8Array<ArrayBuffer> | null;
+}
+
 /** {@linkcode Doorbells} of one region that the client has asked for. */
 export interface BellsBaggage {
   readonly region: number;
@@ -61,6 +69,8 @@ export interface CommandsBaggage {
   readonly agreement: Agreement;
   /** Whether the client has shown whether its main memory is shared. */
   readonly sharedSeen: boolean;
+  /** How far the region access at hand has come. */
+  readonly progress: RegionProgress;
   readonly irqs: IrqsBaggage;
   readonly doorbells: readonly BellsBaggage[];
 }
@@ -72,6 +82,8 @@ export interface SessionBaggage {
   readonly commands: CommandsBaggage | null;
   /** Whether the client was warned about already. */
   readonly warned: boolean;
+  /** Whether a part of the first message of the connection is done. */
+  readonly underway: boolean;
 }
 
 /** The file behind the mappable parts of a BAR. */

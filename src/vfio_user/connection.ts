@@ -27,6 +27,9 @@ export const MESSAGES_PER_TURN = 64;
  */
 export const BYTES_PER_TURN = 65_536;
 
+/** How long messages are handled before others on the loop have their turn, in milliseconds; a step may take longer. */
+const TURN_MS = 2;
+
 /** The room to receive into beside the largest message, in bytes. */
 const RECEIVE_SLACK = 65_536;
 
@@ -38,8 +41,9 @@ export interface ConnectionHandler {
    *
    * @param at Offset of its header
    * @param sizeBytes Its size, header included
+   * @returns Whether it is done; if not it is given again in a later turn of the loop, before any other
    */
-  onMessage(at: number, sizeBytes: number): void;
+  onMessage(at: number, sizeBytes: number): boolean;
   /** The connection has ended; called once, and nothing is called afterwards. */
   onClose(reason: string): void;
 }
@@ -67,6 +71,7 @@ export class Connection {
   readonly outgoing: DataView<ArrayBuffer>;
   /** The largest message either way, in bytes. */
   readonly maxMessageBytes: number;
+  readonly #loop: Loop;
   readonly #fd: Fd;
   readonly #handler: ConnectionHandler;
   readonly #watch: FdWatch;
@@ -92,6 +97,7 @@ export class Connection {
   #sendLeft = 0;
   /** Bytes received and sent in this turn. */
   #turnBytes = 0;
+  #turnEndsMs = 0;
   #running = false;
   #closeReason: string | null = null;
 
@@ -110,6 +116,7 @@ export class Connection {
     inherited?: ConnectionBaggage,
     writes: SocketWrites = new SocketWrites(),
   ) {
+    this.#loop = loop;
     this.#fd = fd;
     this.#writes = writes;
     this.#handler = handler;
@@ -204,6 +211,11 @@ export class Connection {
   /** Whether the connection has ended. */
   get closed(): boolean {
     return this.#closeReason !== null;
+  }
+
+  /** Whether the messages handled in this turn of the loop have taken their time. */
+  get turnOver(): boolean {
+    return this.#loop.now() >= this.#turnEndsMs;
   }
 
   /** Bytes that wait to be sent. */
@@ -314,6 +326,8 @@ export class Connection {
   #handleMessages(): void {
     let budget = MESSAGES_PER_TURN;
     this.#turnBytes = 0;
+    this.#turnEndsMs = this.#loop.now() + TURN_MS;
+    let started = false;
     while (!this.closed) {
       if (this.#laterAt === this.#start && this.#laterAt >= 0) this.#swapFds();
       const available = this.#end - this.#start;
@@ -331,18 +345,24 @@ export class Connection {
         this.#watch.setEvents(Epoll.OUT);
         return;
       }
-      if (budget-- === 0 || this.#turnBytes >= BYTES_PER_TURN) {
-        this.#backlog = true;
-        this.#again.schedule();
-        return;
-      }
+      if (
+        budget-- === 0 || this.#turnBytes >= BYTES_PER_TURN ||
+        (started && this.turnOver)
+      ) return this.#goOnLater();
+      started = true;
       this.#turnBytes += size;
-      this.#handler.onMessage(at, size);
+      const done = this.#handler.onMessage(at, size);
+      if (!done && !this.closed) return this.#goOnLater();
       this.#fds.closeAll();
       this.#start = at + size;
     }
     this.#backlog = false;
     if (!this.closed) this.#makeRoom();
+  }
+
+  #goOnLater(): void {
+    this.#backlog = true;
+    this.#again.schedule();
   }
 
   #swapFds(): void {

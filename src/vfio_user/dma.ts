@@ -19,7 +19,7 @@ import {
   VFIO_USER_F_DMA_REGION_READ,
   VFIO_USER_F_DMA_REGION_WRITE,
 } from "./defs.ts";
-import { checkArgsz, invalid, type Request } from "./request.ts";
+import { checkArgsz, invalid, type Request, UNFINISHED } from "./request.ts";
 
 const KNOWN_FLAGS = VFIO_USER_F_DMA_REGION_READ |
   VFIO_USER_F_DMA_REGION_WRITE | VFIO_USER_F_DMA_REGION_MMAP |
@@ -85,6 +85,25 @@ function checkFile(fd: number, offset: number, lengthBytes: number): void {
     throw invalid(
       `Cannot map memory: offset or size is not a multiple of its pages of ${pageBytes} bytes`,
     );
+  }
+}
+
+/** How many ranges are unmapped between two looks at the clock. */
+const UNMAP_STEP = 16;
+
+/**
+ * Unmaps everything, or as much as there is time for.
+ *
+ * @returns Whether everything is unmapped
+ */
+export function unmapUntil(memory: DmaMemory, isOver: () => boolean): boolean {
+  for (;;) {
+    for (let i = 0; i < UNMAP_STEP; i++) {
+      const last = memory.ranges().at(-1);
+      if (last === undefined) return true;
+      memory.unmap(last.iova, last.lengthBytes);
+    }
+    if (isOver()) return memory.count === 0;
   }
 }
 
@@ -177,7 +196,9 @@ export class DmaCommands {
         if (iova !== 0 || lengthBytes !== 0) {
           throw invalid("Cannot unmap everything: address and size are not 0");
         }
-        this.#memory.unmapAll();
+        if (!unmapUntil(this.#memory, () => request.isTurnOver())) {
+          return UNFINISHED;
+        }
         break;
       case VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP:
         throw new ErrnoError(

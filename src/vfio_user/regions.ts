@@ -14,6 +14,7 @@ import {
   REGION_ACCESS,
   REGION_INFO,
   SPARSE_MMAP_AREA,
+  VFIO_PCI_CONFIG_REGION_INDEX,
   VFIO_PCI_NUM_REGIONS,
   VFIO_REGION_INFO_CAP_SPARSE_MMAP,
   VFIO_REGION_INFO_FLAG_CAPS,
@@ -25,8 +26,21 @@ import {
   WRITE_MULTI_ENTRY,
 } from "./defs.ts";
 import type { RegionFiles } from "./region_files.ts";
-import { checkArgsz, invalid, type Request } from "./request.ts";
+import type { RegionProgress } from "./baggage.ts";
+import { checkArgsz, invalid, type Request, UNFINISHED } from "./request.ts";
 import type { Agreement } from "./version.ts";
+
+/** Bytes of a BAR that are accessed between two looks at the clock; aligned, so that accesses stay as they are. */
+const STEP_BYTES = 64;
+/** Writes of REGION_WRITE_MULTI that are done between two looks at the clock. */
+const STEP_WRITES = 16;
+
+/** How much of an access is done in a step: configuration space takes each in one piece, and is small. */
+function stepBytes(region: number, offset: number, left: number): number {
+  return region === VFIO_PCI_CONFIG_REGION_INDEX
+    ? left
+    : Math.min(left, STEP_BYTES - offset % STEP_BYTES);
+}
 
 /** The region commands of one client. */
 export class Regions {
@@ -34,14 +48,30 @@ export class Regions {
   readonly #files: RegionFiles;
   readonly #agreement: Agreement;
   readonly #sizes: number[] = [];
+  /** Of the command at hand; see {@linkcode RegionProgress}. */
+  #done: number;
+  #data: Uint8Array<ArrayBuffer> | null;
 
-  constructor(pci: PciFunction, files: RegionFiles, agreement: Agreement) {
+  /** @param progress How far a predecessor has come with the command that comes first */
+  constructor(
+    pci: PciFunction,
+    files: RegionFiles,
+    agreement: Agreement,
+    progress: RegionProgress = { done: 0, data: null },
+  ) {
+    this.#done = progress.done;
+    this.#data = progress.data;
     this.#pci = pci;
     this.#files = files;
     this.#agreement = agreement;
     for (let region = 0; region < VFIO_PCI_NUM_REGIONS; region++) {
       this.#sizes.push(pci.regionSizeBytes(region));
     }
+  }
+
+  /** How far the command at hand has come. */
+  get progress(): RegionProgress {
+    return { done: this.#done, data: this.#data };
   }
 
   /**
@@ -111,6 +141,7 @@ export class Regions {
     if (checked < 0) return checked;
     const { in: view, at, out, outAt } = request;
     const count = view.getUint32(at + REGION_ACCESS.COUNT, true);
+    if (count > STEP_BYTES) return this.#readInSteps(request, count);
     if (count > 0) {
       const result = this.#pci.readRegion(
         view.getUint32(at + REGION_ACCESS.REGION, true),
@@ -123,6 +154,35 @@ export class Regions {
     }
     repeat(request);
     return REGION_ACCESS.SIZE + count;
+  }
+
+  #readInSteps(request: Request, count: number): number {
+    const { in: view, at, out, outAt } = request;
+    const region = view.getUint32(at + REGION_ACCESS.REGION, true);
+    const offset = getU64(view, at + REGION_ACCESS.OFFSET);
+    // Where the reply goes may change until it is complete.
+    const data = this.#data ??= new Uint8Array(count);
+    const into = new DataView(data.buffer);
+    while (this.#done < count) {
+      const from = offset + this.#done;
+      const step = stepBytes(region, from, count - this.#done);
+      const result = this.#pci.readRegion(region, from, into, this.#done, step);
+      if (result < 0) return result;
+      this.#done += step;
+      if (this.#done < count && request.isTurnOver()) return UNFINISHED;
+    }
+    repeat(request);
+    new Uint8Array(out.buffer, out.byteOffset).set(
+      data,
+      outAt + REGION_ACCESS.DATA,
+    );
+    return REGION_ACCESS.SIZE + count;
+  }
+
+  /** The command at hand has come to its end. */
+  end(): void {
+    this.#done = 0;
+    this.#data = null;
   }
 
   /**
@@ -138,15 +198,16 @@ export class Regions {
     if (request.lengthBytes - REGION_ACCESS.SIZE !== count) {
       return -Errno.EINVAL;
     }
-    if (count > 0) {
-      const result = this.#pci.writeRegion(
-        view.getUint32(at + REGION_ACCESS.REGION, true),
-        getU64(view, at + REGION_ACCESS.OFFSET),
-        view,
-        at + REGION_ACCESS.DATA,
-        count,
-      );
+    const region = view.getUint32(at + REGION_ACCESS.REGION, true);
+    const offset = getU64(view, at + REGION_ACCESS.OFFSET);
+    while (this.#done < count) {
+      const to = offset + this.#done;
+      const step = stepBytes(region, to, count - this.#done);
+      const from = at + REGION_ACCESS.DATA + this.#done;
+      const result = this.#pci.writeRegion(region, to, view, from, step);
       if (result < 0) return result;
+      this.#done += step;
+      if (this.#done < count && request.isTurnOver()) return UNFINISHED;
     }
     repeat(request);
     return REGION_ACCESS.SIZE;
@@ -167,13 +228,13 @@ export class Regions {
       request.lengthBytes !==
         WRITE_MULTI.SIZE + count * WRITE_MULTI_ENTRY.SIZE
     ) return -Errno.EINVAL;
-    for (let i = 0; i < count; i++) {
+    for (let i = 0; this.#done === 0 && i < count; i++) {
       if (!this.#isSmallWrite(view, first + i * WRITE_MULTI_ENTRY.SIZE)) {
         return -Errno.EINVAL;
       }
     }
-    for (let i = 0; i < count; i++) {
-      const entry = first + i * WRITE_MULTI_ENTRY.SIZE;
+    while (this.#done < count) {
+      const entry = first + this.#done * WRITE_MULTI_ENTRY.SIZE;
       const result = this.#pci.writeRegion(
         view.getUint32(entry + WRITE_MULTI_ENTRY.REGION, true),
         getU64(view, entry + WRITE_MULTI_ENTRY.OFFSET),
@@ -182,6 +243,11 @@ export class Regions {
         view.getUint32(entry + WRITE_MULTI_ENTRY.COUNT, true),
       );
       if (result < 0) return result;
+      this.#done++;
+      if (
+        this.#done % STEP_WRITES === 0 && this.#done < count &&
+        request.isTurnOver()
+      ) return UNFINISHED;
     }
     out.setUint32(outAt + WRITE_MULTI.WR_CNT, low32(count), true);
     out.setUint32(outAt + WRITE_MULTI.WR_CNT + 4, high32(count), true);

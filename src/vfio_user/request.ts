@@ -28,7 +28,12 @@ export interface Request {
   outAt: number;
   /** Descriptors to send with the reply; they stay the handler's, open until the connection ends. */
   outFds: readonly number[] | undefined;
+  /** Whether it is others' turn: a handler with more to do than a few steps then returns {@linkcode UNFINISHED}. */
+  isTurnOver(): boolean;
 }
+
+/** In place of a length or −errno: the same command is to be handled again, in a later turn of the loop, to go on with it. */
+export const UNFINISHED = -0x1_0000;
 
 /** An EINVAL with the reason, for the client's author. */
 export function invalid(message: string): ErrnoError {

@@ -140,6 +140,8 @@ export class VfioUserServer implements Disposable {
     this.#closed = true;
     this.#watch?.close();
     this.#retry?.close();
+    // Of a client that has gone there is nothing to hand over.
+    this.#session?.finish();
     const session = this.#session;
     this.#session = null;
     return {
@@ -161,6 +163,7 @@ export class VfioUserServer implements Disposable {
     this.#watch?.close();
     this.#retry?.close();
     this.#session?.close("the server is closing");
+    this.#session?.finish();
     this.#files.close();
   }
 

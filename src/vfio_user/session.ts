@@ -5,7 +5,7 @@
  */
 
 import { Errno, ErrnoError } from "../errno.ts";
-import type { Loop } from "../event_loop.ts";
+import type { BottomHalf, Loop } from "../event_loop.ts";
 import type { Log } from "../log.ts";
 import type { Fd } from "../libc/mod.ts";
 import { modelFault } from "../model_fault.ts";
@@ -40,14 +40,17 @@ import {
   VFIO_USER_REGION_WRITE_MULTI,
   VFIO_USER_VERSION,
 } from "./defs.ts";
-import { DmaCommands } from "./dma.ts";
+import { DmaCommands, unmapUntil } from "./dma.ts";
 import { Doorbells } from "./doorbells.ts";
 import { Irqs } from "./irqs.ts";
 import type { SocketWrites } from "./posted_writes.ts";
 import type { RegionFiles } from "./region_files.ts";
 import { Regions } from "./regions.ts";
-import { checkArgsz, invalid, type Request } from "./request.ts";
+import { checkArgsz, invalid, type Request, UNFINISHED } from "./request.ts";
 import { type Agreement, negotiate, type ServerLimits } from "./version.ts";
+
+/** How long what a client left is unmapped before others on the loop have their turn, in milliseconds. */
+const FORGET_MS = 2;
 
 /** The smallest buffer for a message: room for JSON, lists of areas, and the padded requests of SPDK. */
 const MESSAGE_BYTES_MIN = 65_536;
@@ -123,6 +126,12 @@ export class Session implements ConnectionHandler {
   /** Whether the command at hand failed by a fault of ours. */
   #fault = false;
   #warned = false;
+  /** Whether a part of the command at hand is done. */
+  #underway = false;
+  /** Goes on with what is to be done after the client has gone. */
+  readonly #forget: BottomHalf;
+  /** Why the client has gone, as long as something is to be done about it. */
+  #goneReason: string | null = null;
 
   /**
    * @throws {Error} When the connection cannot be served; the socket, and all that was inherited, is then still the
@@ -152,12 +161,15 @@ export class Session implements ConnectionHandler {
       out: outgoing,
       outAt: 0,
       outFds: undefined,
+      isTurnOver: () => this.#connection.turnOver,
     };
+    this.#forget = options.loop.bottomHalf(() => this.#forgetClient(false));
     if (options.inherited !== undefined) this.#adopt(options.inherited);
   }
 
-  #adopt({ commands, warned }: SessionBaggage): void {
+  #adopt({ commands, warned, underway }: SessionBaggage): void {
     this.#warned = warned;
+    this.#underway = underway;
     if (commands === null) return;
     try {
       this.#commands = this.#makeCommands(commands.agreement, commands);
@@ -181,10 +193,12 @@ export class Session implements ConnectionHandler {
       commands: commands === null ? null : {
         agreement: commands.agreement,
         sharedSeen: commands.dma.sharedSeen,
+        progress: commands.regions.progress,
         irqs: commands.irqs.handOver(),
         doorbells: commands.doorbells.handOver(),
       },
       warned: this.#warned,
+      underway: this.#underway,
     };
   }
 
@@ -193,15 +207,20 @@ export class Session implements ConnectionHandler {
     this.#connection.close(reason);
   }
 
-  onMessage(at: number, sizeBytes: number): void {
+  /** Does what is left to be done after {@linkcode Session.close}, all at once. */
+  finish(): void {
+    if (this.#goneReason !== null) this.#forgetClient(true);
+  }
+
+  onMessage(at: number, sizeBytes: number): boolean {
     const connection = this.#connection;
     const { incoming } = connection;
     const flags = incoming.getUint32(at + HEADER.FLAGS, true);
     const command = incoming.getUint16(at + HEADER.CMD, true);
-    this.#counters.messages++;
+    if (!this.#underway) this.#counters.messages++;
     if ((flags & VFIO_USER_F_TYPE_MASK) !== VFIO_USER_F_TYPE_COMMAND) {
       this.#dropStray(command);
-      return;
+      return true;
     }
     const request = this.#request;
     request.at = at + HEADER.SIZE;
@@ -210,16 +229,20 @@ export class Session implements ConnectionHandler {
     request.outAt = connection.outAt + HEADER.SIZE;
     request.outFds = undefined;
     const result = this.#execute(command, request);
+    this.#underway = result === UNFINISHED;
+    if (this.#underway) return false;
+    this.#commands?.regions.end();
     if (result < 0) this.#counters.errors++;
     if ((flags & VFIO_USER_F_NO_REPLY) === 0) {
       if (result < 0) connection.sendError(at, -result);
       else this.#reply(at, command, result);
     }
     if (this.#fault) connection.close("its command failed by our fault");
+    return true;
   }
 
   onClose(reason: string): void {
-    const { interrupts, memory, pci, files } = this.#options;
+    const { interrupts, pci } = this.#options;
     // What fails at one step must not keep the next client from a clean start.
     const isQuiet = this.#attempt(
       "disconnect interrupts",
@@ -230,7 +253,26 @@ export class Session implements ConnectionHandler {
     else this.#commands?.irqs.handOver();
     this.#commands?.doorbells.close();
     this.#attempt("reset the device", () => pci.reset("client_gone"));
-    this.#attempt("unmap guest memory", () => memory.unmapAll());
+    this.#goneReason = reason;
+    this.#forgetClient(false);
+  }
+
+  /**
+   * Unmaps what the client brought, in as many turns of the loop as it takes, and lets the next one in.
+   *
+   * @param atOnce In one
+   */
+  #forgetClient(atOnce: boolean): void {
+    const { loop, memory, files } = this.#options;
+    const reason = this.#goneReason!;
+    const until = atOnce ? Infinity : loop.now() + FORGET_MS;
+    let left = false;
+    this.#attempt("unmap guest memory", () => {
+      left = !unmapUntil(memory, () => loop.now() >= until);
+    });
+    if (left) return this.#forget.schedule();
+    this.#forget.cancel();
+    this.#goneReason = null;
     this.#attempt("renew mappable memory", () => files.renew());
     this.#options.onClose(reason);
   }
@@ -273,13 +315,13 @@ export class Session implements ConnectionHandler {
   #dispatch(commands: Commands, command: number, request: Request): number {
     switch (command) {
       case VFIO_USER_REGION_READ:
-        this.#counters.regionReads++;
+        if (!this.#underway) this.#counters.regionReads++;
         return commands.regions.read(request);
       case VFIO_USER_REGION_WRITE:
-        this.#counters.regionWrites++;
+        if (!this.#underway) this.#counters.regionWrites++;
         return commands.regions.write(request);
       case VFIO_USER_REGION_WRITE_MULTI:
-        this.#counters.regionWrites++;
+        if (!this.#underway) this.#counters.regionWrites++;
         return commands.regions.writeMulti(request);
       case VFIO_USER_DMA_MAP:
         return commands.dma.map(request);
@@ -352,7 +394,7 @@ export class Session implements ConnectionHandler {
       this.#options.onUnsharedMemory,
       inherited?.sharedSeen,
     );
-    const regions = new Regions(pci, files, agreement);
+    const regions = new Regions(pci, files, agreement, inherited?.progress);
     return { agreement, dma, irqs, regions, doorbells };
   }
 

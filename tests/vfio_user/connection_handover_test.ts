@@ -24,12 +24,12 @@ class Recorder implements ConnectionHandler {
   replyBytes: (id: number) => number = () => 0;
   replyFds: readonly number[] = [];
 
-  onMessage(at: number, sizeBytes: number): void {
+  onMessage(at: number, sizeBytes: number): boolean {
     const { incoming, outgoing, fds, outAt } = this.connection;
     const id = incoming.getUint16(at, true);
     this.messages.push({ id, size: sizeBytes, fdCount: fds.count });
     const replyBytes = this.replyBytes(id);
-    if (replyBytes === 0) return;
+    if (replyBytes === 0) return true;
     outgoing.setUint16(outAt, id, true);
     outgoing.setUint32(outAt + 4, replyBytes, true);
     outgoing.setUint32(outAt + 8, 1, true);
@@ -37,6 +37,7 @@ class Recorder implements ConnectionHandler {
       outgoing.setUint8(outAt + i, id + i);
     }
     this.connection.send(replyBytes, this.replyFds);
+    return true;
   }
 
   onClose(reason: string): void {

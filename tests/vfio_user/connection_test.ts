@@ -26,15 +26,16 @@ class Recorder implements ConnectionHandler {
   replyBytes = 0;
   replyFds: readonly number[] = [];
 
-  onMessage(at: number, sizeBytes: number): void {
+  onMessage(at: number, sizeBytes: number): boolean {
     const { incoming, outgoing, fds, outAt } = this.connection;
     const id = incoming.getUint16(at, true);
     this.messages.push({ id, size: sizeBytes, fdCount: fds.count });
-    if (this.replyBytes === 0) return;
+    if (this.replyBytes === 0) return true;
     outgoing.setUint16(outAt, id, true);
     outgoing.setUint32(outAt + 4, this.replyBytes, true);
     outgoing.setUint32(outAt + 8, 1, true);
     this.connection.send(this.replyBytes, this.replyFds);
+    return true;
   }
 
   onClose(reason: string): void {
@@ -369,6 +370,7 @@ Deno.test("Connection may be closed by the handler of a message", () => {
     // The buffers outlive the handler.
     assertEquals(recorder.connection.incoming.getUint16(at, true), 1);
     assertEquals(recorder.closed, []);
+    return true;
   };
   pair.client.send(concat(numbered(1), numbered(2)));
   pair.settle();
