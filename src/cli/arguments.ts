@@ -24,6 +24,7 @@ import {
   type IOThreadsArgument,
   parseIOThreads,
 } from "./iothreads.ts";
+import { HELLO_TIMEOUT_MS } from "../vfio_user/defs.ts";
 import { UsageError } from "./usage_error.ts";
 
 export { UsageError };
@@ -54,6 +55,8 @@ export type Command =
     readonly iothreads: IOThreadsArgument;
     /** Longest polling before an IOThread sleeps, in microseconds; Infinity for always. */
     readonly pollMaxUs: number;
+    /** How long a client may take until a version is agreed, in milliseconds. */
+    readonly helloTimeoutMs: number;
     readonly logLevel: LogLevel;
     readonly logFormat: LogFormat;
   };
@@ -168,6 +171,17 @@ function parsePoll(text: string): number {
   return Number(text) / 1000;
 }
 
+/** Seconds, with a fraction or not, in milliseconds. */
+function parseHelloTimeout(text: string): number {
+  const seconds = Number(text);
+  if (!/^\d{1,6}(\.\d{1,3})?$/.test(text) || seconds === 0) {
+    throw new UsageError(
+      `Cannot use --hello-timeout ${text}: give the seconds that a client may take to agree on a version, such as 5`,
+    );
+  }
+  return seconds * 1000;
+}
+
 function oneOf<T extends string>(
   option: string,
   value: string,
@@ -191,6 +205,7 @@ const OPTIONS = {
   "metrics": { type: "string" },
   "iothreads": { type: "string" },
   "poll": { type: "string" },
+  "hello-timeout": { type: "string" },
   "log-level": { type: "string" },
   "log-format": { type: "string" },
   "help": { type: "boolean", short: "h" },
@@ -204,6 +219,7 @@ interface Seen {
   metrics: MetricsEndpoint | null;
   iothreads: IOThreadsArgument;
   pollMaxUs: number;
+  helloTimeoutMs: number;
   logLevel: LogLevel;
   logFormat: LogFormat;
 }
@@ -275,6 +291,9 @@ function take(seen: Seen, name: string, value: string): void {
     case "poll":
       seen.pollMaxUs = parsePoll(value);
       return;
+    case "hello-timeout":
+      seen.helloTimeoutMs = parseHelloTimeout(value);
+      return;
     case "log-level":
       seen.logLevel = oneOf(name, value, LOG_LEVELS);
       return;
@@ -343,6 +362,7 @@ export function parseCommandLine(args: readonly string[]): Command {
     metrics: null,
     iothreads: IOTHREADS_DEFAULT,
     pollMaxUs: POLL_MAX_US_DEFAULT,
+    helloTimeoutMs: HELLO_TIMEOUT_MS,
     logLevel: "info",
     logFormat: "text",
   };
@@ -369,6 +389,7 @@ export function parseCommandLine(args: readonly string[]): Command {
     metrics: seen.metrics,
     iothreads: seen.iothreads,
     pollMaxUs: seen.pollMaxUs,
+    helloTimeoutMs: seen.helloTimeoutMs,
     logLevel: seen.logLevel,
     logFormat: seen.logFormat,
   };

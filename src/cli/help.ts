@@ -53,6 +53,8 @@ Running:
   --poll off|always|NANOSECONDS  poll for work before sleeping, up to that long
                                  where it pays (default 50000); "always" burns
                                  a core
+  --hello-timeout SECONDS        how long a client may take until a version is
+                                 agreed (default 5): others wait meanwhile
   --log-level LEVEL              debug, info (default), warn or error
   --log-format FORMAT            text (default) or json
   -h, --help                     this text

@@ -181,6 +181,7 @@ async function serve(outboard: Outboard, command: RunCommand): Promise<void> {
   await outboard.serve({
     devices: await devicesOf(command),
     pollMaxUs: command.pollMaxUs,
+    helloTimeoutMs: command.helloTimeoutMs,
     ...(command.control === null ? {} : { control: command.control }),
     ...(command.metrics === null ? {} : { metrics: command.metrics }),
   });

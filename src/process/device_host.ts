@@ -85,6 +85,8 @@ export interface DeviceHostOptions {
   readonly log: Log;
   /** A listening socket; stays the caller's. */
   readonly listener: number;
+  /** How long a client may take until a version is agreed, in milliseconds. */
+  readonly helloTimeoutMs?: number;
   /** Leave inaccessible pages where guest memory was, so that a stale use faults: for tests. */
   readonly poisonUnmapped?: boolean;
   /**
@@ -233,7 +235,7 @@ export class DeviceHost implements Disposable {
   }
 
   #serve(
-    { loop, log, listener, inherited }: DeviceHostOptions,
+    { loop, log, listener, helloTimeoutMs, inherited }: DeviceHostOptions,
     interrupts: PciInterrupts,
   ): VfioUserServer {
     return new VfioUserServer({
@@ -244,6 +246,7 @@ export class DeviceHost implements Disposable {
       interrupts,
       memory: this.#memory,
       writes: this.#writes,
+      ...(helloTimeoutMs === undefined ? {} : { helloTimeoutMs }),
       limits: { maxDmaMaps: dmaMapsMax() },
       onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
       onClient: (pid, event) => this.#onClient(log, pid, event),

@@ -19,6 +19,7 @@ import {
 } from "../libc/mod.ts";
 import type { Log } from "../log.ts";
 import { modelFault } from "../model_fault.ts";
+import { HELLO_TIMEOUT_MS } from "../vfio_user/defs.ts";
 import { CrewTwin } from "./crew_twin.ts";
 import { DeviceHost, discardBaggage } from "./device_host.ts";
 import type { ThreadMetrics } from "./metrics.ts";
@@ -76,6 +77,7 @@ const devices = new Map<string, Served>();
 const twins = new Map<string, CrewTwin>();
 const seatFd = createEventFd();
 const calls = new ThreadCalls(loop, createSeat(seatFd.number));
+let helloTimeoutMs = HELLO_TIMEOUT_MS;
 /** How many messages were announced and not yet taken. */
 let announced = 0;
 
@@ -119,6 +121,7 @@ async function serve(
       loop,
       log: remoteLog(device.id, debug),
       listener: device.listener,
+      helloTimeoutMs,
       poisonUnmapped: Deno.env.get("OUTBOARD_POISON") === "1",
       ...(inherited === undefined ? {} : { inherited }),
       ...(request.crew === undefined
@@ -221,6 +224,7 @@ function handleAtOnce(
     case "configure":
       if (request.cpus !== null) setThreadCpus(request.cpus);
       loop.setPolling(request.pollMaxUs);
+      helloTimeoutMs = request.helloTimeoutMs;
       return null;
     case "listen":
       hostOf(request.device).listen();

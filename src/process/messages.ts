@@ -40,6 +40,8 @@ export type Request =
     readonly kind: "configure";
     /** Longest polling before the thread sleeps, in microseconds. */
     readonly pollMaxUs: number;
+    /** How long a client may take until a version is agreed, in milliseconds. */
+    readonly helloTimeoutMs: number;
     /** The CPUs it may run on; null leaves them as they are. */
     readonly cpus: readonly number[] | null;
   }

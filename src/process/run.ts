@@ -11,6 +11,7 @@
  */
 
 import { threadCpus } from "../libc/mod.ts";
+import { HELLO_TIMEOUT_MS } from "../vfio_user/defs.ts";
 import type { Log } from "../log.ts";
 import type { CommandAnswer } from "../pci/device.ts";
 import { UnknownNameError } from "../unknown_name.ts";
@@ -73,6 +74,8 @@ export interface RunOptions {
   readonly devices: readonly RunDevice[];
   /** Longest polling before an IOThread sleeps, in microseconds; 0 never polls, Infinity never sleeps; 50 unless told. */
   readonly pollMaxUs?: number;
+  /** How long a client may take until a version is agreed, in milliseconds; 5000 unless told. */
+  readonly helloTimeoutMs?: number;
   /** Where the control socket is made, if one is wanted. */
   readonly control?: SocketPath;
   /** Where metrics are to be served, if at all. */
@@ -193,7 +196,10 @@ export class Outboard {
     // A signal may come before everything is set up.
     if (this.#stopping) return;
     const opened = devices.map((device, i) => this.#open(device, places[i]!));
-    await this.#serveAll(opened, pollMaxUs);
+    await this.#serveAll(opened, {
+      pollMaxUs,
+      helloTimeoutMs: options.helloTimeoutMs ?? HELLO_TIMEOUT_MS,
+    });
     if (this.#stopping) return;
     // Nobody connects to a device that will not be: everything else is there when the first socket appears.
     if (options.control !== undefined) {
@@ -223,13 +229,13 @@ export class Outboard {
   /** The threads set up their devices at the same time, each one after the other. */
   async #serveAll(
     devices: readonly Placed[],
-    pollMaxUs: number,
+    settings: { readonly pollMaxUs: number; readonly helloTimeoutMs: number },
   ): Promise<void> {
     const debug = this.#log.debugEnabled;
     const outcomes = await Promise.allSettled(
       this.#iothreads.map(async (thread, i) => {
         const cpus = this.#cpus?.[i] ?? null;
-        await thread.request({ kind: "configure", pollMaxUs, cpus });
+        await thread.request({ kind: "configure", ...settings, cpus });
         for (const device of devices) {
           if (homeOf(device) !== thread.index) continue;
           if (this.#stopping) return;

@@ -12,7 +12,7 @@ import type { DmaMemory } from "../memory/dma_memory.ts";
 import type { PciFunction } from "../pci/function.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
 import type { ServerBaggage, SessionBaggage } from "./baggage.ts";
-import { VERSION_DEFAULTS } from "./defs.ts";
+import { HELLO_TIMEOUT_MS, VERSION_DEFAULTS } from "./defs.ts";
 import { SocketWrites } from "./posted_writes.ts";
 import { RegionFiles } from "./region_files.ts";
 import { type Counters, Session } from "./session.ts";
@@ -45,6 +45,8 @@ export interface VfioUserServerOptions {
   readonly interrupts: PciInterrupts;
   /** Its guest memory, which clients fill. */
   readonly memory: DmaMemory;
+  /** How long a client may take until a version is agreed, in milliseconds; {@linkcode HELLO_TIMEOUT_MS} unless told. */
+  readonly helloTimeoutMs?: number;
   /** Counts what clients send, for the function; its own without it. */
   readonly writes?: SocketWrites;
   /** What clients may ask for at most. */
@@ -240,6 +242,7 @@ export class VfioUserServer implements Disposable {
       files: this.#files,
       limits: this.#limits,
       writes: this.#writes,
+      helloTimeoutMs: this.#options.helloTimeoutMs ?? HELLO_TIMEOUT_MS,
       counters: this.#counters,
       onUnsharedMemory: () => this.#options.onUnsharedMemory?.(),
       onClose: (reason) => this.#onGone(pid, reason),

@@ -5,7 +5,7 @@
  */
 
 import { Errno, ErrnoError } from "../errno.ts";
-import type { BottomHalf, Loop } from "../event_loop.ts";
+import type { BottomHalf, Loop, Timer } from "../event_loop.ts";
 import type { Log } from "../log.ts";
 import type { Fd } from "../libc/mod.ts";
 import { modelFault } from "../model_fault.ts";
@@ -84,6 +84,8 @@ export interface SessionOptions {
   readonly memory: DmaMemory;
   readonly files: RegionFiles;
   readonly limits: ServerLimits;
+  /** How long the client may take until a version is agreed, in milliseconds. */
+  readonly helloTimeoutMs: number;
   /** Counts what the client sends. */
   readonly writes: SocketWrites;
   readonly counters: Counters;
@@ -126,6 +128,8 @@ export class Session implements ConnectionHandler {
   /** Whether the command at hand failed by a fault of ours. */
   #fault = false;
   #warned = false;
+  /** Ends a client that agrees on no version: it keeps others from the device. */
+  readonly #hello: Timer;
   /** Whether a part of the command at hand is done. */
   #underway = false;
   /** Goes on with what is to be done after the client has gone. */
@@ -164,7 +168,14 @@ export class Session implements ConnectionHandler {
       isTurnOver: () => this.#connection.turnOver,
     };
     this.#forget = options.loop.bottomHalf(() => this.#forgetClient(false));
+    this.#hello = options.loop.timer(() => this.#onSilence());
     if (options.inherited !== undefined) this.#adopt(options.inherited);
+    if (this.#commands === null) this.#hello.arm(options.helloTimeoutMs);
+  }
+
+  #onSilence(): void {
+    const seconds = this.#options.helloTimeoutMs / 1000;
+    this.close(`it has agreed on no version within ${seconds} s`);
   }
 
   #adopt({ commands, warned, underway }: SessionBaggage): void {
@@ -185,6 +196,7 @@ export class Session implements ConnectionHandler {
    * client notices nothing; the device is not reset and the owner not told.
    */
   handOver(): SessionBaggage {
+    this.#hello.close();
     // First, so that nobody uses an eventfd while it changes hands.
     this.#options.interrupts.connect(null);
     const commands = this.#commands;
@@ -243,6 +255,7 @@ export class Session implements ConnectionHandler {
 
   onClose(reason: string): void {
     const { interrupts, pci } = this.#options;
+    this.#hello.close();
     // What fails at one step must not keep the next client from a clean start.
     const isQuiet = this.#attempt(
       "disconnect interrupts",
@@ -360,6 +373,7 @@ export class Session implements ConnectionHandler {
     );
     for (let i = 0; i < reply.length; i++) out.setUint8(outAt + i, reply[i]!);
     this.#commands = this.#makeCommands(agreement);
+    this.#hello.cancel();
     interrupts.connect(this.#commands.irqs);
     if (log.debugEnabled) log.debug("version agreed", { ...agreement });
     return reply.length;

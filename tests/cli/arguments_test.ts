@@ -208,3 +208,21 @@ Deno.test("parseCommandLine refuses one path for two purposes", () => {
   }
   assertEquals(run("--metrics", "./m", "--control", "c").kind, "run");
 });
+
+Deno.test("parseCommandLine: --hello-timeout is in seconds", () => {
+  const parse = (...words: string[]) => {
+    const command = parseCommandLine([
+      "--device",
+      "virtio-net",
+      "--socket",
+      "/s",
+      ...words,
+    ]);
+    return command.kind === "run" ? command.helloTimeoutMs : 0;
+  };
+  assertEquals(parse(), 5000);
+  assertEquals(parse("--hello-timeout", "0.5"), 500);
+  for (const text of ["0", "soon", "1e9", ""]) {
+    assertThrows(() => parse(`--hello-timeout=${text}`), UsageError, "seconds");
+  }
+});

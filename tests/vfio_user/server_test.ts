@@ -1,4 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
+import { EventLoop, type Timer } from "../../src/event_loop.ts";
 import { closeFd, createMemfd } from "../../src/libc/mod.ts";
 import { message, RawClient, versionMessage, words } from "./raw_client.ts";
 import { memfdMappings, openFds, Rig } from "./rig.ts";
@@ -7,6 +8,37 @@ const EINVAL = 22;
 const EMSGSIZE = 90;
 const REPLY = 1;
 const REPLY_ERROR = 0x21;
+
+/** A loop whose timers fire when the test says so. */
+class TimedLoop extends EventLoop {
+  readonly #armed = new Map<() => void, number>();
+
+  /** For how long those are armed that are. */
+  get armed(): number[] {
+    return [...this.#armed.values()];
+  }
+
+  override timer(callback: () => void): Timer {
+    const cancel = () => {
+      this.#armed.delete(callback);
+    };
+    return {
+      arm: (delayMs) => {
+        this.#armed.set(callback, delayMs);
+      },
+      cancel,
+      close: cancel,
+      [Symbol.dispose]: cancel,
+    };
+  }
+
+  fire(): void {
+    for (const callback of [...this.#armed.keys()]) {
+      this.#armed.delete(callback);
+      callback();
+    }
+  }
+}
 
 Deno.test("VfioUserServer answers VERSION and the questions about the device", () => {
   using rig = new Rig();
@@ -276,4 +308,28 @@ Deno.test("VfioUserServer warns of the first refused command of a client only", 
   assertEquals(warnings, [
     "warn: refused DEVICE_FEATURE: Cannot do DEVICE_FEATURE: not supported (EINVAL)",
   ]);
+});
+
+Deno.test("VfioUserServer hangs up on a client that agrees on no version in time, and serves the next", () => {
+  const version = versionMessage();
+  for (const said of [new Uint8Array(), version.slice(0, 20), message(4)]) {
+    using loop = new TimedLoop();
+    const rig = new Rig({ helloTimeoutMs: 700 }, loop);
+    const silent = RawClient.connect(rig.path);
+    silent.send(said);
+    rig.settle();
+    const next = RawClient.connect(rig.path);
+    next.send(version);
+    rig.settle();
+    assertEquals([loop.armed, rig.clients.length], [[700], 1]);
+    loop.fire();
+    rig.settle();
+    while (silent.receive() !== null);
+    assertEquals(silent.ended, true);
+    assertEquals(next.await(loop).errno, 0);
+    assertEquals(loop.armed, [], "a version is agreed");
+    silent.close();
+    next.close();
+    rig.close();
+  }
 });
