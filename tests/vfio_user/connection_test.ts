@@ -1,3 +1,4 @@
+import { TimelessLoop } from "./rig.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { EventLoop } from "../../src/event_loop.ts";
 import {
@@ -44,7 +45,7 @@ class Recorder implements ConnectionHandler {
 }
 
 class Pair {
-  readonly loop = new EventLoop();
+  readonly loop = new TimelessLoop();
   readonly recorder = new Recorder();
   readonly connection: Connection;
   readonly client: RawClient;

@@ -1,8 +1,8 @@
 import { assert, assertEquals } from "@std/assert";
-import { EventLoop, type Timer } from "../../src/event_loop.ts";
+import type { Timer } from "../../src/event_loop.ts";
 import { closeFd, createMemfd } from "../../src/libc/mod.ts";
 import { message, RawClient, versionMessage, words } from "./raw_client.ts";
-import { memfdMappings, openFds, Rig } from "./rig.ts";
+import { memfdMappings, openFds, Rig, TimelessLoop } from "./rig.ts";
 
 const EINVAL = 22;
 const EMSGSIZE = 90;
@@ -10,7 +10,7 @@ const REPLY = 1;
 const REPLY_ERROR = 0x21;
 
 /** A loop whose timers fire when the test says so. */
-class TimedLoop extends EventLoop {
+class TimedLoop extends TimelessLoop {
   readonly #armed = new Map<() => void, number>();
 
   /** For how long those are armed that are. */
