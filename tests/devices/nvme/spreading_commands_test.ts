@@ -183,14 +183,14 @@ Deno.test("a namespace that grows or shrinks does so for all threads, and is tol
     );
   assertEquals(read(3000), [SC.LBA, SC.LBA, SC.LBA]);
   for (const cid of [1, 2]) rig.submit(driver.admin, { opcode: 12, cid });
-  const resize = (text: string) => {
-    rig.home.device.commands["resize"]!.run([text]);
+  const resize = (...words: string[]) => {
+    rig.home.device.commands["resize"]!.run(words);
     rig.settle();
   };
   resize("2M");
   assertEquals(read(3000), [0, 0, 0]);
   assertEquals(driver.reap(driver.admin).map(({ dw0 }) => dw0), [0x4_0002]);
-  resize("1M");
+  resize("1M", "--shrink");
   assertEquals(read(3000), [SC.LBA, SC.LBA, SC.LBA]);
   assertEquals(driver.logPage(4, 4096).getUint32(0, true), 1);
 });
