@@ -4,6 +4,7 @@
  * @module
  */
 
+import { environmentVariable } from "../environment.ts";
 import { Errno, ErrnoError } from "../errno.ts";
 import type { NetBackend, NetContext } from "./backend.ts";
 import { DgramBackend } from "./dgram.ts";
@@ -98,7 +99,7 @@ function openSlirp(
   inherited?: unknown,
 ): NetBackend {
   const given = takePeer(inherited, SLIRP_KIND);
-  const library = Deno.env.get(LIBSLIRP_VARIABLE) ?? null;
+  const library = environmentVariable(LIBSLIRP_VARIABLE) ?? null;
   const slirp = new Slirp(options, context.mtu, library, given?.program);
   return new PeerBackend(slirp, context, given);
 }
@@ -124,7 +125,7 @@ function checkFolder(key: string, path: string): void {
 
 function openUser(options: UserNetOptions, context: NetContext): NetBackend {
   if (options.tftp !== null) checkFolder("tftp", options.tftp);
-  const chosen = Deno.env.get(LIBSLIRP_VARIABLE);
+  const chosen = environmentVariable(LIBSLIRP_VARIABLE);
   if (chosen === "none") return new GatewayBackend(options, context);
   try {
     return openSlirp(options, context);

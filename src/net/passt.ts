@@ -4,6 +4,7 @@
  * @module
  */
 
+import { environmentVariable } from "../environment.ts";
 import { Errno, ErrnoError } from "../errno.ts";
 import { formatExitStatus } from "../libc/mod.ts";
 import type { PasstNetOptions } from "./option_table.ts";
@@ -48,10 +49,10 @@ function isProgram(path: string): boolean {
  * @throws {ErrnoError} ENOENT, with the remedy
  */
 export function findPasst(program: string | null): string {
-  const name = program ?? Deno.env.get(PASST_VARIABLE) ?? "passt";
+  const name = program ?? environmentVariable(PASST_VARIABLE) ?? "passt";
   const candidates = name.includes("/")
     ? [name]
-    : (Deno.env.get("PATH") ?? "/usr/local/bin:/usr/bin:/bin").split(":")
+    : (environmentVariable("PATH") ?? "/usr/local/bin:/usr/bin:/bin").split(":")
       .map((folder) => `${folder === "" ? "." : folder}/${name}`);
   const found = candidates.find(isProgram);
   if (found !== undefined) return found;

@@ -42,7 +42,7 @@ export interface PeerProgram {
   awaitStart(process: PeerProcess): void;
   /** What of all that it said may be the reason for its end, in one line; empty when there is none. */
   reasonIn(said: string): string;
-  /** Told of what it says while it runs. */
+  /** Told of what it says once it has started for the first time; before, that is an error's text. */
   onWords?(text: string, log: CalmLog): void;
   /** Counters of its own. */
   counters?(): Record<string, number>;
@@ -79,6 +79,7 @@ export class PeerBackend implements NetBackend {
   readonly #backoff: Backoff;
   #process: PeerProcess | null = null;
   #starts = 0;
+  #started = false;
 
   /**
    * @param program Closed with this object, or when this throws
@@ -106,6 +107,7 @@ export class PeerBackend implements NetBackend {
         this.#start();
         program.awaitStart(this.#process!);
       } else this.#inherit(given);
+      this.#started = true;
     } catch (error) {
       // What was given stays the giver's.
       if (given !== null) this.handOver();
@@ -201,7 +203,9 @@ export class PeerBackend implements NetBackend {
       peer,
       this.#loop,
       () => this.#onEnd(),
-      (text) => this.#program.onWords?.(text, this.#log),
+      (text) => {
+        if (this.#started) this.#program.onWords?.(text, this.#log);
+      },
     );
   }
 

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { environmentVariable } from "../environment.ts";
 import type { FdWatch, Loop } from "../event_loop.ts";
 import {
   ChildProcess,
@@ -56,7 +57,7 @@ export function peerEnvironment(
 ): Record<string, string> {
   const env: Record<string, string> = {};
   for (const name of names) {
-    const value = Deno.env.get(name);
+    const value = environmentVariable(name);
     if (value !== undefined) env[name] = value;
   }
   return env;

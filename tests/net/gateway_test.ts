@@ -323,6 +323,7 @@ Deno.test("openNetBackend says that the libslirp it was told to load is not ther
       ErrnoError,
     );
     assert(/^Cannot use OUTBOARD_LIBSLIRP=\/nowhere/.test(error.message));
+    assertEquals(host.warnings, []);
   });
 });
 
