@@ -4,9 +4,20 @@
  * @module
  */
 
+import type { BlockOptions } from "../../src/block/option_table.ts";
+import { parseBlockOptions } from "../../src/block/options.ts";
 import { resizeStorage, SHRINK } from "../../src/block/resize.ts";
 import type { CommandAnswer, DeviceCommand } from "../../src/pci/device.ts";
-import type { Namespace, NamespaceSet } from "./namespace.ts";
+import { type Namespace, type NamespaceSet, NSID_MAX } from "./namespace.ts";
+
+/** What the commands act on. */
+export interface NamespaceHost {
+  readonly namespaces: NamespaceSet;
+  /** Opens storage as a namespace and tells the driver. @throws {Error} With the reason */
+  readonly add: (nsid: number, block: BlockOptions) => Namespace;
+  /** Takes a namespace away and tells the driver. */
+  readonly remove: (ns: Namespace) => void;
+}
 
 function describe(namespaces: readonly Namespace[]): CommandAnswer {
   const data = namespaces.map(({ nsid, blocks, lbaShift, backend }) => ({
@@ -20,26 +31,91 @@ function describe(namespaces: readonly Namespace[]): CommandAnswer {
   return { text: lines.join("\n"), data: { namespaces: data } };
 }
 
-function find(namespaces: NamespaceSet, text: string): Namespace {
+function find(
+  { namespaces }: NamespaceHost,
+  action: string,
+  text: string,
+): Namespace {
   const ns = /^\d+$/.test(text) ? namespaces.get(Number(text)) : null;
   if (ns === null) {
-    const known = namespaces.all.map(({ nsid }) => nsid).join(", ");
-    throw new Error(`Cannot resize namespace ${text}: there is ${known}`);
+    const known = namespaces.all.map(({ nsid }) => nsid).join(", ") || "none";
+    throw new Error(`Cannot ${action} namespace ${text}: there is ${known}`);
   }
   return ns;
 }
 
+/** The commands of a controller about its namespaces. */
+export function namespaceCommands(
+  host: NamespaceHost,
+): Record<string, DeviceCommand> {
+  return {
+    resize: resizeCommand(host),
+    add: addCommand(host),
+    remove: removeCommand(host),
+  };
+}
+
+/** The `add` command: storage comes as a namespace. */
+function addCommand(host: NamespaceHost): DeviceCommand {
+  return {
+    help:
+      "add NSID OPTION=VALUE...: add a namespace, with storage options as at the start, such as: add 2 file=b.img",
+    run([text = "", ...words]) {
+      const nsid = Number(text);
+      if (!/^\d+$/.test(text) || nsid < 1 || nsid > NSID_MAX) {
+        throw new Error(
+          `Cannot add namespace ${text}: say add NSID OPTION=VALUE..., with a number from 1 to ${NSID_MAX}`,
+        );
+      }
+      if (host.namespaces.get(nsid) !== null) {
+        throw new Error(
+          `Cannot add namespace ${nsid}: there is one, remove it first`,
+        );
+      }
+      return describe([host.add(nsid, parseBlockOptions(parseWords(words)))]);
+    },
+  };
+}
+
+/** `KEY=VALUE` words; a key alone means `on`, and one that comes again makes a list. */
+function parseWords(words: readonly string[]): Record<string, string[]> {
+  const values: Record<string, string[]> = {};
+  for (const word of words) {
+    const [, key = "", value = "on"] = /^([^=]*)(?:=(.*))?$/s.exec(word)!;
+    values[key] = [...values[key] ?? [], value];
+  }
+  return values;
+}
+
+/** The `remove` command: a namespace goes, and commands that are under way there with it. */
+function removeCommand(host: NamespaceHost): DeviceCommand {
+  return {
+    help:
+      "remove NSID: take a namespace away; what the driver has not flushed there may be lost",
+    run(args) {
+      if (args.length !== 1) {
+        throw new Error(
+          `Cannot remove ${args.join(" ")}: say remove NSID, such as remove 2`,
+        );
+      }
+      const ns = find(host, "remove", args[0]!);
+      host.remove(ns);
+      return `namespace ${ns.nsid} is gone`;
+    },
+  };
+}
+
 /** The `resize` command: changes the size of a namespace's storage, or tells the sizes. */
-export function resizeCommand(namespaces: NamespaceSet): DeviceCommand {
+function resizeCommand(host: NamespaceHost): DeviceCommand {
+  const { namespaces } = host;
   return {
     help:
       "resize [NSID] SIZE [--shrink]: change the size of a namespace; without a word, tell",
     run(args) {
       if (args.length === 0) return describe(namespaces.all);
       const words = args.filter((word) => word !== SHRINK);
-      if (
-        words.length > 2 || (words.length === 1 && namespaces.all.length > 1)
-      ) {
+      const isOnly = namespaces.all.length === 1;
+      if (words.length > 2 || (words.length < 2 && !isOnly)) {
         throw new Error(
           `Cannot resize ${
             args.join(" ")
@@ -47,7 +123,7 @@ export function resizeCommand(namespaces: NamespaceSet): DeviceCommand {
         );
       }
       const ns = words.length === 2
-        ? find(namespaces, words[0]!)
+        ? find(host, "resize", words[0]!)
         : namespaces.all[0]!;
       const [size = ""] = words.slice(-1);
       resizeStorage(ns.backend, [

@@ -4,11 +4,8 @@
  * @module
  */
 
-import type {
-  BlockBackend,
-  BlockClient,
-  BlockRequest,
-} from "../../src/block/backend.ts";
+import type { BlockClient, BlockRequest } from "../../src/block/backend.ts";
+import type { BlockOptions } from "../../src/block/option_table.ts";
 import type { BottomHalf, Poller, Timer } from "../../src/event_loop.ts";
 import type {
   AccessWidth,
@@ -20,7 +17,7 @@ import type {
 } from "../../src/pci/device.ts";
 import { field } from "../../src/bits.ts";
 import type { Command } from "./command.ts";
-import { resizeCommand } from "./commands.ts";
+import { namespaceCommands } from "./commands.ts";
 import { NvmeCounter } from "./counters.ts";
 import {
   DOORBELL_PAIR_BYTES,
@@ -34,9 +31,8 @@ import {
 } from "./defs.ts";
 import { headDoorbell } from "./doorbells.ts";
 import { NvmeEvent } from "./events.ts";
-import { deriveNamespaceIds } from "./identity.ts";
 import { isUnmetQuestion } from "./log_pages.ts";
-import { Namespace, NamespaceSet } from "./namespace.ts";
+import { Namespace, NamespaceSet, type NamespaceStorage } from "./namespace.ts";
 import { ControllerParts, type NvmeControllerOptions } from "./parts.ts";
 import { DOORBELL_PAGE_BYTES, makeSpec } from "./pci_spec.ts";
 import type { CompletionQueue, SubmissionQueue } from "./queue.ts";
@@ -45,14 +41,6 @@ import { NvmeSpreading } from "./spreading.ts";
 import { type NvmeHandOver, type NvmeState, parseNvmeState } from "./state.ts";
 
 export type { NvmeControllerOptions } from "./parts.ts";
-
-/** Storage and the namespace id it gets. */
-export interface NamespaceStorage {
-  /** 1 and up. */
-  readonly nsid: number;
-  /** The controller closes it. */
-  readonly backend: BlockBackend;
-}
 
 /** How often mapped doorbells are looked at when the loop does not poll, in milliseconds. */
 const DOORBELL_TIMER_MS = { LEAST: 0.05, MOST: 1 } as const;
@@ -94,7 +82,7 @@ export class NvmeController implements PciDevice, BlockClient {
   #warned = false;
   #doorbellDelayMs: number = DOORBELL_TIMER_MS.MOST;
 
-  /** @param storage At least one namespace, all ids different */
+  /** @param storage Namespaces, all ids different */
   constructor(
     context: DeviceContext,
     options: NvmeControllerOptions,
@@ -105,9 +93,7 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#context = context;
     this.#options = options;
     const namespaces = new NamespaceSet(
-      storage.map(({ nsid, backend }) =>
-        new Namespace(nsid, backend, deriveNamespaceIds(serial, nsid), this)
-      ),
+      storage.map((each) => new Namespace(each, serial, this)),
     );
     const page = options.mapDoorbells
       ? context.createSharedMemory("nvme-doorbells", DOORBELL_PAGE_BYTES)
@@ -133,7 +119,11 @@ export class NvmeController implements PciDevice, BlockClient {
       onUnmap: () => namespaces.drain(),
       onChange: () => this.#work.schedule(),
     });
-    this.commands = { resize: resizeCommand(namespaces) };
+    this.commands = namespaceCommands({
+      namespaces,
+      add: (nsid, block) => this.#addNamespace(nsid, block),
+      remove: (ns) => this.#removeNamespace(ns),
+    });
     for (const ns of namespaces.all) ns.backend.start(ns);
   }
 
@@ -241,8 +231,8 @@ export class NvmeController implements PciDevice, BlockClient {
       );
     }
     return {
-      namespaces: all.map(({ nsid, backend }) => (
-        { nsid, backend: backend.handOver!() }
+      namespaces: all.map(({ nsid, block, backend }) => (
+        { nsid, block, backend: backend.handOver!() }
       )),
     };
   }
@@ -298,6 +288,47 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#work.schedule();
   }
 
+  /** @throws {Error} With the reason; nothing is changed then */
+  #addNamespace(nsid: number, block: BlockOptions): Namespace {
+    const { crew } = this.#parts;
+    const ns = this.#attach(nsid, block);
+    try {
+      crew?.addNamespace(nsid, block, ns.backend);
+    } catch (error) {
+      this.#parts.namespaces.remove(ns);
+      crew?.namespacesChanged();
+      throw error;
+    }
+    this.onNamespaceChanged(ns);
+    return ns;
+  }
+
+  /** Opens storage as a namespace, or takes over what another thread shares. */
+  #attach(nsid: number, block: BlockOptions, given?: unknown): Namespace {
+    const { open } = this.#options;
+    if (open === undefined) {
+      throw new Error("Cannot add a namespace: this model opens no storage");
+    }
+    const { namespaces, identify } = this.#parts;
+    const { serial } = identify.identity;
+    const backend = open(block, given);
+    try {
+      const ns = new Namespace({ nsid, block, backend }, serial, this);
+      backend.start(ns);
+      this.#parts.admit(backend);
+      namespaces.add(ns);
+      return ns;
+    } catch (error) {
+      backend.close();
+      throw error;
+    }
+  }
+
+  #removeNamespace(ns: Namespace): void {
+    this.#parts.namespaces.remove(ns);
+    this.onNamespaceChanged(ns);
+  }
+
   #makeSpreading(): NvmeSpreading {
     return new NvmeSpreading({
       parts: this.#parts,
@@ -311,6 +342,9 @@ export class NvmeController implements PciDevice, BlockClient {
       reset: () => this.#resetController(),
       fail: (reason) => this.#fail(reason, "use"),
       wake: () => this.#work.schedule(),
+      attach: (nsid, block, given) => {
+        this.#attach(nsid, block, given);
+      },
     });
   }
 

@@ -4,6 +4,8 @@
  * @module
  */
 
+import type { BlockBackend } from "../../src/block/backend.ts";
+import type { BlockOptions } from "../../src/block/option_table.ts";
 import type { SpreadingListener } from "../../src/pci/spreading.ts";
 import type { FeaturesState } from "./features.ts";
 import type { RingSpec } from "./queue.ts";
@@ -112,7 +114,23 @@ export class Crew implements ForeignQueues {
     return this.#callAll({ op: "logs" }) as TwinLogs[];
   }
 
-  /** The sizes of namespaces may have changed. */
+  /**
+   * There is a namespace more: each twin gets a share of its storage.
+   *
+   * @throws {Error} When one cannot have it; {@linkcode Crew.namespacesChanged} takes it back from the others
+   */
+  addNamespace(nsid: number, block: BlockOptions, backend: BlockBackend): void {
+    if (backend.share === undefined) {
+      throw new Error(
+        `Cannot add ${backend.description}: it is served by one IOThread, and this controller by several`,
+      );
+    }
+    this.#listener.callAll(() => (
+      { op: "addNamespace", nsid, block, given: backend.share!() }
+    ));
+  }
+
+  /** Which namespaces there are, or their sizes, may have changed. */
   namespacesChanged(): void {
     this.#listener.onSharedState();
   }
@@ -122,6 +140,6 @@ export class Crew implements ForeignQueues {
   }
 
   #callAll(message: TwinMessage): unknown[] {
-    return this.#listener.callAll(message);
+    return this.#listener.callAll(() => message);
   }
 }

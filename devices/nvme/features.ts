@@ -144,6 +144,11 @@ export class Features {
     return !bit(this.#vectorConfig[vector]!, COALESCING_DISABLED_BIT);
   }
 
+  /** Whether completed writes may wait for a Flush. */
+  get writeCache(): boolean {
+    return this.#writeCache;
+  }
+
   /** Whether the driver wants to know that namespaces change. */
   get namespaceNotices(): boolean {
     return bit(this.#plain.get(NvmeFeat.ASYNC_EVENT)!, NVME_AEN_BIT_NS_ATTR);

@@ -18,7 +18,7 @@ import {
 import { ASYNC_EVENTS_MAX } from "./events.ts";
 import { OUI } from "./identity.ts";
 import { ERROR_LOG_ENTRIES } from "./log_layout.ts";
-import type { Namespace, NamespaceSet } from "./namespace.ts";
+import { type Namespace, type NamespaceSet, NSID_MAX } from "./namespace.ts";
 
 /** Bytes of every Identify structure. */
 export const IDENTIFY_BYTES = 4096;
@@ -253,7 +253,7 @@ export class Identify {
     view.setUint16(ID_CTRL.CCTEMP, CCTEMP, true);
     bytes[ID_CTRL.SQES] = SQES;
     bytes[ID_CTRL.CQES] = CQES;
-    view.setUint32(ID_CTRL.NN, this.#namespaces.maxNsid, true);
+    view.setUint32(ID_CTRL.NN, NSID_MAX, true);
     view.setUint16(ID_CTRL.ONCS, ONCS, true);
     bytes[ID_CTRL.VWC] = VWC_FLUSH_ALL |
       (this.#namespaces.volatileCache ? VWC_PRESENT : 0);

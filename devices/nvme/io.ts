@@ -102,9 +102,8 @@ export class IoCommands {
   flushAll(command: Command): number {
     command.opcode = NvmeCmd.FLUSH;
     command.step = 0;
-    command.steps = this.#options.namespaces.all.length;
-    this.#flush(command);
-    return this.#drive(command);
+    command.steps = NVME_NSID_ALL;
+    return this.#nextFlush(command) ? this.#drive(command) : NvmeSc.SUCCESS;
   }
 
   /**
@@ -138,8 +137,8 @@ export class IoCommands {
         return this.#datasetManagement(command, sqe);
       default:
         command.step = 0;
-        command.steps = 1;
-        this.#flushNamespace(command);
+        command.steps = command.namespace!.nsid;
+        this.#flush(command);
         return this.#drive(command);
     }
   }
@@ -300,14 +299,27 @@ export class IoCommands {
     return status;
   }
 
-  #flush(command: Command): void {
-    command.namespace = this.#options.namespaces.all[command.step]!;
-    this.#flushNamespace(command);
+  /**
+   * Puts the next namespace of Flush into the request: of one, or of all that are there by now. `step` is the number of the
+   * one before, `steps` the last number.
+   *
+   * @returns Whether there is one
+   */
+  #nextFlush(command: Command): boolean {
+    const { all } = this.#options.namespaces;
+    for (let i = 0; i < all.length; i++) {
+      const { nsid } = all[i]!;
+      if (nsid <= command.step || nsid > command.steps) continue;
+      command.namespace = all[i]!;
+      this.#flush(command);
+      return true;
+    }
+    return false;
   }
 
-  #flushNamespace(command: Command): void {
+  #flush(command: Command): void {
     const { request } = command;
-    command.step++;
+    command.step = command.namespace!.nsid;
     request.op = BlockOp.FLUSH;
     request.durable = false;
     request.offset = 0;
@@ -317,6 +329,7 @@ export class IoCommands {
   /** Submits the request, and what follows it as long as the back end answers at once. */
   #drive(command: Command): number {
     for (;;) {
+      if (command.namespace!.removed) return NvmeSc.INVALID_FIELD;
       const result = command.namespace!.submit(command.request);
       if (result === PENDING) return IN_FLIGHT;
       const status = this.#next(command, result);
@@ -326,7 +339,12 @@ export class IoCommands {
 
   /** @returns A status, or {@linkcode SUBMIT} when the request holds the command's next step */
   #next(command: Command, result: number): number {
-    if (result < 0) return this.#failed(command, result);
+    // What is not completed ends as on a number that no namespace has (section 8.12); Flush of all has no such number.
+    const isOfAll = command.opcode === NvmeCmd.FLUSH &&
+      command.steps === NVME_NSID_ALL;
+    const { removed } = command.namespace!;
+    if (removed && !isOfAll) return NvmeSc.INVALID_FIELD;
+    if (result < 0 && !removed) return this.#failed(command, result);
     const { counters } = this.#options;
     switch (command.opcode) {
       case NvmeCmd.READ:
@@ -338,10 +356,7 @@ export class IoCommands {
         counters.add(NvmeCounter.writtenBytes, command.request.lengthBytes);
         return NvmeSc.SUCCESS;
       case NvmeCmd.FLUSH:
-        if (command.step < command.steps) {
-          this.#flush(command);
-          return SUBMIT;
-        }
+        if (this.#nextFlush(command)) return SUBMIT;
         counters.add(NvmeCounter.flushes, 1);
         return NvmeSc.SUCCESS;
       case NvmeCmd.COMPARE:

@@ -9,9 +9,11 @@ import { BlockKind } from "../../src/block/option_table.ts";
 import type { Log } from "../../src/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import type { DeviceModel } from "../model.ts";
-import { type NamespaceStorage, NvmeController } from "./controller.ts";
+import { NvmeController } from "./controller.ts";
 import { deriveNqn, deriveSerial } from "./identity.ts";
+import type { NamespaceStorage } from "./namespace.ts";
 import {
+  type NamespaceOptions,
   NVME_OPTIONS,
   type NvmeOptions,
   parseNvmeOptions,
@@ -19,11 +21,8 @@ import {
 } from "./options.ts";
 import type { NvmeHandOver } from "./state.ts";
 
-export {
-  type NamespaceStorage,
-  NvmeController,
-  type NvmeControllerOptions,
-} from "./controller.ts";
+export { NvmeController, type NvmeControllerOptions } from "./controller.ts";
+export type { NamespaceStorage } from "./namespace.ts";
 export { type NamespaceOptions, type NvmeOptions } from "./options.ts";
 
 /** The serial number that was given, or one that lasts as long as the storage does. */
@@ -41,10 +40,9 @@ function create(
 ): PciDevice {
   const storage: NamespaceStorage[] = [];
   try {
-    for (const { nsid, block } of options.namespaces) {
-      const given = inheritedStorage(inherited, nsid);
+    for (const { nsid, block, given } of wantedStorage(options, inherited)) {
       const backend = openBlockBackend(block, context, given);
-      storage.push({ nsid, backend });
+      storage.push({ nsid, block, backend });
     }
     const serial = chooseSerial(context, options);
     const { model, firmware, queues, queueEntries, mapDoorbells } = options;
@@ -54,6 +52,7 @@ function create(
       queues,
       queueEntries,
       mapDoorbells,
+      open: (block, given) => openBlockBackend(block, context, given),
     }, storage);
     if (inherited === undefined) announce(context.log, serial, storage);
     return device;
@@ -67,12 +66,29 @@ function create(
   }
 }
 
-/** What a predecessor gave for a namespace: undefined without a predecessor, null when it gave nothing. */
-function inheritedStorage(inherited: unknown, nsid: number): unknown {
-  if (inherited === undefined) return undefined;
+/** A namespace to be opened, and what a predecessor gave of it; undefined without a predecessor. */
+interface WantedStorage extends NamespaceOptions {
+  readonly given?: unknown;
+}
+
+/** What the options ask for, or what a predecessor had in the end: namespaces come and go at run time. */
+function wantedStorage(
+  options: NvmeOptions,
+  inherited: unknown,
+): readonly WantedStorage[] {
+  if (inherited === undefined) return options.namespaces;
   const given = inherited as NvmeHandOver | null;
-  const its = given?.namespaces?.find((each) => each.nsid === nsid);
-  return its?.backend ?? null;
+  if (!Array.isArray(given?.namespaces)) {
+    throw new Error(
+      "Cannot take storage over: it is no controller's that another thread gave",
+    );
+  }
+  return given.namespaces.map(({ nsid, block, backend }) => {
+    if (block !== undefined) return { nsid, block, given: backend };
+    throw new Error(
+      `Cannot take namespace ${nsid} over: nothing tells how its storage was opened`,
+    );
+  });
 }
 
 function announce(

@@ -9,15 +9,32 @@ import type {
   BlockClient,
   BlockRequest,
 } from "../../src/block/backend.ts";
+import type { BlockOptions } from "../../src/block/option_table.ts";
 import { deriveNamespaceIds, type NamespaceIds } from "./identity.ts";
 
+/** The largest namespace id: NN of Identify Controller, whichever namespaces there are by now. */
+export const NSID_MAX = 32;
 const SECTOR_SHIFT = 9;
+
+/** Storage and the namespace id it gets. */
+export interface NamespaceStorage {
+  /** 1 to {@linkcode NSID_MAX}. */
+  readonly nsid: number;
+  /** The controller closes it. */
+  readonly backend: BlockBackend;
+  /** What it was opened with; a controller whose storage does not say so cannot be moved. */
+  readonly block?: BlockOptions;
+}
 
 /** Storage with a namespace id. */
 export class Namespace implements BlockClient {
   /** 1 and up. */
   readonly nsid: number;
   readonly backend: BlockBackend;
+  /** What its storage was opened with. */
+  readonly block: BlockOptions | undefined;
+  /** Whether it was taken away: commands that have got it end as if there were none. */
+  removed = false;
   /** Names that outlive this process. */
   ids: NamespaceIds;
   /** Bytes of a logical block, as a power of two. */
@@ -29,14 +46,14 @@ export class Namespace implements BlockClient {
 
   /** @param owner Told of completions and changes */
   constructor(
-    nsid: number,
-    backend: BlockBackend,
-    ids: NamespaceIds,
+    { nsid, backend, block }: NamespaceStorage,
+    serial: string,
     owner: BlockClient & { onNamespaceChanged(ns: Namespace): void },
   ) {
     this.nsid = nsid;
     this.backend = backend;
-    this.ids = ids;
+    this.block = block;
+    this.ids = deriveNamespaceIds(serial, nsid);
     this.#owner = owner;
     const { logicalBlockBytes, sizeBytes } = backend.info;
     let shift = SECTOR_SHIFT;
@@ -83,30 +100,46 @@ export class Namespace implements BlockClient {
 
 /** The namespaces of a controller, by number. */
 export class NamespaceSet {
-  /** In order of their numbers. */
-  readonly all: readonly Namespace[];
-  /** The largest number there can be: NN of Identify Controller. */
-  readonly maxNsid: number;
-  readonly #byId: (Namespace | null)[];
+  #all: readonly Namespace[];
+  readonly #byId: (Namespace | null)[] = new Array(NSID_MAX + 1).fill(null);
 
-  /** @param namespaces At least one */
   constructor(namespaces: readonly Namespace[]) {
-    this.all = namespaces.toSorted((a, b) => a.nsid - b.nsid);
-    this.maxNsid = this.all.at(-1)!.nsid;
-    this.#byId = Array.from(
-      { length: this.maxNsid + 1 },
-      (_, nsid) => this.all.find((ns) => ns.nsid === nsid) ?? null,
-    );
+    this.#all = namespaces.toSorted((a, b) => a.nsid - b.nsid);
+    for (const ns of namespaces) this.#byId[ns.nsid] = ns;
+  }
+
+  /** In order of their numbers. */
+  get all(): readonly Namespace[] {
+    return this.#all;
   }
 
   /** The namespace, or null for a number that none has. */
   get(nsid: number): Namespace | null {
-    return nsid <= this.maxNsid ? this.#byId[nsid]! : null;
+    return this.#byId[nsid] ?? null;
   }
 
   /** Whether the number could be a namespace's (section 6.1.2). */
   isValid(nsid: number): boolean {
-    return nsid >= 1 && nsid <= this.maxNsid;
+    return nsid >= 1 && nsid <= NSID_MAX;
+  }
+
+  /** One more, under a number that is free. */
+  add(ns: Namespace): void {
+    this.#all = [...this.#all, ns].sort((a, b) => a.nsid - b.nsid);
+    this.#byId[ns.nsid] = ns;
+  }
+
+  /**
+   * Takes one away and closes its storage. Commands that are in flight there touch guest memory no more when this returns,
+   * and are reported as ever.
+   */
+  remove(ns: Namespace): void {
+    ns.removed = true;
+    this.#all = this.#all.filter((each) => each !== ns);
+    this.#byId[ns.nsid] = null;
+    ns.commit();
+    ns.backend.drain();
+    ns.backend.close();
   }
 
   /** Whether any of them may lose completed writes until a flush. */

@@ -15,6 +15,7 @@ import {
 } from "../../src/block/options.ts";
 import type { OptionSpec } from "../model.ts";
 import { unknownOption } from "../options.ts";
+import { NSID_MAX } from "./namespace.ts";
 
 /** The most I/O queue pairs. */
 export const QUEUES_MAX = 64;
@@ -22,8 +23,6 @@ export const QUEUES_MAX = 64;
 export const QUEUE_ENTRIES_MAX = 4096;
 const QUEUE_ENTRIES_MIN = 2;
 const QUEUE_ENTRIES_DEFAULT = 1024;
-/** The largest namespace id. */
-const NSID_MAX = 32;
 const MODEL_DEFAULT = "Outboard NVMe";
 const FIRMWARE_DEFAULT = "1.0";
 

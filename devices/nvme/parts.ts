@@ -4,6 +4,9 @@
  * @module
  */
 
+import type { BlockBackend } from "../../src/block/backend.ts";
+import type { BlockOptions } from "../../src/block/option_table.ts";
+import { formatSize } from "../../src/block/size.ts";
 import type { DeviceContext, SharedMemory } from "../../src/pci/device.ts";
 import { AdminCommands } from "./admin.ts";
 import type { Command } from "./command.ts";
@@ -33,6 +36,8 @@ export interface NvmeControllerOptions {
   readonly queueEntries: number;
   /** Whether clients may map the doorbells, which are then polled. */
   readonly mapDoorbells: boolean;
+  /** Opens storage for namespaces that are added at run time; without it there are none. */
+  readonly open?: (block: BlockOptions, given?: unknown) => BlockBackend;
 }
 
 /** What the parts ask of their controller. */
@@ -70,6 +75,7 @@ export class ControllerParts {
   readonly admin: AdminCommands;
   readonly engine: Engine;
   readonly lines: InterruptLines;
+  readonly #maxTransferBytes: number;
   /** The twins on other threads; null without any, and in a twin. */
   crew: Crew | null = null;
 
@@ -86,6 +92,7 @@ export class ControllerParts {
     const mdts = transferShift(namespaces);
     const maxTransferBytes = 2 ** (mdts + NVME_PAGE_SHIFT_MIN);
     const { counters } = this;
+    this.#maxTransferBytes = maxTransferBytes;
     this.namespaces = namespaces;
     this.registers = new NvmeRegisters(queueEntries);
     this.data = new DataPointer(memory);
@@ -124,6 +131,32 @@ export class ControllerParts {
   /** How many commands were fetched and are to come to an end; those that wait for an event may wait for ever. */
   get inFlight(): number {
     return this.engine.busy - this.events.waiting;
+  }
+
+  /**
+   * Makes storage of a namespace that comes late do what the driver was told of all of them.
+   *
+   * @throws {Error} When it cannot
+   */
+  admit(backend: BlockBackend): void {
+    const { description, info } = backend;
+    if (info.maxTransferBytes < this.#maxTransferBytes) {
+      throw new Error(
+        `Cannot add ${description}: it takes ${
+          formatSize(info.maxTransferBytes)
+        } at a time, and the driver was told ${
+          formatSize(this.#maxTransferBytes)
+        }`,
+      );
+    }
+    // A driver that knows of no cache, or has switched it off, does not flush.
+    const flushes = this.namespaces.volatileCache && this.features.writeCache;
+    if (flushes || !info.volatileCache) return;
+    if (backend.setWriteCache(false) < 0) {
+      throw new Error(
+        `Cannot add ${description}: its write cache cannot be switched off, and the driver does not flush`,
+      );
+    }
   }
 
   /** Everything but whether the controller is running, while nothing is in flight. */

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { BlockOptions } from "../../src/block/option_table.ts";
 import type { Interrupts } from "../../src/pci/device.ts";
 import {
   FOR_HOME,
@@ -38,6 +39,8 @@ export interface SpreadHost {
   readonly fail: (reason: string) => void;
   /** Something is to be done in a bottom half. */
   readonly wake: () => void;
+  /** Home has a namespace more, whose storage it shares. */
+  readonly attach: (nsid: number, block: BlockOptions, given: unknown) => void;
 }
 
 /** Namespaces as the threads tell each other. */
@@ -158,8 +161,8 @@ export class NvmeSpreading implements Spreading {
       );
     }
     return {
-      namespaces: all.map(({ nsid, backend }) => (
-        { nsid, backend: backend.share!() }
+      namespaces: all.map(({ nsid, block, backend }) => (
+        { nsid, block, backend: backend.share!() }
       )),
     };
   }
@@ -171,9 +174,11 @@ export class NvmeSpreading implements Spreading {
 
   loadShared(state: unknown): void {
     const { namespaces } = this.#host.parts;
-    for (const { nsid, blocks } of (state as SharedState).namespaces) {
-      const ns = namespaces.get(nsid)!;
-      if (ns.blocks !== blocks) ns.backend.rescan?.();
+    const theirs = (state as SharedState).namespaces;
+    for (const ns of namespaces.all) {
+      const its = theirs.find(({ nsid }) => nsid === ns.nsid);
+      if (its === undefined) namespaces.remove(ns);
+      else if (ns.blocks !== its.blocks) ns.backend.rescan?.();
     }
   }
 
@@ -205,7 +210,7 @@ export class NvmeSpreading implements Spreading {
   }
 
   #answer(message: TwinMessage): unknown {
-    const { parts, setRunning, reset, wake } = this.#host;
+    const { parts, setRunning, reset, wake, attach } = this.#host;
     switch (message.op) {
       case "enable":
         parts.data.setPageShift(message.pageShift);
@@ -246,6 +251,8 @@ export class NvmeSpreading implements Spreading {
         );
       case "logs":
         return parts.logs.share();
+      case "addNamespace":
+        return attach(message.nsid, message.block, message.given);
       default:
         return message satisfies never;
     }

@@ -5,6 +5,7 @@
  */
 
 import { bit, field } from "../../src/bits.ts";
+import type { BlockOptions } from "../../src/block/option_table.ts";
 import { StateReader } from "../../src/state_reader.ts";
 import { type CountersState, parseCountersState } from "./counters.ts";
 import { NVME_CC, NVME_CSTS, NVME_MPS_MAX } from "./defs.ts";
@@ -56,6 +57,8 @@ export interface NvmeHandOver {
   /** Storage for openBlockBackend, by namespace. */
   readonly namespaces: readonly {
     readonly nsid: number;
+    /** What it was opened with. */
+    readonly block: BlockOptions | undefined;
     readonly backend: unknown;
   }[];
 }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { BlockOptions } from "../../src/block/option_table.ts";
 import type { FeaturesState } from "./features.ts";
 import type { RingSpec } from "./queue.ts";
 
@@ -41,7 +42,14 @@ export type TwinMessage =
     readonly eventIova: number;
   }
   /** Answered with a {@linkcode TwinLogs}. */
-  | { readonly op: "logs" };
+  | { readonly op: "logs" }
+  /** There is a namespace more; `given` is the share of this twin in its storage. */
+  | {
+    readonly op: "addNamespace";
+    readonly nsid: number;
+    readonly block: BlockOptions;
+    readonly given: unknown;
+  };
 
 /** What log pages are made of, of one thread. */
 export interface TwinLogs {

@@ -43,10 +43,11 @@ export interface SpreadingListener {
   /**
    * As {@linkcode SpreadingListener.call}, for every other twin, one after the other, though some fail.
    *
+   * @param make Makes the message of each
    * @returns What each answered, but for those whose thread has ended
    * @throws {Error} What failed first: that twin may not have done it, or may not be done with it
    */
-  callAll(message: unknown): unknown[];
+  callAll(make: () => unknown): unknown[];
 }
 
 /**

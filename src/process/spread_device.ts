@@ -195,7 +195,8 @@ export class SpreadDevice implements PciDevice {
           { op: "call", message } satisfies CrewMessage,
         );
       },
-      callAll: (message) => this.#tell({ op: "call", message }),
+      callAll: (make) =>
+        this.#tellEach(() => ({ op: "call", message: make() })),
     };
   }
 
@@ -380,12 +381,17 @@ export class SpreadDevice implements PciDevice {
    * @throws {Error} What failed first
    */
   #tell(message: CrewMessage): unknown[] {
+    return this.#tellEach(() => message);
+  }
+
+  /** As {@linkcode SpreadDevice.#tell}, with a message for each. */
+  #tellEach(make: () => CrewMessage): unknown[] {
     const answers: unknown[] = [];
     let failure: unknown;
     for (let i = 0; i < this.#callers.length; i++) {
       const caller = this.#callers[i]!;
       try {
-        answers.push(caller.call(message));
+        answers.push(caller.call(make()));
       } catch (error) {
         if (!caller.ended) failure ??= error;
       }

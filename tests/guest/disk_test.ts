@@ -69,6 +69,34 @@ async function startLoad(guest: Guest, disk: string): Promise<void> {
   );
 }
 
+/** Waits until the guest has a namespace of this number, and gives the name of its disk. */
+async function waitForNamespace(guest: Guest, nsid: number): Promise<string> {
+  const found = await guest.output(
+    `until grep -lx ${nsid} /sys/block/nvme0n*/nsid 2> /dev/null; do :; done`,
+  );
+  const name = found.trim().split("/")[3]!;
+  await waitForDisks(guest, name);
+  return name;
+}
+
+/** Adds a namespace, has the guest write to it, and takes it away under a load. */
+async function addAndRemove(
+  serving: Serving,
+  guest: Guest,
+  nsid: number,
+  storage: string,
+): Promise<void> {
+  await serving.control(`nvme0 add ${nsid} ${storage}`);
+  const disk = await waitForNamespace(guest, nsid);
+  const written = await writeTree(guest, `/dev/${disk}`);
+  assertEquals(await readTree(guest, `/dev/${disk}`), written);
+  await startLoad(guest, disk);
+  await serving.control(`nvme0 remove ${nsid}`);
+  await guest.output(`while [ -e /sys/block/${disk} ]; do :; done`);
+  // Whatever was under way has ended: fio with it.
+  await guest.output("while pidof fio > /dev/null; do :; done");
+}
+
 /** Resets an NVMe controller as its driver does, five times, waiting for it each time. */
 async function resetController(guest: Guest): Promise<void> {
   await guest.output(
@@ -125,10 +153,29 @@ diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
     assertMatch(smart, /media_errors\s*: 0\n/);
     const ns = await guest.output("nvme id-ns /dev/nvme0n1");
     assertMatch(ns, /^nsze +: 0x20000$/m);
+    assertMatch(ns, /^npwg +: 7$/m);
+    assertMatch(ns, /^nows +: 7$/m);
     assertMatch(
-      await guest.output("nvme error-log /dev/nvme0 | head -1"),
-      /^Error Log Entries/,
+      await guest.output("nvme list-subsys"),
+      /NQN=nqn\.2014-08\.org\.nvmexpress:uuid:[\s\S]*nvme0 pcie .* live/,
     );
+  });
+
+  await t.step("neither the controller nor Linux has complained", async () => {
+    // nvme-cli prints entries that are empty too.
+    const log = await guest.output("nvme error-log /dev/nvme0");
+    assertMatch(log, /^Error Log Entries/);
+    const counts = [...log.matchAll(/^error_count\s*: (\d+)/gm)];
+    assertEquals(new Set(counts.map(([, count]) => count)), new Set(["0"]));
+    const smart = await guest.output("nvme smart-log /dev/nvme0");
+    assertMatch(smart, /num_err_log_entries\s*: 0\n/);
+    // Reads it where it is first missed.
+    await guest.output("cat /sys/block/nvme0n1/uuid");
+    assertMatch(await guest.output("cat /sys/block/nvme0n1/wwid"), /^uuid\./);
+    const said = await guest.output(
+      "dmesg -r | grep -E '^<[0-4]>.*nvme' || :",
+    );
+    assertEquals(said.trim(), "");
   });
 
   await t.step("a tree of files survives a reboot", async () => {
@@ -139,6 +186,9 @@ diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
     for (const disk of disks) {
       assertEquals(await readTree(guest, disk), written.get(disk), disk);
     }
+    const smart = await guest.output("nvme smart-log /dev/nvme0");
+    assertMatch(smart, /unsafe_shutdowns\s*: 0\n/);
+    assertMatch(smart, /num_err_log_entries\s*: 0\n/);
   });
 
   await t.step("a GPT with partitions is found", async () => {
@@ -192,6 +242,17 @@ diskTest("virtio-blk and NVMe side by side", async ({ kit, t }) => {
       const written = await writeTree(guest, disk);
       assertEquals(await readTree(guest, disk), written);
     }
+  });
+
+  await t.step("a namespace comes and goes under a load", async () => {
+    await addAndRemove(
+      serving,
+      guest,
+      2,
+      `file=${images.create("late")}`,
+    );
+    const written = await writeTree(guest, "/dev/nvme0n1");
+    assertEquals(await readTree(guest, "/dev/nvme0n1"), written);
   });
 
   await t.step("nothing was complained of", () => {
@@ -294,6 +355,8 @@ diskTest(
     await verifySpread(guest, (await sizeFile(1)).split("/")[3]!);
     const counters = await serving.counters("nvme0");
     assertEquals([counters.failedCommands, counters.invalidDoorbells], [0, 0]);
+    await addAndRemove(serving, guest, 5, "memory=64M");
+    assertEquals(await sectors(2), 12 * 2048);
     assert(
       !/warning|error/.test(serving.outboard.stderr),
       serving.outboard.stderr,

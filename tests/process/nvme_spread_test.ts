@@ -321,3 +321,56 @@ Deno.test("an NVMe controller on three IOThreads tells of hostile doorbells, sum
       "its queues are served by IOThreads 0, 1, 2",
     );
   }));
+
+Deno.test("a namespace of an NVMe controller on three IOThreads comes and goes, with commands in flight on all", () =>
+  withSpread({}, async ({ outboard, nvme, ask }) => {
+    const { driver } = nvme;
+    const INVALID_FIELD = 2;
+    const pairs = Array.from(
+      { length: QUEUES },
+      (_, i) => driver.createPair(i + 1, SIZE),
+    );
+    const prp1 = driver.page();
+    /** Statuses of as many commands on each queue as are given, and of what is done meanwhile. */
+    const run = async (
+      nsid: number,
+      count: number,
+      meanwhile: () => Promise<unknown> = () => Promise.resolve(),
+    ) => {
+      const statuses: number[] = [];
+      for (const pair of pairs) {
+        for (let i = 0; i < count; i++) {
+          driver.put(pair, { opcode: 2, nsid, prp1 });
+        }
+        driver.ring(pair);
+      }
+      await meanwhile();
+      nvme.until(() => {
+        for (const pair of pairs) {
+          statuses.push(...driver.reap(pair).map(({ status }) => status));
+        }
+        return statuses.length === count * QUEUES;
+      }, "every command");
+      return new Set(statuses);
+    };
+    const descriptors = () =>
+      [...Deno.readDirSync(`/proc/${outboard.pid}/fd`)].length;
+    let before = 0;
+    for (let round = 0; round < 3; round++) {
+      await ask("nvme0 add 2 memory=1M");
+      assertEquals(await run(2, 1), new Set([0]));
+      const ended = await run(2, 8, () => ask("nvme0 remove 2"));
+      ended.delete(0);
+      assert(ended.size === 0 || ended.has(INVALID_FIELD), `${[...ended]}`);
+      assertEquals(ended.size <= 1, true);
+      assertEquals(await run(2, 1), new Set([INVALID_FIELD]));
+      assertEquals(await run(1, 1), new Set([0]));
+      if (round === 0) before = descriptors();
+    }
+    assertEquals(descriptors(), before);
+    await assertRejects(
+      () => ask("nvme0 add 2 file=/nonexistent"),
+      Error,
+      "/nonexistent",
+    );
+  }));

@@ -24,7 +24,7 @@ Deno.test("Identify Controller says what Linux looks at", () => {
   assertEquals(id.getUint8(259), 3, "AERL");
   assertEquals(id.getUint8(261), 6, "LPA");
   assertEquals([id.getUint8(512), id.getUint8(513)], [0x66, 0x44]);
-  assertEquals(id.getUint32(516, true), 7, "NN");
+  assertEquals(id.getUint32(516, true), 32, "NN");
   assertEquals(id.getUint16(520, true), 0b1_1101, "ONCS");
   assertEquals(id.getUint8(525), 7, "VWC");
   assertEquals(id.getUint32(536, true), 1, "SGLS");
@@ -151,9 +151,10 @@ Deno.test("Identify refuses what there is not", () => {
     ["unknown CNS", { cdw10: 0x55 }, SC.FIELD],
     ["controller list", { cdw10: 0x13 }, SC.FIELD],
     ["nsid 0", { cdw10: 0 }, SC.NS],
-    ["nsid beyond", { cdw10: 0, nsid: 4 }, SC.NS],
+    ["nsid beyond", { cdw10: 0, nsid: 33 }, SC.NS],
     ["common namespace", { cdw10: 0, nsid: 0xffff_ffff }, SC.NS],
     ["descriptors of inactive", { cdw10: 3, nsid: 2 }, SC.NS],
+    ["descriptors beyond", { cdw10: 3, nsid: 33 }, SC.NS],
     ["descriptors of none", { cdw10: 3, nsid: 0 }, SC.NS],
     ["another command set", { cdw10: 6, cdw11: 2 << 24 }, SC.FIELD],
     ["namespace of another", { cdw10: 5, nsid: 1, cdw11: 1 << 24 }, SC.FIELD],
@@ -634,7 +635,7 @@ Deno.test("questions for what is optional fill no error log, and failures that d
   // What asks for something to be done, or reaches no memory, is an error.
   assertEquals(driver.setFeature(0x0c, 0).more, true);
   assertEquals(driver.run({ opcode: 6, cdw10: 1, prp1: 0x1000 }).more, true);
-  assertEquals(driver.run({ opcode: 2, nsid: 9, prp1 }, pair).more, true);
+  assertEquals(driver.run({ opcode: 2, nsid: 99, prp1 }, pair).more, true);
   assertEquals(driver.run({ opcode: 0, nsid: 1 }, pair).more, false);
   assertEquals(counted(), 3n);
 });

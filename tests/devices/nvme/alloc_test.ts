@@ -155,7 +155,7 @@ function spread(home: NvmeController, twin: NvmeController): void {
     onIndirectWrite: () => {},
     words: new Int32Array(home.spreading.sharedWords),
     call: (_queue, message) => answer(message),
-    callAll: (message) => [answer(message)],
+    callAll: (make) => [answer(make())],
   };
   home.spreading.begin((group) => group === FOR_HOME, listener);
   twin.spreading.begin((group) => group !== FOR_HOME, listener);

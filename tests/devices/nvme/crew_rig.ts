@@ -10,6 +10,7 @@ import {
   NvmeController,
   type NvmeControllerOptions,
 } from "../../../devices/nvme/controller.ts";
+import type { BlockOptions } from "../../../src/block/option_table.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import type { ResetReason } from "../../../src/pci/device.ts";
 import {
@@ -33,6 +34,10 @@ export interface Member {
   readonly device: NvmeController;
   /** Queues it was notified of and has not looked at. */
   readonly kicks: Set<number>;
+  /** Disks of namespaces that came later, in that order. */
+  readonly late: RamDisk[];
+  /** Whether it opens no such disks. */
+  refuse: boolean;
 }
 
 export interface CrewRigOptions {
@@ -204,14 +209,36 @@ export class CrewRig implements Disposable {
       };
     }
     const identity = { serial: "SN1", model: "M", firmware: "FW", subnqn: "n" };
+    const late: RamDisk[] = [];
+    const open = (block: BlockOptions, given?: unknown) => {
+      if (member.refuse) throw new Error("refused");
+      if (block.kind !== "memory") throw new Error(block.kind);
+      const disk = new RamDisk(this.memory, block.sizeBytes);
+      if (given === undefined) disk.share = () => ({ at: late.indexOf(disk) });
+      else {
+        const { at } = given as { at: number };
+        disk.bytes = this.home.late[at]!.bytes;
+      }
+      late.push(disk);
+      return disk;
+    };
     const device = new NvmeController(context, {
       identity,
       queues: QUEUES,
       queueEntries: 1024,
       mapDoorbells: false,
+      open,
       ...controller,
     }, [{ nsid: 1, backend: disk }]);
-    return { context, disk, device, kicks: new Set() };
+    const member: Member = {
+      context,
+      disk,
+      device,
+      kicks: new Set(),
+      late,
+      refuse: false,
+    };
+    return member;
   }
 
   #listener(i: number): SpreadingListener {
@@ -246,12 +273,12 @@ export class CrewRig implements Disposable {
         const owner = this.#ownerOf(queue);
         return owner === 0 ? null : call(owner, message);
       },
-      callAll: (message) => {
+      callAll: (make) => {
         const answers: unknown[] = [];
         let failure: unknown;
         for (let thread = 1; thread < this.members.length; thread++) {
           try {
-            answers.push(call(thread, message));
+            answers.push(call(thread, make()));
           } catch (error) {
             failure ??= error;
           }

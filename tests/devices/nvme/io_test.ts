@@ -317,7 +317,7 @@ Deno.test("I/O commands are refused with the status the standard names", () => {
     ["fused", { opcode: 2, nsid: 1, prp1, flags: 1 }, SC.FIELD],
     ["reserved PSDT", { opcode: 2, nsid: 1, prp1, flags: 0xc0 }, SC.FIELD],
     ["nsid 0", { opcode: 2, nsid: 0, prp1 }, SC.NS],
-    ["nsid beyond NN", { opcode: 2, nsid: 4, prp1 }, SC.NS],
+    ["nsid beyond NN", { opcode: 2, nsid: 33, prp1 }, SC.NS],
     ["inactive nsid", { opcode: 2, nsid: 2, prp1 }, SC.FIELD],
     ["read of all", { opcode: 2, nsid: 0xffff_ffff, prp1 }, SC.NS],
     ["past the end", { opcode: 2, prp1, ...lba(last, 1) }, SC.LBA],

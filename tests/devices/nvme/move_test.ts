@@ -213,6 +213,35 @@ Deno.test("an NVMe controller keeps commands that wait for an event, and tells t
   assertEquals(driver.identify(0, 1).getUint32(0, true), 8192);
 });
 
+Deno.test("an NVMe controller takes along the namespaces that came, and not those that went", () => {
+  using folder = new Folder();
+  const fds = openFds();
+  {
+    using rig = new MovingRig({ memory: "1M" });
+    const { driver, moving } = rig;
+    const pair = driver.createPair(1, 16);
+    const run = (name: string, ...words: string[]) => {
+      moving.current.commands![name]!.run(words);
+      moving.settle();
+    };
+    const read = (nsid: number) =>
+      driver.run({ opcode: 2, nsid, prp1: driver.page() }, pair).status;
+    run("add", "7", `file=${folder.image("late", 1 << 20)}`);
+    run("add", "9", "memory=1M");
+    const names = driver.identify(3, 7);
+    moving.move();
+    assertEquals([1, 7, 9, 8].map(read), [0, 0, 0, 2]);
+    assertEquals(driver.identify(3, 7), names);
+    run("remove", "1");
+    moving.move();
+    run("remove", "7");
+    moving.move();
+    assertEquals([1, 7, 9].map(read), [2, 2, 0]);
+    assertEquals(driver.identify(2, 0).getUint32(0, true), 9);
+  }
+  assertEquals(openFds(), fds);
+});
+
 Deno.test("an event that finds no command before a move finds one after it", () => {
   using rig = new MovingRig({ memory: "1M" });
   const { driver, moving } = rig;
@@ -439,7 +468,9 @@ Deno.test("a successor that cannot be made leaves what it was given, and the pre
   const mappings = sharedMappings();
   // Its first namespace is there by the time that the second turns out to be missing.
   const { namespaces } = given as { namespaces: object[] };
-  const poor = { namespaces: [namespaces[0], { nsid: 2, backend: {} }] };
+  const poor = {
+    namespaces: [namespaces[0], { ...namespaces[0]!, nsid: 2, backend: {} }],
+  };
   for (const wrong of [poor, {}, null]) {
     assertThrows(
       () => moving.arrive(wrong, state),

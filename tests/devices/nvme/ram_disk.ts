@@ -38,6 +38,8 @@ export class RamDisk implements BlockBackend {
   writeCache: boolean | null = null;
   /** Looks whether the storage has another size, when it is somebody else's too. */
   rescan?: () => boolean;
+  /** What another thread needs to use it too. */
+  share?: () => unknown;
   commits = 0;
   drains = 0;
   closed = 0;
