@@ -10,7 +10,7 @@ import { StateReader } from "../../src/state_reader.ts";
 export const NvmeCounter = {
   /** Admin commands that were fetched. */
   adminCommands: 0,
-  /** Read commands that succeeded. */
+  /** Read and Compare commands that have read what they wanted. */
   reads: 1,
   /** Their bytes. */
   readBytes: 2,
@@ -20,7 +20,7 @@ export const NvmeCounter = {
   writtenBytes: 4,
   /** Flush commands that succeeded. */
   flushes: 5,
-  /** Compare, Write Zeroes and Dataset Management commands that succeeded. */
+  /** Write Zeroes and Dataset Management commands that succeeded. */
   others: 6,
   /** Commands that ended with an error. */
   failedCommands: 7,

@@ -15,12 +15,16 @@ import {
   SQE,
 } from "./defs.ts";
 import { TEMPERATURE_KELVIN } from "./log_pages.ts";
+import type { NamespaceSet } from "./namespace.ts";
 
 /** Select field of Get Features. */
 const Select = { CURRENT: 0, DEFAULT: 1, SAVED: 2, SUPPORTED: 3 } as const;
 
-/** Get Features with Select 3: the feature can be changed. */
+/** Get Features with Select 3: the feature can be changed; each namespace has a value of its own. */
 const CHANGEABLE = 1 << 2;
+const NAMESPACE_SPECIFIC = 1 << 1;
+/** Error recovery: errors for blocks that are deallocated, which no namespace offers (NSFEAT). */
+const DULBE_BIT = 16;
 /** Bytes of `struct nvme_feat_host_behavior`, the data of Host Behavior Support. */
 export const HOST_BEHAVIOR_BYTES = 512;
 /** Its first byte: the driver knows what Command Retry Delay is. Everything else is reserved. */
@@ -45,7 +49,6 @@ const U32_MAX = 0xffff_ffff;
 /** Values that are merely kept, by feature. */
 const PLAIN: Readonly<Record<number, number>> = {
   [NvmeFeat.ARBITRATION]: ARBITRATION_DEFAULT,
-  [NvmeFeat.ERR_RECOVERY]: 0,
   [NvmeFeat.IRQ_COALESCE]: 0,
   [NvmeFeat.WRITE_ATOMIC]: 0,
   [NvmeFeat.ASYNC_EVENT]: 0,
@@ -61,6 +64,11 @@ export interface FeaturesState {
   readonly values: Readonly<Record<string, number>>;
   /** Interrupt vector configuration, by vector. */
   readonly vectors: readonly number[];
+  /** Error recovery of those namespaces that have another value than 0. */
+  readonly errorRecovery: readonly {
+    readonly nsid: number;
+    readonly value: number;
+  }[];
   readonly writeCache: boolean;
   /** Host Behavior Support: advanced command retry. */
   readonly commandRetry: boolean;
@@ -86,6 +94,13 @@ export function parseFeaturesState(
       PLAIN_NAMES.map((name) => [name, values.integer(name, U32_MAX)]),
     ),
     vectors: reader.integers("vectors", 0x1_ffff, vectors),
+    errorRecovery: reader.list("errorRecovery").map((each) => {
+      const one = new StateReader(each, "error recovery");
+      return {
+        nsid: one.integer("nsid", U32_MAX),
+        value: one.integer("value", U32_MAX),
+      };
+    }),
     writeCache: reader.flag("writeCache"),
     commandRetry: reader.flag("commandRetry"),
     temperatureOver: reader.integer("temperatureOver", 0xffff),
@@ -101,6 +116,7 @@ export interface FeatureEffects {
   readonly setWriteCache: (on: boolean) => boolean;
   /** Whether I/O queues exist. */
   readonly hasIoQueues: () => boolean;
+  readonly namespaces: NamespaceSet;
 }
 
 /** The features of a controller. */
@@ -110,6 +126,8 @@ export class Features {
   readonly #vectors: number;
   readonly #plain = new Map<number, number>();
   readonly #vectorConfig: Uint32Array;
+  /** By namespace id; 0 where there is none. */
+  readonly #errorRecovery = new Map<number, number>();
   #writeCache = true;
   #commandRetry = false;
   #temperatureOver = TEMPERATURE_OVER_DEFAULT;
@@ -182,6 +200,9 @@ export class Features {
     const fid = cdw10 & 0xff;
     const select = field(cdw10, 10, 8);
     if (select > Select.SUPPORTED) return NvmeSc.INVALID_FIELD;
+    if (fid === NvmeFeat.ERR_RECOVERY) {
+      return this.#getErrorRecovery(sqe[SQE.NSID]!, select);
+    }
     const value = select === Select.CURRENT
       ? this.#current(fid, sqe[SQE.CDW11]!)
       : this.#default(fid, sqe[SQE.CDW11]!);
@@ -224,6 +245,9 @@ export class Features {
     this.dw0 = 0;
     if (this.#current(fid, cdw11) === null) return NvmeSc.INVALID_FIELD;
     if (bit(cdw10, SAVE_BIT)) return NvmeSc.FEATURE_NOT_SAVEABLE;
+    if (fid === NvmeFeat.ERR_RECOVERY) {
+      return this.#setErrorRecovery(nsid, cdw11);
+    }
     if (nsid !== 0 && nsid !== NVME_NSID_ALL) return NvmeSc.FEATURE_NOT_PER_NS;
     switch (fid) {
       case NvmeFeat.POWER_MGMT:
@@ -258,6 +282,10 @@ export class Features {
         PLAIN_NAMES.map((name) => [name, this.#plain.get(NvmeFeat[name])!]),
       ),
       vectors: [...this.#vectorConfig],
+      errorRecovery: Array.from(
+        this.#errorRecovery,
+        ([nsid, value]) => ({ nsid, value }),
+      ),
       writeCache: this.#writeCache,
       commandRetry: this.#commandRetry,
       temperatureOver: this.#temperatureOver,
@@ -271,6 +299,10 @@ export class Features {
       this.#plain.set(NvmeFeat[name], state.values[name]!);
     }
     this.#vectorConfig.set(state.vectors);
+    this.#errorRecovery.clear();
+    for (const { nsid, value } of state.errorRecovery) {
+      this.#errorRecovery.set(nsid, value);
+    }
     this.#temperatureOver = state.temperatureOver;
     this.#temperatureUnder = state.temperatureUnder;
     this.#commandRetry = state.commandRetry;
@@ -283,6 +315,7 @@ export class Features {
   #current(fid: number, cdw11: number): number | null {
     switch (fid) {
       case NvmeFeat.POWER_MGMT:
+      case NvmeFeat.ERR_RECOVERY:
       case NvmeFeat.KATO:
       case NvmeFeat.HOST_BEHAVIOR:
         return 0;
@@ -320,6 +353,37 @@ export class Features {
       default:
         return PLAIN[fid] ?? current;
     }
+  }
+
+  /** Error recovery is each namespace's; without one it is that of the first. */
+  #getErrorRecovery(nsid: number, select: number): number {
+    const { namespaces } = this.#effects;
+    const isAny = nsid === 0 || nsid === NVME_NSID_ALL;
+    const its = isAny ? namespaces.all[0]?.nsid ?? 0 : nsid;
+    if (!isAny && namespaces.get(nsid) === null) return this.#missing(nsid);
+    if (select === Select.SUPPORTED) {
+      this.dw0 = CHANGEABLE | NAMESPACE_SPECIFIC;
+    } else {
+      const value = this.#errorRecovery.get(its) ?? 0;
+      this.dw0 = select === Select.CURRENT ? value : 0;
+    }
+    return NvmeSc.SUCCESS;
+  }
+
+  #setErrorRecovery(nsid: number, cdw11: number): number {
+    if (bit(cdw11, DULBE_BIT)) return NvmeSc.INVALID_FIELD;
+    const { namespaces } = this.#effects;
+    const isAll = nsid === 0 || nsid === NVME_NSID_ALL;
+    const those = namespaces.all.filter((ns) => isAll || ns.nsid === nsid);
+    if (those.length === 0 && !isAll) return this.#missing(nsid);
+    for (const ns of those) this.#errorRecovery.set(ns.nsid, cdw11);
+    return NvmeSc.SUCCESS;
+  }
+
+  #missing(nsid: number): number {
+    return this.#effects.namespaces.isValid(nsid)
+      ? NvmeSc.INVALID_FIELD
+      : NvmeSc.INVALID_NS;
   }
 
   #setThreshold(cdw11: number): number {
@@ -361,6 +425,7 @@ export class Features {
     this.#temperatureOver = TEMPERATURE_OVER_DEFAULT;
     this.#temperatureUnder = 0;
     this.#commandRetry = false;
+    this.#errorRecovery.clear();
     this.#updateCoalescing();
   }
 

@@ -155,9 +155,25 @@ export class IoCommands {
     if (op === BlockOp.WRITE && command.namespace!.backend.info.readonly) {
       return NvmeSc.NS_WRITE_PROTECTED;
     }
+    const isFua = bit(sqe[SQE.CDW12]!, NVME_RW_FUA);
     request.op = op;
-    request.durable = op === BlockOp.WRITE && bit(sqe[SQE.CDW12]!, NVME_RW_FUA);
+    request.durable = op === BlockOp.WRITE && isFua;
+    if (op === BlockOp.READ && isFua) {
+      // What it reads is to be durable: a flush comes first.
+      command.step = request.offset;
+      command.steps = request.lengthBytes;
+      request.op = BlockOp.FLUSH;
+      request.offset = request.lengthBytes = 0;
+    }
     return this.#drive(command);
+  }
+
+  /** What a Read with FUA wants is durable: now it is read. */
+  #readFlushed({ request, step, steps }: Command): number {
+    request.op = BlockOp.READ;
+    request.offset = step;
+    request.lengthBytes = steps;
+    return SUBMIT;
   }
 
   /** Checks blocks and buffers of a command that transfers data, and puts both into its request. */
@@ -348,6 +364,9 @@ export class IoCommands {
     const { counters } = this.#options;
     switch (command.opcode) {
       case NvmeCmd.READ:
+        if (command.request.op === BlockOp.FLUSH) {
+          return this.#readFlushed(command);
+        }
         counters.add(NvmeCounter.reads, 1);
         counters.add(NvmeCounter.readBytes, command.request.lengthBytes);
         return NvmeSc.SUCCESS;
@@ -360,12 +379,22 @@ export class IoCommands {
         counters.add(NvmeCounter.flushes, 1);
         return NvmeSc.SUCCESS;
       case NvmeCmd.COMPARE:
-        return this.#counted(this.#compare.next(command));
+        return this.#compared(command, this.#compare.next(command));
       case NvmeCmd.DSM:
         return this.#counted(this.#nextRange(command));
       default:
         return this.#counted(NvmeSc.SUCCESS);
     }
+  }
+
+  /** The health log has what Compare has read among what was read (figure 194). */
+  #compared(command: Command, status: number): number {
+    if (status === NvmeSc.SUCCESS || status === NvmeSc.COMPARE_FAILED) {
+      const { counters } = this.#options;
+      counters.add(NvmeCounter.reads, 1);
+      counters.add(NvmeCounter.readBytes, command.steps);
+    }
+    return status;
   }
 
   #counted(status: number): number {

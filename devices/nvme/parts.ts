@@ -243,6 +243,7 @@ export class ControllerParts {
         volatileCache: () => this.namespaces.volatileCache,
         setWriteCache: (on) => this.namespaces.setWriteCache(on),
         hasIoQueues: () => this.queues.hasIoQueues,
+        namespaces: this.namespaces,
       },
       queues,
       queues + 1,

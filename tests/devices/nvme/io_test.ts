@@ -57,6 +57,33 @@ Deno.test("Write and Read move blocks", () => {
   }
 });
 
+Deno.test("Read with FUA reads what is durable", () => {
+  using rig = new Rig();
+  const { driver, disk } = rig;
+  const pair = rig.io();
+  const prp1 = driver.page();
+  disk.bytes.fill(0x5a, 1024, 1536);
+  const read = (fua: boolean) =>
+    driver.run({
+      opcode: 2,
+      nsid: 1,
+      prp1,
+      cdw10: 2,
+      cdw12: fua ? 1 << 30 : 0,
+    }, pair).status;
+  const FLUSH = 2;
+  const READ = 0;
+  assertEquals(read(true), 0);
+  assertEquals(disk.log.map(({ op }) => op), [FLUSH, READ]);
+  assertEquals([disk.log[1]!.offset, disk.log[1]!.lengthBytes], [1024, 512]);
+  assertEquals(driver.ram.at(prp1, 1)[0], 0x5a);
+  assertEquals(read(false), 0);
+  assertEquals(disk.log.map(({ op }) => op), [FLUSH, READ, READ]);
+  disk.results.push(-5);
+  assertEquals(read(true), SC.READ_ERROR);
+  assertEquals(disk.log.length, 4, "nothing is read then");
+});
+
 Deno.test("Write with FUA is durable", () => {
   using rig = new Rig();
   const pair = rig.io();
