@@ -145,6 +145,7 @@ export async function withCards<T>(
     const serving = stack.use(
       await Serving.start({
         devices: [`virtio-net,mac=${card.mac},${device}`],
+        user: "libslirp",
         args: ["--poll", poll],
       }),
     );

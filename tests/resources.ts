@@ -109,3 +109,18 @@ export async function workersGone(
     await new Promise((resolve) => setTimeout(resolve, 1));
   }
 }
+
+/**
+ * Whether a process runs. One that has ended and waits for its parent to hear of it does not: where a container's first
+ * process is nobody who listens, it stays for ever.
+ */
+export function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\s+[ZX]/m.test(
+      Deno.readTextFileSync(`/proc/${pid}/status`),
+    );
+  } catch (error) {
+    if (isGone(error)) return false;
+    throw error;
+  }
+}

@@ -7,6 +7,7 @@
  * @module
  */
 
+import { createHash } from "node:crypto";
 import { join } from "node:path";
 
 /** One source of packages, as apt's deb822 format describes it. */
@@ -205,22 +206,53 @@ export async function runProgram(
   }
 }
 
+/**
+ * The proxies and the like that the host's apt is configured with, as lines of apt.conf(5): they hold for a private
+ * apt too, but not the host's hooks, pins or cache cleaners.
+ *
+ * @throws {ProvisionError} When the host has no apt
+ */
+export async function hostTransportSettings(): Promise<string[]> {
+  const dump = await runProgram("apt-config", ["dump"]);
+  if (!dump.success) throw failure("Cannot read apt's configuration", dump);
+  return dump.stdout.split("\n").filter((line) =>
+    /^Acquire::(http|https|ftp|mirror|ForceIPv|Retries|Proxy)/i.test(line)
+  );
+}
+
+/** Removes a file or a folder with all that is in it. */
+export async function removeIfPresent(path: string): Promise<void> {
+  try {
+    await Deno.remove(path, { recursive: true });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
 /** How a private apt is set up. */
 export interface PrivateAptOptions {
-  /** Its folder, absolute; created when missing. */
-  readonly root: string;
+  /** The folder that its own, `apt`, lies in, absolute; created when missing. */
+  readonly cacheDir: string;
   readonly sources: readonly AptSource[];
   readonly architecture: string;
   /** Packages taken as installed, so that they and what only they need are not fetched. */
   readonly assumeInstalled: readonly string[];
 }
 
-/** An apt with a folder of its own. Not safe for two users at once: hold a lock around its use. */
+/** What packages hold for people, and no program reads. */
+const FOR_PEOPLE = ["doc", "man", "locale", "lintian", "bug"];
+
+/**
+ * An apt with a folder of its own, which all in a cache share, so that the lists of a release are there once. Not safe
+ * for two users at once: hold a lock around its use.
+ */
 export class PrivateApt {
   readonly #options: PrivateAptOptions;
+  readonly #root: string;
 
   constructor(options: PrivateAptOptions) {
     this.#options = options;
+    this.#root = join(options.cacheDir, "apt");
   }
 
   /** Downloads packages with their dependencies and unpacks them all into `tree`; returns the archives' names. */
@@ -248,6 +280,9 @@ export class PrivateApt {
         ]);
         if (!ran.success) throw failure(`Cannot unpack ${name}`, ran);
       }
+      for (const name of FOR_PEOPLE) {
+        await removeIfPresent(join(tree, "usr/share", name));
+      }
       return names;
     } finally {
       await Deno.remove(archives, { recursive: true });
@@ -270,24 +305,23 @@ export class PrivateApt {
       ...(targetRelease === undefined ? [] : ["-t", targetRelease]),
       ...packages,
     ];
-    const { root } = this.#options;
-    const sources = await this.#configure();
-    // Lists belong to the sources that they were read from.
-    const hadLists = await readTextIfPresent(join(root, "updated")) === sources;
-    if (!hadLists) await this.#update(sources);
+    const marker = await this.#configure();
+    const hadLists = await readTextIfPresent(marker) !== "";
+    if (!hadLists) await this.#update(marker);
     progress(`downloading ${packages.join(", ")} with dependencies`);
     let ran = await this.#aptGet(args);
     if (!ran.success && hadLists) {
       // Lists kept from an earlier run may name packages that the mirror has replaced since.
-      await this.#update(sources);
+      await this.#update(marker);
       ran = await this.#aptGet(args);
     }
     if (!ran.success) throw failure("Cannot download packages", ran);
   }
 
-  /** Writes the configuration; returns the text of its sources. */
+  /** Writes the configuration; returns the path of a file that is there when the lists of its sources are. */
   async #configure(): Promise<string> {
-    const { root, sources, architecture, assumeInstalled } = this.#options;
+    const root = this.#root;
+    const { sources, architecture, assumeInstalled } = this.#options;
     for (const dir of ["lists/partial", "sources.d", "empty.d"]) {
       await Deno.mkdir(join(root, dir), { recursive: true });
     }
@@ -318,18 +352,14 @@ export class PrivateApt {
       join(root, "apt.conf"),
       await this.#configuration(),
     );
-    return text;
+    const hash = createHash("sha256").update(text).digest("hex");
+    return join(root, `updated-${hash.slice(0, 12)}`);
   }
 
   async #configuration(): Promise<string> {
-    const { root, architecture } = this.#options;
-    // The host's proxy and transport settings hold here too, but not its hooks, pins or cache cleaners: so its
-    // configuration is read once, filtered, and its files are kept out.
-    const dump = await runProgram("apt-config", ["dump"]);
-    if (!dump.success) throw failure("Cannot read apt's configuration", dump);
-    const inherited = dump.stdout.split("\n").filter((line) =>
-      /^Acquire::(http|https|ftp|mirror|ForceIPv|Retries|Proxy)/i.test(line)
-    );
+    const root = this.#root;
+    const { architecture } = this.#options;
+    const inherited = await hostTransportSettings();
     const settings: Record<string, string> = {
       "Dir::State": root,
       "Dir::State::lists": join(root, "lists"),
@@ -351,6 +381,10 @@ export class PrivateApt {
       // Mirrors may be frozen snapshots.
       "Acquire::Check-Valid-Until": "false",
       "Acquire::Languages": "none",
+      // As they come: a fifth of the size.
+      "Acquire::GzipIndexes": "true",
+      // The lists of other sources stay.
+      "APT::Get::List-Cleanup": "false",
     };
     const lines = Object.entries(settings).map(([key, value]) =>
       `${key} "${value}";`
@@ -362,19 +396,18 @@ export class PrivateApt {
     ].join("\n") + "\n";
   }
 
-  async #update(sources: string): Promise<void> {
-    const { root } = this.#options;
+  async #update(marker: string): Promise<void> {
     const suites = this.#options.sources.flatMap((source) => source.suites);
     progress(`reading package lists of ${suites.join(", ")}`);
     // A suite that is missing must be an error; apt-get would only warn.
     const ran = await this.#aptGet(["update", "-qq", "--error-on=any"]);
     if (!ran.success) throw failure("Cannot read package lists", ran);
-    await Deno.writeTextFile(join(root, "updated"), sources);
+    await Deno.writeTextFile(marker, `${suites.join(" ")}\n`);
   }
 
   async #aptGet(args: readonly string[]): Promise<Ran> {
     return await runProgram("apt-get", args, {
-      APT_CONFIG: join(this.#options.root, "apt.conf"),
+      APT_CONFIG: join(this.#root, "apt.conf"),
     });
   }
 }

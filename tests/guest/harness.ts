@@ -5,8 +5,13 @@
  * @module
  */
 
-import { progress } from "./apt.ts";
-import { type ExtraTool, isSkip, type Kit, provision } from "./provision.ts";
+import {
+  type ExtraTool,
+  isSkip,
+  type Kit,
+  kitOrThrow,
+  provision,
+} from "./provision.ts";
 
 /** What a guest test is handed. */
 export interface GuestTestContext {
@@ -20,20 +25,30 @@ export type GuestTest = (
   fn: (context: GuestTestContext) => Promise<void>,
 ) => void;
 
-/** Provides a kit with the tools named, and gives the function that registers tests with it. */
+/** What guest tests need besides a virtual machine. */
+export interface GuestTestNeeds {
+  readonly tools?: readonly ExtraTool[];
+  /** What else must be there, such as `hostLibslirp()`. */
+  readonly hosts?: readonly (object | Promise<object>)[];
+}
+
+/**
+ * Provides a kit and whatever else is needed, and gives the function that registers tests with it. A test that is
+ * skipped has the reason in its name.
+ */
 export async function guestTests(
-  options: { readonly tools?: readonly ExtraTool[] } = {},
+  { tools = [], hosts = [] }: GuestTestNeeds = {},
 ): Promise<GuestTest> {
-  const kit = await provision(options);
-  const inCi = Deno.env.get("CI") === "true";
-  if (isSkip(kit) && !inCi) progress(`tests are skipped: ${kit.skip}`);
+  const kit = await provision({ tools });
+  const skip = [kit, ...await Promise.all(hosts)].find(isSkip)?.skip;
+  const ignore = skip !== undefined && Deno.env.get("CI") !== "true";
   return (name, fn) => {
     Deno.test({
-      name,
-      ignore: isSkip(kit) && !inCi,
+      name: ignore ? `${name} (ignored: ${skip})` : name,
+      ignore,
       fn: async (t) => {
-        if (isSkip(kit)) throw new Error(kit.skip);
-        await fn({ kit, t });
+        if (skip !== undefined) throw new Error(skip);
+        await fn({ kit: kitOrThrow(kit), t });
       },
     });
   };

@@ -9,9 +9,10 @@
 
 import { createHash } from "node:crypto";
 import { basename, dirname, join } from "node:path";
-import { ProvisionError, runProgram } from "./apt.ts";
+import { ProvisionError } from "./apt.ts";
 import { type CpioEntry, writeCpio } from "./cpio.ts";
 import { CONSOLE_JOB, CONSOLE_SERVER } from "./console.ts";
+import { linkedLibraries, neededLibraries } from "./elf.ts";
 import type { GuestTool, GuestToolFiles, Kit } from "./provision.ts";
 import { type Tree, treeCommand } from "./tree.ts";
 
@@ -174,10 +175,18 @@ async function toolEntries(tool: Tool): Promise<CpioEntry[]> {
   const entries: CpioEntry[] = [];
   for (const program of tool.files.programs) {
     const path = inTree(tool, program);
-    entries.push(file(program, await Deno.readFile(path)));
-    for (const library of await linkedLibraries(tool.tree, program)) {
+    const data = await Deno.readFile(path);
+    entries.push(file(program, data));
+    const names = neededLibraries(data);
+    const { found, missing } = await linkedLibraries(tool.tree.root, names);
+    if (missing.length > 0) {
+      throw new ProvisionError(
+        `Cannot find the libraries of ${program}: ${missing.join(", ")}`,
+      );
+    }
+    for (const [name, library] of found) {
       // Debian's loader looks here without a configuration.
-      const at = `lib/x86_64-linux-gnu/${basename(library)}`;
+      const at = `lib/x86_64-linux-gnu/${name}`;
       entries.push(file(at, await Deno.readFile(library)));
     }
   }
@@ -191,22 +200,6 @@ async function toolEntries(tool: Tool): Promise<CpioEntry[]> {
     ),
   );
   return entries;
-}
-
-/** Asks the tree's own loader which libraries a program is linked with. */
-async function linkedLibraries(
-  tree: Tree,
-  program: string,
-): Promise<string[]> {
-  const { command, args } = treeCommand(tree.root, program);
-  const ran = await runProgram(command, ["--list", ...args]);
-  if (!ran.success || ran.stdout.includes("not found")) {
-    throw new ProvisionError(
-      `Cannot find the libraries of ${program}: ${ran.stdout}${ran.stderr}`,
-    );
-  }
-  return [...ran.stdout.matchAll(/=> (\/\S+)/g)].map((match) => match[1] ?? "")
-    .filter((path) => !path.endsWith("/ld-linux-x86-64.so.2"));
 }
 
 /** The files of modules, unpacked, and an index of just them. */

@@ -1,16 +1,8 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { Guest } from "./guest.ts";
+import { isRunning } from "../resources.ts";
+import { until } from "../until.ts";
 import { guestTest } from "./harness.ts";
-
-async function processExists(pid: number): Promise<boolean> {
-  try {
-    await Deno.stat(`/proc/${pid}`);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
-}
 
 guestTest("Guest runs commands, reboots and ends", async ({ kit, t }) => {
   const guest = await Guest.boot({ kit });
@@ -141,7 +133,7 @@ guestTest("Guest runs commands, reboots and ends", async ({ kit, t }) => {
   } finally {
     await guest[Symbol.asyncDispose]();
   }
-  assertEquals(await processExists(guest.pid), false);
+  assertEquals(isRunning(guest.pid), false);
   // That no socket or stream is left is what Deno's resource sanitizer checks.
 });
 
@@ -203,14 +195,14 @@ guestTest("Guest ends with the process that booted it", async () => {
     const reader = child.stdout.getReader();
     const { value } = await reader.read();
     const pid = Number(new TextDecoder().decode(value));
-    assert(await processExists(pid));
+    assert(isRunning(pid));
     child.kill("SIGKILL");
     await child.status;
     assertEquals((await reader.read()).done, true);
-    const gone = await new Deno.Command("timeout", {
-      args: ["60", "tail", `--pid=${pid}`, "-f", "/dev/null"],
-    }).output();
-    assert(gone.success, "QEMU outlived the process that booted it");
+    await until(
+      "QEMU ends with the process that booted it",
+      () => !isRunning(pid),
+    );
     const left = [...Deno.readDirSync(temporary)].map((entry) => entry.name);
     assertEquals(left, []);
   } finally {

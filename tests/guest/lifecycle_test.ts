@@ -1,13 +1,19 @@
 import { assert, assertEquals } from "@std/assert";
 import { startQemu } from "./bare_qemu.ts";
 import { Guest, vfioUserDevice } from "./guest.ts";
-import { guestTest } from "./harness.ts";
+import { guestTests } from "./harness.ts";
 import { assertPing, dhcp, DHCP_FILES, ping } from "./net_checks.ts";
+import { hostLibslirp } from "./provision.ts";
 import { Serving } from "./serving.ts";
+
+const slirpTest = await guestTests({ hosts: [hostLibslirp()] });
 import { until } from "../until.ts";
 
-guestTest("a killed QEMU makes room for the next", async ({ kit, t }) => {
-  await using serving = await Serving.start({ devices: ["virtio-net"] });
+slirpTest("a killed QEMU makes room for the next", async ({ kit, t }) => {
+  await using serving = await Serving.start({
+    devices: ["virtio-net"],
+    user: "libslirp",
+  });
   const devices = [vfioUserDevice(serving.sockets[0]!)];
 
   await t.step("QEMU is killed in use and another takes over", async () => {
@@ -51,11 +57,12 @@ guestTest("a killed QEMU makes room for the next", async ({ kit, t }) => {
   });
 });
 
-guestTest(
+slirpTest(
   "two devices in one process do not disturb each other",
   async ({ kit }) => {
     await using serving = await Serving.start({
       devices: ["virtio-net", "virtio-net,id=second"],
+      user: "libslirp",
     });
     const boot = (i: number) =>
       Guest.boot({

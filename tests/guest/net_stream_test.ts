@@ -13,7 +13,6 @@ guestTest(
       // QEMU removes its socket when it quits in order, which these guests never do.
       await using serving = await Serving.start({
         devices: [`virtio-net,net=stream,path=${path},reconnect-ms=200`],
-        user: "gateway",
       });
       await using ours = await Guest.boot({
         kit,

@@ -14,7 +14,6 @@ guestTest("a guest notifies by a mapped page", async ({ kit, t }) => {
       `virtio-blk,id=disk-${mode},doorbells=${mode}`,
       ...(mode === "mmap" ? ["virtio-net,id=lan,doorbells=mmap"] : []),
     ]),
-    user: "gateway",
   });
   await using guest = await Guest.boot({
     kit,

@@ -5,17 +5,9 @@
  */
 
 import { join } from "node:path";
-import {
-  hostAptSources,
-  hostRelease,
-  isSkip,
-  ownReleaseSources,
-  PrivateApt,
-  ProvisionError,
-  runProgram,
-  type Skip,
-} from "./apt.ts";
-import { cacheDirectory, cachedTree, skipOnFailure } from "./tree.ts";
+import { isSkip, ProvisionError, runProgram, type Skip } from "./apt.ts";
+import { ownReleaseTree } from "./own_release.ts";
+import { skipOnFailure } from "./tree.ts";
 
 /** Where passt is on this host. */
 export interface HostPasst {
@@ -49,33 +41,16 @@ async function runs(program: string): Promise<boolean> {
 
 async function providePasst(): Promise<HostPasst> {
   if (await runs("passt")) return { program: "passt" };
-  const cacheDir = cacheDirectory();
-  const { id, codename } = await hostRelease();
-  const printed = await runProgram("dpkg", ["--print-architecture"]);
-  const sources = ownReleaseSources(await hostAptSources(), codename);
-  if (!printed.success || sources.length === 0) {
-    throw new ProvisionError(
-      "Cannot fetch passt: this host has no apt sources of its release; install passt",
-    );
-  }
-  const architecture = printed.stdout.trim();
-  const release = `${id}-${codename}-${architecture}`;
-  const assumeInstalled = ["libc6"];
-  const recipe = { release, assumeInstalled };
-  const tree = await cachedTree(cacheDir, "passt", recipe, async (root) => {
-    const names = await new PrivateApt({
-      // Its status file tells what is installed, so it is not the one that other packages are fetched with.
-      root: join(cacheDir, `apt-passt-${release}`),
-      sources,
-      architecture,
-      assumeInstalled,
-    }).unpack(["passt"], root);
-    if (!await runs(join(root, "usr/bin/passt"))) {
+  const tree = await ownReleaseTree("passt", {
+    packageName: "passt",
+    remedy: "install passt",
+    assumeInstalled: ["libc6"],
+    prepare: async (root) => {
+      if (await runs(join(root, "usr/bin/passt"))) return;
       throw new ProvisionError(
         "Cannot run passt: that of the packages does not start",
       );
-    }
-    return names;
+    },
   });
   return { program: join(tree.root, "usr/bin/passt") };
 }

@@ -18,6 +18,7 @@ import {
   PrivateApt,
   progress,
   ProvisionError,
+  removeIfPresent,
   runProgram,
   type Skip,
 } from "./apt.ts";
@@ -122,7 +123,11 @@ type GroupName = keyof typeof GROUPS;
 export type BaseTool = keyof typeof GROUPS.guest.tools;
 
 /** Tools that a test asks for when it needs them; each is a download of its own. */
-export type ExtraTool = "iperf3" | "ping" | "fio" | "nvme" | "filesystem";
+export type ExtraTool = Exclude<GroupName, "qemu" | "guest">;
+
+/** All of those. */
+export const EXTRA_TOOLS: readonly ExtraTool[] = Object.keys(GROUPS)
+  .filter((name) => name !== "qemu" && name !== "guest") as ExtraTool[];
 
 /** Any program for the guest. */
 export type GuestTool = BaseTool | ExtraTool;
@@ -264,6 +269,8 @@ async function prepareKernel(root: string): Promise<void> {
   progress("preparing the kernel");
   const release = await onlyEntry(join(root, "usr/lib/modules"));
   const packed = await Deno.readFile(join(root, `boot/vmlinuz-${release}`));
+  await removeIfPresent(join(root, "boot"));
+  await Deno.mkdir(join(root, "boot"));
   await Deno.writeFile(join(root, "boot/vmlinux"), unpackKernel(packed));
   const depmod = treeCommand(root, "usr/bin/kmod");
   // kmod goes by the name that it is called with.
@@ -322,7 +329,7 @@ async function provideTree(
     }
     const names = await firstThatWorks(mirrors, (source) =>
       new PrivateApt({
-        root: join(cacheDir, `apt-${GUEST_SUITE}`),
+        cacheDir,
         sources: [source],
         architecture: "amd64",
         assumeInstalled: ASSUME_INSTALLED,

@@ -15,7 +15,7 @@ import { hostLibslirp, isSkip } from "./provision.ts";
 export interface ServeOptions {
   /** The argument of one `--device` each. */
   readonly devices: readonly string[];
-  /** Which user-mode network `net=user` gets; libslirp unless told. */
+  /** Which user-mode network `net=user` gets; the gateway unless told, which every host has. */
   readonly user?: "libslirp" | "gateway";
   /** More arguments for Outboard. */
   readonly args?: readonly string[];
@@ -48,7 +48,7 @@ export class Serving {
       ]);
       const outboard = await startOutboard(
         [...args, ...options.args ?? [], "--control", `${folder}/control`],
-        await environment(options.user ?? "libslirp"),
+        await environment(options.user ?? "gateway"),
       );
       return new Serving(outboard, sockets, folder);
     } catch (error) {

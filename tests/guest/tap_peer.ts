@@ -4,10 +4,22 @@
  * @module
  */
 
+import { runProgram, type Skip } from "./apt.ts";
 import { controlLine, countersOf } from "./control_line.ts";
 import { treeCommand } from "./provision.ts";
 import type { Kit } from "./provision.ts";
 import type { TapHostRequest } from "./tap_host.ts";
+
+/** Namespaces in which a TAP can be made without being root, as arguments of unshare(1). */
+const NAMESPACES = ["--net", "--map-root-user"];
+
+/** Whether TAPs can be made here; or what the kernel says to it. */
+export async function hostTap(): Promise<object | Skip> {
+  const ran = await runProgram("unshare", [
+    ...[...NAMESPACES, "--", "sh", "-c", "exec 3<> /dev/net/tun"],
+  ]);
+  return ran.success ? {} : { skip: `no TAP: ${ran.stderr.trim()}` };
+}
 
 /** Lines of a child's output, one at a time. */
 async function* linesOf(stream: ReadableStream<Uint8Array<ArrayBuffer>>) {
@@ -52,7 +64,7 @@ export class TapPeer implements AsyncDisposable {
     // The TAP lives in a network namespace of its own, which ends with the processes in it: nothing is left on the host.
     const child = new Deno.Command("unshare", {
       args: [
-        ...["--net", "--map-root-user", "--kill-child=KILL", "--fork", "--"],
+        ...[...NAMESPACES, "--kill-child=KILL", "--fork", "--"],
         ...[Deno.execPath(), "run", "-A"],
         ...[import.meta.resolve("./tap_host.ts"), `${folder}/dev.sock`],
         ...[`${folder}/control`, options],

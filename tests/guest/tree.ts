@@ -7,7 +7,7 @@
 
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-import { progress, ProvisionError, type Skip } from "./apt.ts";
+import { progress, ProvisionError, removeIfPresent, type Skip } from "./apt.ts";
 
 /** Raised when the way a tree is made changes, so that every cache provisions anew. */
 const MANIFEST_VERSION = 1;
@@ -121,13 +121,5 @@ async function readTree(root: string): Promise<Tree | undefined> {
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return undefined;
     throw error;
-  }
-}
-
-async function removeIfPresent(path: string): Promise<void> {
-  try {
-    await Deno.remove(path, { recursive: true });
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }

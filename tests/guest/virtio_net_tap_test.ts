@@ -1,11 +1,13 @@
 import { assertEquals } from "@std/assert";
 import { Guest, vfioUserDevice } from "./guest.ts";
-import { guestTest } from "./harness.ts";
+import { guestTests } from "./harness.ts";
 import { whileMoving } from "./moving.ts";
 import { assertBound, assertPing, assertTapTransfers } from "./net_checks.ts";
-import { TapPeer } from "./tap_peer.ts";
+import { hostTap, TapPeer } from "./tap_peer.ts";
 
-guestTest("virtio-net through a TAP", async ({ kit, t }) => {
+const tapTest = await guestTests({ hosts: [hostTap()] });
+
+tapTest("virtio-net through a TAP", async ({ kit, t }) => {
   await using peer = await TapPeer.start(
     kit,
     ",offloads=off",

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Guest, vfioUserDevice } from "./guest.ts";
-import { guestTest } from "./harness.ts";
+import { guestTest, guestTests } from "./harness.ts";
 import { freeTcpPort } from "../ports.ts";
 import { until } from "../until.ts";
 import {
@@ -14,11 +14,15 @@ import {
   ping,
 } from "./net_checks.ts";
 import { whileMoving } from "./moving.ts";
+import { hostLibslirp } from "./provision.ts";
 import { Serving } from "./serving.ts";
 
-guestTest("virtio-net through libslirp", async ({ kit, t }) => {
+const slirpTest = await guestTests({ hosts: [hostLibslirp()] });
+
+slirpTest("virtio-net through libslirp", async ({ kit, t }) => {
   await using serving = await Serving.start({
     devices: ["virtio-net,mac=52:54:00:12:34:56,mtu=1400"],
+    user: "libslirp",
     args: ["--iothreads", "2"],
   });
   await using guest = await Guest.boot({
@@ -137,10 +141,11 @@ guestTest("virtio-net through libslirp", async ({ kit, t }) => {
   });
 });
 
-guestTest("virtio-net forwards ports of the host", async ({ kit }) => {
+slirpTest("virtio-net forwards ports of the host", async ({ kit }) => {
   const port = freeTcpPort();
   await using serving = await Serving.start({
     devices: [`virtio-net,hostfwd=tcp:127.0.0.1:${port}-:7`],
+    user: "libslirp",
   });
   await using guest = await Guest.boot({
     kit,
@@ -159,7 +164,6 @@ guestTest("virtio-net forwards ports of the host", async ({ kit }) => {
 guestTest("virtio-net through the embedded gateway", async ({ kit }) => {
   await using serving = await Serving.start({
     devices: ["virtio-net"],
-    user: "gateway",
   });
   await using guest = await Guest.boot({
     kit,
@@ -177,7 +181,6 @@ guestTest(
   async ({ kit }) => {
     await using serving = await Serving.start({
       devices: ["virtio-net"],
-      user: "gateway",
     });
     await using guest = await Guest.boot({
       kit,
