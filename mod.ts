@@ -14,23 +14,90 @@
  * @module
  */
 
-export * from "./src/errno.ts";
-export * from "./src/bits.ts";
-export type { Log } from "./src/log.ts";
+export type { DeviceModel, OptionSpec } from "./devices/model.ts";
+export {
+  alignUp,
+  bit,
+  field,
+  getU64,
+  high32,
+  isPowerOfTwo,
+  low32,
+  PAGE_SIZE,
+  setU64,
+  u64,
+  withBit,
+} from "./src/bits.ts";
+export { Errno, ErrnoError } from "./src/errno.ts";
 export type {
   BottomHalf,
   FdHandler,
   FdWatch,
   Loop,
   Poller,
+  PollHooks,
   Timer,
 } from "./src/event_loop.ts";
-export * from "./src/memory/guest_memory.ts";
-export * from "./src/memory/scatter_gather.ts";
-export * from "./src/pci/mod.ts";
-export * from "./src/virtio/mod.ts";
-export * from "./src/net/backend.ts";
-export * from "./devices/model.ts";
+export type { Log } from "./src/log.ts";
+export {
+  Access,
+  type GuestMemory,
+  type MemoryListener,
+  type MemoryWindow,
+  type ScratchMemory,
+} from "./src/memory/guest_memory.ts";
+export { ScatterGather } from "./src/memory/scatter_gather.ts";
+export type {
+  AccessWidth,
+  BarSpec,
+  CapabilitySpec,
+  CommandAnswer,
+  DeviceCommand,
+  DeviceContext,
+  Doorbell,
+  Interrupts,
+  MmapArea,
+  PciDevice,
+  PciSpec,
+  ResetReason,
+  SharedMemory,
+  VendorCapability,
+} from "./src/pci/device.ts";
+export {
+  type Register,
+  type RegisterAccess,
+  RegisterMap,
+  type RegisterName,
+  type RegisterRow,
+} from "./src/pci/register_map.ts";
+export {
+  FOR_ALL,
+  FOR_HOME,
+  type RegisterWrite,
+  type Spreading,
+  type SpreadingListener,
+} from "./src/pci/spreading.ts";
+export { StateReader } from "./src/state_reader.ts";
+export type { VirtioDevice, VirtioTransport } from "./src/virtio/device.ts";
+export { Features, VIRTIO_F } from "./src/virtio/features.ts";
+export {
+  type DoorbellMode,
+  isVirtioOption,
+  mapsNotify,
+  parseVirtioOptions,
+  ringFeatures,
+  VIRTIO_DEFAULTS,
+  type VirtioOption,
+  type VirtioOptions,
+  virtioOptionTable,
+} from "./src/virtio/options.ts";
+export { Chain, type Virtqueue } from "./src/virtio/queue.ts";
+export type { SessionCounters, SessionOptions } from "./src/virtio/session.ts";
+export {
+  VirtioPci,
+  type VirtioPciHandOver,
+  type VirtioPciOptions,
+} from "./src/virtio/virtio_pci.ts";
 
 if (import.meta.main) {
   // Not awaited: a model that imports this module would wait for it, and it for the model.

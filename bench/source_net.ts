@@ -5,18 +5,16 @@
  */
 
 import { VirtioNet } from "../devices/virtio_net/mod.ts";
-import type {
-  DeviceModel,
-  NetBackend,
-  NetPeer,
-  ScatterGather,
-} from "../mod.ts";
-import { Errno, VirtioPci } from "../mod.ts";
 import {
+  type DeviceModel,
+  Errno,
   parseVirtioOptions,
   ringFeatures,
+  type ScatterGather,
   type VirtioOptions,
-} from "../src/virtio/options.ts";
+  VirtioPci,
+} from "../mod.ts";
+import type { NetBackend, NetPeer } from "../src/net/backend.ts";
 
 /** How many frames are offered per wake-up before the loop gets its turn. */
 const BURST = 256;

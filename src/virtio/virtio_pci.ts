@@ -49,7 +49,7 @@ export interface VirtioPciOptions extends SessionOptions {
 }
 
 /** See {@linkcode VirtioPci.save}. */
-export interface VirtioPciState {
+interface VirtioPciState {
   readonly version: 1;
   /** The ISR status register. */
   readonly isr: number;
@@ -76,14 +76,18 @@ const MSIX_VECTORS_MAX = 2048;
  */
 export class VirtioPci implements PciDevice {
   readonly spec: PciSpec;
-  /** Status, features and queues. */
+  /**
+   * Status, features and queues.
+   *
+   * @internal
+   */
   readonly session: VirtioSession;
   readonly spreading?: Spreading;
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** See {@linkcode PciDevice.hold}. Absent, as the next two, when the device model has no save or no load. */
   readonly hold?: () => number;
   /** See {@linkcode PciDevice.save}. */
-  readonly save?: () => VirtioPciState;
+  readonly save?: () => unknown;
   /** See {@linkcode PciDevice.load}. */
   readonly load?: (state: unknown) => void;
   readonly #common: CommonConfig;

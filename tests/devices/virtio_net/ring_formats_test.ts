@@ -16,7 +16,10 @@ import {
 } from "../../../src/testing/mod.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import type { DriverQueue } from "../../../src/testing/virtio_driver.ts";
-import { parseVirtioOptions, ringFeatures } from "../../../src/virtio/mod.ts";
+import {
+  parseVirtioOptions,
+  ringFeatures,
+} from "../../../src/virtio/options.ts";
 import { VirtioPci } from "../../../src/virtio/virtio_pci.ts";
 import { LocalPci } from "../local_pci.ts";
 
