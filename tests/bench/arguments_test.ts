@@ -39,7 +39,15 @@ Deno.test("the benches refuse a file they cannot write before they measure", asy
   const folder = Deno.makeTempDirSync();
   try {
     const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-      args: ["run", "-A", main, "soak", "--json", `${folder}/no/figures`],
+      args: [
+        "run",
+        "-A",
+        "--quiet",
+        main,
+        "soak",
+        "--json",
+        `${folder}/no/figures`,
+      ],
       env: { NO_COLOR: "1" },
     }).output();
     const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);

@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { BlockOp } from "../../src/block/backend.ts";
 import { Errno } from "../../src/errno.ts";
+import { namespaceTests } from "../namespaces.ts";
 import { Controller, FILE, Folder, Host, pattern } from "./rig.ts";
 
 function run(command: string, ...args: string[]): string {
@@ -10,23 +11,40 @@ function run(command: string, ...args: string[]): string {
   return new TextDecoder().decode(stdout).trim();
 }
 
-const isRoot = Deno.uid() === 0;
+const mountTest = namespaceTests({
+  url: import.meta.url,
+  names: /a full file system/,
+  namespaces: ["--mount"],
+  why: whyNot(() => {
+    const folder = Deno.makeTempDirSync();
+    try {
+      run("mount", "-t", "tmpfs", "none", folder);
+      run("umount", folder);
+    } finally {
+      Deno.removeSync(folder);
+    }
+  }),
+  probe: "mount -t tmpfs none /tmp",
+});
 
-/** Whether loop devices can be had here. */
-function hasLoop(): boolean {
+/** What keeps something from being done here; null for nothing. */
+function whyNot(attempt: () => void): string | null {
   try {
-    run("losetup", "-f");
-    return isRoot;
-  } catch {
-    return false;
+    attempt();
+    return null;
+  } catch (error) {
+    return (error as Error).message.trim();
   }
 }
 
+const noLoop = Deno.uid() === 0
+  ? whyNot(() => run("losetup", "-f"))
+  : "loop devices are root's";
+
 for (const engine of ["auto", "ring", "sync"] as const) {
-  Deno.test({
-    name: `FileBackend, engine ${engine}: a full file system is ENOSPC`,
-    ignore: !isRoot,
-    fn: () => {
+  mountTest(
+    `FileBackend, engine ${engine}: a full file system is ENOSPC`,
+    () => {
       using folder = new Folder();
       run("mount", "-t", "tmpfs", "-o", "size=256k", "none", folder.path);
       try {
@@ -52,11 +70,13 @@ for (const engine of ["auto", "ring", "sync"] as const) {
         run("umount", folder.path);
       }
     },
-  });
+  );
 
   Deno.test({
-    name: `FileBackend, engine ${engine}: a block device works as a file does`,
-    ignore: !hasLoop(),
+    name: `FileBackend, engine ${engine}: a block device works as a file does${
+      noLoop === null ? "" : ` (ignored: ${noLoop})`
+    }`,
+    ignore: noLoop !== null,
     fn: () => {
       using folder = new Folder();
       const image = folder.image("disk.img", 1 << 20);

@@ -6,6 +6,7 @@
 
 import { check, Fd, openFd, SyscallError } from "../../src/libc/mod.ts";
 import { lastErrno, libc } from "../../src/libc/symbols.ts";
+import { type NamespaceTest, namespaceTests } from "../namespaces.ts";
 import { ip } from "./frames.ts";
 
 const CLONE_NEWNET = 0x4000_0000;
@@ -111,7 +112,18 @@ export class NetworkNamespace implements Disposable {
   }
 }
 
-/** Why TAPs cannot be tested here, or null. */
+/** Gives the function that registers tests of a file that make TAPs; their names say so. */
+export function tapTests(url: string): NamespaceTest {
+  return namespaceTests({
+    url,
+    names: /TAP|Tap/,
+    namespaces: ["--net"],
+    why: whyNoTap(),
+    probe: "exec 3<> /dev/net/tun",
+  });
+}
+
+/** Why TAPs cannot be made by this process, or null. */
 export function whyNoTap(): string | null {
   try {
     using _namespace = new NetworkNamespace();

@@ -6,7 +6,7 @@ import type { PasstNetOptions } from "../../src/net/option_table.ts";
 import { Passt, passtArguments } from "../../src/net/passt.ts";
 import { PeerBackend } from "../../src/net/peer_backend.ts";
 import { testPasst } from "../guest/passt.ts";
-import { openFds } from "../resources.ts";
+import { isRunning, openFds } from "../resources.ts";
 import { PATIENCE_MS } from "../until.ts";
 import { Card, Host } from "./card.ts";
 import { arpRequest } from "./frames.ts";
@@ -16,17 +16,6 @@ import { HostSocket, STREAM } from "./sockets.ts";
 function children(): string[] {
   return Deno.readTextFileSync(`/proc/self/task/${Deno.pid}/children`).trim()
     .split(/\s+/).filter((pid) => pid !== "");
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    return !/^State:\s+[ZX]/m.test(
-      Deno.readTextFileSync(`/proc/${pid}/status`),
-    );
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
 }
 
 /** Whether whoever started the tests left the descriptor open for all that they start. */

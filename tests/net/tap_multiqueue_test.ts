@@ -16,28 +16,24 @@ import {
   ping,
   tcp,
 } from "./frames.ts";
-import { NetworkNamespace, whyNoTap } from "./netns.ts";
+import { NetworkNamespace, tapTests } from "./netns.ts";
 
 const PAIRS = 4;
 const HEADER_BYTES = 12;
-const reason = whyNoTap();
+const namespaceTest = tapTests(import.meta.url);
 
 function tapTest(
   name: string,
   run: (host: Host, namespace: NetworkNamespace) => void,
 ): void {
-  Deno.test({
-    name: `TapBackend ${name}${reason === null ? "" : ` (ignored: ${reason})`}`,
-    ignore: reason !== null,
-    fn() {
-      const before = openFds();
-      {
-        using namespace = new NetworkNamespace();
-        using host = new Host(1500, PAIRS);
-        run(host, namespace);
-      }
-      assertEquals(openFds(), before);
-    },
+  namespaceTest(`TapBackend ${name}`, () => {
+    const before = openFds();
+    {
+      using namespace = new NetworkNamespace();
+      using host = new Host(1500, PAIRS);
+      run(host, namespace);
+    }
+    assertEquals(openFds(), before);
   });
 }
 

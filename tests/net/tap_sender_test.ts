@@ -15,7 +15,8 @@ import { TapSender, type TapSenderOptions } from "../../src/net/tap_sender.ts";
 import { RecordingLog } from "../../src/testing/fake_context.ts";
 import { heapGrowthPerOperation, openFds } from "../resources.ts";
 import { Host } from "./card.ts";
-import { NetworkNamespace, whyNoTap } from "./netns.ts";
+import type { NamespaceTest } from "../namespaces.ts";
+import { NetworkNamespace, tapTests } from "./netns.ts";
 import { ETH_P_EXPERIMENTAL, PacketSocket } from "./packet_socket.ts";
 import { give } from "./traveller.ts";
 
@@ -24,7 +25,7 @@ const HEADER_BYTES = 12;
 /** What one system call sends, and what its frames have room for. */
 const FRAMES_MAX = 64;
 const SEGMENTS_MAX = 1024;
-const reason = whyNoTap();
+const namespaceTest = tapTests(import.meta.url);
 const ENGINES = Object.values(TapEngine);
 
 const nobody: TapQueueListener = {
@@ -34,15 +35,15 @@ const nobody: TapQueueListener = {
 };
 
 /** A test after which all descriptors are closed. */
-function senderTest(name: string, run: () => void, ignore = reason): void {
-  Deno.test({
-    name: `TapSender ${name}${ignore === null ? "" : ` (ignored: ${ignore})`}`,
-    ignore: ignore !== null,
-    fn() {
-      const before = openFds();
-      run();
-      assertEquals(openFds(), before);
-    },
+function senderTest(
+  name: string,
+  run: () => void,
+  register: NamespaceTest = namespaceTest,
+): void {
+  register(`TapSender ${name}`, () => {
+    const before = openFds();
+    run();
+    assertEquals(openFds(), before);
   });
 }
 
@@ -327,7 +328,7 @@ for (const count of [2, FRAMES_MAX]) {
         return held;
       });
     },
-    null,
+    Deno.test,
   );
 }
 

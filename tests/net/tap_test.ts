@@ -14,27 +14,23 @@ import {
   parseIp,
   ping,
 } from "./frames.ts";
-import { NetworkNamespace, whyNoTap } from "./netns.ts";
+import { NetworkNamespace, tapTests } from "./netns.ts";
 
-const reason = whyNoTap();
+const namespaceTest = tapTests(import.meta.url);
 
 /** A test in a network namespace of its own; afterwards all descriptors are closed. */
 function tapTest(
   name: string,
   run: (host: Host, namespace: NetworkNamespace) => void,
 ): void {
-  Deno.test({
-    name: `TapBackend ${name}${reason === null ? "" : ` (ignored: ${reason})`}`,
-    ignore: reason !== null,
-    fn() {
-      const before = openFds();
-      {
-        using namespace = new NetworkNamespace();
-        using host = new Host();
-        run(host, namespace);
-      }
-      assertEquals(openFds(), before);
-    },
+  namespaceTest(`TapBackend ${name}`, () => {
+    const before = openFds();
+    {
+      using namespace = new NetworkNamespace();
+      using host = new Host();
+      run(host, namespace);
+    }
+    assertEquals(openFds(), before);
   });
 }
 
@@ -177,15 +173,11 @@ tapTest("says that an interface of that name is no TAP", (host) => {
   assert(error.message.includes("is no single-queue TAP"), error.message);
 });
 
-Deno.test({
-  name: "TapBackend gives an interface of its own the card's MTU",
-  ignore: reason !== null,
-  fn() {
-    using namespace = new NetworkNamespace();
-    using host = new Host(9000);
-    using _card = new Card(host, open(host, "obtap0"));
-    assertEquals(namespace.mtu("obtap0"), 9000);
-  },
+namespaceTest("TapBackend gives an interface of its own the card's MTU", () => {
+  using namespace = new NetworkNamespace();
+  using host = new Host(9000);
+  using _card = new Card(host, open(host, "obtap0"));
+  assertEquals(namespace.mtu("obtap0"), 9000);
 });
 
 tapTest("moves frames without allocating", (host) => {
