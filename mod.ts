@@ -63,6 +63,7 @@ export type {
   SharedMemory,
   VendorCapability,
 } from "./src/pci/device.ts";
+export { type PostedWrites, WriteOrder } from "./src/pci/posted_writes.ts";
 export {
   type Register,
   type RegisterAccess,

@@ -76,6 +76,7 @@ export function errnoName(errno: number): string {
 
 /** A failure that has an error number; the server turns it into an error reply. */
 export class ErrnoError extends Error {
+  /** The name of the class. */
   override readonly name: string = "ErrnoError";
   /** The error number, positive. */
   readonly errno: number;
@@ -83,6 +84,8 @@ export class ErrnoError extends Error {
   readonly code: string;
 
   /**
+   * Makes the failure of one action.
+   *
    * @param errno Positive error number
    * @param message What could not be done: "Cannot <action>: <state>"
    */

@@ -12,6 +12,8 @@ export class StateReader {
   readonly #fields: Readonly<Record<string, unknown>>;
 
   /**
+   * Begins to read a structure.
+   *
    * @param what Whose state it is, for messages, such as `queue 3`
    * @throws {ErrnoError} EINVAL when it is no structure at all
    */

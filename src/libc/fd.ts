@@ -47,6 +47,7 @@ export class Fd implements Disposable {
     libc.close(this.release());
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -72,7 +72,11 @@ export class Mapping implements Disposable {
   #buffer: ArrayBuffer | null = null;
   #open = true;
 
-  /** @throws {SyscallError} When mmap fails */
+  /**
+   * Maps, or takes over what is mapped.
+   *
+   * @throws {SyscallError} When mmap fails
+   */
   constructor(options: MappingOptions) {
     const prot = options.prot ?? (Prot.READ | Prot.WRITE);
     const flags = options.fd === undefined
@@ -156,6 +160,7 @@ export class Mapping implements Disposable {
     libc.munmap(this.hva, this.lengthBytes);
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -222,7 +227,11 @@ export class NativeBuffer implements Disposable {
   /** The same bytes, for multi-byte fields. */
   readonly view: DataView<ArrayBuffer>;
 
-  /** @param lengthBytes At least; rounded up to whole pages */
+  /**
+   * Makes memory of zeros.
+   *
+   * @param lengthBytes At least; rounded up to whole pages
+   */
   constructor(lengthBytes: number) {
     this.#mapping = new Mapping({
       lengthBytes: alignUp(lengthBytes, PAGE_SIZE),
@@ -253,6 +262,7 @@ export class NativeBuffer implements Disposable {
     this.#mapping.close();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }

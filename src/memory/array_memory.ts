@@ -35,7 +35,11 @@ export class ArrayMemory implements GuestMemory {
   readonly #table = new RegionTable();
   #nextHva = FIRST_HVA;
 
-  /** @param ranges What is mapped from the start; 1 MiB at address 0 unless told */
+  /**
+   * Makes memory with ranges in it.
+   *
+   * @param ranges What is mapped from the start; 1 MiB at address 0 unless told
+   */
   constructor(
     ranges: readonly ArrayRange[] = [{ iova: 0, lengthBytes: 0x10_0000 }],
   ) {

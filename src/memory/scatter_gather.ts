@@ -34,6 +34,8 @@ export class ScatterGather {
   lengthBytes = 0;
 
   /**
+   * Makes an empty list.
+   *
    * @param words Storage of four words a segment; at a stable address when C is to read it
    * @param iovec That address
    */

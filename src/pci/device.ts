@@ -97,17 +97,23 @@ export type CapabilitySpec =
 
 /** The identity and shape of a PCI function, as data. */
 export interface PciSpec {
+  /** Vendor ID. */
   readonly vendorId: number;
+  /** Device ID. */
   readonly deviceId: number;
   /** Revision ID. */
   readonly revision: number;
   /** Base class, sub-class and programming interface, 24 bits. */
   readonly classCode: number;
+  /** Subsystem Vendor ID. */
   readonly subsystemVendorId: number;
+  /** Subsystem ID. */
   readonly subsystemId: number;
   /** Whether the function has an INTA# line. */
   readonly intx: boolean;
+  /** Base address registers, in any order. */
   readonly bars: readonly BarSpec[];
+  /** Capabilities, in the order of their list. */
   readonly capabilities: readonly CapabilitySpec[];
 }
 

@@ -33,7 +33,11 @@ export class WriteOrder {
   #mark = 0;
   #waiting = false;
 
-  /** @param again Something that was found has to wait: makes whoever asks ask again, in a later bottom half */
+  /**
+   * Makes the gate of one thing that is looked at.
+   *
+   * @param again Something that was found has to wait: makes whoever asks ask again, in a later bottom half
+   */
   constructor(posted: PostedWrites, again: () => void) {
     this.#posted = posted;
     this.#again = again;

@@ -10,10 +10,10 @@ import type { PciDevice } from "./device.ts";
 export type RegisterWrite = PciDevice["writeBar"];
 
 /** A write that every twin must hear of. */
-export const FOR_ALL = -1;
+export const FOR_ALL: number = -1;
 
 /** A write that concerns the home thread only. */
-export const FOR_HOME = -2;
+export const FOR_HOME: number = -2;
 
 /** What a device tells the thread it lives on, for its twins on the others. */
 export interface SpreadingListener {

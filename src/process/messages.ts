@@ -108,7 +108,9 @@ export interface ReplyOf {
 
 /** A device as seen from outside. */
 export interface DeviceDescription {
+  /** Its id, unique in the process. */
   readonly id: string;
+  /** Its model, as it was asked for. */
   readonly model: string;
   /** Process id of the connected client, if any. */
   readonly clientPid: number | null;

@@ -34,6 +34,7 @@ export interface MetricFamily {
   readonly name: string;
   /** One line for people. */
   readonly help: string;
+  /** The kind of its values. */
   readonly type: MetricType;
   /** `seconds` or `bytes`; empty for numbers of things. */
   readonly unit: "" | "seconds" | "bytes";
@@ -43,6 +44,7 @@ export interface MetricFamily {
 
 /** Everything there was to count when it was asked for; plain data. */
 export interface MetricsSnapshot {
+  /** Families, each with all of its values. */
   readonly families: readonly MetricFamily[];
 }
 

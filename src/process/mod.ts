@@ -30,12 +30,20 @@ export { loadModel } from "../../devices/registry.ts";
 export type { IOThreadDescription } from "./control.ts";
 export {
   configureLogging,
+  type LineSink,
   LOG_FORMATS,
   LOG_LEVELS,
   type LogFormat,
   type LogLevel,
 } from "./logging.ts";
 export type { DeviceDescription, PlacedDescription } from "./messages.ts";
+export type {
+  MetricFamily,
+  MetricSample,
+  MetricsSnapshot,
+  MetricType,
+} from "./metrics.ts";
+export type { MetricsEndpoint } from "./metrics_endpoint.ts";
 export { IOTHREADS_MAX } from "./placement.ts";
 export * from "./run.ts";
 export type { Endpoint, SocketPath } from "./sockets.ts";

@@ -56,6 +56,7 @@ export interface RunDevice {
   readonly model: string;
   /** What the model's `parse` returned. */
   readonly options: unknown;
+  /** The socket it listens on. */
   readonly endpoint: Endpoint;
   /** Numbers of the IOThreads it is to use, the one it lives on first; absent or empty for any. */
   readonly iothreads?: readonly number[];
@@ -71,6 +72,7 @@ export interface ThreadOptions {
 
 /** What to run. */
 export interface RunOptions {
+  /** The devices; each has a socket of its own. */
   readonly devices: readonly RunDevice[];
   /** Longest polling before an IOThread sleeps, in microseconds; 0 never polls, Infinity never sleeps; 50 unless told. */
   readonly pollMaxUs?: number;
@@ -84,10 +86,13 @@ export interface RunOptions {
 
 /** A device that is being served. */
 export interface ServedDevice {
+  /** Its id, unique in the process. */
   readonly id: string;
+  /** Its model, as it was asked for. */
   readonly model: string;
   /** Path of its socket; null for an inherited one without a name. */
   readonly path: string | null;
+  /** Descriptor of its listening socket. */
   readonly fd: number;
   /** Number of the IOThread it lives on. */
   readonly iothread: number;

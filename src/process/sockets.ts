@@ -22,6 +22,7 @@ import {
 
 /** Where a socket is made, and who may connect to it. */
 export interface SocketPath {
+  /** Path of its file. */
   readonly path: string;
   /** Permission bits of its file; 0600 unless told, 0660 with a group. */
   readonly mode?: number;

@@ -42,6 +42,7 @@ export class StopSignal implements Disposable {
     return this.#heard.promise;
   }
 
+  /** Stops listening to signals. */
   [Symbol.dispose](): void {
     for (const [signal, act] of this.#signals) {
       Deno.removeSignalListener(signal, act);

@@ -29,6 +29,11 @@ export class DriverMemory {
   #bump = 0;
   #free: FreePiece[] = [];
 
+  /**
+   * Makes memory of a buffer.
+   *
+   * @param iova Address of its first byte, as the device sees it
+   */
   constructor(buffer: ArrayBuffer, iova: number) {
     this.iova = iova;
     this.bytes = new Uint8Array(buffer);

@@ -94,10 +94,15 @@ export class RecordingLog implements Log {
 
 /** A device context whose parts a test can drive and inspect. */
 export interface FakeContext extends DeviceContext {
+  /** Guest memory; 1 MiB at address 0 unless told. */
   readonly memory: ArrayMemory;
+  /** Interrupts, which keep a record of what was raised. */
   readonly interrupts: RecordingInterrupts;
+  /** The loop, turned by the test. */
   readonly loop: ManualLoop;
+  /** Register writes on their way; none unless the test says so. */
   readonly posted: CountedWrites;
+  /** The log, which keeps what was said. */
   readonly log: RecordingLog;
 }
 

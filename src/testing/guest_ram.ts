@@ -29,6 +29,8 @@ export class GuestRam implements Disposable {
   readonly #mapping: Mapping;
 
   /**
+   * Makes memory of zeros.
+   *
    * @param lengthBytes Whole pages
    * @param iova Where the device sees it; page-aligned
    */
@@ -66,6 +68,7 @@ export class GuestRam implements Disposable {
     this.#fd.close();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }

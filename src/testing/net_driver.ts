@@ -355,6 +355,7 @@ export class NetDriver implements Disposable {
     memory.free(this.#ctrlIova, CTRL_BYTES);
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -35,7 +35,12 @@ export class OutboardProcess implements AsyncDisposable {
   #over = false;
   #stopped: Promise<void> | null = null;
 
-  /** @param child With both outputs piped @param sockets The paths it was told to listen on */
+  /**
+   * Begins to read what a process says.
+   *
+   * @param child With both outputs piped
+   * @param sockets The paths it was told to listen on
+   */
   constructor(
     child: Deno.ChildProcess,
     sockets: readonly string[],
@@ -138,6 +143,7 @@ export class OutboardProcess implements AsyncDisposable {
     this.#stopped ??= Promise.resolve();
   }
 
+  /** Stops it. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop();
   }

@@ -76,7 +76,11 @@ export class PackedVring implements DriverRing {
   #length = 0;
   #useTable = false;
 
-  /** @throws {RangeError} When the memory has no room for it */
+  /**
+   * Makes an empty ring.
+   *
+   * @throws {RangeError} When the memory has no room for it
+   */
   constructor(memory: DriverMemory, options: VringOptions) {
     const { size } = options;
     this.size = size;

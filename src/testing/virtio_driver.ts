@@ -65,6 +65,11 @@ export class DriverQueue<R extends DriverRing = Vring> {
   /** How often the device was notified. */
   kicks = 0;
 
+  /**
+   * Joins a ring with the ways to notify and to be interrupted.
+   *
+   * @param lines The interrupts; null where the device is polled
+   */
   constructor(
     index: number,
     ring: R,
@@ -143,7 +148,11 @@ export class VirtioDriver {
   readonly #common: VirtioStructure;
   #features = new Set<number>();
 
-  /** @throws {Error} When the device is no modern virtio device */
+  /**
+   * Finds the registers of a device, and enables it on the bus.
+   *
+   * @throws {Error} When the device is no modern virtio device
+   */
   constructor(
     pci: PciAccess,
     memory: DriverMemory,

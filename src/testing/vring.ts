@@ -95,7 +95,11 @@ export class Vring implements DriverRing {
   #wanted = 0;
   #useTable = false;
 
-  /** @throws {RangeError} When the memory has no room for it */
+  /**
+   * Makes an empty ring.
+   *
+   * @throws {RangeError} When the memory has no room for it
+   */
   constructor(memory: DriverMemory, options: VringOptions) {
     const { size } = options;
     this.size = size;

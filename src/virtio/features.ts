@@ -29,7 +29,12 @@ export class Features {
   readonly #low: number;
   readonly #high: number;
 
-  /** @param low Bits 0–31 @param high Bits 32–63 */
+  /**
+   * Makes a set of two words.
+   *
+   * @param low Bits 0–31
+   * @param high Bits 32–63
+   */
   constructor(low: number, high: number) {
     this.#low = low >>> 0;
     this.#high = high >>> 0;

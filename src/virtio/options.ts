@@ -19,11 +19,10 @@ export interface VirtioOption {
   readonly default: string;
 }
 
-/** How drivers notify a device; `auto` leaves the choice to us. */
-const DOORBELLS = ["auto", "message", "mmap"] as const;
+/** The way drivers notify a device; `auto` leaves the choice to us. */
+export type DoorbellMode = "auto" | "message" | "mmap";
 
-/** One of `auto`, `message` and `mmap`. */
-export type DoorbellMode = typeof DOORBELLS[number];
+const DOORBELLS: readonly DoorbellMode[] = ["auto", "message", "mmap"];
 
 /** Which ring features are offered, and how drivers notify; plain data that can be sent to a Worker. */
 export interface VirtioOptions {

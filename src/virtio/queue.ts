@@ -16,7 +16,11 @@ export class Chain {
   /** The device-writable buffers, in order. */
   readonly writable: ScatterGather;
 
-  /** @param segments The most segments of each kind, at most 1024 */
+  /**
+   * Makes room for one chain.
+   *
+   * @param segments The most segments of each kind, at most 1024
+   */
   constructor(memory: GuestMemory, segments: number) {
     this.readable = memory.createScatterGather(segments);
     this.writable = memory.createScatterGather(segments);

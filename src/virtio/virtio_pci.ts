@@ -98,6 +98,8 @@ export class VirtioPci implements PciDevice {
     this.writeBar(bar, offset, width, value);
 
   /**
+   * Makes the device model and what surrounds it.
+   *
    * @param create Makes the device model; it may keep the transport but use it only after it has returned
    * @throws {RangeError} When the model has more queues, or the options more vectors, than there can be
    */

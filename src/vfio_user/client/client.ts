@@ -97,7 +97,11 @@ export class VfioUserClient implements Disposable {
   readonly dmaResponder: DmaResponder;
   #agreement: Agreement | null = null;
 
-  /** @param socket A connected nonblocking stream socket, owned by the client from now on; a path is connected to */
+  /**
+   * Connects to a server; {@linkcode negotiate} comes next.
+   *
+   * @param socket A connected nonblocking stream socket, owned by the client from now on; a path is connected to
+   */
   constructor(socket: Fd | string, options: ClientOptions = {}) {
     this.dmaResponder = new DmaResponder(this.dma, options.dmaLayout);
     this.connection = new ClientConnection(
@@ -430,6 +434,7 @@ export class VfioUserClient implements Disposable {
     this.dma.clear();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }

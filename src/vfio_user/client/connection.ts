@@ -98,6 +98,8 @@ export class ClientConnection implements Disposable {
   #deadlineMs = 0;
 
   /**
+   * Takes a socket over.
+   *
    * @param socket A connected, nonblocking stream socket; the connection owns it from now on
    * @param handler Answers what the server asks
    */
@@ -299,6 +301,7 @@ export class ClientConnection implements Disposable {
     this.#out.close();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -112,6 +112,13 @@ export class DmaResponder implements CommandHandler {
   /** How many DMA_WRITE requests were answered or refused. */
   writes = 0;
 
+  /**
+   * Makes a handler for the DMA commands of one server.
+   *
+   * @param table What the server may reach
+   * @param layout Layout of the structures on the wire
+   * @param maxTransferBytes The most that one command may ask for
+   */
   constructor(
     table: DmaTable,
     layout: DmaLayout = "protocol",

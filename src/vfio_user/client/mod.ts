@@ -17,6 +17,12 @@
  * @module
  */
 
+export { Fd } from "../../libc/fd.ts";
+export type {
+  Mapping,
+  MappingOptions,
+  NativeBuffer,
+} from "../../libc/mapping.ts";
 export * from "./client.ts";
 export * from "./connection.ts";
 export * from "./dma_table.ts";

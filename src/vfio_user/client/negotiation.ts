@@ -24,6 +24,7 @@ export interface Capabilities {
   };
   /** Whether REGION_WRITE_MULTI may be sent. */
   readonly write_multiple?: boolean;
+  /** Capabilities that the protocol does not know. */
   readonly [name: string]: unknown;
 }
 

@@ -64,7 +64,11 @@ export type BellKind = "message" | "posted" | "ioeventfd" | "mmap";
 export class EventFdLines implements InterruptLines, Disposable {
   readonly #fds: readonly Fd[];
 
-  /** @param vectors How many to make */
+  /**
+   * Makes eventfds.
+   *
+   * @param vectors How many to make
+   */
   constructor(vectors: number) {
     this.#fds = Array.from({ length: vectors }, () => createEventFd());
   }
@@ -85,6 +89,7 @@ export class EventFdLines implements InterruptLines, Disposable {
     for (const fd of this.#fds) fd.close();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -157,6 +162,7 @@ export class PciClient implements PciAccess, Disposable {
   readonly #ioFds = new Map<number, RegionIoFds>();
   readonly #mappings = new Map<number, [at: number, mapping: Mapping][]>();
 
+  /** Wraps a client that has negotiated. */
   constructor(client: VfioUserClient, options: PciClientOptions = {}) {
     this.client = client;
     this.#bells = options.bells ?? "message";
@@ -285,6 +291,7 @@ export class PciClient implements PciAccess, Disposable {
     this.#mappings.clear();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }

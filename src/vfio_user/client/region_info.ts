@@ -163,6 +163,7 @@ export class RegionInfo implements Disposable {
     for (const fd of this.fds) fd.close();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -237,6 +238,7 @@ export class RegionIoFds implements Disposable {
     for (const fd of this.fds) fd.close();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }
