@@ -5,9 +5,10 @@
  */
 
 import { BlockOp } from "../../src/block/backend.ts";
-import type {
-  GuestMemory,
-  ScratchMemory,
+import {
+  Access,
+  type GuestMemory,
+  type ScratchMemory,
 } from "../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
 import type { Command } from "./command.ts";
@@ -34,7 +35,6 @@ export class Comparer {
   #ours: ScratchMemory | null = null;
   #theirs = new Uint8Array(0);
   #active: Command | null = null;
-  #generation = 0;
 
   /** @param segments The most segments of a command */
   constructor(memory: GuestMemory, segments: number) {
@@ -50,12 +50,10 @@ export class Comparer {
   /**
    * Begins with a command: `request.offset` says where and `request.buffers` with what.
    *
-   * @param generation Of the memory when the buffers were translated
    * @returns {@linkcode SUBMIT} or a status
    */
-  begin(command: Command, generation: number): number {
+  begin(command: Command): number {
     this.#active = command;
-    this.#generation = generation;
     if (this.#ours === null) {
       this.#ours = this.#memory.createScratch(CHUNK_BYTES);
       this.#theirs = new Uint8Array(CHUNK_BYTES);
@@ -77,9 +75,7 @@ export class Comparer {
    */
   next(command: Command): number {
     // What was unmapped in the meantime is not the driver's any more.
-    if (this.#memory.generation !== this.#generation) {
-      return NvmeSc.DATA_XFER_ERROR;
-    }
+    if (!this.#isMapped) return NvmeSc.DATA_XFER_ERROR;
     const length = command.request.lengthBytes;
     const theirs = this.#theirs;
     const ours = this.#ours!.bytes;
@@ -101,10 +97,13 @@ export class Comparer {
     this.#active = null;
   }
 
+  /** Whether the driver's side is where it was. */
+  get #isMapped(): boolean {
+    return this.#memory.holds(this.#guest, Access.READ);
+  }
+
   #readChunk(command: Command): number {
-    if (this.#memory.generation !== this.#generation) {
-      return NvmeSc.DATA_XFER_ERROR;
-    }
+    if (!this.#isMapped) return NvmeSc.DATA_XFER_ERROR;
     const { request } = command;
     const length = Math.min(CHUNK_BYTES, command.steps - command.step);
     request.lengthBytes = length;

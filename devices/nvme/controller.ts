@@ -16,6 +16,7 @@ import type {
   ResetReason,
 } from "../../src/pci/device.ts";
 import { field } from "../../src/bits.ts";
+import { RING_ABSENCE_MS } from "../../src/memory/guest_memory.ts";
 import type { Command } from "./command.ts";
 import { namespaceCommands } from "./commands.ts";
 import { NvmeCounter } from "./counters.ts";
@@ -72,6 +73,9 @@ export class NvmeController implements PciDevice, BlockClient {
   readonly #work: BottomHalf;
   readonly #poller: Poller;
   readonly #doorbellTimer: Timer | null;
+  /** Armed while a queue is wanted that is not mapped. */
+  readonly #absence: Timer;
+  #absent = false;
   readonly #unsubscribe: () => void;
   /** Commands may be fetched and completions posted: CSTS.RDY, and no reset asked for. */
   #running = false;
@@ -115,8 +119,9 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#doorbellTimer = page === null
       ? null
       : loop.timer(() => this.#onDoorbellTimer());
+    this.#absence = loop.timer(() => this.#onAbsence());
     this.#unsubscribe = memory.subscribe({
-      onUnmap: () => namespaces.drain(),
+      onUnmap: (iova, lengthBytes) => this.#onUnmap(iova, lengthBytes),
       onChange: () => this.#work.schedule(),
     });
     this.commands = namespaceCommands({
@@ -257,6 +262,7 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#unsubscribe();
     this.#poller.close();
     this.#doorbellTimer?.close();
+    this.#absence.close();
     this.#parts.lines.close();
     this.#work.cancel();
     for (const ns of this.#parts.namespaces.all) ns.backend.close();
@@ -436,8 +442,32 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#parts.namespaces.commit();
     this.#parts.engine.settle();
     if (!this.#running) return;
+    this.#awaitMemory();
     this.#tellEvents();
     this.#parts.lines.flush(this.#parts.registers.interruptMask);
+  }
+
+  /** Behind an IOMMU memory is unmapped for each command: only those that use it have to come to an end before. */
+  #onUnmap(iova: number, lengthBytes: number): void {
+    const { engine, namespaces } = this.#parts;
+    if (engine.uses(iova, lengthBytes)) namespaces.drain();
+  }
+
+  /** Gives the client time to map a queue again that is wanted. */
+  #awaitMemory(): void {
+    const { engine, doorbells } = this.#parts;
+    const awaits = engine.awaitsMemory || doorbells.missing;
+    engine.awaitsMemory = false;
+    if (!awaits || this.#absent) return;
+    this.#absent = true;
+    this.#absence.arm(RING_ABSENCE_MS);
+  }
+
+  #onAbsence(): void {
+    this.#absent = false;
+    if (!this.#running || this.#stopped) return;
+    const missing = this.#parts.queues.missing();
+    if (missing !== null) this.#fail(missing, "use");
   }
 
   /** Carries out what CC asks for. */
@@ -478,8 +508,9 @@ export class NvmeController implements PciDevice, BlockClient {
 
   /** The driver did what the controller cannot go on from; a reset ends it. */
   #fail(reason: string, action = "enable"): void {
-    this.#parts.counters.add(NvmeCounter.fatalErrors, 1);
     this.#running = false;
+    if (this.spreading.isTwin) return this.spreading.reportFailure(reason);
+    this.#parts.counters.add(NvmeCounter.fatalErrors, 1);
     this.#parts.crew?.halt();
     this.#parts.queues.reset();
     this.#parts.registers.setFatal();
@@ -513,6 +544,8 @@ export class NvmeController implements PciDevice, BlockClient {
 
   #resetHere(): void {
     this.#doorbellTimer?.cancel();
+    this.#absence.cancel();
+    this.#absent = false;
     this.#parts.namespaces.drain();
     this.#parts.io.reset();
     this.#parts.engine.reset();

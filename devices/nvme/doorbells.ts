@@ -154,6 +154,11 @@ export class Doorbells {
     this.#owner = owner;
   }
 
+  /** Whether the buffers of Doorbell Buffer Config are in use and not mapped. */
+  get missing(): boolean {
+    return this.#configured && !this.#ready();
+  }
+
   /** Everything as after a reset of the controller. */
   reset(): void {
     this.#configured = false;

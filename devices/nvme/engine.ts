@@ -61,6 +61,8 @@ export class Engine {
   #end = 0;
   /** Whose turn it is. */
   #turn = 0;
+  /** Whether a queue that is wanted was found out of reach, since somebody set it to false. */
+  awaitsMemory = false;
 
   constructor(options: EngineOptions) {
     this.#options = options;
@@ -169,7 +171,10 @@ export class Engine {
       const command = this.#commands[this.#ring[this.#first]!]!;
       if (command.state === CommandState.DONE) {
         // A ring that cannot be reached holds up the others; it is back or gone with the next change of memory.
-        if (!this.#complete(command)) return;
+        if (!this.#complete(command)) {
+          this.awaitsMemory = true;
+          return;
+        }
         this.#pop();
         continue;
       }
@@ -193,6 +198,17 @@ export class Engine {
     this.#options.onInternal(command);
   }
 
+  /** Whether requests of the back ends use a part of a range of guest memory. */
+  uses(iova: number, lengthBytes: number): boolean {
+    for (const { state, request } of this.#commands) {
+      if (
+        state === CommandState.BUSY &&
+        request.buffers.overlaps(iova, lengthBytes)
+      ) return true;
+    }
+    return false;
+  }
+
   /** Forgets every command; none may be with a back end. */
   reset(): void {
     this.#first = this.#end = 0;
@@ -211,7 +227,10 @@ export class Engine {
         counters.add(NvmeCounter.completionQueueFull, 1);
         break;
       }
-      if (sq.fetch(this.#sqe) < 0) break;
+      if (sq.fetch(this.#sqe) < 0) {
+        this.awaitsMemory = true;
+        break;
+      }
       this.#start(sq, pool.take()!);
       count++;
     }

@@ -40,12 +40,6 @@ export interface IoOptions {
   readonly finish: (command: Command, status: number) => void;
 }
 
-/** A Compare command that waits, and the generation of memory its buffers belong to. */
-interface WaitingCompare {
-  readonly command: Command;
-  readonly generation: number;
-}
-
 /**
  * Executes I/O commands.
  *
@@ -55,7 +49,8 @@ interface WaitingCompare {
 export class IoCommands {
   readonly #options: IoOptions;
   readonly #compare: Comparer;
-  readonly #waiting: WaitingCompare[] = [];
+  /** Compare commands that wait for another. */
+  readonly #waiting: Command[] = [];
 
   constructor(options: IoOptions) {
     this.#options = options;
@@ -112,7 +107,7 @@ export class IoCommands {
    * @returns Whether it did
    */
   cancel(command: Command): boolean {
-    const at = this.#waiting.findIndex((each) => each.command === command);
+    const at = this.#waiting.indexOf(command);
     if (at >= 0) this.#waiting.splice(at, 1);
     return at >= 0;
   }
@@ -286,12 +281,11 @@ export class IoCommands {
   #startCompare(command: Command, sqe: Uint32Array): number {
     const status = this.#locate(command, sqe, Access.READ);
     if (status !== NvmeSc.SUCCESS) return status;
-    const { generation } = this.#options.memory;
     if (this.#compare.busy) {
-      this.#waiting.push({ command, generation });
+      this.#waiting.push(command);
       return IN_FLIGHT;
     }
-    const begun = this.#compare.begin(command, generation);
+    const begun = this.#compare.begin(command);
     return this.#settleCompare(
       command,
       begun === SUBMIT ? this.#drive(command) : begun,
@@ -306,11 +300,11 @@ export class IoCommands {
     this.#compare.end();
     while (this.#waiting.length > 0 && !this.#compare.busy) {
       const next = this.#waiting.shift()!;
-      const begun = this.#compare.begin(next.command, next.generation);
-      const its = begun === SUBMIT ? this.#drive(next.command) : begun;
+      const begun = this.#compare.begin(next);
+      const its = begun === SUBMIT ? this.#drive(next) : begun;
       if (its === IN_FLIGHT) break;
       this.#compare.end();
-      this.#options.finish(next.command, its);
+      this.#options.finish(next, its);
     }
     return status;
   }

@@ -193,6 +193,15 @@ export class CompletionQueue {
   }
 }
 
+/** Whether a submission queue can be there. */
+export function isReadable(
+  memory: GuestMemory,
+  iova: number,
+  size: number,
+): boolean {
+  return memory.covers(iova, size * SQE_BYTES, Access.READ);
+}
+
 /** A submission queue. Entries from `head` to `tail` are the controller's to fetch. */
 export class SubmissionQueue {
   readonly qid: number;
@@ -281,6 +290,15 @@ export class SubmissionQueue {
   /** Marks a command identifier as free. */
   releaseCid(cid: number): void {
     this.#cids[cid >>> 5]! &= ~(1 << (cid & 31));
+  }
+
+  /** Whether all of it is memory that may be read. */
+  ready(): boolean {
+    return isReadable(
+      this.#memory,
+      u64(this.#baseLow, this.#baseHigh),
+      this.size,
+    );
   }
 
   /** What it is and where it is, apart from commands that wait for an event. */

@@ -5,7 +5,7 @@
  */
 
 import { bit, field, u64 } from "../../src/bits.ts";
-import { Access, type GuestMemory } from "../../src/memory/guest_memory.ts";
+import type { GuestMemory } from "../../src/memory/guest_memory.ts";
 import { type PostedWrites, WriteOrder } from "../../src/pci/posted_writes.ts";
 import type { Command } from "./command.ts";
 import {
@@ -17,7 +17,6 @@ import {
   NVME_QUEUE_PHYS_CONTIG,
   NvmeSc,
   SQE,
-  SQE_BYTES,
 } from "./defs.ts";
 import {
   type Doorbells,
@@ -25,7 +24,12 @@ import {
   NO_DOORBELL,
   tailDoorbell,
 } from "./doorbells.ts";
-import { CompletionQueue, type RingSpec, SubmissionQueue } from "./queue.ts";
+import {
+  CompletionQueue,
+  isReadable,
+  type RingSpec,
+  SubmissionQueue,
+} from "./queue.ts";
 import type { QueueSetState } from "./queue_state.ts";
 
 /** What a {@linkcode QueueSet} works with. */
@@ -157,7 +161,7 @@ export class QueueSet {
     );
     // The driver may enable the controller before it lets it access memory.
     if (
-      memory.accessible && (!cq.ready() || !this.#isReadable(sqIova, sqSize))
+      memory.accessible && (!cq.ready() || !isReadable(memory, sqIova, sqSize))
     ) return "an admin queue is not in guest memory (ASQ, ACQ)";
     this.#addCq(cq);
     this.#addSq(
@@ -217,7 +221,7 @@ export class QueueSet {
     const cq = this.#cqs[cqid]!;
     if (cq === null) return NvmeSc.CQ_INVALID;
     const iova = u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!);
-    if (!this.#isReadable(iova, size)) return NvmeSc.INVALID_FIELD;
+    if (!isReadable(memory, iova, size)) return NvmeSc.INVALID_FIELD;
     const ring = { qid, size, iova };
     const sq = new SubmissionQueue(memory, ring, cq);
     if (cq.foreign) {
@@ -404,6 +408,21 @@ export class QueueSet {
     this.#options.onInvalidValue();
   }
 
+  /** What of the queues that this thread serves is not mapped, for messages; null when all is. */
+  missing(): string | null {
+    // What a function may not access is there all the same.
+    if (!this.#options.memory.accessible) return null;
+    for (const cq of this.#activeCqs) {
+      if (!cq.ready()) return `completion queue ${cq.qid} is not mapped`;
+    }
+    for (const sq of this.#activeSqs) {
+      if (!sq.ready()) return `submission queue ${sq.qid} is not mapped`;
+    }
+    return this.#options.doorbells.missing
+      ? "the buffers of Doorbell Buffer Config are not mapped"
+      : null;
+  }
+
   /** Whether a submission queue has entries; when not, the driver is asked to ring for the next one. */
   hasEntries(sq: SubmissionQueue): boolean {
     if (!sq.empty) return true;
@@ -491,11 +510,6 @@ export class QueueSet {
     return (sqe[SQE.PRP1]! & (this.#pageBytes - 1)) !== 0
       ? NvmeSc.PRP_INVALID_OFFSET
       : NvmeSc.SUCCESS;
-  }
-
-  #isReadable(iova: number, size: number): boolean {
-    const { memory } = this.#options;
-    return memory.window(iova, size * SQE_BYTES, Access.READ) !== null;
   }
 
   #addCq(cq: CompletionQueue): void {

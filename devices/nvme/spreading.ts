@@ -137,6 +137,11 @@ export class NvmeSpreading implements Spreading {
     this.#tellHome();
   }
 
+  /** The driver broke a rule on this thread: home fails the controller. */
+  reportFailure(reason: string): void {
+    this.#listener!.onFailure(reason);
+  }
+
   /** A submission queue whose deletion waits has come to its end: home completes the command. */
   reportEnded(qid: number): void {
     this.#words!.reportEnded(qid);

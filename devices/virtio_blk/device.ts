@@ -13,6 +13,7 @@ import {
 import { formatSize } from "../../src/block/size.ts";
 import { Errno } from "../../src/errno.ts";
 import type { BottomHalf } from "../../src/event_loop.ts";
+import { Access } from "../../src/memory/guest_memory.ts";
 import type {
   AccessWidth,
   DeviceCommand,
@@ -35,7 +36,7 @@ import {
   VIRTIO_BLK_F,
   VIRTIO_ID_BLOCK,
 } from "./defs.ts";
-import { isReachable, type Slot, SlotPool, SlotState } from "./in_flight.ts";
+import { type Slot, SlotPool, SlotState } from "./in_flight.ts";
 import {
   RequestParser,
   statusOfResult,
@@ -151,7 +152,7 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     );
     this.#publish = loop.bottomHalf(() => this.#publishAll());
     this.#unsubscribe = memory.subscribe({
-      onUnmap: () => this.#drain(),
+      onUnmap: (iova, lengthBytes) => this.#onUnmap(iova, lengthBytes),
       onChange: () => this.#unpark(),
     });
     this.commands = { resize: resizeCommand(backend) };
@@ -462,6 +463,11 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     this.#more[index]!.cancel();
   }
 
+  /** Behind an IOMMU memory is unmapped for each request: only those that use it have to come to an end before. */
+  #onUnmap(iova: number, lengthBytes: number): void {
+    if (this.#pool.uses(iova, lengthBytes)) this.#drain();
+  }
+
   /**
    * Nothing touches guest memory afterwards. What could not finish is parked.
    *
@@ -500,7 +506,12 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
   }
 
   #resubmit(slot: Slot): boolean {
-    if (!isReachable(slot.chain, this.#context.memory)) {
+    const { memory } = this.#context;
+    const { readable, writable } = slot.chain;
+    if (
+      !memory.holds(readable, Access.READ) ||
+      !memory.holds(writable, Access.WRITE)
+    ) {
       this.#failAt(
         slot,
         "memory was unmapped that a request in flight was using",

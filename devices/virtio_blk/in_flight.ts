@@ -6,7 +6,6 @@
 
 import { BlockRequest } from "../../src/block/backend.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
-import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
 import { Chain } from "../../src/virtio/queue.ts";
 import { VIRTIO_BLK_RANGE } from "./defs.ts";
 
@@ -115,6 +114,18 @@ export class SlotPool {
     return slot;
   }
 
+  /** Whether requests in flight use a part of a range of guest memory. */
+  uses(iova: number, lengthBytes: number): boolean {
+    for (const { state, chain: { readable, writable } } of this.#slots) {
+      if (state !== SlotState.IN_FLIGHT) continue;
+      if (
+        readable.overlaps(iova, lengthBytes) ||
+        writable.overlaps(iova, lengthBytes)
+      ) return true;
+    }
+    return false;
+  }
+
   /** Gives a slot back. */
   release(slot: Slot): void {
     slot.state = SlotState.FREE;
@@ -131,21 +142,5 @@ export class SlotPool {
     const slot = new Slot(this.#memory, this.#segments, tag);
     this.#slots.push(slot);
     return slot;
-  }
-}
-
-/** Whether the buffers of a request are still guest memory: to be asked right after a mapping went away. */
-export function isReachable(chain: Chain, memory: GuestMemory): boolean {
-  return isMapped(chain.writable, memory) && isMapped(chain.readable, memory);
-}
-
-function isMapped(list: ScatterGather, memory: GuestMemory): boolean {
-  try {
-    for (let i = 0; i < list.count; i++) {
-      memory.bytes(list.base(i), list.length(i));
-    }
-    return true;
-  } catch {
-    return false;
   }
 }

@@ -129,6 +129,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   readonly #pairs: QueuePairs;
   readonly #coalescing: CoalescingControl;
   readonly #control: ControlQueue;
+  readonly #unsubscribe: () => void;
   /** Whether it is plugged in, as was chosen. */
   #linkUp: boolean;
   #negotiated: Features = NO_FEATURES;
@@ -193,6 +194,9 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       this.#pairs.notifiers,
       (index) => this.#pairs.has(index) && this.#queues[index]!.enabled,
     );
+    this.#unsubscribe = context.memory.subscribe({
+      onUnmap: (iova, lengthBytes) => this.#pairs.loseMemory(iova, lengthBytes),
+    });
     this.#control = new ControlQueue({
       ...common,
       interrupt,
@@ -448,6 +452,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
 
   close(): void {
     this.#halt();
+    this.#unsubscribe();
     this.#pairs.close();
     this.#backend.close();
   }

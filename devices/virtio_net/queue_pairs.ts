@@ -101,6 +101,13 @@ export class QueuePairs {
     }
   }
 
+  /** A range of guest memory is about to be unmapped. */
+  loseMemory(iova: number, lengthBytes: number): void {
+    for (let pair = 0; pair < this.#known; pair++) {
+      this.rx[pair]!.loseMemory(iova, lengthBytes);
+    }
+  }
+
   /** The driver has added buffers to a queue. */
   notify(index: number): void {
     if (!this.has(index)) return;

@@ -97,8 +97,8 @@ export class Receiver {
   #neededBytes = 0;
   /** Chains at hand. */
   #held = 0;
-  /** Generation of the memory that they lie in. */
-  #generation = 0;
+  /** Whether memory that they lie in was unmapped. */
+  #lost = false;
   /** Room in the chains at hand. */
   #roomBytes = 0;
   /** Frames delivered and not yet published. */
@@ -208,6 +208,17 @@ export class Receiver {
     this.#release(this.#queue, 0);
   }
 
+  /** A range of guest memory is about to be unmapped. */
+  loseMemory(iova: number, lengthBytes: number): void {
+    for (let i = 0; i < this.#held; i++) {
+      const { readable, writable } = this.#chains[i]!;
+      if (
+        readable.overlaps(iova, lengthBytes) ||
+        writable.overlaps(iova, lengthBytes)
+      ) this.#lost = true;
+    }
+  }
+
   /** What was given so far, where the queue was before. */
   countFrom(packets: number, bytes: number): void {
     this.#given[0] = packets;
@@ -278,12 +289,11 @@ export class Receiver {
     const wantedBytes = VIRTIO_NET_HDR.SIZE + this.#frameMaxBytes + 1;
     const most = this.#mergeable ? CHAINS_MAX : 2;
     const list = this.#list;
-    const generation = this.#memory.generation;
-    if (generation !== this.#generation) this.#release(queue, 0);
+    if (this.#lost) this.#release(queue, 0);
     if (this.#held === 0) {
       list.clear();
       this.#roomBytes = 0;
-      this.#generation = generation;
+      this.#lost = false;
     }
     while (this.#roomBytes < wantedBytes && this.#held < most) {
       const chain = this.#chains[this.#held] ?? this.#addChain();

@@ -110,6 +110,10 @@ export interface FdStat {
   readonly mode: number;
   /** Size in bytes; 0 for anything but a regular file. */
   readonly sizeBytes: number;
+  /** How much of it has storage: less than the size for a file with holes, as memory that was not touched yet. */
+  readonly allocatedBytes: number;
+  /** Device and inode: the same for every descriptor of one file. */
+  readonly identity: string;
 }
 
 const S_IFMT = 0o170000;
@@ -129,7 +133,11 @@ export function statFd(fd: number): FdStat {
   const AT_EMPTY_PATH = 0x1000;
   const STATX_BASIC_STATS = 0x7ff;
   const STX_MODE = 28;
+  const STX_INO = 32;
   const STX_SIZE = 40;
+  const STX_BLOCKS = 48;
+  const STX_DEV_MAJOR = 136;
+  const STX_DEV_MINOR = 140;
   const buffer = new Uint8Array(256);
   check(
     libc.statx(fd, cString(""), AT_EMPTY_PATH, STATX_BASIC_STATS, buffer),
@@ -139,6 +147,12 @@ export function statFd(fd: number): FdStat {
   return {
     mode: view.getUint16(STX_MODE, true),
     sizeBytes: Number(view.getBigUint64(STX_SIZE, true)),
+    allocatedBytes: Number(view.getBigUint64(STX_BLOCKS, true)) * 512,
+    identity: [
+      view.getUint32(STX_DEV_MAJOR, true),
+      view.getUint32(STX_DEV_MINOR, true),
+      view.getBigUint64(STX_INO, true),
+    ].join(":"),
   };
 }
 

@@ -13,7 +13,8 @@ import {
   type MemoryWindow,
   type ScratchMemory,
 } from "./guest_memory.ts";
-import { type DmaRange, RegionTable } from "./region_table.ts";
+import { Backing, type DmaRange } from "./region.ts";
+import { RegionTable } from "./region_table.ts";
 import { ScatterGather } from "./scatter_gather.ts";
 
 /** A range to map. */
@@ -26,6 +27,8 @@ export interface ArrayRange {
   readonly access?: Access;
   /** The bytes behind it, as when memory is mapped a second time; fresh zeros without it. */
   readonly buffer?: ArrayBuffer;
+  /** Where in the buffer it begins. */
+  readonly offset?: number;
 }
 
 const FIRST_HVA = 0x7f00_0000_0000;
@@ -61,7 +64,7 @@ export class ArrayMemory implements GuestMemory {
 
   /** The mapped ranges, in order of address. */
   ranges(): readonly DmaRange[] {
-    return this.#table.regions;
+    return this.#table.regions();
   }
 
   /**
@@ -75,12 +78,29 @@ export class ArrayMemory implements GuestMemory {
     const buffer = range.buffer ?? new ArrayBuffer(range.lengthBytes);
     const hva = this.#nextHva;
     // A page between mappings keeps segments of different buffers apart.
-    this.#nextHva += alignUp(range.lengthBytes, PAGE_SIZE) + PAGE_SIZE;
+    this.#nextHva += alignUp(buffer.byteLength, PAGE_SIZE) + PAGE_SIZE;
     const access = range.access ?? (Access.READ | Access.WRITE);
     this.#table.add(
       { iova: range.iova, lengthBytes: range.lengthBytes, access },
-      { buffer, hva, release: () => {} },
+      new Backing(buffer, hva, { release: () => {} }),
+      range.offset ?? 0,
     );
+    return buffer;
+  }
+
+  /**
+   * Adds a range page by page: pages that follow one another for the guest and lie apart here, as behind an IOMMU.
+   *
+   * @returns The bytes behind it, as the guest sees them
+   * @throws {ErrnoError} EEXIST on overlap
+   */
+  mapPages(range: ArrayRange): ArrayBuffer {
+    const { iova, lengthBytes } = range;
+    const buffer = range.buffer ?? new ArrayBuffer(lengthBytes);
+    for (let offset = 0; offset < lengthBytes; offset += PAGE_SIZE) {
+      const page = { iova: iova + offset, lengthBytes: PAGE_SIZE };
+      this.map({ ...range, ...page, buffer, offset });
+    }
     return buffer;
   }
 
@@ -106,10 +126,15 @@ export class ArrayMemory implements GuestMemory {
     const hva = this.#nextHva;
     this.#nextHva += alignUp(lengthBytes, PAGE_SIZE) + PAGE_SIZE;
     const buffer = new ArrayBuffer(lengthBytes);
-    return this.#table.addScratch(
-      { buffer, hva, release: () => {} },
-      lengthBytes,
-    );
+    return this.#table.addScratch(buffer, hva, lengthBytes);
+  }
+
+  holds(list: ScatterGather, access: Access): boolean {
+    return this.#table.holds(list, access);
+  }
+
+  covers(iova: number, lengthBytes: number, access: Access): boolean {
+    return this.#table.covers(iova, lengthBytes, access);
   }
 
   window(

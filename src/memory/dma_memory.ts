@@ -7,15 +7,17 @@
 
 import { u64 } from "../bits.ts";
 import { Errno } from "../errno.ts";
-import { Mapping, NativeBuffer, Prot, viewMemory } from "../libc/mod.ts";
-import {
+import { NativeBuffer, viewMemory } from "../libc/mod.ts";
+import { ClientFiles, type InheritedFile } from "./client_files.ts";
+import type {
   Access,
-  type GuestMemory,
-  type MemoryListener,
-  type MemoryWindow,
-  type ScratchMemory,
+  GuestMemory,
+  MemoryListener,
+  MemoryWindow,
+  ScratchMemory,
 } from "./guest_memory.ts";
-import { type Backing, type DmaRange, RegionTable } from "./region_table.ts";
+import { Backing, type DmaRange, type Region, UNREACHABLE } from "./region.ts";
+import { RegionTable } from "./region_table.ts";
 import { ScatterGather } from "./scatter_gather.ts";
 
 export type { DmaRange };
@@ -32,12 +34,17 @@ export interface DmaMapOptions extends DmaRange {
 export interface BorrowedRange extends DmaRange {
   /** Where it is mapped; 0 when it is known and cannot be reached. */
   readonly hva: number;
+  /** The mapping that it is all or a part of. */
+  readonly mappingHva: number;
+  readonly mappingBytes: number;
 }
 
 /** Guest memory on its way from one thread of this process to another, still mapped. Plain data. */
 export interface MemoryBaggage {
   /** In order of address. */
   readonly ranges: readonly BorrowedRange[];
+  /** What they are parts of. */
+  readonly files: readonly InheritedFile[];
   /** See {@linkcode DmaMemoryOptions.poison}. */
   readonly poison: boolean;
 }
@@ -72,17 +79,22 @@ export class DmaMemory implements GuestMemory, Disposable {
   onUnreachable: ((range: DmaRange) => void) | null = null;
   /** How often the cause of a failure is still looked for: a driver can fail for ever, and ranges may be many. */
   #searches = SEARCHES_MAX;
+  readonly #files: ClientFiles;
   readonly #poison: boolean;
+  /** Mappings of another thread, by address. */
+  readonly #borrowed = new Map<number, Backing>();
 
   constructor(options: DmaMemoryOptions = {}) {
     const { inherited } = options;
     this.#poison = inherited?.poison ?? options.poison ?? false;
-    for (const range of inherited?.ranges ?? []) {
-      const { hva, lengthBytes } = range;
-      this.#table.add(
-        range,
-        hva === 0 ? null : this.#back(new Mapping({ hva, lengthBytes })),
-      );
+    this.#files = new ClientFiles({ poison: this.#poison });
+    if (inherited === undefined) return;
+    const backings = new Map(
+      inherited.files.map((file) => [file.hva, this.#files.inherit(file)]),
+    );
+    for (const range of inherited.ranges) {
+      const backing = backings.get(range.mappingHva) ?? UNREACHABLE;
+      this.#table.add(range, backing, range.hva - range.mappingHva);
     }
   }
 
@@ -101,50 +113,50 @@ export class DmaMemory implements GuestMemory, Disposable {
 
   /** How many ranges are mapped. */
   get count(): number {
-    return this.#table.regions.length;
+    return this.#table.count;
   }
 
   /** How many ranges are mapped, and how long they are together. */
   statistics(): DmaStatistics {
-    const ranges = this.#table.regions;
-    let lengthBytes = 0;
-    for (const range of ranges) lengthBytes += range.lengthBytes;
-    return { ranges: ranges.length, lengthBytes };
+    return { ranges: this.#table.count, lengthBytes: this.#table.lengthBytes };
+  }
+
+  /** The mapped range of the highest address, or null. */
+  lastRange(): DmaRange | null {
+    return this.#table.last();
   }
 
   /** The mapped ranges, in order of address. */
   ranges(): readonly DmaRange[] {
-    return this.#table.regions;
+    return this.#table.regions();
   }
 
   /**
    * Adds a range.
    *
-   * @throws {ErrnoError} EEXIST on overlap; what mmap says otherwise
+   * @returns Whether a file was mapped for it; not when it lies in one that is mapped already
+   * @throws {ErrnoError} EEXIST on overlap; EINVAL when the file does not reach so far; what mmap says otherwise
    */
-  map(options: DmaMapOptions): void {
-    this.#table.checkFree(options.iova, options.lengthBytes);
-    this.#table.add(
-      options,
-      options.fd === undefined ? null : this.#map(options, options.fd),
-    );
+  map(options: DmaMapOptions): boolean {
+    const { iova, lengthBytes, access, fd, offset = 0 } = options;
+    this.#table.checkFree(iova, lengthBytes);
+    if (fd === undefined) {
+      this.#table.add(options, UNREACHABLE);
+      return false;
+    }
+    const part = this.#files.map({ fd, offset, lengthBytes, access });
+    this.#table.add(options, part.backing, part.offset);
+    return part.isNew;
   }
 
-  /**
-   * The ranges as another thread can borrow them.
-   *
-   * @param known Guest addresses of those to leave out
-   */
-  lendable(known?: ReadonlySet<number>): BorrowedRange[] {
-    const ranges: BorrowedRange[] = [];
-    const { regions } = this.#table;
-    if (known?.size === regions.length) return ranges;
-    for (let i = 0; i < regions.length; i++) {
-      const { iova, lengthBytes, hva, access } = regions[i]!;
-      if (known?.has(iova)) continue;
-      ranges.push({ iova, lengthBytes, hva, access });
-    }
-    return ranges;
+  /** All ranges as another thread can borrow them. */
+  lendable(): BorrowedRange[] {
+    return this.#table.regions().map(lend);
+  }
+
+  /** The range that begins at an address, as another thread can borrow it. */
+  lend(iova: number): BorrowedRange {
+    return lend(this.#table.regionAt(iova)!);
   }
 
   /**
@@ -153,17 +165,10 @@ export class DmaMemory implements GuestMemory, Disposable {
    * @throws {ErrnoError} EEXIST on overlap
    */
   borrow(range: BorrowedRange): void {
-    const { iova, lengthBytes, hva } = range;
+    const { iova, lengthBytes, hva, mappingHva } = range;
     this.#table.checkFree(iova, lengthBytes);
-    // SAFETY: the lender unmaps only after it was told that nothing here uses the range any more.
-    this.#table.add(
-      range,
-      hva === 0 ? null : {
-        buffer: viewMemory(hva, lengthBytes),
-        hva,
-        release: () => {},
-      },
-    );
+    const backing = hva === 0 ? UNREACHABLE : this.#borrow(range);
+    this.#table.add(range, backing, hva - mappingHva);
   }
 
   /**
@@ -182,21 +187,33 @@ export class DmaMemory implements GuestMemory, Disposable {
   }
 
   createScatterGather(capacity: number): ScatterGather {
-    const storage = new NativeBuffer(capacity * 16);
+    const storage = new NativeBuffer(capacity * (16 + 8));
     this.#lists.push(storage);
-    const words = new Uint32Array(storage.bytes.buffer, 0, capacity * 4);
-    return new ScatterGather(words, storage.pointer());
+    const { buffer } = storage.bytes;
+    return new ScatterGather(
+      new Uint32Array(buffer, 0, capacity * 4),
+      storage.pointer(),
+      new Float64Array(buffer, capacity * 16, capacity),
+    );
   }
 
   createScratch(lengthBytes: number): ScratchMemory {
     const storage = new NativeBuffer(lengthBytes);
     this.#lists.push(storage);
     // SAFETY: `close` takes the storage away, after which nothing of this memory may be used.
-    return this.#table.addScratch({
-      buffer: storage.bytes.buffer,
-      hva: storage.hva,
-      release: () => {},
-    }, lengthBytes);
+    return this.#table.addScratch(
+      storage.bytes.buffer,
+      storage.hva,
+      lengthBytes,
+    );
+  }
+
+  holds(list: ScatterGather, access: Access): boolean {
+    return this.#table.holds(list, access);
+  }
+
+  covers(iova: number, lengthBytes: number, access: Access): boolean {
+    return this.#table.covers(iova, lengthBytes, access);
   }
 
   window(
@@ -308,9 +325,10 @@ export class DmaMemory implements GuestMemory, Disposable {
   handOver(): MemoryBaggage {
     this.#table.unsubscribeAll();
     const ranges = this.lendable();
+    const files = this.#files.handOver();
     this.#table.handOver();
     this.close();
-    return { ranges, poison: this.#poison };
+    return { ranges, files, poison: this.#poison };
   }
 
   /** Unmaps everything and frees the lists; further calls do nothing. */
@@ -324,26 +342,24 @@ export class DmaMemory implements GuestMemory, Disposable {
     this.close();
   }
 
-  #map(options: DmaMapOptions, fd: number): Backing {
-    return this.#back(
-      new Mapping({
-        fd,
-        offset: options.offset ?? 0,
-        lengthBytes: options.lengthBytes,
-        prot: (options.access & Access.READ ? Prot.READ : 0) |
-          (options.access & Access.WRITE ? Prot.WRITE : 0),
-      }),
-    );
+  #borrow({ mappingHva, mappingBytes }: BorrowedRange): Backing {
+    const known = this.#borrowed.get(mappingHva);
+    if (known !== undefined) return known;
+    // SAFETY: the lender unmaps only after it was told that nothing here uses the range any more.
+    const buffer = viewMemory(mappingHva, mappingBytes);
+    const backing = new Backing(buffer, mappingHva, {
+      release: () => this.#borrowed.delete(mappingHva),
+    });
+    this.#borrowed.set(mappingHva, backing);
+    return backing;
   }
+}
 
-  #back(mapping: Mapping): Backing {
-    // SAFETY: the table drops every view it holds before it calls release; windows and translations of others
-    // end with the generation, which has changed by then.
-    return {
-      buffer: mapping.buffer,
-      hva: mapping.hva,
-      release: () => this.#poison ? mapping.poison() : mapping.close(),
-      handOver: () => mapping.release(),
-    };
-  }
+function lend(region: Region): BorrowedRange {
+  const { iova, lengthBytes, access, hva, backing } = region;
+  return {
+    ...{ iova, lengthBytes, access, hva },
+    mappingHva: backing.hva,
+    mappingBytes: backing.lengthBytes,
+  };
 }

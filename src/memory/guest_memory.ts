@@ -10,6 +10,13 @@
 
 import type { ScatterGather } from "./scatter_gather.ts";
 
+/**
+ * How long a ring that is in use may be out of reach before its driver is held to have broken the rules, in milliseconds.
+ * A client takes memory away and maps it again in other pieces whenever its memory map changes, and a driver goes on
+ * meanwhile; QEMU needs a fraction of a millisecond for that.
+ */
+export const RING_ABSENCE_MS = 1000;
+
 /** What a transfer does to guest memory; the bits of a DMA mapping's protection. */
 export const Access = {
   /** The device reads guest memory. */
@@ -25,8 +32,8 @@ export type Access = number;
  * A range of guest memory that is accessed often and in small pieces, such as a ring.
  *
  * Offsets are in bytes from the start of the window and belong to the caller: they must lie inside. All values
- * are little-endian. A window is good while {@linkcode GuestMemory.generation} stays what it was when the window
- * was made; using it later is a programmer's error.
+ * are little-endian, and none lies in two pages of the guest's. A window is good while
+ * {@linkcode GuestMemory.generation} stays what it was when the window was made; using it later is a programmer's error.
  */
 export interface MemoryWindow {
   /** Length in bytes. */
@@ -70,8 +77,8 @@ export interface ScratchMemory {
 /** The guest's memory as a device sees it. */
 export interface GuestMemory {
   /**
-   * Changes whenever anything is unmapped or memory is no longer accessible; windows and translations made before are then
-   * no longer valid.
+   * Changes whenever a mapping goes that a window was made on, or memory is no longer accessible; windows made before are
+   * then no longer valid. What is mapped and unmapped for each request, as behind an IOMMU, changes nothing.
    */
   readonly generation: number;
 
@@ -94,8 +101,14 @@ export interface GuestMemory {
    */
   createScratch(lengthBytes: number): ScratchMemory;
 
+  /** Whether all segments of a list are still mapped where they were when it was filled, and for this. */
+  holds(list: ScatterGather, access: Access): boolean;
+
+  /** Whether all of a range is mapped, and for this. */
+  covers(iova: number, lengthBytes: number, access: Access): boolean;
+
   /**
-   * Makes a window on a range that must lie inside one mapping.
+   * Makes a window on a range; it may span adjacent mappings, which are then whole pages.
    *
    * @param iova Address of the first byte, as the guest gave it
    * @param access What will be done; all bits must be allowed by the mapping
@@ -110,7 +123,8 @@ export interface GuestMemory {
   /**
    * Appends the range to a scatter-gather list; it may span adjacent mappings.
    *
-   * The segments stay valid until {@linkcode generation} changes.
+   * The segments stay valid until a mapping goes that they lie in, of which {@linkcode MemoryListener.onUnmap} tells
+   * ({@linkcode ScatterGather.overlaps}).
    *
    * @returns 0, −EFAULT when any part is not mapped or not allowed (the list is then as it was), −E2BIG when
    * the list is full
@@ -207,6 +221,8 @@ export interface GuestMemory {
 
 /** Told about changes of guest memory. */
 export interface MemoryListener {
+  /** A range that begins there has come. */
+  onMap?(iova: number): void;
   /**
    * The range is about to go, or not to be accessible any more: finish or drop everything that uses it before
    * returning.

@@ -6,78 +6,31 @@
  */
 
 import { Errno, ErrnoError } from "../errno.ts";
-import { hex, high32, u64 } from "../bits.ts";
+import { hex, high32, PAGE_SIZE, u64 } from "../bits.ts";
 import {
   Access,
   type MemoryListener,
+  type MemoryWindow,
   type ScratchMemory,
 } from "./guest_memory.ts";
 import { MappedWindow } from "./mapped_window.ts";
+import {
+  Backing,
+  type DmaRange,
+  NOWHERE,
+  Region,
+  UNREACHABLE,
+} from "./region.ts";
 import type { ScatterGather } from "./scatter_gather.ts";
-
-/** A range of guest addresses. */
-export interface DmaRange {
-  /** First guest address. */
-  readonly iova: number;
-  /** Length in bytes. */
-  readonly lengthBytes: number;
-  /** What the device may do. */
-  readonly access: Access;
-}
-
-/** What lies behind a range. */
-export interface Backing {
-  /** All of its bytes. */
-  readonly buffer: ArrayBuffer;
-  /** Address of the first of them in our address space. */
-  readonly hva: number;
-  /** Takes the bytes away; views of the buffer must not be used afterwards. */
-  release(): void;
-  /** Leaves the bytes to somebody else, who releases them; absent where nobody could. */
-  handOver?(): void;
-}
-
-/** A range with what lies behind it. */
-export class Region implements DmaRange {
-  readonly iova: number;
-  readonly lengthBytes: number;
-  /** The address after the last. */
-  readonly end: number;
-  readonly access: Access;
-  /** What lies behind it; null when the range is known but cannot be reached. */
-  readonly backing: Backing | null;
-  /** Address of the first byte in our address space, or 0. */
-  readonly hva: number;
-  /** The bytes; empty without a backing. */
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  /** The same bytes as words. */
-  readonly words: Uint32Array<ArrayBuffer>;
-
-  /** @param backing At least as long as the range */
-  constructor(range: DmaRange, backing: Backing | null) {
-    this.iova = range.iova;
-    this.lengthBytes = range.lengthBytes;
-    this.end = range.iova + range.lengthBytes;
-    // Without a backing nothing is allowed, so that one test of the access bits covers both.
-    this.access = backing === null ? 0 : range.access;
-    this.backing = backing;
-    this.hva = backing === null ? 0 : backing.hva;
-    const buffer = backing === null ? new ArrayBuffer(0) : backing.buffer;
-    this.bytes = new Uint8Array(buffer);
-    this.words = new Uint32Array(buffer, 0, Math.floor(buffer.byteLength / 4));
-  }
-}
-
-/** Fills the place of "last region" when there is none, so that the hot path needs no null check. */
-const NOWHERE = new Region({ iova: 0, lengthBytes: 0, access: 0 }, null);
+import { SortedRegions } from "./sorted_regions.ts";
+import { SpanningWindow } from "./spanning_window.ts";
 
 /** Ranges, sorted by iova, never overlapping. Addresses of 2^53 and above are never mapped. */
 export class RegionTable {
-  readonly #regions: Region[] = [];
-  /** The ranges in which addresses are found: all of them, or none while guest memory is not accessible. */
-  #reachable: readonly Region[] = this.#regions;
-  /** What lists may hold though no guest address leads there. */
-  readonly #scratch: Region[] = [];
+  readonly #regions = new SortedRegions();
+  /** What the ranges show, and what lists may hold though no guest address leads there; in order of address. */
+  readonly #backings: Backing[] = [];
+  #accessible = true;
   readonly #listeners = new Set<MemoryListener>();
   /**
    * The address that is looked for, and what it is here. On data paths addresses go from function to function by way
@@ -86,35 +39,60 @@ export class RegionTable {
   readonly #address = new Float64Array(1);
   readonly #hva = new Uint32Array(2);
   #last: Region = NOWHERE;
-  #lastByHva: Region = NOWHERE;
+  #lastByHva: Backing = UNREACHABLE;
   #generation = 0;
+  #lengthBytes = 0;
 
   /** See {@linkcode GuestMemory.generation}. */
   get generation(): number {
     return this.#generation;
   }
 
-  /** The ranges, in order of address, accessible or not. */
-  get regions(): readonly Region[] {
-    return this.#regions;
+  /** The ranges, in order of address; a new list. */
+  regions(): readonly Region[] {
+    return this.#regions.list();
+  }
+
+  /** The last range, or null. */
+  last(): Region | null {
+    return this.#regions.last();
+  }
+
+  /** How many ranges there are. */
+  get count(): number {
+    return this.#regions.count;
+  }
+
+  /** How long they are together. */
+  get lengthBytes(): number {
+    return this.#lengthBytes;
+  }
+
+  /** The range that holds an address, accessible or not; or null. */
+  regionAt(iova: number): Region | null {
+    this.#address[0] = iova;
+    const region = this.#regions.holding(this.#address);
+    return region === NOWHERE ? null : region;
   }
 
   /** See {@linkcode GuestMemory.accessible}. */
   get accessible(): boolean {
-    return this.#reachable === this.#regions;
+    return this.#accessible;
   }
 
   /** Taken away, every range is announced as if it were unmapped; given back, all are as they are by then. */
   set accessible(on: boolean) {
-    if (on === this.accessible) return;
+    if (on === this.#accessible) return;
     if (on) {
-      this.#reachable = this.#regions;
+      this.#accessible = true;
       this.#changed();
       return;
     }
-    for (const region of this.#regions) this.#announce(region);
-    this.#reachable = [];
-    this.#forgetLast();
+    for (const region of this.#regions.list()) this.#announce(region);
+    this.#accessible = false;
+    this.#last = NOWHERE;
+    this.#lastByHva = UNREACHABLE;
+    this.#generation++;
   }
 
   /**
@@ -123,7 +101,7 @@ export class RegionTable {
    * @throws {ErrnoError} EEXIST on overlap
    */
   checkFree(iova: number, lengthBytes: number): void {
-    const next = this.#regions[this.#firstEndingAfter(iova)];
+    const next = this.#regions.firstEndingAfter(iova);
     if (next !== undefined && next.iova < iova + lengthBytes) {
       throw new ErrnoError(
         Errno.EEXIST,
@@ -132,21 +110,28 @@ export class RegionTable {
     }
   }
 
-  /** Adds a range that {@linkcode RegionTable.checkFree} let pass. */
-  add(range: DmaRange, backing: Backing | null): void {
-    const at = this.#firstEndingAfter(range.iova);
-    this.#regions.splice(at, 0, new Region(range, backing));
+  /**
+   * Adds a range that {@linkcode RegionTable.checkFree} let pass.
+   *
+   * @param backing What it shows, from `offset` on; {@linkcode UNREACHABLE} for nothing
+   */
+  add(range: DmaRange, backing: Backing, offset = 0): void {
+    this.#regions.add(new Region(range, backing, offset));
+    this.#lengthBytes += range.lengthBytes;
+    if (backing.ranges++ === 0 && backing !== UNREACHABLE) {
+      this.#backings.splice(this.#backingsBelow(backing.hva), 0, backing);
+    }
+    for (const listener of this.#listeners) listener.onMap?.(range.iova);
     this.#changed();
   }
 
   /**
-   * Removes exactly one range and releases what lies behind it.
+   * Removes exactly one range; releases what lies behind it when no other range shows that.
    *
    * @throws {ErrnoError} ENOENT when no mapping is exactly this range
    */
   remove(iova: number, lengthBytes: number): void {
-    const at = this.#firstEndingAfter(iova);
-    const region = this.#regions[at];
+    const region = this.#regions.firstEndingAfter(iova);
     if (
       region === undefined || region.iova !== iova ||
       region.lengthBytes !== lengthBytes
@@ -159,26 +144,33 @@ export class RegionTable {
       );
     }
     this.#announce(region);
-    this.#regions.splice(at, 1);
+    this.#regions.remove(region);
+    this.#lengthBytes -= lengthBytes;
     this.#drop(region);
     this.#changed();
   }
 
   /** See {@linkcode GuestMemory.createScratch}; it stays when everything is removed. */
-  addScratch(backing: Backing, lengthBytes: number): ScratchMemory {
-    const region = new Region({ iova: 0, lengthBytes, access: 0 }, backing);
-    this.#scratch.push(region);
+  addScratch(
+    buffer: ArrayBuffer,
+    hva: number,
+    lengthBytes: number,
+  ): ScratchMemory {
+    const backing = new Backing(buffer, hva, { release: () => {} });
+    this.#backings.splice(this.#backingsBelow(hva), 0, backing);
     return {
-      bytes: region.bytes.subarray(0, lengthBytes),
-      append: (length, into) => into.push(backing.hva, length),
+      bytes: backing.bytes.subarray(0, lengthBytes),
+      append: (length, into) => into.push(hva, length),
     };
   }
 
   /** Removes everything. */
   clear(): void {
-    if (this.#regions.length === 0) return;
-    for (const region of this.#regions) this.#announce(region);
-    const regions = this.#regions.splice(0);
+    if (this.#regions.count === 0) return;
+    const regions = this.#regions.list();
+    for (const region of regions) this.#announce(region);
+    this.#regions.clear();
+    this.#lengthBytes = 0;
     for (const region of regions) this.#drop(region);
     this.#changed();
   }
@@ -188,9 +180,44 @@ export class RegionTable {
    * told, since nobody may be left who listens.
    */
   handOver(): void {
-    const regions = this.#regions.splice(0);
-    this.#forgetLast();
-    for (const { backing } of regions) backing?.handOver?.();
+    this.#regions.clear();
+    this.#lengthBytes = 0;
+    this.#backings.length = 0;
+    this.#last = NOWHERE;
+    this.#lastByHva = UNREACHABLE;
+    this.#generation++;
+  }
+
+  /** See {@linkcode GuestMemory.holds}. */
+  holds(list: ScatterGather, access: Access): boolean {
+    for (let i = 0; i < list.count; i++) {
+      const iova = list.iova(i);
+      const end = iova + list.length(i);
+      const hva = list.base(i);
+      for (let at = iova; at < end;) {
+        const region = this.#find(at);
+        if (
+          (region.access & access) !== access ||
+          region.hva + at - region.iova !== hva + at - iova
+        ) return false;
+        at = region.end;
+      }
+    }
+    return true;
+  }
+
+  /** See {@linkcode GuestMemory.covers}. */
+  covers(iova: number, lengthBytes: number, access: Access): boolean {
+    const end = iova + lengthBytes;
+    let at = iova;
+    do {
+      const region = this.#find(at);
+      if (
+        region.backing === UNREACHABLE || (region.access & access) !== access
+      ) return false;
+      at = region.end;
+    } while (at < end);
+    return true;
   }
 
   /** See {@linkcode GuestMemory.window}. */
@@ -198,17 +225,25 @@ export class RegionTable {
     iova: number,
     lengthBytes: number,
     access: Access,
-  ): MappedWindow | null {
-    const region = this.#find(iova);
-    if (
-      region.backing === null || iova + lengthBytes > region.end ||
-      (region.access & access) !== access
-    ) return null;
-    return new MappedWindow(
-      region.backing.buffer,
-      iova - region.iova,
-      lengthBytes,
-    );
+  ): MemoryWindow | null {
+    if (!this.covers(iova, lengthBytes, access)) return null;
+    const first = this.#find(iova);
+    const offset = first.offset + iova - first.iova;
+    let isOnePiece = true;
+    let isOnPages = true;
+    for (let at = iova; at < iova + lengthBytes;) {
+      const region = this.#find(at);
+      region.windowed = true;
+      isOnePiece &&= region.backing === first.backing &&
+        region.offset - region.iova === first.offset - first.iova;
+      isOnPages &&= region.iova % PAGE_SIZE === 0 &&
+        region.end % PAGE_SIZE === 0;
+      at = region.end;
+    }
+    if (isOnePiece) {
+      return new MappedWindow(first.backing.buffer, offset, lengthBytes);
+    }
+    return isOnPages ? this.#spanningWindow(iova, lengthBytes) : null;
   }
 
   /** See {@linkcode GuestMemory.translate}. */
@@ -244,13 +279,13 @@ export class RegionTable {
     const iova = u64(address[0]!, address[1]!);
     this.#address[0] = iova;
     const region = this.#findAddress();
-    const offset = iova - region.iova;
+    const offset = region.offset + iova - region.iova;
     if (
       offset % 4 !== 0 || iova + count * 4 > region.end ||
       (region.access & Access.READ) === 0
     ) return this.#readWordsBytewise(into, at, count);
     // x86_64 and aarch64 Linux are little-endian, so the words have the right order as they are.
-    const words = region.words;
+    const { words } = region.backing;
     const from = offset / 4;
     for (let i = 0; i < count; i++) into[at + i] = words[from + i]!;
     return 0;
@@ -269,15 +304,16 @@ export class RegionTable {
   /**
    * See {@linkcode GuestMemory.bytes}.
    *
-   * @throws {ErrnoError} EFAULT when the address is in no region
+   * @throws {ErrnoError} EFAULT when the address is in nothing that is mapped
    */
   bytesAt(hva: number, lengthBytes: number): Uint8Array {
-    for (const region of [...this.#reachable, ...this.#scratch]) {
-      if (region.backing === null || hva < region.hva) continue;
-      const offset = hva - region.hva;
-      if (offset + lengthBytes <= region.lengthBytes) {
-        return new Uint8Array(region.backing.buffer, offset, lengthBytes);
-      }
+    this.#address[0] = hva;
+    const backing = this.#findHva();
+    const offset = hva - backing.hva;
+    if (
+      backing !== UNREACHABLE && offset + lengthBytes <= backing.lengthBytes
+    ) {
+      return new Uint8Array(backing.buffer, offset, lengthBytes);
     }
     throw new ErrnoError(
       Errno.EFAULT,
@@ -295,13 +331,14 @@ export class RegionTable {
       let left = Math.min(length, lengthBytes - done);
       while (left > 0) {
         this.#address[0] = hva;
-        const region = this.#findHva();
+        const backing = this.#findHva();
         // The list is older than the last unmapping: what it points at is gone.
-        if (region === NOWHERE) return done;
-        let at = hva - region.hva;
-        const n = Math.min(left, region.lengthBytes - at);
+        if (backing === UNREACHABLE) return done;
+        const { bytes } = backing;
+        let at = hva - backing.hva;
+        const n = Math.min(left, backing.lengthBytes - at);
         for (const end = done + n; done < end;) {
-          into[done++] = region.bytes[at++]!;
+          into[done++] = bytes[at++]!;
         }
         left -= n;
         hva += n;
@@ -320,12 +357,13 @@ export class RegionTable {
       let left = Math.min(length, lengthBytes - done);
       while (left > 0) {
         this.#address[0] = hva;
-        const region = this.#findHva();
-        if (region === NOWHERE) return done;
-        let at = hva - region.hva;
-        const n = Math.min(left, region.lengthBytes - at);
+        const backing = this.#findHva();
+        if (backing === UNREACHABLE) return done;
+        const { bytes } = backing;
+        let at = hva - backing.hva;
+        const n = Math.min(left, backing.lengthBytes - at);
         for (const end = done + n; done < end;) {
-          region.bytes[at++] = from[done++]!;
+          bytes[at++] = from[done++]!;
         }
         left -= n;
         hva += n;
@@ -357,7 +395,9 @@ export class RegionTable {
     while (left > 0) {
       const region = this.#findAddress();
       const iova = this.#address[0]!;
-      if (region.backing === null || (region.access & access) !== access) {
+      if (
+        region.backing === UNREACHABLE || (region.access & access) !== access
+      ) {
         into.truncate(before);
         return -Errno.EFAULT;
       }
@@ -366,7 +406,7 @@ export class RegionTable {
       const hva = region.hva + (iova - region.iova);
       this.#hva[0] = hva >>> 0;
       this.#hva[1] = high32(hva);
-      const result = into.pushWords(this.#hva, length);
+      const result = into.pushGuest(this.#hva, this.#address, length);
       if (result < 0) {
         into.truncate(before);
         return result;
@@ -385,7 +425,8 @@ export class RegionTable {
       this.#address[0] = start + i;
       const region = this.#findAddress();
       if ((region.access & Access.READ) === 0) return -Errno.EFAULT;
-      word |= region.bytes[start + i - region.iova]! << ((i & 3) * 8);
+      const byte = region.offset + start + i - region.iova;
+      word |= region.backing.bytes[byte]! << ((i & 3) * 8);
       if ((i & 3) === 3) {
         into[at + (i >>> 2)] = word;
         word = 0;
@@ -395,23 +436,15 @@ export class RegionTable {
   }
 
   #copy(iova: number, bytes: Uint8Array, access: Access): number {
-    const end = iova + bytes.length;
     // Checked as a whole first, so that a failed copy has copied nothing.
-    for (let at = iova; at < end;) {
-      const region = this.#find(at);
-      if (region.backing === null || (region.access & access) !== access) {
-        return -Errno.EFAULT;
-      }
-      at = region.end;
+    if (bytes.length > 0 && !this.covers(iova, bytes.length, access)) {
+      return -Errno.EFAULT;
     }
     for (let done = 0; done < bytes.length;) {
       const region = this.#find(iova + done);
-      const offset = iova + done - region.iova;
-      const length = Math.min(
-        bytes.length - done,
-        region.lengthBytes - offset,
-      );
-      const guest = region.bytes.subarray(offset, offset + length);
+      const length = Math.min(bytes.length - done, region.end - iova - done);
+      const offset = region.offset + iova + done - region.iova;
+      const guest = region.backing.bytes.subarray(offset, offset + length);
       if (access === Access.READ) bytes.set(guest, done);
       else guest.set(bytes.subarray(done, done + length));
       done += length;
@@ -419,22 +452,17 @@ export class RegionTable {
     return 0;
   }
 
-  /** Index of the first region that ends above `#address`. */
-  #firstEnding(regions: readonly Region[]): number {
-    const iova = this.#address[0]!;
-    let low = 0;
-    let high = regions.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (regions[middle]!.end > iova) high = middle;
-      else low = middle + 1;
+  /** A window on whole mappings of whole pages, page by page. */
+  #spanningWindow(iova: number, lengthBytes: number): SpanningWindow {
+    const skew = iova % PAGE_SIZE;
+    const pages: MappedWindow[] = [];
+    for (let at = iova - skew; at < iova + lengthBytes; at += PAGE_SIZE) {
+      const { backing, offset, iova: first } = this.#find(at);
+      pages.push(
+        new MappedWindow(backing.buffer, offset + at - first, PAGE_SIZE),
+      );
     }
-    return low;
-  }
-
-  #firstEndingAfter(iova: number): number {
-    this.#address[0] = iova;
-    return this.#firstEnding(this.#regions);
+    return new SpanningWindow(pages, skew, lengthBytes);
   }
 
   #find(iova: number): Region {
@@ -447,32 +475,35 @@ export class RegionTable {
     const iova = this.#address[0]!;
     const last = this.#last;
     if (iova >= last.iova && iova < last.end) return last;
-    const regions = this.#reachable;
-    const region = regions[this.#firstEnding(regions)];
-    if (region === undefined || iova < region.iova) return NOWHERE;
-    return this.#last = region;
+    if (!this.#accessible) return NOWHERE;
+    const region = this.#regions.holding(this.#address);
+    if (region !== NOWHERE) this.#last = region;
+    return region;
   }
 
-  /** The region whose bytes are at `#address` in our own address space. */
-  #findHva(): Region {
+  /** What has bytes at `#address` of our own address space. */
+  #findHva(): Backing {
     const hva = this.#address[0]!;
     const last = this.#lastByHva;
     if (hva >= last.hva && hva < last.hva + last.lengthBytes) return last;
-    const regions = this.#reachable;
-    for (let i = 0; i < regions.length; i++) {
-      const region = regions[i]!;
-      if (
-        region.backing !== null && hva >= region.hva &&
-        hva < region.hva + region.lengthBytes
-      ) return this.#lastByHva = region;
+    const at = this.#backingsBelow(hva + 1) - 1;
+    const backing = at < 0 ? UNREACHABLE : this.#backings[at]!;
+    if (hva >= backing.hva + backing.lengthBytes) return UNREACHABLE;
+    // No range shows scratch memory, which stays in reach.
+    if (!this.#accessible && backing.ranges > 0) return UNREACHABLE;
+    return this.#lastByHva = backing;
+  }
+
+  /** How many backings begin below an address of our own. */
+  #backingsBelow(hva: number): number {
+    let low = 0;
+    let high = this.#backings.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#backings[middle]!.hva >= hva) high = middle;
+      else low = middle + 1;
     }
-    for (let i = 0; i < this.#scratch.length; i++) {
-      const region = this.#scratch[i]!;
-      if (hva >= region.hva && hva < region.hva + region.lengthBytes) {
-        return this.#lastByHva = region;
-      }
-    }
-    return NOWHERE;
+    return low;
   }
 
   #announce(region: Region): void {
@@ -482,14 +513,13 @@ export class RegionTable {
   }
 
   #drop(region: Region): void {
-    this.#forgetLast();
-    region.backing?.release();
-  }
-
-  #forgetLast(): void {
     this.#last = NOWHERE;
-    this.#lastByHva = NOWHERE;
-    this.#generation++;
+    if (region.windowed) this.#generation++;
+    const { backing } = region;
+    if (--backing.ranges > 0 || backing === UNREACHABLE) return;
+    this.#lastByHva = UNREACHABLE;
+    this.#backings.splice(this.#backingsBelow(backing.hva), 1);
+    backing.owner.release();
   }
 
   #changed(): void {

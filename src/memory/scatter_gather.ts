@@ -14,12 +14,18 @@ const BASE_HIGH = 1;
 const LEN_LOW = 2;
 /** An address in two words, on its way into a list. */
 const SCRATCH = new Uint32Array(2);
+/** The guest address that goes with it. */
+const SCRATCH_IOVA = new Float64Array(1);
+/** Added to the address of memory of our own, makes what cannot be a guest address, and stands in the place of one. */
+const NO_IOVA = -(2 ** 52);
 
 /**
  * Segments of our own address space (or, in a unit test, of a pretended one).
  *
  * Layout: `count` entries of `{ u64 base; u64 length }`, little-endian, so that readv(2), writev(2) and io_uring
- * take the buffer as it is. A segment is shorter than 4 GiB; adjacent segments are joined.
+ * take the buffer as it is. A segment is shorter than 4 GiB; segments that are adjacent, here and for the guest, are
+ * joined. The guest's address of each segment is kept beside the array: the same memory may be mapped at several, and
+ * only the one that was asked for counts when a range is unmapped ({@linkcode ScatterGather.overlaps}).
  */
 export class ScatterGather {
   /** The iovec array; the first {@linkcode count} entries are in use. */
@@ -32,20 +38,24 @@ export class ScatterGather {
   count = 0;
   /** Sum of their lengths in bytes. */
   lengthBytes = 0;
+  readonly #iovas: Float64Array<ArrayBuffer>;
 
   /**
    * Makes an empty list.
    *
    * @param words Storage of four words a segment; at a stable address when C is to read it
    * @param iovec That address
+   * @param iovas Storage of one number a segment
    */
   constructor(
     words: Uint32Array<ArrayBuffer>,
     iovec: Deno.PointerValue = null,
+    iovas: Float64Array<ArrayBuffer> = new Float64Array(words.length / WORDS),
   ) {
     this.words = words;
     this.capacity = words.length / WORDS;
     this.iovec = iovec;
+    this.#iovas = iovas;
   }
 
   /** Empties the list. */
@@ -55,7 +65,7 @@ export class ScatterGather {
   }
 
   /**
-   * Appends a segment, joining it to the last one where they touch.
+   * Appends a segment of memory of our own, joining it to the last one where they touch.
    *
    * @returns 0, or −E2BIG when the list is full
    */
@@ -71,19 +81,36 @@ export class ScatterGather {
    * @param address Low word, high word
    */
   pushWords(address: Uint32Array, lengthBytes: number): number {
+    SCRATCH_IOVA[0] = u64(address[0]!, address[1]!) + NO_IOVA;
+    return this.pushGuest(address, SCRATCH_IOVA, lengthBytes);
+  }
+
+  /**
+   * As {@linkcode pushWords}, of guest memory.
+   *
+   * @param iova Its address as the guest gave it
+   */
+  pushGuest(
+    address: Uint32Array,
+    iova: Float64Array,
+    lengthBytes: number,
+  ): number {
     if (lengthBytes === 0) return 0;
     const words = this.words;
+    const iovas = this.#iovas;
     const low = address[0]!;
     const high = address[1]!;
     let at = this.count * WORDS;
     if (this.count > 0) {
       const last = at - WORDS;
-      const joined = words[last + LEN_LOW]! + lengthBytes;
-      const end = words[last + BASE_LOW]! + words[last + LEN_LOW]!;
+      const length = words[last + LEN_LOW]!;
+      const joined = length + lengthBytes;
+      const end = words[last + BASE_LOW]! + length;
       const carry = end >= 0x1_0000_0000 ? 1 : 0;
       if (
         joined < 0x1_0000_0000 && end >>> 0 === low &&
-        words[last + BASE_HIGH]! + carry === high
+        words[last + BASE_HIGH]! + carry === high &&
+        iovas[this.count - 1]! + length === iova[0]!
       ) {
         words[last + LEN_LOW] = joined;
         this.lengthBytes += lengthBytes;
@@ -95,9 +122,23 @@ export class ScatterGather {
     words[at++] = high;
     words[at++] = lengthBytes;
     words[at] = 0;
+    iovas[this.count] = iova[0]!;
     this.count++;
     this.lengthBytes += lengthBytes;
     return 0;
+  }
+
+  /** Whether a part of the list is guest memory of this range. */
+  overlaps(iova: number, lengthBytes: number): boolean {
+    const iovas = this.#iovas;
+    const end = iova + lengthBytes;
+    for (let i = 0; i < this.count; i++) {
+      const first = iovas[i]!;
+      if (first < end && first + this.words[i * WORDS + LEN_LOW]! > iova) {
+        return true;
+      }
+    }
+    return false;
   }
 
   /**
@@ -117,6 +158,10 @@ export class ScatterGather {
     for (const end = source + other.count * WORDS; source < end; source++) {
       to[at++] = from[source]!;
     }
+    const iovas = this.#iovas;
+    for (let i = 0; i < other.count; i++) {
+      iovas[this.count + i] = other.#iovas[i]!;
+    }
     this.count += other.count;
     this.lengthBytes += other.lengthBytes;
     return 0;
@@ -126,6 +171,11 @@ export class ScatterGather {
   base(i: number): number {
     const at = i * WORDS;
     return u64(this.words[at + BASE_LOW]!, this.words[at + BASE_HIGH]!);
+  }
+
+  /** Address of segment `i` as the guest gave it; negative for memory of our own. */
+  iova(i: number): number {
+    return this.#iovas[i]!;
   }
 
   /** Length of segment `i` in bytes. */
@@ -149,10 +199,12 @@ export class ScatterGather {
       words[at + BASE_LOW] = base >>> 0;
       words[at + BASE_HIGH] = high32(base);
       words[at + LEN_LOW] = words[at + LEN_LOW]! - left;
+      this.#iovas[taken]! += left;
     }
     if (taken > 0) {
       // The list always begins at its first entry, so that one pointer serves every call.
       words.copyWithin(0, taken * WORDS, this.count * WORDS);
+      this.#iovas.copyWithin(0, taken, this.count);
       this.count -= taken;
     }
   }

@@ -204,7 +204,8 @@ export class SpreadDevice implements PciDevice {
   #connect(calls: ThreadCalls): void {
     this.#deafen = this.#memory.subscribe({
       onUnmap: (iova, lengthBytes) => this.#unmap(iova, lengthBytes),
-      onChange: () => this.#map(),
+      onMap: (iova) => this.#map([this.#memory.lend(iova)]),
+      onChange: () => this.#lend(),
     });
     this.#endings.push(
       calls.onNudge(() => this.#board.look(this.#boardListener)),
@@ -213,7 +214,7 @@ export class SpreadDevice implements PciDevice {
         () => this.#tell({ op: "fence" }),
       ),
     );
-    this.#map();
+    this.#lend();
   }
 
   readBar(bar: number, offset: number, width: AccessWidth): number {
@@ -418,13 +419,16 @@ export class SpreadDevice implements PciDevice {
     this.#mapped.delete(iova);
   }
 
-  #map(): void {
+  /** What is mapped, or accessible again, and not known to the others. */
+  #lend(): void {
     if (this.#stopped || this.#mapped.size === this.#memory.count) return;
-    this.#lend();
+    this.#map(
+      this.#memory.lendable().filter(({ iova }) => !this.#mapped.has(iova)),
+    );
   }
 
-  #lend(): void {
-    const ranges = this.#memory.lendable(this.#mapped);
+  #map(ranges: readonly BorrowedRange[]): void {
+    if (this.#stopped || ranges.length === 0) return;
     for (const { iova } of ranges) this.#mapped.add(iova);
     this.#tell({ op: "map", ranges });
   }

@@ -6,7 +6,6 @@
 
 import { getU64, hex, PAGE_SIZE } from "../bits.ts";
 import { Errno, ErrnoError } from "../errno.ts";
-import { hugePageBytes, isRegularFile, statFd } from "../libc/mod.ts";
 import type { DmaMemory } from "../memory/dma_memory.ts";
 import { Access } from "../memory/guest_memory.ts";
 import {
@@ -65,29 +64,6 @@ function checkRange(iova: number, lengthBytes: number, offset: number): void {
   }
 }
 
-/**
- * A page behind the end of its file faults when touched, so the file must reach. And a mapping of a part of a huge
- * page could never be unmapped.
- */
-function checkFile(fd: number, offset: number, lengthBytes: number): void {
-  const stat = statFd(fd);
-  if (!isRegularFile(stat)) return;
-  const end = offset + lengthBytes;
-  if (stat.sizeBytes < end) {
-    throw invalid(
-      `Cannot map memory: its file has ${stat.sizeBytes} bytes, ${end} are needed`,
-    );
-  }
-  const pageBytes = hugePageBytes(fd);
-  if (
-    pageBytes > 0 && (offset % pageBytes !== 0 || lengthBytes % pageBytes !== 0)
-  ) {
-    throw invalid(
-      `Cannot map memory: offset or size is not a multiple of its pages of ${pageBytes} bytes`,
-    );
-  }
-}
-
 /** How many ranges are unmapped between two looks at the clock. */
 const UNMAP_STEP = 16;
 
@@ -99,8 +75,8 @@ const UNMAP_STEP = 16;
 export function unmapUntil(memory: DmaMemory, isOver: () => boolean): boolean {
   for (;;) {
     for (let i = 0; i < UNMAP_STEP; i++) {
-      const last = memory.ranges().at(-1);
-      if (last === undefined) return true;
+      const last = memory.lastRange();
+      if (last === null) return true;
       memory.unmap(last.iova, last.lengthBytes);
     }
     if (isOver()) return memory.count === 0;
@@ -164,7 +140,6 @@ export class DmaCommands {
       this.#memory.map({ iova, lengthBytes, access });
       this.#noteUnshared(access);
     } else {
-      checkFile(fd, offset, lengthBytes);
       this.#memory.map({ iova, lengthBytes, access, fd, offset });
       this.#sharedSeen = true;
     }

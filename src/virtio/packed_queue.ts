@@ -101,6 +101,10 @@ export class PackedQueue implements Ring {
     return this.#core.resolved;
   }
 
+  missing(): string | null {
+    return this.#core.missing();
+  }
+
   enable(features: Features, addresses: QueueAddresses): number {
     this.disable();
     const result = this.#core.enable(features, addresses);

@@ -45,11 +45,13 @@ export interface Ring extends Virtqueue {
   readonly outstanding: number;
   /** How many batches were published of which the driver did not want to hear; whoever adds them up sets it to 0. */
   suppressed: number;
-  /** Whether the ring was found in memory, and nothing has been unmapped since. */
+  /** Whether the ring was found in memory, and nothing of the kind has been unmapped since. */
   readonly resolved: boolean;
+  /** Which part of the ring is not mapped, for messages; null while all are, or the ring is not to be touched. */
+  missing(): string | null;
   /**
    * Starts the queue from its beginning. The ring is not touched yet: a driver may zero it after it has enabled the
-   * queue (SPDK does), and may map it later.
+   * queue (SPDK does).
    *
    * @param features The negotiated features
    * @returns 0, or −EINVAL when the driver broke a rule ({@linkcode Virtqueue.lastError}); the queue is then disabled

@@ -4,8 +4,13 @@
  * @module
  */
 
+import { hex } from "../bits.ts";
 import { Errno } from "../errno.ts";
-import type { GuestMemory, MemoryWindow } from "../memory/guest_memory.ts";
+import {
+  Access,
+  type GuestMemory,
+  type MemoryWindow,
+} from "../memory/guest_memory.ts";
 import { MappedWindow } from "../memory/mapped_window.ts";
 import type { WriteOrder } from "../pci/posted_writes.ts";
 import { ChainLedger } from "./chain_ledger.ts";
@@ -240,6 +245,24 @@ export class RingCore {
       Errno.EINVAL,
       `a ${format} queue was saved, this is a ${this.#layout.format} one`,
     );
+  }
+
+  /** See {@linkcode Ring.missing}. */
+  missing(): string | null {
+    const parts = this.#parts;
+    if (
+      parts === null || this.#suspended || !this.#memory.accessible ||
+      this.ready()
+    ) return null;
+    for (const { name, iova, lengthBytes, access } of Object.values(parts)) {
+      if (this.#memory.covers(iova, lengthBytes, access)) continue;
+      return `queue ${this.index}: ${name} at ${
+        hex(iova)
+      } is not guest memory that may be ${
+        access === Access.READ ? "read" : "written"
+      }, ${lengthBytes} bytes of it`;
+    }
+    return `queue ${this.index}: a part of its ring lies in two mappings that do not meet at a page`;
   }
 
   #resolve(): boolean {

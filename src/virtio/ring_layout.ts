@@ -21,6 +21,8 @@ import type { RingState } from "./ring_state.ts";
 
 /** A range of guest memory that the device accesses, and how. */
 export interface RingPart {
+  /** For messages. */
+  readonly name: string;
   readonly iova: number;
   readonly lengthBytes: number;
   readonly access: Access;
@@ -116,9 +118,24 @@ export const SPLIT_LAYOUT: RingLayout = {
     isPowerOfTwo(maxSize) && maxSize <= VIRTQUEUE_MAX_SIZE,
   check: checkSplitAddresses,
   parts: ({ size, descIova, availIova, usedIova }, eventIdx) => ({
-    desc: part(descIova, size * VRING_DESC.SIZE, Access.READ),
-    driverArea: part(availIova, availBytes(size, eventIdx), Access.READ),
-    deviceArea: part(usedIova, usedBytes(size, eventIdx), Access.WRITE),
+    desc: part(
+      "the descriptor table",
+      descIova,
+      size * VRING_DESC.SIZE,
+      Access.READ,
+    ),
+    driverArea: part(
+      "the available ring",
+      availIova,
+      availBytes(size, eventIdx),
+      Access.READ,
+    ),
+    deviceArea: part(
+      "the used ring",
+      usedIova,
+      usedBytes(size, eventIdx),
+      Access.WRITE,
+    ),
   }),
 };
 
@@ -130,17 +147,33 @@ export const PACKED_LAYOUT: RingLayout = {
   check: checkPackedAddresses,
   parts: ({ size, descIova, availIova, usedIova }) => ({
     desc: part(
+      "the descriptor ring",
       descIova,
       size * VRING_PACKED_DESC.SIZE,
       Access.READ | Access.WRITE,
     ),
-    driverArea: part(availIova, VRING_PACKED_EVENT.SIZE, Access.READ),
-    deviceArea: part(usedIova, VRING_PACKED_EVENT.SIZE, Access.WRITE),
+    driverArea: part(
+      "the driver event suppression",
+      availIova,
+      VRING_PACKED_EVENT.SIZE,
+      Access.READ,
+    ),
+    deviceArea: part(
+      "the device event suppression",
+      usedIova,
+      VRING_PACKED_EVENT.SIZE,
+      Access.WRITE,
+    ),
   }),
 };
 
-function part(iova: number, lengthBytes: number, access: Access): RingPart {
-  return { iova, lengthBytes, access };
+function part(
+  name: string,
+  iova: number,
+  lengthBytes: number,
+  access: Access,
+): RingPart {
+  return { name, iova, lengthBytes, access };
 }
 
 function checkParts(parts: readonly Part[], section: string): string | null {

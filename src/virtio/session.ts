@@ -89,6 +89,7 @@ export class VirtioSession implements VirtioTransport {
       status: this.#status,
       counters: this.counters,
       polled: options.polled ?? false,
+      fail: (reason) => this.fail(reason),
     });
     this.#interrupts = new SessionInterrupts(
       signals,
@@ -160,6 +161,7 @@ export class VirtioSession implements VirtioTransport {
       this.#queues.leaveForeign();
       this.#queues.keepOrder(this.accepted);
       this.device.start(this.accepted, this.queues);
+      if (this.#failMissing()) return;
       // The driver may have made buffers available before, without a notification (3.1.1, step 7).
       this.#queues.kickAll();
     }
@@ -190,6 +192,14 @@ export class VirtioSession implements VirtioTransport {
       return;
     }
     this.#queues.admit(index);
+    this.#failMissing();
+  }
+
+  /** A ring is to be in memory that the device reaches from when it is to be used (section 2.7.13.1 and 2.8.21). */
+  #failMissing(): boolean {
+    const missing = this.#queues.missing();
+    if (missing !== null) this.fail(missing);
+    return missing !== null;
   }
 
   /** The driver resets one queue (section 2.6.1); false when RING_RESET was not negotiated. */

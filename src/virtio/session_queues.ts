@@ -4,8 +4,8 @@
  * @module
  */
 
-import type { BottomHalf } from "../event_loop.ts";
-import type { GuestMemory } from "../memory/guest_memory.ts";
+import type { BottomHalf, Timer } from "../event_loop.ts";
+import { type GuestMemory, RING_ABSENCE_MS } from "../memory/guest_memory.ts";
 import type { DeviceContext } from "../pci/device.ts";
 import { WriteOrder } from "../pci/posted_writes.ts";
 import type { VirtioDevice } from "./device.ts";
@@ -28,6 +28,8 @@ export interface SessionQueuesOptions {
   readonly counters: SessionCounters;
   /** Whether the event loop polls from the start. */
   readonly polled: boolean;
+  /** The driver broke a rule. */
+  readonly fail: (reason: string) => void;
 }
 
 /**
@@ -46,6 +48,9 @@ export class SessionQueues {
   readonly #orders: readonly WriteOrder[];
   /** 1 for a queue that was notified of and is not enabled. */
   readonly #early: Uint8Array<ArrayBuffer>;
+  /** Armed while a ring is wanted that is not mapped. */
+  readonly #absence: Timer;
+  #absent = false;
   readonly #unsubscribe: () => void;
   readonly #split: readonly Ring[];
   /** Made when a driver first wants them: a process that never meets one keeps its calls monomorphic. */
@@ -77,6 +82,11 @@ export class SessionQueues {
     this.#orders = this.#kicks.map((kick) =>
       new WriteOrder(context.posted, () => kick.schedule())
     );
+    this.#absence = loop.timer(() => {
+      this.#absent = false;
+      const missing = this.missing();
+      if (missing !== null) options.fail(missing);
+    });
     this.#unsubscribe = memory.subscribe({
       onChange: () => this.#onMemoryChange(),
     });
@@ -107,6 +117,16 @@ export class SessionQueues {
     return chains;
   }
 
+  /** Which part of the ring of an enabled queue is not mapped, for messages; null when all are. */
+  missing(): string | null {
+    if (!this.#status.running || this.#stopped) return null;
+    for (const queue of this.#rings) {
+      const missing = queue.missing();
+      if (missing !== null) return missing;
+    }
+    return null;
+  }
+
   /** See {@linkcode VirtioSession.limit}. */
   limit(limits: SessionLimits): void {
     this.#limits = limits;
@@ -123,6 +143,8 @@ export class SessionQueues {
 
   /** Split queues, none of them enabled, as at first. */
   reset(): void {
+    this.#absence.cancel();
+    this.#absent = false;
     for (const queue of this.#rings) queue.disable();
     this.#use(this.#split);
   }
@@ -191,6 +213,7 @@ export class SessionQueues {
   /** Ends everything. */
   close(): void {
     this.cancelAll();
+    this.#absence.close();
     this.#unsubscribe();
     for (const queue of this.#rings) queue.disable();
   }
@@ -296,7 +319,16 @@ export class SessionQueues {
     // After a stop, or while it holds: start() looks at every queue again.
     if (!this.#status.running || this.#stopped || this.#held) return;
     this.#early[index] = queue.enabled ? 0 : 1;
-    if (queue.enabled) this.#device.notify(queue);
+    if (!queue.enabled) return;
+    if (queue.missing() === null) this.#device.notify(queue);
+    else this.#awaitMemory();
+  }
+
+  /** A ring is wanted that is not mapped; it is served when it is. */
+  #awaitMemory(): void {
+    if (this.#absent) return;
+    this.#absent = true;
+    this.#absence.arm(RING_ABSENCE_MS);
   }
 
   #count(path: KickPath): void {
@@ -316,7 +348,9 @@ export class SessionQueues {
     if (!this.#status.running) return;
     for (let i = 0; i < this.#rings.length; i++) {
       const queue = this.#rings[i]!;
-      if (queue.enabled && !queue.resolved) this.#kicks[i]!.schedule();
+      if (!queue.enabled || queue.resolved) continue;
+      if (queue.missing() === null) this.#kicks[i]!.schedule();
+      else if (queue.outstanding > 0) this.#awaitMemory();
     }
   }
 }

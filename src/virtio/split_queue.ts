@@ -102,6 +102,10 @@ export class SplitQueue implements Ring {
     return this.#core.resolved;
   }
 
+  missing(): string | null {
+    return this.#core.missing();
+  }
+
   enable(features: Features, addresses: QueueAddresses): number {
     this.disable();
     return this.#core.enable(features, addresses);

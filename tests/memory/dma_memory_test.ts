@@ -1,6 +1,11 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Errno, ErrnoError } from "../../src/errno.ts";
-import { createMemfd, type Fd, Mapping } from "../../src/libc/mod.ts";
+import {
+  createMemfd,
+  type Fd,
+  Mapping,
+  truncateFd,
+} from "../../src/libc/mod.ts";
 import { DmaMemory } from "../../src/memory/dma_memory.ts";
 import { Access } from "../../src/memory/guest_memory.ts";
 import { openFds, sharedMappings } from "../resources.ts";
@@ -183,7 +188,7 @@ Deno.test("DmaMemory.map refuses an overlap, and a file that cannot be mapped so
   assertEquals(sharedMappings(), before);
 });
 
-Deno.test("DmaMemory.unmap removes exactly one range, announces it first, and changes the generation", () => {
+Deno.test("DmaMemory.unmap removes exactly one range, and announces it first", () => {
   using ram = new Ram(MIB);
   using memory = new DmaMemory({ poison: true });
   const fd = ram.fd.number;
@@ -200,10 +205,8 @@ Deno.test("DmaMemory.unmap removes exactly one range, announces it first, and ch
     const error = assertThrows(() => memory.unmap(iova!, length!), ErrnoError);
     assertEquals(error.errno, Errno.ENOENT);
   }
-  const generation = memory.generation;
   memory.unmap(0x2000, 0x1000);
   assertEquals(seen, [[0x2000, 0x1000, 0]]);
-  assert(memory.generation !== generation);
   assertEquals(memory.read(0x2000, new Uint8Array(1)), -Errno.EFAULT);
   assertEquals(memory.read(0x1fff, new Uint8Array(2)), -Errno.EFAULT);
   assertEquals(memory.read(0x3000, new Uint8Array(1)), 0);
@@ -223,9 +226,13 @@ Deno.test("DmaMemory gives every mapping and descriptor back", () => {
       memory.createScatterGather(64);
       memory.window(i * 0x1000, 16, RW)!.getU32(0);
     }
-    assertEquals(sharedMappings(), mappings + 17);
-    memory.unmap(0x3000, 0x1000);
-    assertEquals(sharedMappings(), mappings + 16);
+    assertEquals(sharedMappings(), mappings + 2, "ours and the guest's");
+    assertEquals(openFds(), fds + 1);
+    for (let i = 0; i < 15; i++) memory.unmap(i * 0x1000, 0x1000);
+    assertEquals(sharedMappings(), mappings + 2);
+    memory.unmap(0xf000, 0x1000);
+    assertEquals(sharedMappings(), mappings + 1, "gone with its last range");
+    memory.map({ iova: 0, lengthBytes: 0x1000, access: RW, fd });
     memory.close();
     memory.close();
     assertEquals(sharedMappings(), mappings + 1);
@@ -290,29 +297,150 @@ Deno.test("DmaMemory.handOver gives mappings as they are, and the next one owns 
   }
 });
 
+Deno.test("DmaMemory.handOver gives a file that many ranges show once", () => {
+  using ram = new Ram(MIB);
+  const fd = ram.fd.number;
+  const mapped = sharedMappings();
+  const first = new DmaMemory();
+  const at = (iova: number, offset: number, access: number) => (
+    { iova, lengthBytes: 0x1000, access, fd, offset }
+  );
+  assert(first.map(at(0x5000, 0x1000, RW)), "a file is mapped");
+  assert(!first.map(at(0x4000, 0x9000, RW)), "it is mapped already");
+  assert(first.map(at(0x8000, 0x3000, Access.READ)), "never to be written");
+  assertEquals(sharedMappings(), mapped + 2);
+  using second = new DmaMemory({
+    inherited: structuredClone(first.handOver()),
+  });
+  assertEquals(sharedMappings(), mapped + 2);
+  assert(!second.map(at(0xa000, 0x7000, RW)), "it is known here too");
+  ram.bytes.set([1, 2, 3], 0x9ffd);
+  ram.bytes.set([4, 5], 0x1000);
+  const bytes = new Uint8Array(5);
+  assertEquals(second.read(0x4ffd, bytes), 0);
+  assertEquals(bytes, Uint8Array.of(1, 2, 3, 4, 5));
+  for (const iova of [0x4000, 0x5000]) second.unmap(iova, 0x1000);
+  assertEquals(sharedMappings(), mapped + 2);
+  second.unmap(0xa000, 0x1000);
+  second.unmap(0x8000, 0x1000);
+  assertEquals(sharedMappings(), mapped);
+});
+
+Deno.test("DmaMemory maps a file again that has grown, and the shorter one while ranges show it", () => {
+  using ram = new Ram(2 * MIB);
+  using memory = new DmaMemory();
+  const fd = ram.fd.number;
+  const mapped = sharedMappings();
+  const page = { lengthBytes: 0x1000, access: RW, fd };
+  memory.map({ ...page, iova: 0 });
+  truncateFd(fd, 3 * MIB);
+  assert(memory.map({ ...page, iova: 0x1000, offset: 2 * MIB }));
+  assert(!memory.map({ ...page, iova: 0x2000, offset: MIB }));
+  assertEquals(sharedMappings(), mapped + 2);
+  memory.unmap(0, 0x1000);
+  assertEquals(sharedMappings(), mapped + 1);
+  assertEquals(memory.write(0x1fff, Uint8Array.of(1, 2)), 0);
+  assertEquals(ram.bytes[MIB], 2);
+});
+
+Deno.test("a window spans mappings of one file wherever they lie in it", () => {
+  using ram = new Ram(MIB);
+  for (const poison of [false, true]) {
+    for (
+      const offsets of [[0x3000, 0x4000, 0x5000], [0x7000, 0x1000, 0x4000]]
+    ) {
+      using memory = new DmaMemory({ poison });
+      ram.bytes.fill(0);
+      offsets.forEach((offset, i) =>
+        memory.map({
+          iova: 0xffff_f000 + i * 0x1000,
+          lengthBytes: 0x1000,
+          access: RW,
+          fd: ram.fd.number,
+          offset,
+        })
+      );
+      const window = memory.window(0xffff_fff0, 0x1020, RW)!;
+      const view = new DataView(ram.bytes.buffer);
+      const addressOf = (at: number) =>
+        offsets[Math.floor((at + 0xff0) / 0x1000)]! + (at + 0xff0) % 0x1000;
+      for (let at = 0; at < 0x1020; at += 8) {
+        window.setU16(at, at);
+        window.storeU16(at + 2, at ^ 0x5555);
+        window.storeU32(at + 4, at * 0x1_0001);
+        const where = addressOf(at);
+        assertEquals(view.getUint16(where, true), at);
+        assertEquals(window.loadU16(at), at);
+        assertEquals(window.getU16(at + 2), at ^ 0x5555);
+        assertEquals(window.getU8(at + 2), (at ^ 0x5555) & 0xff);
+        assertEquals(view.getUint32(where + 4, true), at * 0x1_0001);
+        assertEquals(window.loadU32(at + 4), window.getU32(at + 4));
+        window.setU64(at, at);
+        window.setU32(at + 4, 7);
+        assertEquals(window.getU64(at), 7 * 2 ** 32 + at);
+      }
+      const { generation } = memory;
+      assertEquals(memory.window(0xffff_fff0, 0x2020, RW), null, "too long");
+      memory.unmap(0x1_0000_0000, 0x1000);
+      assert(memory.generation !== generation);
+      assertEquals(memory.window(0xffff_fff0, 0x1020, RW), null);
+      assertEquals(
+        [
+          memory.covers(0x1_0000_1000, 16, RW),
+          memory.covers(0xffff_fff0, 17, RW),
+        ],
+        [true, false],
+      );
+    }
+  }
+});
+
+Deno.test("DmaMemory leaves windows alone, and nothing behind, when ranges come and go with requests", () => {
+  const DEPTH = 32;
+  using ram = new Ram(MIB);
+  const page = { lengthBytes: 0x1000, access: RW, fd: ram.fd.number };
+  using memory = new DmaMemory();
+  memory.map({ ...page, iova: 0x1000 });
+  memory.window(0x1000, 64, RW);
+  const list = memory.createScatterGather(4);
+  const { generation } = memory;
+  const before = [openFds(), sharedMappings()];
+  for (let i = 0; i < 5000; i++) {
+    const iova = 0x10_0000 + (i * 7 % 256) * 0x1000;
+    memory.map({ ...page, iova, offset: (i % 256) * 0x1000 });
+    list.clear();
+    assertEquals(memory.translate(iova + 8, 16, RW, list), 0);
+    assertEquals(list.overlaps(iova, 9), true);
+    assertEquals(list.overlaps(iova + 24, 0x1000), false);
+    if (i < DEPTH) continue;
+    memory.unmap(0x10_0000 + ((i - DEPTH) * 7 % 256) * 0x1000, 0x1000);
+  }
+  assertEquals(memory.generation, generation);
+  assertEquals([openFds(), sharedMappings()], before);
+  assertEquals(memory.count, DEPTH + 1);
+  memory.unmap(0x1000, 0x1000);
+  assert(memory.generation !== generation);
+});
+
 Deno.test("DmaMemory.borrow shows what another memory has mapped and lends, and unmaps nothing", () => {
   const PAGE = 4096;
   using lender = new DmaMemory();
   using borrower = new DmaMemory();
   using memfd = createMemfd("lent", 2 * PAGE);
   const mapped = sharedMappings();
-  const known = new Set<number>();
-  const lend = () => {
-    const ranges = lender.lendable(known);
-    for (const range of ranges) {
-      known.add(range.iova);
-      borrower.borrow(range);
-    }
-    return ranges.map(({ iova }) => iova);
-  };
+  const lent: number[] = [];
+  lender.subscribe({
+    onMap: (iova) => {
+      borrower.borrow(lender.lend(iova));
+      lent.push(iova);
+    },
+  });
   lender.map({
     iova: 2 * PAGE,
     lengthBytes: PAGE,
     access: RW,
     fd: memfd.number,
   });
-  assertEquals(lend(), [2 * PAGE]);
-  assertEquals(lend(), []);
   lender.map({
     iova: 0,
     lengthBytes: PAGE,
@@ -321,7 +449,7 @@ Deno.test("DmaMemory.borrow shows what another memory has mapped and lends, and 
     offset: PAGE,
   });
   lender.map({ iova: 8 * PAGE, lengthBytes: PAGE, access: RW });
-  assertEquals(lend(), [0, 8 * PAGE]);
+  assertEquals(lent, [2 * PAGE, 0, 8 * PAGE]);
   assertEquals(lender.lendable().length, 3);
   lender.write(2 * PAGE, Uint8Array.of(5));
   const byte = new Uint8Array(1);

@@ -10,8 +10,10 @@ import type { SplitRingState } from "../../src/virtio/ring_state.ts";
 import { SplitQueue } from "../../src/virtio/split_queue.ts";
 import type { Buffer } from "./naive_ring.ts";
 import {
+  BASE,
   DATA,
   fixture,
+  LENGTH,
   packedFixture,
   TABLES,
   turnPackedRing,
@@ -97,6 +99,7 @@ interface Shape {
   readonly size: number;
   readonly turned: number;
   readonly eventIdx: boolean;
+  readonly byPage: boolean;
 }
 
 function packedBench(shape: Shape, inOrder: boolean): Bench {
@@ -157,6 +160,11 @@ function buffersOf(readable: number[], writable: number[]): Buffer[] {
   });
 }
 
+/** The driver's address of ArrayMemory's, where each page may be mapped with the whole buffer behind it. */
+function iovaOf(hva: number): number {
+  return BASE + (hva - 0x7f00_0000_0000) % (LENGTH + 0x1000);
+}
+
 interface Expected {
   readonly head: number;
   readonly buffers: Buffer[];
@@ -202,10 +210,9 @@ class Model {
     if (result === 0) return false;
     const expected = this.#offered.shift()!;
     assertEquals(chain.head, expected.head);
-    const base = 0x7f00_0000_0000 - 0x10_0000;
     const seen = [chain.readable, chain.writable].flatMap((list, which) =>
       Array.from({ length: list.count }, (_, s) => ({
-        iova: list.base(s) - base,
+        iova: iovaOf(list.base(s)),
         length: list.length(s),
         write: which === 1,
       }))
@@ -348,8 +355,9 @@ for (const { name, sizes, make } of FORMATS) {
         fc.constantFrom(...sizes),
         fc.nat(30),
         fc.boolean(),
-        (script, size, turned, eventIdx) => {
-          const at = make({ size, turned, eventIdx });
+        fc.boolean(),
+        (script, size, turned, eventIdx, byPage) => {
+          const at = make({ size, turned, eventIdx, byPage });
           const model = new Model(at, size);
           run(model, at, script);
           skipped += model.skipped;

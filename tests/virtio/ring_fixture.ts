@@ -16,6 +16,8 @@ export interface FixtureOptions {
   readonly segments?: number;
   readonly polled?: boolean;
   readonly inOrder?: boolean;
+  /** Map guest memory page by page. */
+  readonly byPage?: boolean;
 }
 
 export interface Fixture {
@@ -39,11 +41,13 @@ export const TABLES = BASE + 0x18_0000;
 export function fixture(options: FixtureOptions = {}): Fixture {
   const size = options.size ?? 8;
   const memory = new ArrayMemory([]);
-  const buffer = memory.map({ iova: BASE, lengthBytes: LENGTH });
+  const buffer = mapAll(memory, options);
+  // Near the end of a page: rings of more than a few entries go on in the next.
+  const near = options.byPage ? 0xfd0 : 0;
   const places = {
-    desc: BASE + 0x1000,
-    avail: BASE + 0x9_0000 + 2,
-    used: BASE + 0xb_0000 + 4,
+    desc: BASE + 0x1000 + near,
+    avail: BASE + 0x9_0000 + near + 2,
+    used: BASE + 0xb_0000 + near + 4,
   };
   const features = featuresOf(options);
   const queue = new SplitQueue(
@@ -71,6 +75,11 @@ export function fixture(options: FixtureOptions = {}): Fixture {
   return { memory, buffer, queue, ring, chain, features, places };
 }
 
+function mapAll(memory: ArrayMemory, options: FixtureOptions): ArrayBuffer {
+  const range = { iova: BASE, lengthBytes: LENGTH };
+  return options.byPage ? memory.mapPages(range) : memory.map(range);
+}
+
 function featuresOf(options: FixtureOptions, packed = false): Features {
   const bits: number[] = [VIRTIO_F.VERSION_1];
   if (options.eventIdx) bits.push(VIRTIO_F.RING_EVENT_IDX);
@@ -94,9 +103,9 @@ export interface PackedFixture {
 export function packedFixture(options: FixtureOptions = {}): PackedFixture {
   const size = options.size ?? 8;
   const memory = new ArrayMemory([]);
-  const buffer = memory.map({ iova: BASE, lengthBytes: LENGTH });
+  const buffer = mapAll(memory, options);
   const places = {
-    desc: BASE + 0x1000,
+    desc: BASE + 0x1000 + (options.byPage ? 0xfd0 : 0),
     driver: BASE + 0x9_0000 + 4,
     device: BASE + 0xb_0000 + 4,
   };

@@ -40,6 +40,9 @@ class Rig {
       status: this.status,
       counters: this.counters,
       polled,
+      fail: (reason) => {
+        throw new Error(reason);
+      },
     });
   }
 
@@ -257,9 +260,12 @@ Deno.test("SessionQueues looks again at a ring that was out of reach when memory
   memory.map({ iova: 0, lengthBytes: 0x1000 });
   assertEquals(rig.settle(), [], "the ring was never out of reach");
   memory.unmap(0, 0x1000);
+  assertEquals(rig.settle(), [], "another range than the ring's");
+  memory.unmap(BASE, LENGTH);
+  assertEquals(rig.settle(), []);
+  memory.map({ iova: BASE, lengthBytes: LENGTH });
   assertEquals(rig.settle(), ["notify 0"]);
   memory.unmap(BASE, LENGTH);
-  assertEquals(rig.settle(), ["notify 0"]);
   rig.queues.close();
   memory.map({ iova: BASE, lengthBytes: LENGTH });
   assertEquals(rig.settle(), []);

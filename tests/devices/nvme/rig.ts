@@ -23,6 +23,8 @@ export interface RigOptions {
   readonly info?: Partial<BlockInfo>;
   readonly controller?: Partial<NvmeControllerOptions>;
   readonly mode?: "intx" | "msi" | "msix";
+  /** Map memory page by page. */
+  readonly byPage?: boolean;
   /** Leave the controller disabled. */
   readonly disabled?: boolean;
 }
@@ -37,7 +39,10 @@ export class Rig implements Disposable {
 
   constructor(options: RigOptions = {}) {
     this.memory = new ArrayMemory([]);
-    const buffer = this.memory.map({ iova: RAM_IOVA, lengthBytes: RAM_BYTES });
+    const range = { iova: RAM_IOVA, lengthBytes: RAM_BYTES };
+    const buffer = options.byPage
+      ? this.memory.mapPages(range)
+      : this.memory.map(range);
     this.ram = new DriverMemory(buffer, RAM_IOVA);
     this.context = fakeContext({ memory: this.memory });
     this.context.interrupts.mode = options.mode ?? "msix";

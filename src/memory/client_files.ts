@@ -1,0 +1,192 @@
+/**
+ * The files behind a client's memory, each mapped once.
+ *
+ * @module
+ */
+
+import { PAGE_SIZE } from "../bits.ts";
+import { Errno, ErrnoError } from "../errno.ts";
+import {
+  type FdStat,
+  hugePageBytes,
+  isRegularFile,
+  Mapping,
+  Prot,
+  statFd,
+  SyscallError,
+} from "../libc/mod.ts";
+import { Access } from "./guest_memory.ts";
+import { Backing } from "./region.ts";
+
+/** Longer files are mapped range by range: the address space of a process has 128 TiB, for all clients. */
+const WHOLE_FILE_MAX_BYTES = 2 ** 40;
+
+/** A part of a client's file. */
+export interface FilePart {
+  readonly fd: number;
+  /** Where in the file, page-aligned. */
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly access: Access;
+}
+
+/** Where a part of a file is mapped. */
+export interface MappedPart {
+  readonly backing: Backing;
+  /** Where in the backing it begins. */
+  readonly offset: number;
+  /** Whether the file was not mapped before. */
+  readonly isNew: boolean;
+}
+
+/** How files are mapped. */
+export interface ClientFilesOptions {
+  /** Leave inaccessible pages where a mapping was; each range is then mapped by itself. */
+  readonly poison: boolean;
+}
+
+/** A file as another thread of this process has mapped it. Plain data. */
+export interface InheritedFile {
+  /** What it is known by; null when it is one range's alone. */
+  readonly key: string | null;
+  readonly hva: number;
+  readonly lengthBytes: number;
+}
+
+/**
+ * Files by device and inode. A range of a file that is mapped already costs no system call that changes the address
+ * space, and no page fault: behind an IOMMU thousands of one page each come and go. The mapping ends with its last range.
+ */
+export class ClientFiles {
+  readonly #options: ClientFilesOptions;
+  /** Those mapped as a whole. */
+  readonly #files = new Map<string, Backing>();
+  readonly #mappings = new Map<Backing, Mapping>();
+
+  constructor(options: ClientFilesOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Maps a part of a file.
+   *
+   * @throws {ErrnoError} EINVAL when the file does not reach so far, and what mmap says
+   */
+  map(part: FilePart): MappedPart {
+    const { fd, offset, lengthBytes, access } = part;
+    const stat = statFd(fd);
+    checkSize(stat, part);
+    if (this.#options.poison || !isRegularFile(stat)) return this.#apart(part);
+    const key = `${stat.identity}:${access}`;
+    const known = this.#files.get(key);
+    if (known !== undefined && offset + lengthBytes <= known.lengthBytes) {
+      return { backing: known, offset, isNew: false };
+    }
+    const wholeBytes = stat.sizeBytes - stat.sizeBytes % PAGE_SIZE;
+    if (wholeBytes > WHOLE_FILE_MAX_BYTES) return this.#apart(part);
+    let mapping: Mapping;
+    try {
+      mapping = this.#open(fd, 0, wholeBytes, access);
+    } catch (error) {
+      checkReserved(fd, wholeBytes, error);
+      // There may be addresses for the part.
+      return this.#apart(part);
+    }
+    return { backing: this.#back(mapping, key), offset, isNew: true };
+  }
+
+  /** Goes on with a file that another thread had mapped. */
+  inherit({ key, hva, lengthBytes }: InheritedFile): Backing {
+    return this.#back(new Mapping({ hva, lengthBytes }), key);
+  }
+
+  /** Leaves everything mapped, to whoever is given what this returns. */
+  handOver(): InheritedFile[] {
+    const keys = new Map([...this.#files].map(([key, each]) => [each, key]));
+    const files = [...this.#mappings].map(([backing, mapping]) => ({
+      key: keys.get(backing) ?? null,
+      hva: mapping.release(),
+      lengthBytes: mapping.lengthBytes,
+    }));
+    this.#files.clear();
+    this.#mappings.clear();
+    return files;
+  }
+
+  /** Maps a range by itself. */
+  #apart({ fd, offset, lengthBytes, access }: FilePart): MappedPart {
+    checkHugePages(fd, offset, lengthBytes);
+    const mapping = this.#open(fd, offset, lengthBytes, access);
+    return { backing: this.#back(mapping, null), offset: 0, isNew: true };
+  }
+
+  #open(
+    fd: number,
+    offset: number,
+    lengthBytes: number,
+    access: Access,
+  ): Mapping {
+    const prot = (access & Access.READ ? Prot.READ : 0) |
+      (access & Access.WRITE ? Prot.WRITE : 0);
+    return new Mapping({ fd, offset, lengthBytes, prot });
+  }
+
+  #back(mapping: Mapping, key: string | null): Backing {
+    // SAFETY: the last range is gone before release is called; windows end with the generation, and whoever keeps a
+    // translation is told before its range goes.
+    const backing: Backing = new Backing(mapping.buffer, mapping.hva, {
+      release: () => {
+        this.#mappings.delete(backing);
+        if (key !== null && this.#files.get(key) === backing) {
+          this.#files.delete(key);
+        }
+        if (this.#options.poison) mapping.poison();
+        else mapping.close();
+      },
+    });
+    this.#mappings.set(backing, mapping);
+    if (key !== null) this.#files.set(key, backing);
+    return backing;
+  }
+}
+
+/** A page behind the end of its file faults when touched, so the file must reach. */
+function checkSize(stat: FdStat, { offset, lengthBytes }: FilePart): void {
+  const end = offset + lengthBytes;
+  if (offset % PAGE_SIZE !== 0) {
+    throw new ErrnoError(
+      Errno.EINVAL,
+      `Cannot map memory: offset ${offset} is not page-aligned`,
+    );
+  }
+  if (!isRegularFile(stat) || stat.sizeBytes >= end) return;
+  throw new ErrnoError(
+    Errno.EINVAL,
+    `Cannot map memory: its file has ${stat.sizeBytes} bytes, ${end} are needed`,
+  );
+}
+
+/** Mapping a file reserves the huge pages that its client has not: without them a use of it would end the process. */
+function checkReserved(fd: number, lengthBytes: number, error: unknown): void {
+  if (!(error instanceof SyscallError)) throw error;
+  const pageBytes = hugePageBytes(fd);
+  if (pageBytes === 0 || error.errno !== Errno.ENOMEM) return;
+  throw new ErrnoError(
+    Errno.ENOMEM,
+    `Cannot map memory: its file of ${lengthBytes} bytes is on huge pages of ${pageBytes}, and not so many are free; ` +
+      "have more of them (vm.nr_hugepages), or the client reserve its own (QEMU: prealloc=on)",
+  );
+}
+
+/** A mapping of a part of a huge page could never be unmapped. */
+function checkHugePages(fd: number, offset: number, lengthBytes: number): void {
+  const pageBytes = hugePageBytes(fd);
+  if (
+    pageBytes === 0 ||
+    (offset % pageBytes === 0 && lengthBytes % pageBytes === 0)
+  ) return;
+  throw new ErrnoError(
+    Errno.EINVAL,
+    `Cannot map memory: offset or size is not a multiple of its pages of ${pageBytes} bytes`,
+  );
+}
