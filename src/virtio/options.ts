@@ -24,7 +24,7 @@ export type DoorbellMode = "auto" | "message" | "mmap";
 
 const DOORBELLS: readonly DoorbellMode[] = ["auto", "message", "mmap"];
 
-/** Which ring features are offered, and how drivers notify; plain data that can be sent to a Worker. */
+/** Which features of rings and of memory are offered, and how drivers notify; plain data that can be sent to a Worker. */
 export interface VirtioOptions {
   /** RING_PACKED. */
   readonly packed: boolean;
@@ -36,6 +36,8 @@ export interface VirtioOptions {
   readonly indirect: boolean;
   /** NOTIFICATION_DATA. */
   readonly notificationData: boolean;
+  /** ACCESS_PLATFORM. */
+  readonly iommuPlatform: boolean;
   /** How drivers notify. */
   readonly doorbells: DoorbellMode;
 }
@@ -50,6 +52,7 @@ export const VIRTIO_DEFAULTS: VirtioOptions = {
   eventIdx: true,
   indirect: true,
   notificationData: false,
+  iommuPlatform: true,
   doorbells: "auto",
 };
 
@@ -89,6 +92,12 @@ const ROWS: readonly (readonly [
     "notificationData",
     VIRTIO_F.NOTIFICATION_DATA,
     "ask drivers to say in a notification how far they have come",
+  ],
+  [
+    "iommu-platform",
+    "iommuPlatform",
+    VIRTIO_F.ACCESS_PLATFORM,
+    "say that memory is reached through the machine's IOMMU where there is one; without it a guest passes that by, and the device fails behind one",
   ],
 ];
 

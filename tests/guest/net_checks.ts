@@ -187,9 +187,10 @@ export async function guestSends(
   guest: Guest,
   address: string,
   port: number,
+  lengthBytes = TRANSFER_BYTES,
 ): Promise<string> {
   const text = await guest.output(
-    `head -c ${TRANSFER_BYTES} /dev/urandom > /tmp/blob && nc ${address} ${port} < /tmp/blob && sha256sum < /tmp/blob && rm /tmp/blob`,
+    `head -c ${lengthBytes} /dev/urandom > /tmp/blob && nc ${address} ${port} < /tmp/blob && sha256sum < /tmp/blob && rm /tmp/blob`,
     { timeoutMs: TRANSFER_TIMEOUT_MS },
   );
   return text.split(" ")[0]!;
@@ -209,7 +210,7 @@ export async function guestReceives(
 }
 
 /**
- * Moves {@linkcode TRANSFER_BYTES} each way and compares.
+ * Moves so many bytes each way and compares.
  *
  * @param hostname Where the host listens
  * @param address The same place as the guest knows it
@@ -218,16 +219,14 @@ export async function assertTransfers(
   guest: Guest,
   hostname: string,
   address: string,
+  lengthBytes = TRANSFER_BYTES,
 ): Promise<void> {
   {
     using sink = new TcpSink(hostname);
-    const sent = await guestSends(guest, address, sink.port);
-    assertEquals(await sink.received, {
-      lengthBytes: TRANSFER_BYTES,
-      sha256: sent,
-    });
+    const sent = await guestSends(guest, address, sink.port, lengthBytes);
+    assertEquals(await sink.received, { lengthBytes, sha256: sent });
   }
-  const bytes = testPattern(TRANSFER_BYTES);
+  const bytes = testPattern(lengthBytes);
   using source = new TcpSource(hostname, bytes);
   const received = await guestReceives(guest, address, source.port);
   await source.sent;

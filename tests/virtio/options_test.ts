@@ -16,8 +16,9 @@ function bits(values: Record<string, string>): number[] {
 }
 
 Deno.test("ringFeatures offers what the options say, and RING_RESET", () => {
-  assertEquals(bits({}), [28, 29, 35, 40]);
+  assertEquals(bits({}), [28, 29, 33, 35, 40]);
   const off = {
+    "iommu-platform": "off",
     "in-order": "off",
     "event-idx": "off",
     "indirect": "off",
@@ -28,12 +29,13 @@ Deno.test("ringFeatures offers what the options say, and RING_RESET", () => {
   assertEquals(bits({ ...off, "indirect": "on" }), [28, 40]);
   assertEquals(bits({ ...off, "packed": "on" }), [34, 40]);
   assertEquals(bits({ ...off, "notification-data": "on" }), [38, 40]);
+  assertEquals(bits({ ...off, "iommu-platform": "on" }), [33, 40]);
 });
 
 Deno.test("parseVirtioOptions offers IN_ORDER without indirect tables only when asked to", () => {
-  assertEquals(bits({ indirect: "off" }), [29, 40]);
-  assertEquals(bits({ indirect: "off", "in-order": "on" }), [29, 35, 40]);
-  assertEquals(bits({ indirect: "off", packed: "on" }), [29, 34, 40]);
+  assertEquals(bits({ indirect: "off" }), [29, 33, 40]);
+  assertEquals(bits({ indirect: "off", "in-order": "on" }), [29, 33, 35, 40]);
+  assertEquals(bits({ indirect: "off", packed: "on" }), [29, 33, 34, 40]);
 });
 
 Deno.test("mapsNotify is what doorbells=mmap asks for, and nothing else does", () => {
@@ -66,6 +68,7 @@ Deno.test("virtioOptionTable has a row for every option, with the model's defaul
     "event-idx=on",
     "indirect=on",
     "notification-data=off",
+    "iommu-platform=on",
     "doorbells=auto",
   ]);
   for (const row of virtioOptionTable()) {

@@ -1,4 +1,5 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { RING_ABSENCE_MS } from "../../src/memory/guest_memory.ts";
 import { validatePciSpec } from "../../src/pci/mod.ts";
 import type { VendorCapability } from "../../src/pci/device.ts";
 import { DEPENDENT_FEATURE, ECHO_FEATURE } from "./echo_device.ts";
@@ -134,7 +135,7 @@ Deno.test("VirtioPci offers the device's features and its own", () => {
   });
   assertEquals(words, [
     (1 << 3 | 1 << 5 | 1 << 28 | 1 << 29) >>> 0,
-    1 << 0 | 1 << 3 | 1 << 8,
+    1 << 0 | 1 << 1 | 1 << 3 | 1 << 8,
     0,
     0,
     0,
@@ -602,6 +603,46 @@ Deno.test("VirtioPci goes on when unmapped rings are mapped again", () => {
   memory.map({ iova: BASE, lengthBytes: LENGTH, buffer: driver.buffer });
   loop.settle();
   assertEquals(ring!.usedIdx, 1);
+  loop.advance(10 * RING_ABSENCE_MS);
+  assertEquals(driver.status, 15);
+});
+
+Deno.test("VirtioPci fails when a ring that is used stays unmapped", () => {
+  const driver = new PciDriver();
+  const [ring] = driver.start();
+  const { memory, loop, log } = driver.context;
+  memory.unmap(BASE, LENGTH);
+  loop.advance(10 * RING_ABSENCE_MS);
+  assertEquals(driver.status, 15, "nobody wanted it");
+  ring!.add([IN, OUT]);
+  driver.kick(0);
+  loop.settle();
+  loop.advance(RING_ABSENCE_MS - 1);
+  driver.kick(0);
+  loop.settle();
+  assertEquals(driver.status, 15);
+  loop.advance(1);
+  assertEquals(driver.status & STATUS.NEEDS_RESET, STATUS.NEEDS_RESET);
+  driver.kick(0);
+  loop.advance(10 * RING_ABSENCE_MS);
+  const warnings = log.records.filter(({ level }) => level === "warn");
+  assertEquals(warnings.length, 1);
+  assertMatch(
+    warnings[0]!.message,
+    /queue 0: the descriptor table at 0x[0-9a-f]+ is not guest memory that may be read/,
+  );
+});
+
+Deno.test("VirtioPci fails at once when it is started, or a queue enabled, with a ring that is not mapped", () => {
+  const driver = new PciDriver();
+  const { memory } = driver.context;
+  memory.unmap(BASE, LENGTH);
+  driver.start();
+  assertEquals(driver.status & STATUS.NEEDS_RESET, STATUS.NEEDS_RESET);
+  memory.map({ iova: BASE, lengthBytes: LENGTH, buffer: driver.buffer });
+  driver.w8(REG.status, 0);
+  driver.start();
+  assertEquals(driver.status, 15);
 });
 
 Deno.test("VirtioPci polls the queues of a driver that never kicks", () => {

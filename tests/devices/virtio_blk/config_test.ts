@@ -13,6 +13,7 @@ const DEFAULT_RINGS = {
   eventIdx: true,
   indirect: true,
   notificationData: false,
+  iommuPlatform: true,
   doorbells: "auto" as const,
 };
 

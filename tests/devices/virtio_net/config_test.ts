@@ -14,6 +14,7 @@ const DEFAULT_RINGS = {
   eventIdx: true,
   indirect: true,
   notificationData: false,
+  iommuPlatform: true,
   doorbells: "auto" as const,
 };
 
