@@ -57,6 +57,8 @@ export type Command =
     readonly pollMaxUs: number;
     /** How long a client may take until a version is agreed, in milliseconds. */
     readonly helloTimeoutMs: number;
+    /** Whether guest memory is reserved when it is mapped. */
+    readonly prealloc: boolean;
     readonly logLevel: LogLevel;
     readonly logFormat: LogFormat;
   };
@@ -206,6 +208,7 @@ const OPTIONS = {
   "iothreads": { type: "string" },
   "poll": { type: "string" },
   "hello-timeout": { type: "string" },
+  "prealloc": { type: "boolean" },
   "log-level": { type: "string" },
   "log-format": { type: "string" },
   "help": { type: "boolean", short: "h" },
@@ -220,6 +223,7 @@ interface Seen {
   iothreads: IOThreadsArgument;
   pollMaxUs: number;
   helloTimeoutMs: number;
+  prealloc: boolean;
   logLevel: LogLevel;
   logFormat: LogFormat;
 }
@@ -294,6 +298,9 @@ function take(seen: Seen, name: string, value: string): void {
     case "hello-timeout":
       seen.helloTimeoutMs = parseHelloTimeout(value);
       return;
+    case "prealloc":
+      seen.prealloc = true;
+      return;
     case "log-level":
       seen.logLevel = oneOf(name, value, LOG_LEVELS);
       return;
@@ -363,6 +370,7 @@ export function parseCommandLine(args: readonly string[]): Command {
     iothreads: IOTHREADS_DEFAULT,
     pollMaxUs: POLL_MAX_US_DEFAULT,
     helloTimeoutMs: HELLO_TIMEOUT_MS,
+    prealloc: false,
     logLevel: "info",
     logFormat: "text",
   };
@@ -390,6 +398,7 @@ export function parseCommandLine(args: readonly string[]): Command {
     iothreads: seen.iothreads,
     pollMaxUs: seen.pollMaxUs,
     helloTimeoutMs: seen.helloTimeoutMs,
+    prealloc: seen.prealloc,
     logLevel: seen.logLevel,
     logFormat: seen.logFormat,
   };

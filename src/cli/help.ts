@@ -55,6 +55,8 @@ Running:
                                  a core
   --hello-timeout SECONDS        how long a client may take until a version is
                                  agreed (default 5): others wait meanwhile
+  --prealloc                     have all of a guest's memory there when it is
+                                 mapped, so that it cannot run out in use
   --log-level LEVEL              debug, info (default), warn or error
   --log-format FORMAT            text (default) or json
   -h, --help                     this text

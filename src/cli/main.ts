@@ -182,6 +182,7 @@ async function serve(outboard: Outboard, command: RunCommand): Promise<void> {
     devices: await devicesOf(command),
     pollMaxUs: command.pollMaxUs,
     helloTimeoutMs: command.helloTimeoutMs,
+    prealloc: command.prealloc,
     ...(command.control === null ? {} : { control: command.control }),
     ...(command.metrics === null ? {} : { metrics: command.metrics }),
   });

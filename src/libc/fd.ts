@@ -120,7 +120,7 @@ const S_IFMT = 0o170000;
 const S_IFREG = 0o100000;
 
 /** Whether the mode is that of a regular file (memfd and hugetlbfs files included). */
-export function isRegularFile(stat: FdStat): boolean {
+export function isRegularFile(stat: Pick<FdStat, "mode">): boolean {
   return (stat.mode & S_IFMT) === S_IFREG;
 }
 
@@ -171,6 +171,29 @@ export function hugePageBytes(fd: number): number {
   return view.getUint32(0, true) === HUGETLBFS_MAGIC
     ? view.getUint32(8, true)
     : 0;
+}
+
+/**
+ * How much room the file system of a file has left for those who may not use its reserve.
+ *
+ * @returns Infinity where nothing limits it but memory itself, as for a memfd
+ * @throws {import("./errors.ts").SyscallError}
+ */
+export function freeBytes(fd: number): number {
+  // struct statfs { long f_type, f_bsize; u64 f_blocks, f_bfree, f_bavail; … } of 120 bytes
+  const buffer = new Uint8Array(120);
+  check(libc.fstatfs(fd, buffer), "fstatfs");
+  const view = new DataView(buffer.buffer);
+  if (view.getBigUint64(16, true) === 0n) return Infinity;
+  return Number(view.getBigUint64(8, true) * view.getBigUint64(32, true));
+}
+
+/** Whether the length of a file is sealed: nobody can cut it short. */
+export function isLengthSealed(fd: number): boolean {
+  const F_GET_SEALS = 1034;
+  const F_SEAL_SHRINK = 2;
+  const seals = libc.fcntl(fd, F_GET_SEALS, 0);
+  return seals >= 0 && (seals & F_SEAL_SHRINK) !== 0;
 }
 
 /**

@@ -142,6 +142,26 @@ export class Mapping implements Disposable {
   }
 
   /**
+   * Has every page there, so that no access to them can find that there is no memory left.
+   *
+   * @param writable Whether the mapping may be written
+   * @throws {SyscallError} EFAULT or ENOMEM when there is not enough; EINVAL before Linux 5.14
+   */
+  populate(writable: boolean): void {
+    const MADV_POPULATE_READ = 22;
+    const MADV_POPULATE_WRITE = 23;
+    check(
+      libc.madvise(
+        this.hva,
+        this.lengthBytes,
+        writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ,
+      ),
+      "madvise",
+      `Cannot reserve ${this.lengthBytes} bytes of guest memory`,
+    );
+  }
+
+  /**
    * Gives the pages away as they are: this object no longer owns them.
    *
    * @returns Where they are, for {@linkcode MappingOptions.hva}, on whichever thread

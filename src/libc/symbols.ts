@@ -68,6 +68,8 @@ const TABLE = {
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int munmap(void *addr, size_t length)
   munmap: { parameters: ["usize", "usize"], result: "i32" },
+  // int madvise(void *addr, size_t length, int advice)
+  madvise: { parameters: ["usize", "usize", "i32"], result: "i32" },
   // int memfd_create(const char *name, unsigned flags)
   memfd_create: { parameters: ["buffer", "u32"], result: "i32" },
   // void *memcpy(void *dest, const void *src, size_t n)

@@ -8,6 +8,7 @@ import { PAGE_SIZE } from "../bits.ts";
 import { Errno, ErrnoError } from "../errno.ts";
 import {
   type FdStat,
+  freeBytes,
   hugePageBytes,
   isRegularFile,
   Mapping,
@@ -43,6 +44,8 @@ export interface MappedPart {
 export interface ClientFilesOptions {
   /** Leave inaccessible pages where a mapping was; each range is then mapped by itself. */
   readonly poison: boolean;
+  /** Have every page of a file there before it is used. */
+  readonly prealloc: boolean;
 }
 
 /** A file as another thread of this process has mapped it. Plain data. */
@@ -128,7 +131,15 @@ export class ClientFiles {
   ): Mapping {
     const prot = (access & Access.READ ? Prot.READ : 0) |
       (access & Access.WRITE ? Prot.WRITE : 0);
-    return new Mapping({ fd, offset, lengthBytes, prot });
+    const mapping = new Mapping({ fd, offset, lengthBytes, prot });
+    if (!this.#options.prealloc) return mapping;
+    try {
+      mapping.populate((access & Access.WRITE) !== 0);
+    } catch (error) {
+      mapping.close();
+      throw error;
+    }
+    return mapping;
   }
 
   #back(mapping: Mapping, key: string | null): Backing {
@@ -148,6 +159,24 @@ export class ClientFiles {
     if (key !== null) this.#files.set(key, backing);
     return backing;
   }
+}
+
+/**
+ * Says what could end the process though the file reaches as far as it should: a page that is used first here and for
+ * which there is no storage left raises SIGBUS, as does one behind the end of a file that was cut.
+ *
+ * @returns For the log; null when nothing is known of
+ */
+export function overcommitOf(fd: number): string | null {
+  const { mode, sizeBytes, allocatedBytes } = statFd(fd);
+  // Mapping has reserved what lies on huge pages.
+  if (!isRegularFile({ mode }) || hugePageBytes(fd) > 0) return null;
+  const missing = sizeBytes - allocatedBytes;
+  const free = freeBytes(fd);
+  if (missing <= free) return null;
+  return `guest memory is a file of ${sizeBytes} bytes, ${missing} of which have no storage yet, and its file system ` +
+    `has ${free} left: when those are used up this process ends (SIGBUS); make room, have the client reserve its ` +
+    "memory (QEMU: prealloc=on), or start this with --prealloc";
 }
 
 /** A page behind the end of its file faults when touched, so the file must reach. */

@@ -56,6 +56,8 @@ export interface DmaMemoryOptions {
    * given back. As the predecessor did where there is one.
    */
   readonly poison?: boolean;
+  /** Have every page of a file there before it is used, so that no use of it can find that there is no memory left. */
+  readonly prealloc?: boolean;
   /** What {@linkcode DmaMemory.handOver} gave: viewed here from now on, and unmapped when it is no longer wanted. */
   readonly inherited?: MemoryBaggage;
 }
@@ -85,9 +87,9 @@ export class DmaMemory implements GuestMemory, Disposable {
   readonly #borrowed = new Map<number, Backing>();
 
   constructor(options: DmaMemoryOptions = {}) {
-    const { inherited } = options;
+    const { inherited, prealloc = false } = options;
     this.#poison = inherited?.poison ?? options.poison ?? false;
-    this.#files = new ClientFiles({ poison: this.#poison });
+    this.#files = new ClientFiles({ poison: this.#poison, prealloc });
     if (inherited === undefined) return;
     const backings = new Map(
       inherited.files.map((file) => [file.hva, this.#files.inherit(file)]),

@@ -89,6 +89,8 @@ export interface DeviceHostOptions {
   readonly helloTimeoutMs?: number;
   /** Leave inaccessible pages where guest memory was, so that a stale use faults: for tests. */
   readonly poisonUnmapped?: boolean;
+  /** Have every page of guest memory there when it is mapped. */
+  readonly prealloc?: boolean;
   /**
    * The same device as another thread of this process gave it away: goes on from there. When that fails the baggage still
    * owns everything and may be tried again, here or on another thread.
@@ -159,6 +161,7 @@ export class DeviceHost implements Disposable {
     this.#log = log;
     this.#memory = new DmaMemory({
       poison: options.poisonUnmapped ?? false,
+      prealloc: options.prealloc ?? false,
       ...(inherited === undefined ? {} : { inherited: inherited.memory }),
     });
     this.#memory.onUnreachable = (range) => log.warn(unreachableText(range));

@@ -80,6 +80,8 @@ const calls = new ThreadCalls(loop, createSeat(seatFd.number));
 let helloTimeoutMs = HELLO_TIMEOUT_MS;
 /** How many messages were announced and not yet taken. */
 let announced = 0;
+/** See {@linkcode DeviceHostOptions.prealloc}. */
+let prealloc = false;
 
 function servedDevice(id: string): Served {
   const served = devices.get(id);
@@ -122,6 +124,7 @@ async function serve(
       log: remoteLog(device.id, debug),
       listener: device.listener,
       helloTimeoutMs,
+      prealloc,
       poisonUnmapped: Deno.env.get("OUTBOARD_POISON") === "1",
       ...(inherited === undefined ? {} : { inherited }),
       ...(request.crew === undefined
@@ -225,6 +228,7 @@ function handleAtOnce(
       if (request.cpus !== null) setThreadCpus(request.cpus);
       loop.setPolling(request.pollMaxUs);
       helloTimeoutMs = request.helloTimeoutMs;
+      prealloc = request.prealloc;
       return null;
     case "listen":
       hostOf(request.device).listen();

@@ -42,6 +42,8 @@ export type Request =
     readonly pollMaxUs: number;
     /** How long a client may take until a version is agreed, in milliseconds. */
     readonly helloTimeoutMs: number;
+    /** See {@linkcode DeviceHostOptions.prealloc}. */
+    readonly prealloc: boolean;
     /** The CPUs it may run on; null leaves them as they are. */
     readonly cpus: readonly number[] | null;
   }

@@ -78,6 +78,8 @@ export interface RunOptions {
   readonly pollMaxUs?: number;
   /** How long a client may take until a version is agreed, in milliseconds; 5000 unless told. */
   readonly helloTimeoutMs?: number;
+  /** Whether guest memory is reserved when it is mapped, so that it cannot run out in use; not unless told. */
+  readonly prealloc?: boolean;
   /** Where the control socket is made, if one is wanted. */
   readonly control?: SocketPath;
   /** Where metrics are to be served, if at all. */
@@ -192,7 +194,7 @@ export class Outboard {
    * @throws {Error} With the remedy; what was opened stays until {@linkcode Outboard.stop}
    */
   async serve(options: RunOptions): Promise<void> {
-    const { devices, pollMaxUs = POLL_MAX_US_DEFAULT } = options;
+    const { devices } = options;
     const places = placeDevices(devices, this.#iothreads.length);
     // A port in use is to be known before devices have begun to work.
     if (options.metrics !== undefined) {
@@ -202,8 +204,9 @@ export class Outboard {
     if (this.#stopping) return;
     const opened = devices.map((device, i) => this.#open(device, places[i]!));
     await this.#serveAll(opened, {
-      pollMaxUs,
+      pollMaxUs: options.pollMaxUs ?? POLL_MAX_US_DEFAULT,
       helloTimeoutMs: options.helloTimeoutMs ?? HELLO_TIMEOUT_MS,
+      prealloc: options.prealloc ?? false,
     });
     if (this.#stopping) return;
     // Nobody connects to a device that will not be: everything else is there when the first socket appears.
@@ -234,7 +237,11 @@ export class Outboard {
   /** The threads set up their devices at the same time, each one after the other. */
   async #serveAll(
     devices: readonly Placed[],
-    settings: { readonly pollMaxUs: number; readonly helloTimeoutMs: number },
+    settings: {
+      readonly pollMaxUs: number;
+      readonly helloTimeoutMs: number;
+      readonly prealloc: boolean;
+    },
   ): Promise<void> {
     const debug = this.#log.debugEnabled;
     const outcomes = await Promise.allSettled(

@@ -23,7 +23,7 @@
  */
 
 export * from "../memory/array_memory.ts";
-export type { DmaRange } from "../memory/region_table.ts";
+export type { DmaRange } from "../memory/region.ts";
 export * from "./driver_memory.ts";
 export * from "./driver_ring.ts";
 export * from "./fake_context.ts";

@@ -6,6 +6,9 @@
 
 import { getU64, hex, PAGE_SIZE } from "../bits.ts";
 import { Errno, ErrnoError } from "../errno.ts";
+import { isLengthSealed } from "../libc/mod.ts";
+import type { Log } from "../log.ts";
+import { overcommitOf } from "../memory/client_files.ts";
 import type { DmaMemory } from "../memory/dma_memory.ts";
 import { Access } from "../memory/guest_memory.ts";
 import {
@@ -88,6 +91,10 @@ export class DmaCommands {
   readonly #memory: DmaMemory;
   readonly #maxDmaMaps: number;
   readonly #onUnsharedMemory: () => void;
+  readonly #log: Log;
+  /** Whether the log tells of memory that may end the process, and of such that may be cut. */
+  #overcommitTold = false;
+  #unsealedTold = false;
   #sharedSeen: boolean;
 
   /**
@@ -100,8 +107,10 @@ export class DmaCommands {
     memory: DmaMemory,
     maxDmaMaps: number,
     onUnsharedMemory: () => void,
+    log: Log,
     sharedSeen = false,
   ) {
+    this.#log = log;
     this.#memory = memory;
     this.#maxDmaMaps = maxDmaMaps;
     this.#onUnsharedMemory = onUnsharedMemory;
@@ -140,10 +149,28 @@ export class DmaCommands {
       this.#memory.map({ iova, lengthBytes, access });
       this.#noteUnshared(access);
     } else {
-      this.#memory.map({ iova, lengthBytes, access, fd, offset });
+      if (this.#memory.map({ iova, lengthBytes, access, fd, offset })) {
+        this.#tellRisks(fd);
+      }
       this.#sharedSeen = true;
     }
     return 0;
+  }
+
+  /** What can be known of a file that was just mapped, once per client. */
+  #tellRisks(fd: number): void {
+    if (!this.#unsealedTold && !isLengthSealed(fd)) {
+      this.#unsealedTold = true;
+      this.#log.info(
+        "guest memory is in a file that can be cut short, which would end this process (SIGBUS); " +
+          "QEMU seals that of memory-backend-memfd",
+      );
+    }
+    if (this.#overcommitTold) return;
+    const risk = overcommitOf(fd);
+    if (risk === null) return;
+    this.#overcommitTold = true;
+    this.#log.warn(risk);
   }
 
   #noteUnshared(access: Access): void {

@@ -406,6 +406,7 @@ export class Session implements ConnectionHandler {
       memory,
       agreement.maxDmaMaps,
       this.#options.onUnsharedMemory,
+      log,
       inherited?.sharedSeen,
     );
     const regions = new Regions(pci, files, agreement, inherited?.progress);

@@ -110,6 +110,7 @@ Deno.test("parseCommandLine says in one line what would be right", () => {
     [["--control", "a", "--control", "b"], "Cannot use --control 2 times"],
     [["--metrics", "1", "--metrics", "2"], "Cannot use --metrics 2 times"],
     [["--poll", "off", "--poll", "off"], "Cannot use --poll 2 times"],
+    [["--prealloc", "--prealloc"], "Cannot use --prealloc 2 times"],
     [["--iothreads", "1", "--iothreads", "1"], "--iothreads 2 times"],
     [["--log-level", "warn", "--log-level", "info"], "--log-level 2 times"],
     [["--log-format", "text", "--log-format=json"], "--log-format 2 times"],

@@ -4,6 +4,7 @@ import {
   createMemfd,
   type Fd,
   Mapping,
+  statFd,
   truncateFd,
 } from "../../src/libc/mod.ts";
 import { DmaMemory } from "../../src/memory/dma_memory.ts";
@@ -324,6 +325,15 @@ Deno.test("DmaMemory.handOver gives a file that many ranges show once", () => {
   second.unmap(0xa000, 0x1000);
   second.unmap(0x8000, 0x1000);
   assertEquals(sharedMappings(), mapped);
+});
+
+Deno.test("DmaMemory has all of a file there when it is to be reserved", () => {
+  for (const prealloc of [false, true]) {
+    using fd = createMemfd("reserved", MIB);
+    using memory = new DmaMemory({ prealloc });
+    memory.map({ iova: 0, lengthBytes: 0x1000, access: RW, fd: fd.number });
+    assertEquals(statFd(fd.number).allocatedBytes, prealloc ? MIB : 0);
+  }
 });
 
 Deno.test("DmaMemory maps a file again that has grown, and the shorter one while ranges show it", () => {

@@ -3,12 +3,16 @@ import {
   createEventFd,
   createMemfd,
   Fd,
+  freeBytes,
+  openFd,
+  sealLength,
   truncateFd,
 } from "../../src/libc/mod.ts";
 import { libc } from "../../src/libc/symbols.ts";
 import { message, type RawClient, type Reply, words } from "./raw_client.ts";
 import { memfdMappings, openFds, Rig } from "./rig.ts";
 
+const O_RDWR = 2;
 const ENOENT = 2;
 const EACCES = 13;
 const EEXIST = 17;
@@ -172,6 +176,34 @@ function hugeFile(): Fd | null {
   truncateFd(fd.number, HUGE_PAGE_BYTES);
   return fd;
 }
+
+Deno.test("DMA_MAP tells once of a file for which there is no room, and of one that can be cut", () => {
+  using rig = new Rig();
+  using client = rig.client();
+  const path = Deno.makeTempFileSync();
+  using sparse = openFd(path, O_RDWR);
+  Deno.removeSync(path);
+  const size = 2 * freeBytes(sparse.number);
+  assert(size < Infinity, "files are on a file system with an end");
+  truncateFd(sparse.number, size - size % 4096);
+  using again = createMemfd("test-ram", 4096);
+  using sealed = createMemfd("test-ram", 4096);
+  sealLength(sealed.number);
+  const told = (pattern: RegExp) =>
+    rig.logged.filter((line) => pattern.test(line)).length;
+  const cut = /^info: guest memory is in a file that can be cut short/;
+  const full = /^warn: .* bytes, \d+ of which have no storage.*--prealloc/;
+  assertEquals(map(rig, client, {}, sealed).errno, 0);
+  assertEquals([told(cut), told(full)], [0, 0]);
+  assertEquals(map(rig, client, { iova: 0x1000n }, sparse).errno, 0);
+  assertEquals([told(cut), told(full)], [1, 1]);
+  assertEquals(map(rig, client, { iova: 0x2000n }, again).errno, 0);
+  assertEquals(
+    map(rig, client, { iova: 0x3000n, offset: 0x1000n }, sparse).errno,
+    0,
+  );
+  assertEquals([told(cut), told(full)], [1, 1]);
+});
 
 Deno.test("DMA_MAP takes a part of a huge page while there are free ones, and says what is missing otherwise", () => {
   using rig = new Rig();
