@@ -218,8 +218,8 @@ export class NvmeDriver implements DiskDriver {
     memory.at(this.#events, PAGE_BYTES).fill(0);
     this.#command(ADMIN.DBBUF, 0, this.#shadow, 0, 0, this.#events);
     this.#io = this.#createPair(Math.max(IO_ENTRIES, options.slots + 1));
-    this.#sqBell = pci.bell(0, DOORBELLS + 8);
-    this.#cqBell = pci.bell(0, DOORBELLS + 12);
+    this.#sqBell = pci.bell(0, DOORBELLS + 8, 4);
+    this.#cqBell = pci.bell(0, DOORBELLS + 12, 4);
     this.#buffers = memory.alloc(
       options.slots * options.transferBytes,
       PAGE_BYTES,

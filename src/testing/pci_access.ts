@@ -7,6 +7,9 @@
 /** Width of a register access in bytes. */
 export type PciWidth = 1 | 2 | 4;
 
+/** Width of a doorbell in bytes: virtio has 16 bits, NVM Express 32. */
+export type BellWidth = 2 | 4;
+
 /** A register that is only ever written to make the device look. */
 export interface Bell {
   /** Rings it. Allocates nothing. */
@@ -34,8 +37,8 @@ export interface PciAccess {
   readBar(bar: number, offset: number, width: PciWidth): number;
   /** Writes a register of a BAR. */
   writeBar(bar: number, offset: number, width: PciWidth, value: number): void;
-  /** The best way to ring a 16-bit doorbell. */
-  bell(bar: number, offset: number): Bell;
+  /** The best way to ring a doorbell, always by writes of its width. */
+  bell(bar: number, offset: number, width: BellWidth): Bell;
   /** Sets up that many MSI-X vectors. */
   enableMsix(vectors: number): InterruptLines;
 }

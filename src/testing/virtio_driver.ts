@@ -398,7 +398,7 @@ export class VirtioDriver {
     const { bar, offset } = this.structure(VIRTIO_CAP.NOTIFY_CFG);
     const at = offset +
       this.readCommon(COMMON.QUEUE_NOTIFY_OFF, 2) * this.#notifyMultiplier;
-    if (!this.has(F.NOTIFICATION_DATA)) return pci.bell(bar, at);
+    if (!this.has(F.NOTIFICATION_DATA)) return pci.bell(bar, at, 2);
     // 32 bits (4.1.5.2), which an eventfd in place of the register could not tell.
     return {
       ring: (index) =>

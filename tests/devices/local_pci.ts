@@ -8,6 +8,7 @@ import { assertEquals } from "@std/assert";
 import type { PciFunction, PciInterrupts } from "../../src/pci/mod.ts";
 import type {
   Bell,
+  BellWidth,
   InterruptLines,
   PciAccess,
   PciWidth,
@@ -53,12 +54,12 @@ export class LocalPci implements PciAccess, InterruptLines {
     assertEquals(this.#pci.writeRegion(bar, offset, this.#view, 0, width), 0);
   }
 
-  bell(bar: number, offset: number): Bell {
-    const view = new DataView(new ArrayBuffer(2));
+  bell(bar: number, offset: number, width: BellWidth): Bell {
+    const view = new DataView(new ArrayBuffer(4));
     return {
       ring: (value) => {
-        view.setUint16(0, value, true);
-        this.#pci.writeRegion(bar, offset, view, 0, 2);
+        view.setUint32(0, value, true);
+        this.#pci.writeRegion(bar, offset, view, 0, width);
       },
     };
   }

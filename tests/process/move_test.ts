@@ -118,7 +118,7 @@ const turn = () => new Promise((resolve) => setTimeout(resolve, 0));
 Deno.test("a client goes on while its device moves", () =>
   withDevices(["counter"], async ({ folder, say, place, child }) => {
     using guest = new Guest(`${folder}/0`);
-    const bell = guest.pci.bell(0, COUNTER.BELL);
+    const bell = guest.pci.bell(0, COUNTER.BELL, 2);
     let sum = 0;
     for (let move = 1; move <= MOVES; move++) {
       let over = false;

@@ -5,6 +5,7 @@
 
 import type {
   Bell,
+  BellWidth,
   DriverMemory,
   InterruptLines,
   PciAccess,
@@ -187,9 +188,9 @@ export class NaiveCard implements PciAccess, InterruptLines {
     }
   }
 
-  bell(_bar: number, offset: number): Bell {
+  bell(_bar: number, offset: number, width: BellWidth): Bell {
     return {
-      ring: (value) => this.writeBar(4, offset, 2, value),
+      ring: (value) => this.writeBar(4, offset, width, value),
     };
   }
 

@@ -120,13 +120,14 @@ Deno.test("doorbells ring by message, by eventfd and not where there is none", (
     using pci = new PciClient(client, { bells: "ioeventfd" });
     pci.setEnabled(true);
     const lines = pci.enableMsix(2);
-    pci.bell(0, REG.DOORBELL).ring(0);
+    pci.bell(0, REG.DOORBELL, 2).ring(0);
     assertEquals(lines.wait(1, PATIENCE_MS), 1);
     assertEquals(pci.readBar(0, REG.RINGS, 4), 1);
-    assertThrows(() => pci.bell(0, REG.ID), ErrnoError, "no eventfd");
+    assertThrows(() => pci.bell(0, REG.ID, 2), ErrnoError, "no eventfd");
+    assertThrows(() => pci.bell(0, REG.DOORBELL, 4), ErrnoError, "no eventfd");
     for (const bells of ["message", "posted"] as const) {
       using other = new PciClient(client, { bells });
-      other.bell(0, REG.DOORBELL).ring(0);
+      other.bell(0, REG.DOORBELL, 2).ring(0);
     }
     assertEquals(pci.readBar(0, REG.RINGS, 4), 3);
   }));
@@ -140,10 +141,12 @@ Deno.test("a mappable page is the same memory on both sides", () =>
     assertEquals(client.readRegion32(0, REG.SHARED), 0x5a);
     assertEquals(client.readRegion8(2, PAGE), 0x5a);
     using pci = new PciClient(client, { bells: "mmap" });
-    pci.bell(2, PAGE).ring(0x17);
+    pci.bell(2, PAGE, 2).ring(0x17);
     assertEquals(client.readRegion32(0, REG.SHARED), 0x17);
-    assertThrows(() => pci.bell(2, 0), ErrnoError, "no mappable page");
-    assertThrows(() => pci.bell(0, 0), ErrnoError, "no mappable page");
+    pci.bell(2, PAGE + 4092, 4).ring(0x8765_4321);
+    assertEquals(client.readRegion32(2, PAGE + 4092), 0x8765_4321);
+    assertThrows(() => pci.bell(2, 0, 2), ErrnoError, "no mappable page");
+    assertThrows(() => pci.bell(0, 0, 2), ErrnoError, "no mappable page");
   }));
 
 Deno.test("a reset is the device's, and a client that goes away resets it too", () => {

@@ -4,6 +4,7 @@ import { Errno, ErrnoError } from "../../src/errno.ts";
 import { isOpen } from "../../src/libc/mod.ts";
 import {
   parseAgreement,
+  PciClient,
   RegionInfo,
   RegionIoFds,
   type VfioUserClient,
@@ -214,6 +215,23 @@ Deno.test("reads and writes of 8, 16 and 32 bits are unsigned and little-endian"
       seen,
     ) => [...seen.payload.slice(16)]);
     assertEquals(data, [[0x81], [0x82, 0x81], [0x84, 0x83, 0x82, 0x81]]);
+  }));
+
+Deno.test("a bell writes its register whole", () =>
+  withPeer((client, peer) => {
+    const head = (count: number) => words(0x1008, 0, 0, count);
+    using waiting = new PciClient(client);
+    peer.reply(0, 10, head(2));
+    waiting.bell(0, 0x1008, 2).ring(0x8182);
+    peer.reply(1, 10, head(4));
+    waiting.bell(0, 0x1008, 4).ring(0x82);
+    using posting = new PciClient(client, { bells: "posted" });
+    posting.bell(0, 0x1008, 4).ring(0x83);
+    assertEquals(peer.seen().map(({ flags, payload }) => [flags, payload]), [
+      [0, join(head(2), Uint8Array.of(0x82, 0x81))],
+      [0, join(head(4), Uint8Array.of(0x82, 0, 0, 0))],
+      [0x10, join(head(4), Uint8Array.of(0x83, 0, 0, 0))],
+    ]);
   }));
 
 Deno.test("a posted write sets the no-reply bit and waits for nothing", () =>

@@ -16,6 +16,7 @@ import {
 } from "../../libc/mod.ts";
 import {
   type Bell,
+  type BellWidth,
   type InterruptLines,
   listCapabilities,
   type PciAccess,
@@ -99,22 +100,29 @@ class MessageBell implements Bell {
   readonly #client: VfioUserClient;
   readonly #bar: number;
   readonly #offset: number;
+  readonly #width: BellWidth;
   readonly #posted: boolean;
 
   constructor(
     client: VfioUserClient,
     bar: number,
     offset: number,
+    width: BellWidth,
     posted: boolean,
   ) {
     this.#client = client;
     this.#bar = bar;
     this.#offset = offset;
+    this.#width = width;
     this.#posted = posted;
   }
 
   ring(value: number): void {
-    this.#client.writeRegion16(this.#bar, this.#offset, value, this.#posted);
+    if (this.#width === 2) {
+      this.#client.writeRegion16(this.#bar, this.#offset, value, this.#posted);
+    } else {
+      this.#client.writeRegion32(this.#bar, this.#offset, value, this.#posted);
+    }
   }
 }
 
@@ -131,10 +139,10 @@ class EventFdBell implements Bell {
 }
 
 class MappedBell implements Bell {
-  readonly #words: Uint16Array;
+  readonly #words: Uint16Array | Uint32Array;
   readonly #index: number;
 
-  constructor(words: Uint16Array, index: number) {
+  constructor(words: Uint16Array | Uint32Array, index: number) {
     this.#words = words;
     this.#index = index;
   }
@@ -266,20 +274,20 @@ export class PciClient implements PciAccess, Disposable {
   }
 
   /**
-   * A way to ring the 16-bit doorbell at `offset`, of the kind this was made for.
+   * A way to ring the doorbell at `offset`, of the kind this was made for.
    *
    * @throws {ErrnoError} ENOENT when the server does not offer that kind there
    */
-  bell(bar: number, offset: number): Bell {
+  bell(bar: number, offset: number, width: BellWidth): Bell {
     switch (this.#bells) {
       case "message":
-        return new MessageBell(this.client, bar, offset, false);
+        return new MessageBell(this.client, bar, offset, width, false);
       case "posted":
-        return new MessageBell(this.client, bar, offset, true);
+        return new MessageBell(this.client, bar, offset, width, true);
       case "ioeventfd":
-        return this.#eventFdBell(bar, offset);
+        return this.#eventFdBell(bar, offset, width);
       case "mmap":
-        return this.#mappedBell(bar, offset);
+        return this.#mappedBell(bar, offset, width);
     }
   }
 
@@ -296,7 +304,7 @@ export class PciClient implements PciAccess, Disposable {
     this.close();
   }
 
-  #eventFdBell(bar: number, offset: number): Bell {
+  #eventFdBell(bar: number, offset: number, width: BellWidth): Bell {
     let io = this.#ioFds.get(bar);
     if (io === undefined) {
       io = this.client.regionIoFds(bar);
@@ -307,13 +315,13 @@ export class PciClient implements PciAccess, Disposable {
     const found = io.subRegions.find((sub) =>
       sub.offset === offset && sub.type === VFIO_USER_IO_FD_TYPE_IOEVENTFD &&
       (sub.flags & KVM_IOEVENTFD_FLAG_DATAMATCH) === 0 &&
-      (sub.lengthBytes === 0 || sub.lengthBytes === 2)
+      (sub.lengthBytes === 0 || sub.lengthBytes === width)
     );
     if (found === undefined) throw noBell(bar, offset, "eventfd");
     return new EventFdBell(io.fds[found.fdIndex]!.number);
   }
 
-  #mappedBell(bar: number, offset: number): Bell {
+  #mappedBell(bar: number, offset: number, width: BellWidth): Bell {
     let mappings = this.#mappings.get(bar);
     if (mappings === undefined) {
       mappings = [];
@@ -329,10 +337,12 @@ export class PciClient implements PciAccess, Disposable {
       this.#mappings.set(bar, mappings);
     }
     for (const [at, mapping] of mappings) {
-      if (offset < at || offset + 2 > at + mapping.lengthBytes) continue;
+      if (offset < at || offset + width > at + mapping.lengthBytes) continue;
       return new MappedBell(
-        new Uint16Array(mapping.buffer),
-        (offset - at) / 2,
+        width === 2
+          ? new Uint16Array(mapping.buffer)
+          : new Uint32Array(mapping.buffer),
+        (offset - at) / width,
       );
     }
     throw noBell(bar, offset, "mappable page");
