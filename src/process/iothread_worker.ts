@@ -22,6 +22,7 @@ import { modelFault } from "../model_fault.ts";
 import { HELLO_TIMEOUT_MS } from "../vfio_user/defs.ts";
 import { CrewTwin } from "./crew_twin.ts";
 import { DeviceHost, discardBaggage } from "./device_host.ts";
+import { LogLimit } from "./log_limit.ts";
 import type { ThreadMetrics } from "./metrics.ts";
 import type { Notice, NumberedRequest, Request } from "./messages.ts";
 import { guardRuntime, withoutRuntime } from "./runtime_guard.ts";
@@ -34,12 +35,12 @@ const scope = globalThis as unknown as {
   close(): void;
 };
 
-/** Logs travel to the main thread, which alone formats and writes. */
+/** Logs travel to the main thread, which alone formats and writes. What waits for it there does not grow with a flood. */
 function remoteLog(device: string, debugEnabled: boolean): Log {
   const send =
     (level: "debug" | "info" | "warn" | "error") =>
     (message: string, properties: Record<string, unknown> = {}) =>
-      scope.postMessage({ kind: "log", level, device, message, properties });
+      logLimit.add({ level, device, message, properties });
   return {
     debug: debugEnabled
       ? send("debug")
@@ -62,6 +63,10 @@ const loop = new EventLoop({
         `unexpected failure: ${error instanceof Error ? error.stack : error}`,
     ),
 });
+const logLimit = new LogLimit(
+  loop,
+  (line) => scope.postMessage({ kind: "log", ...line }),
+);
 guardRuntime((message) => processLog.error(message));
 
 /** A request to serve a device, and what became of it. */
@@ -199,6 +204,7 @@ function stop(): void {
   closeDevices();
   for (const id of [...twins.keys()]) leave(id);
   calls.close();
+  logLimit.flush();
 }
 
 async function handleRequest(
