@@ -4,7 +4,7 @@
  * @module
  */
 
-import { AcceptLoop, closeConnection } from "./accept_loop.ts";
+import { AcceptLoop, type Attendance, closeConnection } from "./accept_loop.ts";
 import {
   type Controllable,
   execute,
@@ -30,6 +30,8 @@ export interface ControlEvent {
 
 /** How many people and scripts are served at a time. */
 const CONNECTIONS_MAX = 64;
+/** How long people may be silent. */
+const IDLE_MS = 600_000;
 /** The longest line taken, in UTF-16 units. */
 const LINE_MAX = 4096;
 /** So many events wait for a program that does not read; the next ones are counted only. */
@@ -89,15 +91,21 @@ function checkRequest(request: unknown): JsonRequest {
 class Connection {
   readonly #target: Controllable;
   readonly #conn: Deno.Conn;
+  readonly #attendance: Attendance;
   readonly #writer: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
   /** Whether it has spoken JSON: then it is told of events too. */
   #isProgram = false;
   #waiting = 0;
   #lost = 0;
 
-  constructor(target: Controllable, conn: Deno.Conn) {
+  constructor(
+    target: Controllable,
+    conn: Deno.Conn,
+    attendance: Attendance,
+  ) {
     this.#target = target;
     this.#conn = conn;
+    this.#attendance = attendance;
     this.#writer = conn.writable.getWriter();
   }
 
@@ -105,7 +113,8 @@ class Connection {
     try {
       for await (const line of lines(this.#conn)) {
         if (line?.trim() === "") continue;
-        await this.#write(await this.#answer(line));
+        const answering = () => this.#answer(line);
+        await this.#write(await this.#attendance.attend(answering));
       }
       await this.#writer.close();
     } catch {
@@ -163,6 +172,7 @@ class Connection {
 
   async #answerJson(line: string): Promise<string> {
     this.#isProgram = true;
+    this.#attendance.listens();
     let request: unknown;
     try {
       request = JSON.parse(line);
@@ -213,8 +223,9 @@ export class ControlSocket {
     this.#remove = remove;
     this.#connections = new AcceptLoop(listener, {
       most: CONNECTIONS_MAX,
-      serve: async (conn) => {
-        const connection = new Connection(target, conn);
+      idleMs: IDLE_MS,
+      serve: async (conn, attendance) => {
+        const connection = new Connection(target, conn, attendance);
         this.#open.add(connection);
         await connection.serve();
         this.#open.delete(connection);

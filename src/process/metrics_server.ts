@@ -63,8 +63,12 @@ export class MetricsServer {
     }
     this.#connections = new AcceptLoop(listener, {
       most: CONNECTIONS_MAX,
-      serve: (conn) =>
-        answerOneRequest(conn, TIMEOUT_MS, (request) => this.#answer(request)),
+      serve: (conn, attendance) =>
+        answerOneRequest(
+          conn,
+          TIMEOUT_MS,
+          (request) => attendance.attend(() => this.#answer(request)),
+        ),
     });
   }
 

@@ -260,3 +260,16 @@ Deno.test("ControlSocket tells events to those who speak JSON, and counts what t
     assertEquals([lost.event, lost.data], ["EVENTS_LOST", { count: 44 }]);
     assertEquals(await person.end(), "ok\n");
   }));
+
+Deno.test("ControlSocket answers though more are connected than it serves, and keeps those who have asked", () =>
+  onSocket(async (connect) => {
+    using program = await connect();
+    await program.json({ execute: "list" });
+    const idle: Person[] = [];
+    for (let i = 0; i < 200; i++) idle.push(await connect());
+    using person = await connect();
+    await person.say("lan link\n");
+    assertEquals(await person.line(), "link is up");
+    assertEquals((await program.json({ execute: "list" })).error, undefined);
+    for (const one of idle) one[Symbol.dispose]();
+  }));

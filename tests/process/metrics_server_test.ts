@@ -184,6 +184,23 @@ Deno.test("MetricsServer listens on a socket of its owner's only, replaces a sta
     );
   }));
 
+Deno.test("MetricsServer answers though more are connected than it serves, and ask slowly", async () => {
+  const server = new MetricsServer(ANY_PORT, new Source());
+  const { hostname, port } = new URL(server.where);
+  const slow: Deno.Conn[] = [];
+  try {
+    for (let i = 0; i < 40; i++) {
+      const conn = await Deno.connect({ hostname, port: Number(port) });
+      await conn.write(new TextEncoder().encode("GET /metrics HT"));
+      slow.push(conn);
+    }
+    assertEquals((await get(server.where)).status, 200);
+  } finally {
+    for (const conn of slow) conn.close();
+    server.close();
+  }
+});
+
 Deno.test("MetricsServer.close hangs up on a connection that is kept alive", async () => {
   const server = new MetricsServer(ANY_PORT, new Source());
   const { hostname, port } = new URL(server.where);
