@@ -70,7 +70,7 @@ Deno.test("MetricsServer answers GET /metrics in the format that is accepted, an
   try {
     assertMatch(server.where, /^http:\/\/127\.0\.0\.1:\d+\/metrics$/);
     const plain = await get(server.where);
-    assertEquals([plain.status, plain.text], [200, ""]);
+    assertEquals([plain.status, plain.text], [200, "# EOF\n"]);
     assertMatch(
       plain.headers.get("content-type")!,
       /^text\/plain; version=0\.0\.4/,
