@@ -8,7 +8,10 @@ import { stripVTControlCharacters } from "node:util";
 import { UnknownNameError } from "../src/unknown_name.ts";
 import { nameModelFile, placeInModel } from "../src/model_fault.ts";
 import { encodePlainData } from "../src/plain_data.ts";
-import type { DeviceModel } from "./model.ts";
+import type { DeviceModel, OptionSpec } from "./model.ts";
+
+/** What there is to say of a model. */
+export type ModelText = Pick<DeviceModel, "name" | "help" | "options">;
 
 /** A built-in model that has not been loaded. */
 export interface ModelEntry {
@@ -16,6 +19,8 @@ export interface ModelEntry {
   readonly name: string;
   /** One line on what it is; the same as the model's own. */
   readonly help: string;
+  /** Loads its options alone, which takes no permission. */
+  loadOptions(): Promise<readonly OptionSpec[]>;
   /** Loads it. */
   load(): Promise<DeviceModel>;
 }
@@ -26,18 +31,23 @@ export const builtinModels: ReadonlyMap<string, ModelEntry> = new Map(
     {
       name: "virtio-net",
       help: "virtio network card",
+      loadOptions: async () =>
+        (await import("./virtio_net/config.ts")).VIRTIO_NET_OPTIONS,
       load: async () =>
         (await import("./virtio_net/mod.ts")).virtioNetModel as DeviceModel,
     },
     {
       name: "virtio-blk",
       help: "virtio disk",
+      loadOptions: async () =>
+        (await import("./virtio_blk/config.ts")).VIRTIO_BLK_OPTIONS,
       load: async () =>
         (await import("./virtio_blk/mod.ts")).virtioBlkModel as DeviceModel,
     },
     {
       name: "nvme",
       help: "NVM Express controller",
+      loadOptions: async () => (await import("./nvme/options.ts")).NVME_OPTIONS,
       load: async () =>
         (await import("./nvme/mod.ts")).nvmeModel as DeviceModel,
     },
@@ -223,4 +233,17 @@ export async function loadModel(reference: string): Promise<DeviceModel> {
   const model = modelOfModule(await importModule(reference, url), reference);
   nameModelFile(url, model.name);
   return model;
+}
+
+/**
+ * Loads what there is to say of a device model; of a built-in one without any permission.
+ *
+ * @param reference As for {@linkcode loadModel}
+ * @throws {Error} Likewise
+ */
+export async function loadModelText(reference: string): Promise<ModelText> {
+  const builtin = builtinModels.get(reference);
+  if (builtin === undefined) return await loadModel(reference);
+  const { name, help } = builtin;
+  return { name, help, options: await builtin.loadOptions() };
 }

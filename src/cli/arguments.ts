@@ -51,6 +51,8 @@ export type Command =
       readonly endpoint: Endpoint;
     }[];
     readonly control: SocketPath | null;
+    /** Whether to stop when whoever started this process ends. */
+    readonly exitWithParent: boolean;
     readonly metrics: MetricsEndpoint | null;
     readonly iothreads: IOThreadsArgument;
     /** Longest polling before an IOThread sleeps, in microseconds; Infinity for always. */
@@ -209,6 +211,7 @@ const OPTIONS = {
   "poll": { type: "string" },
   "hello-timeout": { type: "string" },
   "prealloc": { type: "boolean" },
+  "exit-with-parent": { type: "boolean" },
   "log-level": { type: "string" },
   "log-format": { type: "string" },
   "help": { type: "boolean", short: "h" },
@@ -219,6 +222,7 @@ interface Seen {
   readonly devices: DeviceArgument[];
   readonly endpoints: Endpoint[];
   control: SocketPath | null;
+  exitWithParent: boolean;
   metrics: MetricsEndpoint | null;
   iothreads: IOThreadsArgument;
   pollMaxUs: number;
@@ -301,6 +305,9 @@ function take(seen: Seen, name: string, value: string): void {
     case "prealloc":
       seen.prealloc = true;
       return;
+    case "exit-with-parent":
+      seen.exitWithParent = true;
+      return;
     case "log-level":
       seen.logLevel = oneOf(name, value, LOG_LEVELS);
       return;
@@ -366,6 +373,7 @@ export function parseCommandLine(args: readonly string[]): Command {
     devices: [],
     endpoints: [],
     control: null,
+    exitWithParent: false,
     metrics: null,
     iothreads: IOTHREADS_DEFAULT,
     pollMaxUs: POLL_MAX_US_DEFAULT,
@@ -394,6 +402,7 @@ export function parseCommandLine(args: readonly string[]): Command {
       endpoint: seen.endpoints[i]!,
     })),
     control: seen.control,
+    exitWithParent: seen.exitWithParent,
     metrics: seen.metrics,
     iothreads: seen.iothreads,
     pollMaxUs: seen.pollMaxUs,

@@ -4,8 +4,8 @@
  * @module
  */
 
-import type { DeviceModel, OptionSpec } from "../../devices/model.ts";
-import { builtinModels } from "../../devices/registry.ts";
+import type { OptionSpec } from "../../devices/model.ts";
+import { builtinModels, type ModelText } from "../../devices/registry.ts";
 import type { ServedDevice } from "../process/run.ts";
 
 /** Options that every device has, whatever its model. */
@@ -57,6 +57,8 @@ Running:
                                  agreed (default 5): others wait meanwhile
   --prealloc                     have all of a guest's memory there when it is
                                  mapped, so that it cannot run out in use
+  --exit-with-parent             stop when the process that started it ends;
+                                 npx and its shell count as one with theirs
   --log-level LEVEL              debug, info (default), warn or error
   --log-format FORMAT            text (default) or json
   -h, --help                     this text
@@ -71,6 +73,11 @@ Example:
 Environment:
   OUTBOARD_LIBSLIRP=FILE         libslirp to use; "none" for the built-in gateway
   OUTBOARD_PASST=FILE            passt to start for net=passt
+  OUTBOARD_POISON=1              memory that a client took back is no longer
+                                 there, so that a late access ends the process:
+                                 for finding faults, not for use
+
+It may be run with fewer permissions than -A; the README lists them.
 
 SIGINT, SIGTERM and SIGHUP stop it cleanly.
 `;
@@ -108,7 +115,7 @@ export function deviceList(): string {
 }
 
 /** The text of `--device MODEL,help`. */
-export function deviceHelp(model: DeviceModel): string {
+export function deviceHelp(model: ModelText): string {
   return [
     `${model.name}: ${model.help}`,
     "",

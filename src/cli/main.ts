@@ -4,23 +4,21 @@
  * @module
  */
 
-import type { DeviceModel } from "../../devices/model.ts";
 import {
   isModelPath,
   loadModel,
+  loadModelText,
   modelUrl,
   parseModelOptions,
 } from "../../devices/registry.ts";
 import denoJson from "../../deno.json" with { type: "json" };
-import { CONTROL_WORDS } from "../process/control.ts";
 import {
   configureLogging,
   createLog,
   type LogFormat,
 } from "../process/logging.ts";
-import { Outboard, type RunDevice } from "../process/run.ts";
+import type { Outboard, RunDevice } from "../process/run.ts";
 import { messageForPeople } from "../process/suggestion.ts";
-import { runUntilSignal, StopSignal } from "../process/until_signal.ts";
 import { UnknownNameError } from "../unknown_name.ts";
 import {
   type Command,
@@ -52,9 +50,13 @@ function print(text: string): void {
   }
 }
 
-async function modelOf(reference: string): Promise<DeviceModel> {
+/** What is wrong with the model is wrong with the command line. */
+async function ofModel<T>(
+  reference: string,
+  load: (reference: string) => Promise<T>,
+): Promise<T> {
   try {
-    return await loadModel(reference);
+    return await load(reference);
   } catch (error) {
     throw new UsageError((error as Error).message, { cause: error });
   }
@@ -71,17 +73,20 @@ interface SplitOptions {
 }
 
 /** Takes the options that every device has off the model's own. */
-function splitOptions(argument: DeviceArgument): SplitOptions {
+function splitOptions(
+  argument: DeviceArgument,
+  reserved: readonly string[],
+): SplitOptions {
   const { id, iothread, ...own } = argument.options;
   const iothreads = iothread === undefined ? [] : parseIOThreadList(iothread);
   if (id === undefined) return { id, iothreads, own };
   if (
     Array.isArray(id) || !/^[A-Za-z][\w.-]*$/.test(id) ||
-    CONTROL_WORDS.includes(id)
+    reserved.includes(id)
   ) {
     throw new UsageError(
       `Cannot use id=${id}: one name of letters, digits, ".", "_" and "-" is wanted, starting with a letter, and none of ${
-        CONTROL_WORDS.join(", ")
+        reserved.join(", ")
       }`,
     );
   }
@@ -120,11 +125,12 @@ function optionError(model: string, error: Error): UsageError {
 }
 
 async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
+  const { CONTROL_WORDS } = await import("../process/control_commands.ts");
   const devices: RunDevice[] = [];
   const counts = new Map<string, number>();
   for (const { device, endpoint } of command.devices) {
-    const model = await modelOf(device.model);
-    const { id: given, iothreads, own } = splitOptions(device);
+    const model = await ofModel(device.model, loadModel);
+    const { id: given, iothreads, own } = splitOptions(device, CONTROL_WORDS);
     const count = counts.get(model.name) ?? 0;
     counts.set(model.name, count + 1);
     const id = given ?? `${model.name}${count}`;
@@ -190,8 +196,21 @@ async function serve(outboard: Outboard, command: RunCommand): Promise<void> {
 
 async function run(command: RunCommand): Promise<number> {
   configureLogging(command.logLevel, command.logFormat);
+  // Only here: questions are answered without any permission.
+  const [{ Outboard }, { runUntilSignal, StopSignal }, { parentEnded }] =
+    await Promise.all([
+      import("../process/run.ts"),
+      import("../process/until_signal.ts"),
+      import("../process/parents.ts"),
+    ]);
   // Before the first socket is made, so that no signal leaves one behind.
   using signal = new StopSignal();
+  if (command.exitWithParent) {
+    parentEnded(Deno.args).then(() => {
+      createLog().info("whoever started this process has ended");
+      signal.raise();
+    });
+  }
   const { count, cpus } = command.iothreads;
   const outboard = new Outboard({
     iothreads: count,
@@ -240,7 +259,7 @@ export async function main(args: readonly string[]): Promise<number> {
         print(
           command.model === null
             ? deviceList()
-            : deviceHelp(await modelOf(command.model)),
+            : deviceHelp(await ofModel(command.model, loadModelText)),
         );
         return Exit.OK;
       case "run":

@@ -1,5 +1,5 @@
 /**
- * poll(2) on one descriptor, for code that waits instead of living on an event loop.
+ * poll(2), for code that waits instead of living on an event loop.
  *
  * @module
  */
@@ -42,4 +42,23 @@ export function pollFd(fd: number, events: number, timeoutMs: number): number {
     // A signal starts the wait again: the callers' timeouts guard against hanging, they measure nothing.
     if (errno !== Errno.EINTR) throw new SyscallError("poll", errno);
   }
+}
+
+/**
+ * Waits on a thread of the runtime's until one of the descriptors is ready, however long; they stay open meanwhile.
+ *
+ * @param events Bits of {@linkcode Poll}
+ */
+export async function pollApart(
+  fds: readonly number[],
+  events: number,
+): Promise<void> {
+  // SAFETY: it lives as long as the call, which is until something is ready.
+  using buffer = new NativeBuffer(fds.length * POLLFD.SIZE);
+  fds.forEach((fd, i) => {
+    buffer.view.setInt32(i * POLLFD.SIZE + POLLFD.FD, fd, true);
+    buffer.view.setInt16(i * POLLFD.SIZE + POLLFD.EVENTS, events, true);
+  });
+  // Its errno is another thread's; with these arguments it can only have been interrupted.
+  while (await libc.poll_apart(buffer.pointer(), fds.length, -1) <= 0);
 }

@@ -169,6 +169,8 @@ const TABLE = {
   epoll_wait: { parameters: ["i32", "pointer", "i32", "i32"], result: "i32" },
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
   poll: { parameters: ["pointer", "usize", "i32"], result: "i32" },
+  // The same on a thread of the runtime's, for the main thread, which must not block.
+  poll_apart: { name: "poll", parameters: ["pointer", "usize", "i32"], result: "i32", nonblocking: true },
 
   // long syscall(SYS_io_uring_setup, u32 entries, struct io_uring_params *p)
   io_uring_setup: { name: "syscall", parameters: ["i32", "u32", "buffer"], result: "i32" },

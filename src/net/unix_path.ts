@@ -4,6 +4,7 @@
  * @module
  */
 
+import { environmentVariable } from "../environment.ts";
 import { Errno, ErrnoError } from "../errno.ts";
 import { type Fd, probeUnix, SyscallError } from "../libc/mod.ts";
 
@@ -48,7 +49,7 @@ function explain(errno: number): string | null {
     case Errno.EPERM:
     case Errno.EROFS:
       return `not permitted, choose a folder you may write to, such as ${
-        Deno.env.get("XDG_RUNTIME_DIR") ?? "/tmp"
+        environmentVariable("XDG_RUNTIME_DIR") ?? "/tmp"
       }`;
     default:
       return null;

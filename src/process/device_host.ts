@@ -114,13 +114,22 @@ function unreachableText({ iova, lengthBytes }: DmaRange): string {
   }; if it is a DIMM, give its memory-backend-memfd or -file share=on (what fails next is not the driver's doing)`;
 }
 
+/** The kernel's limit for a process, or what it is where nobody changed it and it may not be read. */
+function mapsMax(): number {
+  try {
+    return Number(Deno.readTextFileSync("/proc/sys/vm/max_map_count"));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) return 65_530;
+    throw error;
+  }
+}
+
 /**
  * How many mappings one client may have: the kernel gives a process so many (vm.max_map_count), and one client must
  * not take them all.
  */
 function dmaMapsMax(): number {
-  const all = Number(Deno.readTextFileSync("/proc/sys/vm/max_map_count"));
-  return Math.min(65_535, all >> 2);
+  return Math.min(65_535, mapsMax() >> 2);
 }
 
 interface NamedMemory {

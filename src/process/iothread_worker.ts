@@ -8,6 +8,7 @@
  * @module
  */
 
+import { environmentVariable } from "../environment.ts";
 import type { DeviceModel } from "../../devices/model.ts";
 import { loadModel } from "../../devices/registry.ts";
 import { EventLoop } from "../event_loop.ts";
@@ -130,7 +131,7 @@ async function serve(
       listener: device.listener,
       helloTimeoutMs,
       prealloc,
-      poisonUnmapped: Deno.env.get("OUTBOARD_POISON") === "1",
+      poisonUnmapped: environmentVariable("OUTBOARD_POISON") === "1",
       ...(inherited === undefined ? {} : { inherited }),
       ...(request.crew === undefined
         ? {}

@@ -137,12 +137,22 @@ function addDevice(
   addCounters(to, "device", device.device, own);
 }
 
+/** Open descriptors of the process; null without the permission to look, which only all permissions give. */
+function openDescriptors(): number | null {
+  try {
+    return Array.from(Deno.readDirSync("/proc/self/fd")).length;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) return null;
+    throw error;
+  }
+}
+
 function addProcess(to: Collector): void {
   const { user, system } = process.cpuUsage();
-  const fds = Array.from(Deno.readDirSync("/proc/self/fd")).length;
+  const fds = openDescriptors();
   to.add(METRIC_FAMILIES.cpuSeconds, {}, (user + system) / 1e6);
   to.add(METRIC_FAMILIES.residentBytes, {}, Deno.memoryUsage().rss);
-  to.add(METRIC_FAMILIES.openFds, {}, fds);
+  if (fds !== null) to.add(METRIC_FAMILIES.openFds, {}, fds);
   to.add(METRIC_FAMILIES.startTime, {}, performance.timeOrigin / 1000);
 }
 

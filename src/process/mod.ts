@@ -44,7 +44,7 @@ export type {
   MetricType,
 } from "./metrics.ts";
 export type { MetricsEndpoint } from "./metrics_endpoint.ts";
-export { IOTHREADS_MAX } from "./placement.ts";
+export { IOTHREADS_MAX } from "./bounds.ts";
 export * from "./run.ts";
 export type { Endpoint, SocketPath } from "./sockets.ts";
 export * from "./until_signal.ts";

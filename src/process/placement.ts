@@ -5,9 +5,7 @@
  */
 
 import { formatCpus } from "../libc/mod.ts";
-
-/** How many IOThreads a process may have. */
-export const IOTHREADS_MAX = 64;
+import { IOTHREADS_MAX } from "./bounds.ts";
 
 /** What is to be placed. */
 export interface Placeable {

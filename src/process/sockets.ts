@@ -5,6 +5,7 @@
  */
 
 import { dirname } from "node:path";
+import { environmentVariable } from "../environment.ts";
 import { Errno } from "../errno.ts";
 import {
   bindUnix,
@@ -19,6 +20,7 @@ import {
   startListening,
   SyscallError,
 } from "../libc/mod.ts";
+import { libc } from "../libc/symbols.ts";
 
 /** Where a socket is made, and who may connect to it. */
 export interface SocketPath {
@@ -101,6 +103,15 @@ function checkLength(path: string): void {
   }
 }
 
+/** Where there is no folder this fails; without the permission to look, making the socket does. */
+function checkFolder(path: string): void {
+  try {
+    Deno.statSync(dirname(path));
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotCapable)) throw error;
+  }
+}
+
 /**
  * Makes sure that a socket can be made at the path.
  *
@@ -109,8 +120,7 @@ function checkLength(path: string): void {
  */
 function checkSocketPath(path: string): boolean {
   checkLength(path);
-  // Where there is no folder this is what fails.
-  Deno.statSync(dirname(path));
+  checkFolder(path);
   let info: Deno.FileInfo;
   try {
     info = Deno.lstatSync(path);
@@ -161,7 +171,7 @@ function explainListening(path: string, error: unknown): unknown {
   ) {
     return new Error(
       `Cannot listen on ${path}: permission denied; choose a folder you may write to, such as ${
-        Deno.env.get("XDG_RUNTIME_DIR") ?? "/tmp"
+        environmentVariable("XDG_RUNTIME_DIR") ?? "/tmp"
       }`,
     );
   }
@@ -212,14 +222,14 @@ export function makeSocketFile<T extends { close(): void }>(
 ): { made: T; remove: () => void } {
   const { path } = place;
   let made: T;
-  const mask = Deno.umask(0o777 & ~OWNER_ONLY);
+  const mask = libc.umask(0o777 & ~OWNER_ONLY);
   try {
     if (checkSocketPath(path)) removeIfThere(path);
     made = bind(path);
   } catch (error) {
     throw explainListening(path, error);
   } finally {
-    Deno.umask(mask);
+    libc.umask(mask);
   }
   const inode = Deno.lstatSync(path).ino;
   const remove = () => removeSocket(path, inode);

@@ -37,6 +37,11 @@ export class StopSignal implements Disposable {
     }
   }
 
+  /** Acts as if one had come. */
+  raise(): void {
+    this.#onHangUp();
+  }
+
   /** Resolves when one comes. */
   get heard(): Promise<void> {
     return this.#heard.promise;

@@ -14,6 +14,8 @@ export interface OutboardOptions {
   readonly timeoutMs?: number;
   /** The program; this package's mod.ts unless told. */
   readonly program?: string;
+  /** What the runtime permits it, as flags; everything unless told. */
+  readonly permissions?: readonly string[];
   /** Flags of V8, such as `--trace-gc`; what it traces is on standard output. */
   readonly v8Flags?: readonly string[];
 }
@@ -244,12 +246,13 @@ export async function startOutboard(
   if (options.libraryPath !== undefined) {
     env["LD_LIBRARY_PATH"] = options.libraryPath;
   }
-  const v8Flags = options.v8Flags ?? [];
+  const { permissions = ["-A"], v8Flags = [] } = options;
   const runtime = v8Flags.length === 0
     ? []
     : [`--v8-flags=${v8Flags.join(",")}`];
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", ...runtime, program, ...args],
+    // What the runtime says of its own work, such as downloads, is not what the program says.
+    args: ["run", "--quiet", ...permissions, ...runtime, program, ...args],
     env,
     stdin: "null",
     stdout: "piped",

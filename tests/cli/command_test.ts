@@ -7,14 +7,29 @@ import { connectClient } from "../vfio_user/remote.ts";
 
 const program = `${import.meta.dirname}/../../mod.ts`;
 
-async function outboard(...args: string[]) {
-  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", program, ...args],
+/** Runs the command to its end, with the permissions that are given as flags. */
+async function outboardWith(
+  permissions: readonly string[],
+  ...args: string[]
+) {
+  const { code, stdout, stderr } = await new Deno.Command("sh", {
+    args: [
+      "-c",
+      // Some file systems refuse no length: 1 TiB is the most here.
+      'trap "" XFSZ; ulimit -f 2147483648; exec "$@"',
+      "sh",
+      ...[Deno.execPath(), "run", "--quiet", "--no-prompt", ...permissions],
+      ...[program, ...args],
+    ],
     env: { NO_COLOR: "1" },
   }).output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   return { code, stdout: text(stdout), stderr: text(stderr) };
 }
+
+const outboard = (...args: string[]) => outboardWith(["-A"], ...args);
+/** Without any permission. */
+const ask = (...args: string[]) => outboardWith([], ...args);
 
 /** Reads until a whole line matches; the reader may read on. */
 async function readUntil(
@@ -42,21 +57,26 @@ async function inFolder(run: (folder: string) => Promise<void>): Promise<void> {
   }
 }
 
-Deno.test("the command answers questions with status 0", async () => {
-  const help = await outboard("--help");
+Deno.test("the command answers questions with status 0, without any permission", async () => {
+  const help = await ask("--help");
   assertEquals([help.code, help.stderr], [0, ""]);
   const asked = ["--device", "--socket", "--fd", "--log-level", "--iothreads"];
   for (const option of asked) {
     assert(help.stdout.includes(option), option);
   }
-  const version = await outboard("--version");
+  const version = await ask("--version");
   assertMatch(version.stdout, /^outboard \d+\.\d+\.\d+\n$/);
-  const models = await outboard("--device", "help");
+  const models = await ask("--device", "help");
   assertMatch(models.stdout, /^ {2}virtio-net /m);
-  const options = await outboard("--device", "virtio-net,help");
+  const options = await ask("--device", "virtio-net,help");
   const known = ["id=", "iothread=", "mac=", "net=user|tap|", "ifname="];
   for (const option of [...known, "hostfwd="]) {
     assert(options.stdout.includes(option), option);
+  }
+  for (const model of ["virtio-blk", "nvme"]) {
+    const { code, stdout, stderr } = await ask("--device", `${model},help`);
+    assertEquals([code, stderr], [0, ""]);
+    assertMatch(stdout, /^ {2}file=/m);
   }
 });
 
@@ -245,7 +265,7 @@ Deno.test("the command logs JSON lines when asked to", async () => {
     const socket = `${folder}/s`;
     const child = new Deno.Command(Deno.execPath(), {
       args: [
-        ...["run", "-A", program, "--device", "virtio-net,net=none"],
+        ...["run", "-A", "--quiet", program, "--device", "virtio-net,net=none"],
         ...["--socket", socket, "--log-format", "json"],
       ],
       stdout: "null",
@@ -282,7 +302,7 @@ Deno.test("the command serves an inherited listening socket and leaves its file"
     libc.fcntl(listener.number, F_SETFD, 0);
     const child = new Deno.Command(Deno.execPath(), {
       args: [
-        ...["run", "-A", program, "--device", "virtio-net,net=none"],
+        ...["run", "-A", "--quiet", program, "--device", "virtio-net,net=none"],
         ...["--fd", String(listener.number)],
       ],
       stdout: "piped",
@@ -348,7 +368,7 @@ Deno.test("the command serves a handed-over socket whose path is gone", async ()
     libc.fcntl(listener.number, F_SETFD, 0);
     const child = new Deno.Command(Deno.execPath(), {
       args: [
-        ...["run", "-A", program, "--device", "virtio-net,net=none"],
+        ...["run", "-A", "--quiet", program, "--device", "virtio-net,net=none"],
         ...["--fd", String(listener.number)],
       ],
       stdout: "piped",
@@ -372,7 +392,7 @@ Deno.test("the command goes on when nobody reads what it prints", () =>
         "-c",
         'exec "$@" >/dev/full',
         "sh",
-        ...[Deno.execPath(), "run", "-A", program],
+        ...[Deno.execPath(), "run", "-A", "--quiet", program],
         ...["--device", "virtio-net,net=none", "--socket", socket],
       ],
       stdout: "null",
@@ -411,7 +431,7 @@ Deno.test("the command leaves no socket behind when it is stopped while it start
     );
     const child = new Deno.Command(Deno.execPath(), {
       args: [
-        ...["run", "-A", program, "--device", model],
+        ...["run", "-A", "--quiet", program, "--device", model],
         ...["--socket", `${folder}/s`, "--metrics", metrics],
       ],
       stdout: "null",

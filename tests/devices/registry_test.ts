@@ -22,6 +22,7 @@ Deno.test("builtinModels agree with what they load", async () => {
     const loaded = await entry.load();
     assertEquals([entry.name, loaded.name], [name, name]);
     assertEquals(entry.help, loaded.help);
+    assertEquals(await entry.loadOptions(), loaded.options);
     assertEquals(modelOfModule({ model: loaded }, name), loaded);
     assertEquals(await loadModel(name), loaded);
   }

@@ -9,7 +9,8 @@ import type { TapBackend } from "../../src/net/tap.ts";
 import { openFds } from "../resources.ts";
 import { Card, Host } from "./card.ts";
 import { arpRequest, ethernet, GUEST_MAC, ping } from "./frames.ts";
-import { NetworkNamespace, whyNoTap } from "./netns.ts";
+import type { NamespaceTest } from "../namespaces.ts";
+import { NetworkNamespace, tapTests } from "./netns.ts";
 import { testLibslirp } from "./libslirp.ts";
 import { DGRAM, HostSocket, STREAM } from "./sockets.ts";
 import { TcpPeer } from "./tcp_peer.ts";
@@ -34,7 +35,7 @@ function children(): string {
 function moveTest(
   name: string,
   run: (scene: Scene) => void,
-  ignore = false,
+  register: NamespaceTest = Deno.test,
 ): void {
   const fn = () => {
     const folder = Deno.makeTempDirSync({ prefix: "outboard-move-" });
@@ -56,7 +57,7 @@ function moveTest(
       Deno.removeSync(folder, { recursive: true });
     }
   };
-  Deno.test({ name: `handOver ${name}`, ignore, fn });
+  register(`handOver ${name}`, fn);
 }
 
 let serial = 0;
@@ -395,7 +396,14 @@ moveTest(
     }
     assertEquals(traveller.card.backend.counters!()["pid"], pid);
   },
-  "skip" in libslirp,
+  "skip" in libslirp
+    ? (name, fn) =>
+      Deno.test({
+        name: `${name} (ignored: ${libslirp.skip})`,
+        ignore: true,
+        fn,
+      })
+    : Deno.test,
 );
 
 moveTest("of the built-in gateway keeps its answers", ({ hosts }) => {
@@ -541,7 +549,7 @@ moveTest("refuses what another kind or version gave", ({ far }) => {
 
 const PAIRS = 4;
 const HEADER_BYTES = 12;
-const whyNot = whyNoTap();
+const namespaceTest = tapTests(import.meta.url);
 
 class Silent implements NetPeer {
   onReadable(): void {}
@@ -574,9 +582,7 @@ function drain(host: Host, backend: TapBackend, pair: number): Uint8Array[] {
   return got;
 }
 
-const ignored = whyNot === null ? "" : ` (ignored: ${whyNot})`;
-
-moveTest(`of a TAP loses no frame of any queue${ignored}`, () => {
+moveTest("of a TAP loses no frame of any queue", () => {
   using namespace = new NetworkNamespace();
   using first = new Host(1500, PAIRS);
   using second = new Host(1500, PAIRS);
@@ -632,9 +638,9 @@ moveTest(`of a TAP loses no frame of any queue${ignored}`, () => {
   assert(namespace.exists("obtap0"), "it goes with its last owner");
   open(first, given).close();
   assertEquals(namespace.exists("obtap0"), false);
-}, whyNot !== null);
+}, namespaceTest);
 
-moveTest(`of a TAP that was deleted stays without one${ignored}`, () => {
+moveTest("of a TAP that was deleted stays without one", () => {
   using namespace = new NetworkNamespace();
   using host = new Host();
   const options = parseNetOptions({ net: "tap", ifname: "obtap0" });
@@ -656,7 +662,7 @@ moveTest(`of a TAP that was deleted stays without one${ignored}`, () => {
   assertEquals(next.receive(into), -Errno.EAGAIN);
   assertEquals(next.counters!()["rxErrors"], 2);
   next.close();
-}, whyNot !== null);
+}, namespaceTest);
 
 function isEcho(frame: Uint8Array): boolean {
   return frame[12] === 8 && frame[13] === 0 && frame[23] === 1 &&

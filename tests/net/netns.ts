@@ -124,7 +124,7 @@ export function tapTests(url: string): NamespaceTest {
 }
 
 /** Why TAPs cannot be made by this process, or null. */
-export function whyNoTap(): string | null {
+function whyNoTap(): string | null {
   try {
     using _namespace = new NetworkNamespace();
     openFd("/dev/net/tun", 2).close();

@@ -1,0 +1,87 @@
+/**
+ * The end of whoever started this process, for `--exit-with-parent`.
+ *
+ * @module
+ */
+
+import {
+  check,
+  NativeBuffer,
+  openFd,
+  Poll,
+  pollApart,
+  SyscallError,
+} from "../libc/mod.ts";
+import { Errno } from "../errno.ts";
+import { libc } from "../libc/symbols.ts";
+
+const SYS_PIDFD_OPEN = 434;
+/** Longer than any command line that is looked at. */
+const PROC_FILE_MAX = 256 * 1024;
+
+/** Reads a file of /proc without a permission for it; null when its process is gone. */
+function readProc(path: string): string | null {
+  using buffer = new NativeBuffer(PROC_FILE_MAX);
+  try {
+    using file = openFd(path, 0);
+    const length = libc.read(file.number, buffer.pointer(), PROC_FILE_MAX);
+    return length <= 0
+      ? null
+      : new TextDecoder().decode(buffer.bytes.slice(0, length));
+  } catch (error) {
+    if (error instanceof SyscallError) return null;
+    throw error;
+  }
+}
+
+/** The parent of a process; 0 when that is out of sight or the process gone. */
+function parentOf(pid: number): number {
+  // pid (name) state ppid …; the name may hold anything.
+  const stat = readProc(`/proc/${pid}/stat`) ?? "";
+  return Number(/^.*\) \S+ (\d+)/s.exec(stat)?.[1] ?? 0);
+}
+
+/** Arguments without what tells them apart, which a shell's command line quotes and a kernel's does not. */
+function bare(text: string): string {
+  return text.replaceAll(/[\s\0'"\\]/g, "");
+}
+
+/** A process that ends when all that it was started for has; null when it has ended. */
+function openPid(pid: number): number | null {
+  const fd = libc.pidfd_open(SYS_PIDFD_OPEN, pid, 0);
+  try {
+    return check(fd, "pidfd_open");
+  } catch (error) {
+    if (error instanceof SyscallError && error.errno === Errno.ESRCH) {
+      return null;
+    }
+    throw error;
+  }
+}
+
+/**
+ * Resolves when the parent of this process ends, at once when it has. A parent that merely runs our command line, as
+ * npx and the shell between it and us do, is watched together with its own parent, so that it does not matter which of
+ * them is killed. The watch ends with the process.
+ *
+ * @param args Our arguments, by which such a parent is known
+ * @throws {SyscallError} ENOSYS before Linux 5.3
+ */
+export function parentEnded(args: readonly string[]): Promise<void> {
+  const ours = bare(args.join(""));
+  const watched: number[] = [];
+  for (let child = Deno.pid;;) {
+    const parent = parentOf(child);
+    // The parent of a namespace's first process is out of sight.
+    if (parent === 0) break;
+    const fd = openPid(parent);
+    // Its number may have been given away before it was opened: whose parent has changed has lost it.
+    if (fd === null || parentOf(child) !== parent) return Promise.resolve();
+    watched.push(fd);
+    if (!bare(readProc(`/proc/${parent}/cmdline`) ?? "").includes(ours)) break;
+    child = parent;
+  }
+  return watched.length === 0
+    ? new Promise(() => {})
+    : pollApart(watched, Poll.IN);
+}
