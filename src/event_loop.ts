@@ -32,8 +32,11 @@ export interface EventLoopOptions {
   readonly onError?: (error: unknown) => void;
 }
 
-/** How many rounds of polling handlers go by for each look at the descriptors, which costs a system call. */
-const POLLS_PER_LOOK = 8;
+/** How many steps of polling go by for each look at the descriptors, which costs a system call: a round is one, and one
+ * for each handler. */
+const STEPS_PER_LOOK = 64;
+/** What a round that found work counts for besides: it took longer, and whoever sends messages waits. */
+const STEPS_OF_WORK = 6;
 
 /**
  * A blocking event loop. All methods are to be called on the thread that made it; other threads may only
@@ -56,7 +59,7 @@ export class EventLoop implements Loop, Disposable {
   readonly #timers = new Timers(this.#fail);
   readonly #bottomHalves = new BottomHalves(this.#fail);
   readonly #polling = new Polling(this.#fail);
-  #untilLook = POLLS_PER_LOOK;
+  #untilLook = STEPS_PER_LOOK;
   #wakeUps = 0;
   #returning = false;
 
@@ -179,19 +182,23 @@ export class EventLoop implements Loop, Disposable {
     const counts = this.#counts;
     const polling = this.#polling;
     polling.begin();
-    const until = performance.now() + polling.budgetUs / 1000;
+    // Who polls without an end need not ask the clock, which costs as much as a round does.
+    const until = polling.budgetUs === Infinity
+      ? Infinity
+      : performance.now() + polling.budgetUs / 1000;
     do {
       counts.add(Count.POLL_ROUNDS, 1);
       let found = polling.round();
-      if (--this.#untilLook <= 0) {
-        this.#untilLook = POLLS_PER_LOOK;
+      this.#untilLook -= 1 + polling.handlers + (found ? STEPS_OF_WORK : 0);
+      if (this.#untilLook <= 0) {
+        this.#untilLook = STEPS_PER_LOOK;
         if (this.#look(0)) found = true;
       }
       if (found || this.#returning) {
         if (found) counts.add(Count.POLL_HITS, 1);
         return true;
       }
-    } while (performance.now() < until);
+    } while (until === Infinity || performance.now() < until);
     counts.add(Count.POLL_MISSES, 1);
     return false;
   }

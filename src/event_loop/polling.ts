@@ -35,6 +35,11 @@ export class Polling {
     return this.#budgetUs;
   }
 
+  /** How many handlers a round calls. */
+  get handlers(): number {
+    return this.#handlers.length;
+  }
+
   /** Whether {@linkcode adapt} makes a difference. */
   get adaptive(): boolean {
     return this.#maxUs !== 0;
