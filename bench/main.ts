@@ -14,6 +14,7 @@ import { benchGuestDisk } from "./guest_disk.ts";
 import { benchGuestNet } from "./guest_net.ts";
 import { benchKick } from "./kick.ts";
 import { benchMemory } from "./memory.ts";
+import { benchNeighbour } from "./neighbour.ts";
 import { benchNet } from "./net.ts";
 import { benchRegion } from "./region.ts";
 import { type Figure, table } from "./report.ts";
@@ -54,6 +55,10 @@ const SUITES: Readonly<Record<string, Suite>> = {
   memory: {
     run: benchMemory,
     help: "bytes that a million operations leave behind",
+  },
+  neighbour: {
+    run: benchNeighbour,
+    help: "the worst read of a device while another client does its worst",
   },
   soak: {
     run: benchSoak,
