@@ -102,7 +102,7 @@ export class NvmeController implements PciDevice, BlockClient {
     const page = options.mapDoorbells
       ? context.createSharedMemory("nvme-doorbells", DOORBELL_PAGE_BYTES)
       : null;
-    this.spec = makeSpec(options.queues, page);
+    this.spec = makeSpec(options, page);
     this.#parts = new ControllerParts(context, options, namespaces, page, {
       onInvalidDoorbell: () => this.#onInvalidDoorbell(),
       onCommandError: (command) => this.#onCommandError(command),

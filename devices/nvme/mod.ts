@@ -45,12 +45,14 @@ function create(
       storage.push({ nsid, block, backend });
     }
     const serial = chooseSerial(context, options);
-    const { model, firmware, queues, queueEntries, mapDoorbells } = options;
+    const { model, firmware, queues, queueEntries, msix, mapDoorbells } =
+      options;
     const subnqn = deriveNqn(serial);
     const device = new NvmeController(context, {
       identity: { serial, model, firmware, subnqn },
       queues,
       queueEntries,
+      msix,
       mapDoorbells,
       open: (block, given) => openBlockBackend(block, context, given),
     }, storage);

@@ -47,6 +47,8 @@ export interface NvmeOptions {
   readonly queues: number;
   /** The largest size of an I/O queue. */
   readonly queueEntries: number;
+  /** Whether there is MSI-X. */
+  readonly msix: boolean;
   /** Whether clients may map the doorbells, which are then polled. */
   readonly mapDoorbells: boolean;
   /** In order of their ids. */
@@ -87,6 +89,14 @@ const CONTROLLER_OPTIONS: readonly OptionSpec[] = [
     help:
       `largest size of an I/O queue, ${QUEUE_ENTRIES_MIN} to ${QUEUE_ENTRIES_MAX}`,
     default: `${QUEUE_ENTRIES_DEFAULT}`,
+  },
+  {
+    name: "msix",
+    syntax: "on|off",
+    help:
+      "have MSI-X; without it there are MSI and INTA#, one vector for all queues, " +
+      "and QEMU can unplug the device",
+    default: "on",
   },
   {
     name: "doorbells",
@@ -142,6 +152,13 @@ function parseCount(
     );
   }
   return count;
+}
+
+function parseSwitch(key: string, text: string): boolean {
+  if (text !== "on" && text !== "off") {
+    throw new Error(`Cannot use ${key}=${text}: it is on or off`);
+  }
+  return text === "on";
 }
 
 function parseDoorbells(text: string): boolean {
@@ -225,6 +242,7 @@ export function parseNvmeOptions(options: BlockOptionValues): NvmeOptions {
       QUEUE_ENTRIES_MIN,
       QUEUE_ENTRIES_MAX,
     ),
+    msix: parseSwitch("msix", own.get("msix") ?? "on"),
     mapDoorbells: parseDoorbells(own.get("doorbells") ?? "auto"),
     namespaces,
   };

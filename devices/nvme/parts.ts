@@ -23,6 +23,7 @@ import { InterruptLines } from "./interrupt_lines.ts";
 import { IoCommands } from "./io.ts";
 import { LogPages } from "./log_pages.ts";
 import type { NamespaceSet } from "./namespace.ts";
+import { interruptVectors } from "./pci_spec.ts";
 import { QueueSet } from "./queue_set.ts";
 import { NvmeRegisters } from "./registers.ts";
 import { NVME_STATE_VERSION, type NvmeState } from "./state.ts";
@@ -34,6 +35,8 @@ export interface NvmeControllerOptions {
   readonly queues: number;
   /** The largest size of an I/O queue, 2–4096. */
   readonly queueEntries: number;
+  /** Whether there is MSI-X; else all queues share the one vector of MSI and the pin. */
+  readonly msix: boolean;
   /** Whether clients may map the doorbells, which are then polled. */
   readonly mapDoorbells: boolean;
   /** Opens storage for namespaces that are added at run time; without it there are none. */
@@ -98,7 +101,7 @@ export class ControllerParts {
     this.data = new DataPointer(memory);
     this.doorbells = new Doorbells(memory, queues + 1, page?.bytes ?? null);
     this.queues = this.#makeQueues(context, options, hooks);
-    this.features = this.#makeFeatures(queues);
+    this.features = this.#makeFeatures(options);
     this.logs = new LogPages({
       loop,
       counters,
@@ -123,7 +126,7 @@ export class ControllerParts {
       queues: this.queues,
       features: this.features,
       counters,
-      vectors: queues + 1,
+      vectors: interruptVectors(options),
       wake: hooks.wake,
     });
   }
@@ -227,7 +230,7 @@ export class ControllerParts {
       doorbells: this.doorbells,
       pairs: options.queues,
       maxEntries: options.queueEntries,
-      vectors: options.queues + 1,
+      vectors: interruptVectors(options),
       cc: () => this.registers.cc,
       posted: context.posted,
       maskable: () => context.interrupts.mode !== "msix",
@@ -237,7 +240,7 @@ export class ControllerParts {
     });
   }
 
-  #makeFeatures(queues: number): Features {
+  #makeFeatures(options: NvmeControllerOptions): Features {
     return new Features(
       {
         volatileCache: () => this.namespaces.volatileCache,
@@ -245,8 +248,8 @@ export class ControllerParts {
         hasIoQueues: () => this.queues.hasIoQueues,
         namespaces: this.namespaces,
       },
-      queues,
-      queues + 1,
+      options.queues,
+      interruptVectors(options),
     );
   }
 

@@ -14,7 +14,7 @@ import {
 } from "./defs.ts";
 
 /** MSI vectors. */
-export const MSI_VECTORS = 1;
+const MSI_VECTORS = 1;
 /** Bytes of the page that holds the doorbells; pairs of 8 bytes, so there is room for 512. */
 export const DOORBELL_PAGE_BYTES = 0x1000;
 
@@ -25,14 +25,26 @@ const MSIX_BAR = 4;
 const MSIX_BAR_BYTES = 0x1000;
 const MSIX_PBA_OFFSET = 0x800;
 
+/** What a controller's interrupts depend on. */
+export interface InterruptShape {
+  /** I/O queue pairs, at most 64. */
+  readonly queues: number;
+  /** Whether there is MSI-X beside MSI. */
+  readonly msix: boolean;
+}
+
+/** The interrupt vectors that a completion queue may name: one for each queue, or the only one of MSI and the pin. */
+export function interruptVectors({ queues, msix }: InterruptShape): number {
+  return msix ? queues + 1 : MSI_VECTORS;
+}
+
 /**
  * Makes the specification.
  *
- * @param queues I/O queue pairs, at most 64
  * @param doorbells Memory for the doorbell page when clients may map it
  */
 export function makeSpec(
-  queues: number,
+  shape: InterruptShape,
   doorbells: SharedMemory | null,
 ): PciSpec {
   const registers: BarSpec = {
@@ -43,6 +55,7 @@ export function makeSpec(
       ? {}
       : { mmap: [{ offset: NVME_REG_DBS, memory: doorbells }] }),
   };
+  const msix = msixParts(shape);
   return {
     vendorId: PCI_VENDOR_ID_REDHAT_QUMRANET,
     deviceId: PCI_DEVICE_ID_EXPERIMENTAL_NVME,
@@ -51,22 +64,29 @@ export function makeSpec(
     subsystemVendorId: PCI_VENDOR_ID_REDHAT_QUMRANET,
     subsystemId: PCI_SUBDEVICE_ID_QEMU,
     intx: true,
-    bars: [
-      registers,
-      { index: MSIX_BAR, sizeBytes: MSIX_BAR_BYTES, kind: "memory32" },
-    ],
+    bars: [registers, ...msix.bars],
     capabilities: [
       { kind: "pm" },
       { kind: "pcie" },
       { kind: "msi", vectors: MSI_VECTORS },
-      {
-        kind: "msix",
-        vectors: queues + 1,
-        tableBar: MSIX_BAR,
-        tableOffset: 0,
-        pbaBar: MSIX_BAR,
-        pbaOffset: MSIX_PBA_OFFSET,
-      },
+      ...msix.capabilities,
     ],
+  };
+}
+
+function msixParts(
+  shape: InterruptShape,
+): Pick<PciSpec, "bars" | "capabilities"> {
+  if (!shape.msix) return { bars: [], capabilities: [] };
+  return {
+    bars: [{ index: MSIX_BAR, sizeBytes: MSIX_BAR_BYTES, kind: "memory32" }],
+    capabilities: [{
+      kind: "msix",
+      vectors: interruptVectors(shape),
+      tableBar: MSIX_BAR,
+      tableOffset: 0,
+      pbaBar: MSIX_BAR,
+      pbaOffset: MSIX_PBA_OFFSET,
+    }],
   };
 }

@@ -52,6 +52,7 @@ function create(
       {
         ringFeatures: ringFeatures(options.rings),
         mapNotify: mapsNotify(options.rings),
+        msix: options.rings.msix,
         counters: given?.sessionCounters ?? {},
       },
     );

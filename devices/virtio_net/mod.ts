@@ -69,6 +69,7 @@ function create(
       {
         ringFeatures: ringFeatures(options.rings),
         mapNotify: mapsNotify(options.rings),
+        msix: options.rings.msix,
         ...(given === null ? {} : { counters: given.sessionCounters }),
       },
     );

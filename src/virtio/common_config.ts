@@ -110,7 +110,7 @@ export class CommonConfig {
   #configVector: number = VIRTIO_MSI_NO_VECTOR;
   #queueSelect = 0;
 
-  /** @param vectors Size of the MSI-X table */
+  /** @param vectors Size of the MSI-X table; 0 without one */
   constructor(session: VirtioSession, vectors: number) {
     this.#session = session;
     this.#vectors = vectors;

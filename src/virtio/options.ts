@@ -1,5 +1,6 @@
 /**
- * Options that every virtio device has: which features of its rings a driver may choose from, and how it notifies.
+ * Options that every virtio device has: which features of its rings a driver may choose from, how it notifies, and how
+ * it is interrupted.
  *
  * @module
  */
@@ -24,7 +25,7 @@ export type DoorbellMode = "auto" | "message" | "mmap";
 
 const DOORBELLS: readonly DoorbellMode[] = ["auto", "message", "mmap"];
 
-/** Which features of rings and of memory are offered, and how drivers notify; plain data that can be sent to a Worker. */
+/** Which features of rings and of memory are offered, and how one notifies the other; plain data that can be sent to a Worker. */
 export interface VirtioOptions {
   /** RING_PACKED. */
   readonly packed: boolean;
@@ -38,12 +39,14 @@ export interface VirtioOptions {
   readonly notificationData: boolean;
   /** ACCESS_PLATFORM. */
   readonly iommuPlatform: boolean;
+  /** Whether interrupts can be MSI-X messages; else they are INTA#. */
+  readonly msix: boolean;
   /** How drivers notify. */
   readonly doorbells: DoorbellMode;
 }
 
-/** The fields of {@linkcode VirtioOptions} that are features. */
-type RingOption = Exclude<keyof VirtioOptions, "doorbells">;
+/** The fields of {@linkcode VirtioOptions} that are on or off. */
+type Switch = Exclude<keyof VirtioOptions, "doorbells">;
 
 /** What is offered unless someone chooses; a model may have reasons for other defaults. */
 export const VIRTIO_DEFAULTS: VirtioOptions = {
@@ -53,14 +56,15 @@ export const VIRTIO_DEFAULTS: VirtioOptions = {
   indirect: true,
   notificationData: false,
   iommuPlatform: true,
+  msix: true,
   doorbells: "auto",
 };
 
-/** Key, field of {@linkcode VirtioOptions}, feature bit, help. */
+/** Key, field of {@linkcode VirtioOptions}, feature bit where it is one, help. */
 const ROWS: readonly (readonly [
   name: string,
-  field: RingOption,
-  feature: number,
+  field: Switch,
+  feature: number | null,
   help: string,
 ])[] = [
   [
@@ -99,6 +103,12 @@ const ROWS: readonly (readonly [
     VIRTIO_F.ACCESS_PLATFORM,
     "say that memory is reached through the machine's IOMMU where there is one; without it a guest passes that by, and the device fails behind one",
   ],
+  [
+    "msix",
+    "msix",
+    null,
+    "have MSI-X; without it interrupts are INTA#, and QEMU can unplug the device",
+  ],
 ];
 
 const DOORBELLS_ROW: Omit<VirtioOption, "default"> = {
@@ -119,13 +129,13 @@ export function virtioOptionTable(
   defaults: Partial<VirtioOptions> = {},
 ): readonly VirtioOption[] {
   const values = { ...VIRTIO_DEFAULTS, ...defaults };
-  const rings = ROWS.map(([name, field, , help]) => ({
+  const switches = ROWS.map(([name, field, , help]) => ({
     name,
     syntax: "on|off",
     help,
     default: values[field] ? "on" : "off",
   }));
-  return [...rings, { ...DOORBELLS_ROW, default: values.doorbells }];
+  return [...switches, { ...DOORBELLS_ROW, default: values.doorbells }];
 }
 
 /** Whether a key belongs to {@linkcode virtioOptionTable}. */
@@ -173,7 +183,7 @@ export function parseVirtioOptions(
 export function ringFeatures(options: VirtioOptions): Features {
   const bits: number[] = [VIRTIO_F.RING_RESET];
   for (const [, field, feature] of ROWS) {
-    if (options[field]) bits.push(feature);
+    if (feature !== null && options[field]) bits.push(feature);
   }
   return Features.of(...bits);
 }

@@ -53,7 +53,7 @@ const MSIX_PBA_OFFSET = 0x800;
 /** What the description of a device is made of. */
 export interface VirtioPciSpecParts {
   readonly device: VirtioDevice;
-  /** Size of the MSI-X table. */
+  /** Size of the MSI-X table; 0 for a device without MSI-X. */
   readonly vectors: number;
   readonly notify: NotifyStructure;
   /** Accesses to the virtio structures by way of configuration space. */
@@ -64,7 +64,6 @@ export interface VirtioPciSpecParts {
 /** The description of a modern virtio device. */
 export function virtioPciSpec(parts: VirtioPciSpecParts): PciSpec {
   const { device, vectors, notify } = parts;
-  const pbaOffset = Math.max(MSIX_PBA_OFFSET, vectors * MSIX_ENTRY_BYTES);
   const modernBar: BarSpec = {
     index: VIRTIO_PCI_MODERN_BAR,
     sizeBytes: powerOfTwoAtLeast(LAYOUT.NOTIFY + notify.lengthBytes),
@@ -72,6 +71,7 @@ export function virtioPciSpec(parts: VirtioPciSpecParts): PciSpec {
     prefetchable: true,
     ...notify.barSpec,
   };
+  const msix = msixParts(vectors);
   return {
     vendorId: PCI_VENDOR_ID_REDHAT_QUMRANET,
     deviceId: VIRTIO_PCI_MODERN_DEVICE_ID_BASE + device.deviceId,
@@ -81,29 +81,36 @@ export function virtioPciSpec(parts: VirtioPciSpecParts): PciSpec {
     subsystemVendorId: PCI_VENDOR_ID_REDHAT_QUMRANET,
     subsystemId: PCI_SUBDEVICE_ID_QEMU,
     intx: true,
-    bars: [msixBar(vectors, pbaOffset), modernBar],
+    bars: [...msix.bars, modernBar],
     capabilities: [
       { kind: "pm" },
       { kind: "pcie" },
-      {
-        kind: "msix",
-        vectors,
-        tableBar: VIRTIO_PCI_MSIX_BAR,
-        tableOffset: 0,
-        pbaBar: VIRTIO_PCI_MSIX_BAR,
-        pbaOffset,
-      },
+      ...msix.capabilities,
       ...virtioCapabilities(parts, modernBar.sizeBytes),
     ],
   };
 }
 
-function msixBar(vectors: number, pbaOffset: number): BarSpec {
+function msixParts(
+  vectors: number,
+): Pick<PciSpec, "bars" | "capabilities"> {
+  if (vectors === 0) return { bars: [], capabilities: [] };
+  const pbaOffset = Math.max(MSIX_PBA_OFFSET, vectors * MSIX_ENTRY_BYTES);
   const usedBytes = pbaOffset + Math.ceil(vectors / 64) * 8;
   return {
-    index: VIRTIO_PCI_MSIX_BAR,
-    sizeBytes: powerOfTwoAtLeast(Math.max(MSIX_BAR_BYTES, usedBytes)),
-    kind: "memory32",
+    bars: [{
+      index: VIRTIO_PCI_MSIX_BAR,
+      sizeBytes: powerOfTwoAtLeast(Math.max(MSIX_BAR_BYTES, usedBytes)),
+      kind: "memory32",
+    }],
+    capabilities: [{
+      kind: "msix",
+      vectors,
+      tableBar: VIRTIO_PCI_MSIX_BAR,
+      tableOffset: 0,
+      pbaBar: VIRTIO_PCI_MSIX_BAR,
+      pbaOffset,
+    }],
   };
 }
 

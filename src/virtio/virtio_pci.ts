@@ -42,6 +42,8 @@ export {
 
 /** How a virtio-pci device differs from the usual. */
 export interface VirtioPciOptions extends SessionOptions {
+  /** Whether it has MSI-X; it does unless told. */
+  readonly msix?: boolean;
   /** Size of the MSI-X table, 1–2048; one vector for each queue and one for the configuration by default. */
   readonly vectors?: number;
   /** Whether clients map the notify structure, which is then polled; there are no eventfds for it. */
@@ -115,7 +117,7 @@ export class VirtioPci implements PciDevice {
     }, options);
     const { session } = this;
     const { device } = session;
-    const vectors = checkedVectors(device, options.vectors);
+    const vectors = checkedVectors(device, options);
     this.#common = new CommonConfig(session, vectors);
     this.#isr = new IsrStatus(context.interrupts, this.#common);
     this.#notify = new NotifyStructure(
@@ -252,10 +254,13 @@ export class VirtioPci implements PciDevice {
   }
 }
 
-/** The size of the MSI-X table, once it is known that the device has its place. */
-function checkedVectors(device: VirtioDevice, wanted?: number): number {
+/** The size of the MSI-X table, 0 without one, once it is known that the device has its place. */
+function checkedVectors(
+  device: VirtioDevice,
+  options: VirtioPciOptions,
+): number {
   const queues = device.queueSizes.length;
-  const vectors = wanted ?? Math.min(queues + 1, MSIX_VECTORS_MAX);
+  const vectors = options.vectors ?? Math.min(queues + 1, MSIX_VECTORS_MAX);
   if (
     !Number.isInteger(vectors) || vectors < 1 || vectors > MSIX_VECTORS_MAX
   ) {
@@ -268,5 +273,5 @@ function checkedVectors(device: VirtioDevice, wanted?: number): number {
       `Cannot place ${device.configLengthBytes} bytes of device configuration: there is room for ${LAYOUT.STRUCTURE_SIZE}`,
     );
   }
-  return vectors;
+  return options.msix === false ? 0 : vectors;
 }

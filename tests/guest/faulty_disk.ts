@@ -80,6 +80,7 @@ function createNvme(context: DeviceContext, backend: BlockBackend) {
     },
     queues: 1,
     queueEntries: 128,
+    msix: true,
     mapDoorbells: false,
   }, [{ nsid: 1, backend }]);
 }

@@ -45,6 +45,7 @@ Deno.test("mapsNotify is what doorbells=mmap asks for, and nothing else does", (
   }
   assertEquals(mapsNotify(parseVirtioOptions({ doorbells: "mmap" })), true);
   assertEquals(bits({ doorbells: "mmap" }), bits({}));
+  assertEquals(bits({ msix: "off" }), bits({}));
 });
 
 Deno.test("parseVirtioOptions returns plain data, with the model's defaults", () => {
@@ -69,6 +70,7 @@ Deno.test("virtioOptionTable has a row for every option, with the model's defaul
     "indirect=on",
     "notification-data=off",
     "iommu-platform=on",
+    "msix=on",
     "doorbells=auto",
   ]);
   for (const row of virtioOptionTable()) {

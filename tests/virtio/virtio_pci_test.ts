@@ -94,6 +94,28 @@ Deno.test("VirtioPci.spec grows with queues and vectors", () => {
   assertThrows(() => new PciDriver({}, [8], 0x1001), RangeError, "room for");
 });
 
+Deno.test("VirtioPci without MSI-X has no vectors to give, and interrupts by INTA#", () => {
+  const driver = new PciDriver({ msix: false });
+  const { spec } = driver.pci;
+  validatePciSpec(spec);
+  assertEquals(spec.bars.map((bar) => bar.index), [4]);
+  assertEquals(spec.capabilities.some((it) => it.kind === "msix"), false);
+  // config_msix_vector and queue_msix_vector read back as none.
+  for (const offset of [0x10, 0x1a]) {
+    driver.pci.writeBar(4, offset, 2, 0);
+    assertEquals(driver.pci.readBar(4, offset, 2), 0xffff);
+  }
+  driver.context.interrupts.mode = "intx";
+  const [ring] = driver.start();
+  driver.context.memory.write(DATA, Uint8Array.of(1, 2, 3, 4));
+  ring!.add([IN, OUT]);
+  driver.kick(0);
+  driver.context.loop.settle();
+  assertEquals(driver.context.interrupts.level, true);
+  assertEquals(driver.pci.readBar(4, 0x1000, 1), 1);
+  assertEquals(driver.context.interrupts.level, false);
+});
+
 Deno.test("VirtioPci echoes over a queue, in a bottom half and never in the register write", () => {
   const driver = new PciDriver();
   const [ring] = driver.start();

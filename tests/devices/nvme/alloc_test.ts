@@ -192,6 +192,7 @@ for (
           identity: { serial: "S", model: "M", firmware: "F", subnqn: "nqn.x" },
           queues: 2,
           queueEntries: SIZE,
+          msix: true,
           mapDoorbells: false,
         },
         [{ nsid: 1, backend }],

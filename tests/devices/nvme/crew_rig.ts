@@ -226,6 +226,7 @@ export class CrewRig implements Disposable {
       identity,
       queues: QUEUES,
       queueEntries: 1024,
+      msix: true,
       mapDoorbells: false,
       open,
       ...controller,

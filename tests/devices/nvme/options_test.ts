@@ -20,8 +20,13 @@ Deno.test("parseNvmeOptions has defaults for everything", () => {
     [null, "Outboard NVMe", "1.0"],
   );
   assertEquals(
-    [options.queues, options.queueEntries, options.mapDoorbells],
-    [64, 1024, false],
+    [
+      options.queues,
+      options.queueEntries,
+      options.msix,
+      options.mapDoorbells,
+    ],
+    [64, 1024, true, false],
   );
   assertEquals(options.namespaces.length, 1);
   assertEquals(options.namespaces[0]!.nsid, 1);
@@ -38,6 +43,7 @@ Deno.test("parseNvmeOptions takes one namespace at top level", () => {
     firmware: "2",
     queues: "3",
     "queue-size": "4096",
+    msix: "off",
     doorbells: "mmap",
   });
   assertEquals(rest, {
@@ -46,6 +52,7 @@ Deno.test("parseNvmeOptions takes one namespace at top level", () => {
     firmware: "2",
     queues: 3,
     queueEntries: 4096,
+    msix: false,
     mapDoorbells: true,
   });
   const [{ nsid, block }] = namespaces as [typeof namespaces[0]];

@@ -1,6 +1,10 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { NVME_REGISTERS } from "../../../devices/nvme/registers.ts";
-import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
+import {
+  PciFunction,
+  PciInterrupts,
+  validatePciSpec,
+} from "../../../src/pci/mod.ts";
 import { RAM_BYTES, RAM_IOVA, Rig, SC } from "./rig.ts";
 
 Deno.test("NVME_REGISTERS lie where the standard says", () => {
@@ -239,6 +243,40 @@ Deno.test("NvmeController holds the pin up until all is consumed, also with shad
       assertEquals(interrupts.level, false, `round ${round}`);
     }
   }
+});
+
+Deno.test("NvmeController without MSI-X has one vector, which all queues share", () => {
+  using rig = new Rig({ mode: "msi", controller: { msix: false } });
+  const { driver, interrupts } = rig;
+  validatePciSpec(rig.device.spec);
+  assertEquals(rig.device.spec.bars.map((bar) => bar.index), [0]);
+  assertEquals(rig.device.spec.capabilities.map((each) => each.kind), [
+    "pm",
+    "pcie",
+    "msi",
+  ]);
+  const beyond = driver.run({
+    opcode: 5,
+    prp1: driver.page(),
+    cdw10: 1 | 15 << 16,
+    cdw11: 3 | 1 << 16,
+  });
+  assertEquals([beyond.status, beyond.dnr], [SC.VECTOR, true]);
+  const pairs = [driver.createPair(1, 16, 0), driver.createPair(2, 16, 0)];
+  for (const pair of pairs) {
+    interrupts.take();
+    driver.put(pair, { opcode: 0, nsid: 1 });
+    driver.ring(pair);
+    rig.settle();
+    assertEquals(interrupts.take(), [0]);
+    assertEquals(driver.reap(pair).length, 1);
+  }
+  // Interrupt Vector Configuration, of the only one and of one that there is not.
+  assertEquals(driver.run({ opcode: 10, cdw10: 9, cdw11: 0 }).status, 0);
+  assertEquals(
+    driver.run({ opcode: 10, cdw10: 9, cdw11: 1 }).status,
+    SC.FIELD,
+  );
 });
 
 Deno.test("NvmeController takes vectors that it has, whether they are enabled or not", () => {

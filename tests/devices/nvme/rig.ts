@@ -61,6 +61,7 @@ export class Rig implements Disposable {
         },
         queues: 4,
         queueEntries: 1024,
+        msix: true,
         mapDoorbells: false,
         ...options.controller,
       },

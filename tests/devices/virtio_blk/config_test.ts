@@ -14,6 +14,7 @@ const DEFAULT_RINGS = {
   indirect: true,
   notificationData: false,
   iommuPlatform: true,
+  msix: true,
   doorbells: "auto" as const,
 };
 

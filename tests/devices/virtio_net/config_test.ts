@@ -15,6 +15,7 @@ const DEFAULT_RINGS = {
   indirect: true,
   notificationData: false,
   iommuPlatform: true,
+  msix: true,
   doorbells: "auto" as const,
 };
 
