@@ -106,6 +106,12 @@ const GROUPS = {
     packages: ["nvme-cli"],
     tools: { nvme: { programs: ["usr/sbin/nvme"] } },
   },
+  images: {
+    packages: ["qemu-utils"],
+    tools: {
+      images: { programs: ["usr/bin/qemu-img", "usr/bin/qemu-io"] },
+    },
+  },
   filesystem: {
     packages: ["e2fsprogs", "fdisk"],
     tools: {
