@@ -47,7 +47,6 @@ import {
   PCI_MSI_FLAGS_QSIZE,
   PCI_MSIX_FLAGS_ENABLE,
   PCI_MSIX_FLAGS_MASKALL,
-  PCI_PM_CTRL_NO_SOFT_RESET,
   PCI_PM_CTRL_STATE_MASK,
   PCI_STATUS_CAP_LIST,
   PCI_STD_HEADER_SIZEOF,
@@ -131,13 +130,15 @@ function fillCapability(
   }
 }
 
-/** Version 3, D0 and D3hot only, no PME; D3hot keeps all state, so going back to D0 is not a reset. */
+/**
+ * Version 3, D0 and D3hot only, no PME. Going back from D3hot to D0 is a reset (No_Soft_Reset is clear): whatever state the
+ * function kept, a VMM resets it when the machine wakes up, and a driver that was told otherwise would not restore it.
+ */
 function fillPm(base: number, { values, writeMask }: ConfigImage): void {
   const { PCI_PM_PMC, PCI_PM_CTRL } = PciPm.offsets;
   const PM_VERSION = 3;
   values.setUint8(base + PCI_CAP_LIST_ID, PCI_CAP_ID_PM);
   values.setUint16(base + PCI_PM_PMC, PM_VERSION, true);
-  values.setUint16(base + PCI_PM_CTRL, PCI_PM_CTRL_NO_SOFT_RESET, true);
   writeMask.setUint16(base + PCI_PM_CTRL, PCI_PM_CTRL_STATE_MASK, true);
 }
 

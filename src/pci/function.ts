@@ -300,9 +300,10 @@ export class PciFunction {
       return;
     }
     if ((effects & ConfigEffect.POWER) !== 0) {
-      if (this.#log.debugEnabled) {
-        this.#log.debug(`power state: ${this.config.powerState}`);
-      }
+      const { powerState } = this.config;
+      if (this.#log.debugEnabled) this.#log.debug(`power state: ${powerState}`);
+      // PCI PM 1.2, section 5.4: without No_Soft_Reset a function wakes up uninitialized.
+      if (powerState === "D0") return this.reset("power");
     }
     if (effects === 0) return;
     this.#interrupts.configChanged();

@@ -233,15 +233,26 @@ Deno.test("PciFunction resets on a function level reset, after the write, everyt
   assertEquals(seenByModel, "intx 0 2810");
 });
 
-Deno.test("PciFunction does not reset between D0 and D3hot", () => {
-  const { pci, device } = setUp();
-  pci.writeRegion(7, 0x3c, words(0x0b), 0, 1);
-  pci.writeRegion(7, CAP.PM + 4, words(3), 0, 2);
-  pci.writeRegion(7, CAP.PM + 4, words(0), 0, 2);
+Deno.test("PciFunction wakes up from D3hot as after power-on", () => {
+  const { device, pci, interrupts } = setUp();
   const view = words(0);
-  pci.readRegion(7, 0x3c, view, 0, 1);
-  assertEquals(view.getUint8(0), 0x0b);
-  assertEquals(device.resets, []);
+  pci.writeRegion(7, 0x10, words(0xfe00_0000), 0, 4);
+  pci.writeRegion(7, 4, words(6), 0, 2);
+  pci.writeRegion(7, CAP.MSIX + 2, words(0x8000), 0, 2);
+  pci.writeRegion(7, CAP.PM + 4, words(3), 0, 2);
+  assertEquals(device.resets, [], "it keeps what it has until it wakes up");
+  pci.writeRegion(7, CAP.PM + 4, words(0), 0, 2);
+  assertEquals(device.resets, ["power"]);
+  pci.readRegion(7, 4, view, 0, 2);
+  assertEquals(view.getUint16(0, true), 0);
+  pci.readRegion(7, 0x10, view, 0, 4);
+  assertEquals(view.getUint32(0, true) & ~0xf, 0);
+  pci.readRegion(7, CAP.PM + 4, view, 0, 2);
+  assertEquals(view.getUint16(0, true), 0);
+  assertEquals(interrupts.mode, "intx");
+  // Nothing happens where the state stays what it was.
+  pci.writeRegion(7, CAP.PM + 4, words(0), 0, 2);
+  assertEquals(device.resets, ["power"]);
 });
 
 Deno.test("PciFunction.reset passes its reason and a level the model drives meanwhile", () => {
