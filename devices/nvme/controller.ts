@@ -161,9 +161,7 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   reset(reason: ResetReason): void {
-    if (reason === "power" || reason === "client_gone") {
-      this.#parts.logs.powerLost();
-    }
+    if (reason === "client_gone") this.#parts.logs.powerLost();
     this.#resetController();
     this.#parts.registers.reset();
   }

@@ -117,8 +117,15 @@ export interface PciSpec {
   readonly capabilities: readonly CapabilitySpec[];
 }
 
-/** Why a device is reset. */
-export type ResetReason = "device_reset" | "flr" | "power" | "client_gone";
+/**
+ * Why a device is reset: the client asked for it, a function level reset, the soft reset of waking up from D3hot (its power
+ * was never away), or the client has gone, which is how the power of a device of ours is lost.
+ */
+export type ResetReason =
+  | "device_reset"
+  | "flr"
+  | "soft_reset"
+  | "client_gone";
 
 /**
  * A PCI device model.

@@ -303,7 +303,7 @@ export class PciFunction {
       const { powerState } = this.config;
       if (this.#log.debugEnabled) this.#log.debug(`power state: ${powerState}`);
       // PCI PM 1.2, section 5.4: without No_Soft_Reset a function wakes up uninitialized.
-      if (powerState === "D0") return this.reset("power");
+      if (powerState === "D0") return this.reset("soft_reset");
     }
     if (effects === 0) return;
     this.#interrupts.configChanged();

@@ -242,7 +242,7 @@ Deno.test("PciFunction wakes up from D3hot as after power-on", () => {
   pci.writeRegion(7, CAP.PM + 4, words(3), 0, 2);
   assertEquals(device.resets, [], "it keeps what it has until it wakes up");
   pci.writeRegion(7, CAP.PM + 4, words(0), 0, 2);
-  assertEquals(device.resets, ["power"]);
+  assertEquals(device.resets, ["soft_reset"]);
   pci.readRegion(7, 4, view, 0, 2);
   assertEquals(view.getUint16(0, true), 0);
   pci.readRegion(7, 0x10, view, 0, 4);
@@ -252,7 +252,7 @@ Deno.test("PciFunction wakes up from D3hot as after power-on", () => {
   assertEquals(interrupts.mode, "intx");
   // Nothing happens where the state stays what it was.
   pci.writeRegion(7, CAP.PM + 4, words(0), 0, 2);
-  assertEquals(device.resets, ["power"]);
+  assertEquals(device.resets, ["soft_reset"]);
 });
 
 Deno.test("PciFunction.reset passes its reason and a level the model drives meanwhile", () => {

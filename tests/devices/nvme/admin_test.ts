@@ -519,6 +519,7 @@ Deno.test("the SMART log counts", () => {
 Deno.test("power that is lost is an unsafe shutdown unless the driver has announced it", () => {
   type Step = (rig: Rig) => void;
   const lose: Step = ({ device }) => device.reset("client_gone");
+  const d3hot: Step = ({ device }) => device.reset("soft_reset");
   const on: Step = ({ driver }) => driver.enable();
   const off: Step = ({ driver }) => driver.disable();
   const cc = (value: number): Step => (rig) => {
@@ -544,7 +545,8 @@ Deno.test("power that is lost is an unsafe shutdown unless the driver has announ
     ["reset by the client", [on, ({ device }) => {
       device.reset("device_reset");
     }], 0n],
-    ["power state D3", [on, ({ device }) => device.reset("power")], 1n],
+    ["D3hot and back", [on, d3hot], 0n],
+    ["D3hot and back, then lost", [on, d3hot, lose], 1n],
   ];
   for (const [name, steps, counted] of cases) {
     using rig = new Rig({ disabled: true });

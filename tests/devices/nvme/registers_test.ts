@@ -192,7 +192,12 @@ Deno.test("NvmeController shuts down while it is disabled, and in the write that
 
 Deno.test("NvmeController.reset goes back to power-on", () => {
   for (
-    const reason of ["device_reset", "flr", "power", "client_gone"] as const
+    const reason of [
+      "device_reset",
+      "flr",
+      "soft_reset",
+      "client_gone",
+    ] as const
   ) {
     using rig = new Rig();
     rig.io();
