@@ -101,6 +101,10 @@ const GROUPS = {
     packages: ["iputils-ping"],
     tools: { ping: { programs: ["usr/bin/ping"] } },
   },
+  kexec: {
+    packages: ["kexec-tools"],
+    tools: { kexec: { programs: ["usr/sbin/kexec"] } },
+  },
   fio: { packages: ["fio"], tools: { fio: { programs: ["usr/bin/fio"] } } },
   nvme: {
     packages: ["nvme-cli"],
@@ -164,6 +168,8 @@ export interface Kit {
   readonly kernel: {
     /** Uncompressed, to be entered directly: a TCG guest takes 2 s to decompress its own. */
     readonly image: string;
+    /** As it was packaged, a bzImage. */
+    readonly packedImage: string;
     readonly release: string;
     /** The folder with `modules.dep`. */
     readonly modulesDir: string;
@@ -223,6 +229,7 @@ async function makeKit(extra: readonly ExtraTool[]): Promise<Kit> {
     tools,
     kernel: {
       image: join(guestTree.root, "boot/vmlinux"),
+      packedImage: join(guestTree.root, `boot/vmlinuz-${release}`),
       release,
       modulesDir: join(modulesRoot, release),
     },
