@@ -139,6 +139,7 @@ function parseNbd(given: Values, common: CommonBlockOptions): BlockOptions {
  *
  * @param values Only the keys of {@linkcode BLOCK_OPTIONS}
  * @throws {ErrnoError} EINVAL, with what is wrong and what would be right
+ * @throws {UnknownNameError} An option that there is not
  */
 export function parseBlockOptions(values: BlockOptionValues): BlockOptions {
   const given = new Values(values);
