@@ -32,6 +32,7 @@ import { formatSize } from "./size.ts";
 /** Clearing more than this is left to the kernel, which takes the pages away instead. */
 const CLEAR_MAX_BYTES = 64 * 1024;
 const PAGE_BYTES = 4096;
+const HUGE_PAGE_BYTES = 2 * 1024 * 1024;
 const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
 
 const Count = {
@@ -65,7 +66,10 @@ export class MemoryBackend implements BlockBackend {
     this.#options = options;
     this.#info = inherited?.info ?? this.#describe(options.sizeBytes);
     const { sizeBytes } = this.#info;
-    this.description = `memory of ${formatSize(options.sizeBytes)}`;
+    const pages = options.sizeBytes >= HUGE_PAGE_BYTES && hasHugePages()
+      ? " on huge pages"
+      : "";
+    this.description = `memory of ${formatSize(options.sizeBytes)}${pages}`;
     this.#fd = inherited === null
       ? createMemfd("outboard-disk", sizeBytes)
       : new Fd(inherited.fd);
@@ -181,7 +185,7 @@ export class MemoryBackend implements BlockBackend {
   share(): MemoryHandOver {
     using fd = dupFd(this.#fd.number);
     const { sizeBytes } = this.#info;
-    const mapping = new Mapping({ fd: fd.number, lengthBytes: sizeBytes });
+    const mapping = this.#map(sizeBytes);
     return {
       kind: "memory",
       fd: fd.release(),
@@ -214,7 +218,9 @@ export class MemoryBackend implements BlockBackend {
 
   #map(lengthBytes: number): Mapping {
     try {
-      return new Mapping({ fd: this.#fd.number, lengthBytes });
+      const mapping = new Mapping({ fd: this.#fd.number, lengthBytes });
+      mapping.preferHugePages();
+      return mapping;
     } catch (error) {
       if (!(error instanceof ErrnoError)) throw error;
       throw new ErrnoError(
@@ -306,5 +312,17 @@ export class MemoryBackend implements BlockBackend {
     halves[3] = Math.floor(lengthBytes / 0x1_0000_0000);
     const mode = FallocateMode.PUNCH_HOLE | FallocateMode.KEEP_SIZE;
     return fallocate(this.#fd.number, mode, this.#range);
+  }
+}
+
+/** Whether the system gives huge pages to a memfd that asks; taken not to where that may not be read. */
+function hasHugePages(): boolean {
+  const path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+  const { state } = Deno.permissions.querySync({ name: "read", path });
+  if (state !== "granted") return false;
+  try {
+    return !/\[(never|deny)\]/.test(Deno.readTextFileSync(path));
+  } catch {
+    return false;
   }
 }

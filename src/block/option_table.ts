@@ -41,7 +41,9 @@ export const BLOCK_OPTIONS: readonly BlockOption[] = [
   {
     name: "memory",
     syntax: "size",
-    help: "keep the blocks in memory, when neither file nor nbd is given",
+    help:
+      "keep the blocks in memory, when neither file nor nbd is given; on huge " +
+      "pages where /sys/kernel/mm/transparent_hugepage/shmem_enabled says advise",
     default: "64M",
   },
   {

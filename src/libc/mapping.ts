@@ -161,6 +161,13 @@ export class Mapping implements Disposable {
     );
   }
 
+  /** Asks for huge pages, where the system has some to give: random accesses then miss fewer translations. */
+  preferHugePages(): void {
+    const MADV_HUGEPAGE = 14;
+    // A kernel without them says EINVAL, and the pages stay small.
+    libc.madvise(this.hva, this.lengthBytes, MADV_HUGEPAGE);
+  }
+
   /**
    * Gives the pages away as they are: this object no longer owns them.
    *
