@@ -23,7 +23,7 @@ export function nameModelFile(url: string, name: string): void {
   models.set(url, name);
 }
 
-/** A model and its file, for people, such as `model coffee, /work/coffee.ts`; a built-in one has no file. */
+/** A model and its file, for people, such as `model coffee, /home/me/coffee.ts`; a built-in one has no file. */
 export function describeModel(name: string): string {
   for (const [url, known] of models) {
     if (known === name) return `model ${name}, ${pathOf(url)}`;
@@ -32,7 +32,7 @@ export function describeModel(name: string): string {
 }
 
 /**
- * The author's line that led to an error, for people, such as `model coffee, /work/coffee.ts:12:5`.
+ * The author's line that led to an error, for people, such as `model coffee, /home/me/coffee.ts:12:5`.
  *
  * @returns null when no model from a file was at work
  */

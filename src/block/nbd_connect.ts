@@ -120,7 +120,8 @@ class Negotiation implements Disposable {
       this.#buffer.bytes.set(part);
       const sent = this.#header.send(
         this.#fd.number,
-        this.#buffer.hva,
+        this.#buffer,
+        0,
         part.length,
       );
       if (sent === -Errno.EAGAIN) return false;
@@ -133,7 +134,8 @@ class Negotiation implements Disposable {
   #receive(): number {
     const got = this.#header.receive(
       this.#fd.number,
-      this.#buffer.hva,
+      this.#buffer,
+      0,
       BUFFER_BYTES,
     );
     this.#header.closeFds();

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { alignUp, PAGE_SIZE } from "../bits.ts";
+import { alignUp, high32, PAGE_SIZE } from "../bits.ts";
 import { check, cString, SyscallError } from "./errors.ts";
 import { Fd, truncateFd } from "./fd.ts";
 import { lastErrno, libc } from "./symbols.ts";
@@ -253,6 +253,9 @@ export class NativeBuffer implements Disposable {
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** The same bytes, for multi-byte fields. */
   readonly view: DataView<ArrayBuffer>;
+  /** The address in two words. */
+  readonly #low: number;
+  readonly #high: number;
 
   /**
    * Makes memory of zeros.
@@ -265,11 +268,30 @@ export class NativeBuffer implements Disposable {
     });
     this.bytes = new Uint8Array(this.#mapping.buffer);
     this.view = new DataView(this.#mapping.buffer);
+    this.#low = this.hva >>> 0;
+    this.#high = high32(this.hva);
   }
 
   /** Address of the first byte. */
   get hva(): number {
     return this.#mapping.hva;
+  }
+
+  /**
+   * Puts the address of a byte into memory that C reads, by words: a sum of addresses that goes from function to function
+   * as a number is allocated wherever a call is not compiled into its caller.
+   *
+   * @param offset Which byte
+   */
+  putAddress(view: DataView, at: number, offset: number): void {
+    const low = this.#low + offset;
+    // Stored modulo 2^32.
+    view.setUint32(at, low, true);
+    view.setUint32(
+      at + 4,
+      low < 0x1_0000_0000 ? this.#high : this.#high + 1,
+      true,
+    );
   }
 
   /**

@@ -74,32 +74,31 @@ export class MessageHeader implements Disposable {
     setU64(this.#view, AT.MSGHDR + MSGHDR.IOVLEN, 1);
   }
 
-  #setIovec(hva: number, lengthBytes: number): void {
-    setU64(this.#view, AT.IOVEC + IOVEC.BASE, hva);
+  #setIovec(buffer: NativeBuffer, offset: number, lengthBytes: number): void {
+    buffer.putAddress(this.#view, AT.IOVEC + IOVEC.BASE, offset);
     setU64(this.#view, AT.IOVEC + IOVEC.LEN, lengthBytes);
   }
 
   #setControl(lengthBytes: number): void {
-    setU64(
-      this.#view,
-      AT.MSGHDR + MSGHDR.CONTROL,
-      lengthBytes === 0 ? 0 : this.#buffer.hva + AT.CONTROL,
-    );
+    const at = AT.MSGHDR + MSGHDR.CONTROL;
+    if (lengthBytes === 0) setU64(this.#view, at, 0);
+    else this.#buffer.putAddress(this.#view, at, AT.CONTROL);
     setU64(this.#view, AT.MSGHDR + MSGHDR.CONTROLLEN, lengthBytes);
   }
 
   /**
    * Receives once, without blocking. Every descriptor that arrives is the caller's, in {@linkcode fds}.
    *
+   * @param offset Where in the buffer the bytes go
    * @returns Bytes received, 0 at end of file, or −errno (−EAGAIN when there is nothing)
    */
-  receive(fd: number, hva: number, lengthBytes: number): number {
-    // Small enough to be compiled into its caller, so that an address computed there needs no boxed number.
-    this.#setIovec(hva, lengthBytes);
-    return this.#receive(fd);
-  }
-
-  #receive(fd: number): number {
+  receive(
+    fd: number,
+    buffer: NativeBuffer,
+    offset: number,
+    lengthBytes: number,
+  ): number {
+    this.#setIovec(buffer, offset, lengthBytes);
     this.#setControl(CONTROL_BYTES);
     this.fdCount = 0;
     this.fdsTruncated = false;
@@ -142,21 +141,18 @@ export class MessageHeader implements Disposable {
   /**
    * Sends once, without blocking.
    *
+   * @param offset Where in the buffer the bytes are
    * @param fds Descriptors to pass along (they stay the caller's); none on most messages
    * @returns Bytes sent, possibly fewer than asked, or −errno
    */
   send(
     fd: number,
-    hva: number,
+    buffer: NativeBuffer,
+    offset: number,
     lengthBytes: number,
     fds?: ArrayLike<number>,
   ): number {
-    // Small, for the same reason as receive.
-    this.#setIovec(hva, lengthBytes);
-    return this.#send(fd, fds);
-  }
-
-  #send(fd: number, fds: ArrayLike<number> | undefined): number {
+    this.#setIovec(buffer, offset, lengthBytes);
     if (fds === undefined || fds.length === 0) this.#setControl(0);
     else this.#putFds(fds);
     let n: number;

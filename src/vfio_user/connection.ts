@@ -283,7 +283,8 @@ export class Connection {
     this.#writes.beginReceive();
     const n = this.#header.receive(
       this.#fd.number,
-      this.#receiveBuffer.hva + at,
+      this.#receiveBuffer,
+      at,
       this.#receiveBuffer.lengthBytes - at,
     );
     this.#writes.endReceive(n > 0 ? n : 0);
@@ -452,8 +453,13 @@ export class Connection {
       const fds = queued !== undefined && queued.at === at && whole
         ? queued.fds
         : undefined;
-      const hva = this.#sendBuffer.hva + at;
-      const n = this.#header.send(this.#fd.number, hva, asked, fds);
+      const n = this.#header.send(
+        this.#fd.number,
+        this.#sendBuffer,
+        at,
+        asked,
+        fds,
+      );
       if (n < 0) {
         if (whole) this.#sendLeft = 0;
         if (n === -Errno.EAGAIN) this.#watch.setEvents(Epoll.IN | Epoll.OUT);

@@ -33,10 +33,10 @@ Deno.test("MessageHeader passes bytes and descriptors both ways", () => {
     using memfd = createMemfd("outboard-test", 8192);
     buffer.bytes.set([1, 2, 3, 4, 5]);
     assertEquals(
-      header.send(left.number, buffer.hva, 5, [event.number, memfd.number]),
+      header.send(left.number, buffer, 0, 5, [event.number, memfd.number]),
       5,
     );
-    assertEquals(header.receive(right.number, buffer.hva + 1024, 1024), 5);
+    assertEquals(header.receive(right.number, buffer, 1024, 1024), 5);
     assertEquals([...buffer.bytes.subarray(1024, 1029)], [1, 2, 3, 4, 5]);
     assertEquals(header.fdCount, 2);
     const [gotEvent, gotMemfd] = header.fds;
@@ -47,8 +47,8 @@ Deno.test("MessageHeader passes bytes and descriptors both ways", () => {
     assert(!isOpen(gotEvent!));
 
     // Back, without descriptors.
-    assertEquals(header.send(right.number, buffer.hva, 3), 3);
-    assertEquals(header.receive(left.number, buffer.hva, 4096), 3);
+    assertEquals(header.send(right.number, buffer, 0, 3), 3);
+    assertEquals(header.receive(left.number, buffer, 0, 4096), 3);
     assertEquals(header.fdCount, 0);
   }
   assertEquals(openFds(), before);
@@ -60,10 +60,10 @@ Deno.test("MessageHeader.receive says EAGAIN when there is nothing and 0 at the 
   using right = b;
   using buffer = new NativeBuffer(4096);
   using header = new MessageHeader();
-  assertEquals(header.receive(left.number, buffer.hva, 16), -Errno.EAGAIN);
+  assertEquals(header.receive(left.number, buffer, 0, 16), -Errno.EAGAIN);
   right.close();
-  assertEquals(header.receive(left.number, buffer.hva, 16), 0);
-  assertEquals(header.send(left.number, buffer.hva, 16), -Errno.EPIPE);
+  assertEquals(header.receive(left.number, buffer, 0, 16), 0);
+  assertEquals(header.send(left.number, buffer, 0, 16), -Errno.EPIPE);
 });
 
 Deno.test("MessageHeader.send says EAGAIN when the peer does not read", () => {
@@ -74,7 +74,7 @@ Deno.test("MessageHeader.send says EAGAIN when the peer does not read", () => {
   using header = new MessageHeader();
   let sent = 0;
   for (;;) {
-    const n = header.send(left.number, buffer.hva, 65536);
+    const n = header.send(left.number, buffer, 0, 65536);
     if (n < 0) {
       assertEquals(n, -Errno.EAGAIN);
       break;
@@ -92,8 +92,8 @@ Deno.test("MessageHeader.receive takes the most descriptors Linux passes", () =>
   using header = new MessageHeader();
   using event = createEventFd();
   const many = new Array(253).fill(event.number);
-  assertEquals(header.send(left.number, buffer.hva, 1, many), 1);
-  assertEquals(header.receive(right.number, buffer.hva, 16), 1);
+  assertEquals(header.send(left.number, buffer, 0, 1, many), 1);
+  assertEquals(header.receive(right.number, buffer, 0, 16), 1);
   assertEquals(header.fdCount, 253);
   assert(!header.fdsTruncated);
   for (const fd of header.fds) closeFd(fd);

@@ -331,7 +331,7 @@ Deno.test("FrameStream drops descriptors that a peer sends along", () => {
   const frame = framed(pattern(60, 1));
   data.bytes.set(frame);
   const before = openFds();
-  header.send(rig.other.number, data.hva, frame.length, [rig.other.number]);
+  header.send(rig.other.number, data, 0, frame.length, [rig.other.number]);
   rig.stream.onReadable();
   assertEquals(rig.receive(), pattern(60, 1));
   assertEquals(openFds(), before);

@@ -16,22 +16,20 @@ function heapGrowthOf(command: Uint8Array, replyBytes: number): number {
   using buffer = new NativeBuffer(1 << 20);
   const { loop } = rig;
   const fd = socket.number;
-  const { hva } = buffer;
   // With write_multiple, so that it can be measured too.
   const version = versionMessage('{"capabilities":{"write_multiple":true}}');
   buffer.bytes.set(version);
-  header.send(fd, hva, version.length);
+  header.send(fd, buffer, 0, version.length);
   rig.settle();
-  header.receive(fd, hva, 4096);
+  header.receive(fd, buffer, 0, 4096);
   buffer.bytes.set(command);
-  const at = hva + 4096;
   const { length } = command;
   let failures = 0;
   const growth = heapGrowthPerOperation(50_000, (operations) => {
     for (let i = 0; i < operations; i++) {
-      if (header.send(fd, hva, length) !== length) failures++;
+      if (header.send(fd, buffer, 0, length) !== length) failures++;
       loop.turn(0);
-      if (header.receive(fd, at, 4096) !== replyBytes) failures++;
+      if (header.receive(fd, buffer, 4096, 4096) !== replyBytes) failures++;
     }
   });
   assert(failures === 0, `${failures} exchanges failed`);

@@ -97,7 +97,7 @@ export class RawClient {
   /** Sends once. @returns Bytes sent, or −errno */
   send(bytes: Uint8Array, fds: readonly number[] = []): number {
     this.#out.bytes.set(bytes);
-    return this.#header.send(this.#fd.number, this.#out.hva, bytes.length, fds);
+    return this.#header.send(this.#fd.number, this.#out, 0, bytes.length, fds);
   }
 
   /**
@@ -127,8 +127,12 @@ export class RawClient {
   }
 
   #receiveTo(at: number, lengthBytes: number): number {
-    const hva = this.#in.hva + at;
-    const n = this.#header.receive(this.#fd.number, hva, lengthBytes);
+    const n = this.#header.receive(
+      this.#fd.number,
+      this.#in,
+      at,
+      lengthBytes,
+    );
     if (n === 0) this.ended = true;
     return n;
   }

@@ -53,7 +53,8 @@ export class ScriptedPeer implements Disposable {
     this.#buffer.bytes.set(bytes);
     const n = this.#header.send(
       this.#fd.number,
-      this.#buffer.hva,
+      this.#buffer,
+      0,
       bytes.length,
       fds,
     );
@@ -115,7 +116,8 @@ export class ScriptedPeer implements Disposable {
     for (let at = from; at < to;) {
       const n = this.#header.receive(
         this.#fd.number,
-        this.#buffer.hva + at,
+        this.#buffer,
+        at,
         to - at,
       );
       if (n <= 0) return false;

@@ -251,7 +251,7 @@ export class ClientConnection implements Disposable {
     this.#startClock();
     this.reserve(bytes.length);
     this.#out.bytes.set(bytes);
-    this.#sendAll(this.#out.hva, bytes.length, fds);
+    this.#sendAll(this.#out, bytes.length, fds);
   }
 
   /** Receives the next whole message, whatever it is, and gives it as it came, header included. */
@@ -326,7 +326,7 @@ export class ClientConnection implements Disposable {
       true,
     );
     view.setUint32(HEADER.ERROR_NO, 0, true);
-    this.#sendAll(this.#out.hva, HEADER.SIZE + payloadBytes, fds);
+    this.#sendAll(this.#out, HEADER.SIZE + payloadBytes, fds);
     this.#states[id] = state;
     this.#commands[id] = command;
     if (state === KEPT || state === COUNTED) this.#inFlight++;
@@ -344,12 +344,17 @@ export class ClientConnection implements Disposable {
     );
   }
 
-  #sendAll(hva: number, lengthBytes: number, fds?: ArrayLike<number>): void {
+  #sendAll(
+    buffer: NativeBuffer,
+    lengthBytes: number,
+    fds?: ArrayLike<number>,
+  ): void {
     let sent = 0;
     while (sent < lengthBytes) {
       const n = this.#header.send(
         this.#socket.number,
-        hva + sent,
+        buffer,
+        sent,
         lengthBytes - sent,
         sent === 0 ? fds : undefined,
       );
@@ -469,7 +474,7 @@ export class ClientConnection implements Disposable {
       true,
     );
     view.setUint32(HEADER.ERROR_NO, result < 0 ? -result : 0, true);
-    this.#sendAll(this.#answer.hva, size);
+    this.#sendAll(this.#answer, size);
   }
 
   /** Reads like QEMU: a header with the descriptors, then the rest. */
@@ -491,7 +496,8 @@ export class ClientConnection implements Disposable {
     while (this.#inLength < target) {
       const n = this.#header.receive(
         this.#socket.number,
-        this.#in.hva + this.#inLength,
+        this.#in,
+        this.#inLength,
         target - this.#inLength,
       );
       if (n > 0) {
