@@ -23,7 +23,7 @@ const ALLOWED: AllowedCalls = {
     "read", "write", "readv", "writev", "pread64", "close", "lseek", "fcntl", "dup", "dup3", "pipe2", "ioctl",
     "fstat", "newfstatat", "statx", "stat", "lstat", "access", "faccessat", "faccessat2", "readlink", "readlinkat", "getcwd",
     "mmap", "munmap", "mprotect", "mremap", "madvise", "brk", "membarrier",
-    "futex", "sched_yield", "sched_getaffinity", "set_robust_list", "rseq", "getcpu",
+    "futex", "sched_yield", "sched_getaffinity", "sched_getparam", "sched_getscheduler", "set_robust_list", "rseq", "getcpu",
     "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall", "exit", "exit_group",
     "getpid", "gettid", "getuid", "geteuid", "getgid", "getegid", "uname", "sysinfo", "getrusage", "prctl",
     "clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time", "getrandom",
