@@ -7,10 +7,14 @@ import {
 } from "./disk_checks.ts";
 import { Guest, vfioUserDevice } from "./guest.ts";
 import { guestTests } from "./harness.ts";
+import { hostLibslirp } from "./provision.ts";
 import { assertTransfers, dhcp, DHCP_FILES } from "./net_checks.ts";
 import { Serving } from "./serving.ts";
 
-const iommuTest = await guestTests({ tools: ["filesystem", "fio"] });
+const iommuTest = await guestTests({
+  tools: ["filesystem", "fio"],
+  hosts: [hostLibslirp()],
+});
 
 const DISKS = ["/dev/vda", "/dev/nvme0n1"] as const;
 const VERIFY_SECONDS = 5;
@@ -35,6 +39,7 @@ for (const [how, [kernelArgs, said]] of Object.entries(MODES)) {
     async ({ kit, t }) => {
       await using serving = await Serving.start({
         devices: ["virtio-net", "virtio-blk,memory=48M", "nvme,memory=48M"],
+        user: "libslirp",
       });
       await using guest = await Guest.boot({
         kit,
