@@ -204,11 +204,16 @@ async function run(command: RunCommand): Promise<number> {
       import("../process/parents.ts"),
     ]);
   // Before the first socket is made, so that no signal leaves one behind.
-  using signal = new StopSignal();
+  using signal = new StopSignal({
+    end: (status) => {
+      outboard.removeSockets();
+      Deno.exit(status);
+    },
+  });
   if (command.exitWithParent) {
     parentEnded(Deno.args).then(() => {
       createLog().info("whoever started this process has ended");
-      signal.raise();
+      signal.raise("SIGHUP");
     });
   }
   const { count, cpus } = command.iothreads;

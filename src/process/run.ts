@@ -512,6 +512,11 @@ export class Outboard {
     this.#lines.length = 0;
     for (const thread of this.#iothreads) thread.closeSeat();
     clearTimeout(timer);
+    this.removeSockets();
+  }
+
+  /** Closes and removes the devices' sockets at once; the last thing of a stop, or all of one that is forced. */
+  removeSockets(): void {
     for (const listening of this.#listening.splice(0)) listening.close();
   }
 }
