@@ -20,9 +20,9 @@ export interface NamespaceHost {
 }
 
 function describe(namespaces: readonly Namespace[]): CommandAnswer {
-  const data = namespaces.map(({ nsid, blocks, lbaShift, backend }) => ({
+  const data = namespaces.map(({ nsid, sizeBytes, backend }) => ({
     nsid,
-    sizeBytes: blocks * 2 ** lbaShift,
+    sizeBytes,
     storage: backend.description,
   }));
   const lines = data.map(({ nsid, sizeBytes, storage }) =>

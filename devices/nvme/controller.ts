@@ -277,16 +277,25 @@ export class NvmeController implements PciDevice, BlockClient {
 
   /** The storage of a namespace has another size. */
   onNamespaceChanged(ns: Namespace): void {
-    // Whoever has changed it tells the driver.
-    if (this.spreading.isTwin) return;
-    const sizeBytes = ns.blocks * 2 ** ns.lbaShift;
-    this.#context.log.info(`namespace ${ns.nsid} has ${sizeBytes} bytes now`, {
+    const { nsid, sizeBytes } = ns;
+    this.#tellChanged(nsid, `namespace ${nsid} has ${sizeBytes} bytes now`, {
       event: "RESIZED",
-      nsid: ns.nsid,
+      nsid,
       sizeBytes,
     });
+  }
+
+  /** Tells the log, the programs on the control socket and the driver. */
+  #tellChanged(
+    nsid: number,
+    message: string,
+    properties: Record<string, unknown>,
+  ): void {
+    // Whoever has changed it tells the driver.
+    if (this.spreading.isTwin) return;
+    this.#context.log.info(message, properties);
     this.#parts.crew?.namespacesChanged();
-    this.#parts.logs.addChanged(ns.nsid);
+    this.#parts.logs.addChanged(nsid);
     if (!this.#parts.features.namespaceNotices) return;
     this.#parts.events.raise(NvmeEvent.NAMESPACE_CHANGED);
     this.#work.schedule();
@@ -303,7 +312,16 @@ export class NvmeController implements PciDevice, BlockClient {
       crew?.namespacesChanged();
       throw error;
     }
-    this.onNamespaceChanged(ns);
+    const { sizeBytes } = ns;
+    this.#tellChanged(
+      nsid,
+      `namespace ${nsid} is there, of ${sizeBytes} bytes`,
+      {
+        event: "NAMESPACE_ADDED",
+        nsid,
+        sizeBytes,
+      },
+    );
     return ns;
   }
 
@@ -329,8 +347,12 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   #removeNamespace(ns: Namespace): void {
+    const { nsid } = ns;
     this.#parts.namespaces.remove(ns);
-    this.onNamespaceChanged(ns);
+    this.#tellChanged(nsid, `namespace ${nsid} is gone`, {
+      event: "NAMESPACE_REMOVED",
+      nsid,
+    });
   }
 
   #makeSpreading(): NvmeSpreading {

@@ -62,6 +62,11 @@ export class Namespace implements BlockClient {
     this.blocks = Math.floor(sizeBytes / logicalBlockBytes);
   }
 
+  /** Length of all of its blocks. */
+  get sizeBytes(): number {
+    return this.blocks * 2 ** this.lbaShift;
+  }
+
   /**
    * Whether blocks lie inside, without rounding: the start is 64 bits wide.
    *

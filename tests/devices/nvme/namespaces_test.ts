@@ -93,6 +93,31 @@ Deno.test("namespaces come and go at run time, and the driver is told", () => {
   assertEquals(driver.csts >>> 2 & 3, 2, "shut down");
 });
 
+Deno.test("what comes of a namespace is told by name", () => {
+  using rig = new LateRig();
+  rig.command("add 5 memory=128K");
+  rig.command("remove 5");
+  assertEquals(
+    rig.context.log.records.map(({ message, properties }) => ({
+      message,
+      ...properties,
+    })).filter((record) => "event" in record),
+    [
+      {
+        message: "namespace 5 is there, of 131072 bytes",
+        event: "NAMESPACE_ADDED",
+        nsid: 5,
+        sizeBytes: 131072,
+      },
+      {
+        message: "namespace 5 is gone",
+        event: "NAMESPACE_REMOVED",
+        nsid: 5,
+      },
+    ],
+  );
+});
+
 Deno.test("a driver that wants no notices finds changed namespaces in the log", () => {
   using rig = new LateRig();
   rig.awaitEvent();
