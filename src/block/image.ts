@@ -14,11 +14,13 @@ import {
   FileType,
   fileType,
   isInMemory,
+  NativeBuffer,
   openFd,
   setBlocking,
   statFile,
   truncateFd,
 } from "../libc/mod.ts";
+import { libc } from "../libc/symbols.ts";
 import type { Log } from "../log.ts";
 import type { BlockContext, BlockInfo } from "./backend.ts";
 import { lockImage, unlockImage } from "./image_lock.ts";
@@ -35,6 +37,12 @@ const NEW_IMAGE_MODE = 0o644;
 const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
 /** For O_DIRECT where the kernel does not tell: what every disk takes. */
 const SAFE_ALIGN = 4096;
+/** How images begin that are no disk byte by byte; a guest that writes to one as if it were raw destroys it. */
+const FORMAT_MAGIC: Readonly<Record<string, string>> = {
+  qcow2: "QFI\xfb",
+  vmdk: "KDMV",
+  vhdx: "vhdxfile",
+};
 
 /** An open image; owns its descriptor. */
 export interface Image {
@@ -70,7 +78,10 @@ export function openImage(
     setBlocking(fd.number);
     lockOrExplain(fd.number, options, log);
     if (isNew) sizeNewImage(fd.number, options);
-    else mentionSize(stat, options, log);
+    else {
+      checkFormat(fd.number, options.path);
+      mentionSize(stat, options, log);
+    }
     const image = describe(fd, stat, options);
     mentionRest(image, options, log);
     return image;
@@ -258,6 +269,24 @@ function checkType(path: string, stat: FileStat): void {
         Errno.EINVAL,
         "it is a pipe or a socket, a file or a block device is wanted",
       );
+  }
+}
+
+/** @throws {ErrnoError} EINVAL when it is no raw image */
+function checkFormat(fd: number, path: string): void {
+  // Whole pages, as O_DIRECT wants; where it wants more, the image stays unknown.
+  using head = new NativeBuffer(SAFE_ALIGN);
+  const length = libc.read(fd, head.pointer(), SAFE_ALIGN);
+  const text = String.fromCharCode(
+    ...head.bytes.subarray(0, Math.max(0, Math.min(length, 8))),
+  );
+  for (const [format, magic] of Object.entries(FORMAT_MAGIC)) {
+    if (!text.startsWith(magic)) continue;
+    throw new ErrnoError(
+      Errno.EINVAL,
+      `Cannot open image ${path}: it is a ${format} image and only raw ones are served, ` +
+        `give nbd=unix:SOCKET and serve it there with "qemu-nbd -t -f ${format} -k SOCKET ${path}"`,
+    );
   }
 }
 

@@ -53,6 +53,35 @@ Deno.test("opening what is no image says what would be one", () => {
   refused(`${path}/pipe`, { readonly: true }, Errno.EINVAL, /pipe/);
 });
 
+Deno.test("an image of another format is refused, and told how it is served", () => {
+  using folder = new Folder();
+  for (
+    const [format, magic] of [
+      ["qcow2", [0x51, 0x46, 0x49, 0xfb]],
+      ["vmdk", [0x4b, 0x44, 0x4d, 0x56]],
+      ["vhdx", [0x76, 0x68, 0x64, 0x78, 0x66, 0x69, 0x6c, 0x65]],
+    ] as const
+  ) {
+    const path = folder.image(format, 65536);
+    using file = Deno.openSync(path, { write: true });
+    file.writeSync(new Uint8Array(magic));
+    const says = new RegExp(
+      `it is a ${format} image.*nbd=.*qemu-nbd -t -f ${format} `,
+    );
+    refused(path, {}, Errno.EINVAL, says);
+    refused(path, { readonly: true }, Errno.EINVAL, says);
+  }
+  // Only the whole of it counts.
+  using host = new Host();
+  const path = folder.image("raw", 65536);
+  Deno.writeFileSync(path, new TextEncoder().encode("vhdxfil"), {
+    append: false,
+    create: false,
+  });
+  Deno.truncateSync(path, 65536);
+  using _ = new Controller(host, { ...FILE, path });
+});
+
 /** Has the kernel refuse longer files meanwhile, as a file system does that has a limit; some have none. */
 function withFilesUpTo(lengthBytes: number, run: () => void): void {
   using library = new DisposableStack();
