@@ -354,6 +354,8 @@ function qemuArguments(
     "mitigations=off",
     "nokaslr",
     "nowatchdog",
+    // The kernel gives up at boot when a busy host lets no timer tick in time.
+    "no_timer_check",
     "cryptomgr.notests",
     ...(options.loadModules === undefined
       ? []
