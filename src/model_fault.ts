@@ -52,14 +52,22 @@ export function placeInModel(error: unknown): string | null {
 /**
  * One line about an error that is an author's.
  *
+ * @param model What was at work, for what is thrown without a place
  * @returns null when it is ours
  */
-export function modelFault(error: unknown): string | null {
+export function modelFault(
+  error: unknown,
+  model = "a device model",
+): string | null {
   if (error instanceof ModelError) return error.message;
+  if (!(error instanceof Error)) {
+    const thrown = Deno.inspect(error).split("\n")[0];
+    return `${model}: it throws ${thrown}, which is not an Error and so tells no line`;
+  }
   const place = placeInModel(error);
   return place === null
     ? null
-    : `${place}: ${String((error as Error).message).split("\n")[0]}`;
+    : `${place}: ${String(error.message).split("\n")[0]}`;
 }
 
 function pathOf(url: string): string {

@@ -294,7 +294,12 @@ export class DeviceHost implements Disposable {
     device: PciDevice | undefined,
   ): void {
     server?.close();
-    device?.close();
+    try {
+      // What is no device may have none.
+      if (typeof device?.close === "function") device.close();
+    } catch (error) {
+      this.#log.error("cannot close the device that failed", { error });
+    }
     this.#release();
   }
 

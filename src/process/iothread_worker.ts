@@ -19,7 +19,7 @@ import {
   threadId,
 } from "../libc/mod.ts";
 import type { Log } from "../log.ts";
-import { modelFault } from "../model_fault.ts";
+import { describeModel, modelFault } from "../model_fault.ts";
 import { HELLO_TIMEOUT_MS } from "../vfio_user/defs.ts";
 import { CrewTwin } from "./crew_twin.ts";
 import { DeviceHost, discardBaggage } from "./device_host.ts";
@@ -106,11 +106,11 @@ function hostOf(id: string): DeviceHost {
 }
 
 /** Has a model make a device; what it throws says which model it was, and where, if that is an author's. */
-function callModel<T>(make: () => T): T {
+function callModel<T>({ name }: DeviceModel, make: () => T): T {
   try {
     return withoutRuntime(make);
   } catch (error) {
-    const fault = modelFault(error);
+    const fault = modelFault(error, describeModel(name));
     throw fault === null ? error : new Error(fault, { cause: error });
   }
 }
@@ -121,7 +121,7 @@ async function serve(
 ): Promise<null> {
   const { device, debug } = request;
   const model = await loadWhileServing(device.model);
-  const host = callModel(() =>
+  const host = callModel(model, () =>
     new DeviceHost({
       id: device.id,
       model,
@@ -136,8 +136,7 @@ async function serve(
       ...(request.crew === undefined
         ? {}
         : { crew: { plan: request.crew, calls } }),
-    })
-  );
+    }));
   // What was inherited is used up.
   devices.set(device.id, { request: { kind: "serve", device, debug }, host });
   return null;
