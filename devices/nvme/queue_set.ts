@@ -387,7 +387,9 @@ export class QueueSet {
    * @returns How far the queue may be fetched from now: what has come since does not keep waiting what was found before
    */
   #admit(sq: SubmissionQueue, tail: number): number {
-    if (sq.qid !== 0 && !this.#options.maskable()) return tail;
+    if (sq.qid !== 0 && !(sq.cq.interrupts && this.#options.maskable())) {
+      return tail;
+    }
     const order = this.#orders[sq.qid]!;
     const found = order.waiting ? sq.waitingTail : tail;
     sq.waitingTail = found;

@@ -12,8 +12,9 @@
  * - a reset of the device or of a queue, `queue_msix_vector`, `config_msix_vector`: to be read back (2.4.2, 2.6.1.2,
  *   4.1.5.1.2.2), as is a mask in the MSI-X table by whoever relies on it
  * - features, sizes, addresses: belong to a queue that is not enabled yet
- * Of NVM Express: CC is followed by waiting for CSTS; INTMS and INTMC are not to be used with MSI-X; a doorbell moves its
- * own queue only. Everything else is a matter of the device model, and taken to matter unless it says that it does not.
+ * Of NVM Express: CC is followed by waiting for CSTS; INTMS and INTMC are not to be used with MSI-X, and mean nothing to a
+ * queue without interrupts; a doorbell moves its own queue only. Everything else is a matter of the device model, and taken
+ * to matter unless it says that it does not.
  *
  * @module
  */
