@@ -11,7 +11,7 @@
  * @module
  */
 
-import { isSkip, provision } from "../tests/guest/provision.ts";
+import { hostLibslirp, isSkip, provision } from "../tests/guest/provision.ts";
 import { GUEST_NET_TOOLS } from "./guest_net_cards.ts";
 import { type Figure, leftOut } from "./report.ts";
 import type { BenchSettings } from "./settings.ts";
@@ -22,7 +22,12 @@ export async function benchGuestNet(
 ): Promise<Figure[]> {
   // The network namespace reaches no mirror: all that is needed is fetched before.
   const kit = await provision({ tools: GUEST_NET_TOOLS });
-  if (isSkip(kit)) return [leftOut("iperf3 and ping in a guest", kit.skip)];
+  const library = await hostLibslirp();
+  for (const part of [kit, library]) {
+    if (isSkip(part)) {
+      return [leftOut("iperf3 and ping in a guest", part.skip)];
+    }
+  }
   // Interfaces and servers live in a network namespace, which ends with the processes in it.
   const child = new Deno.Command("unshare", {
     args: [
