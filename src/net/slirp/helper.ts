@@ -18,9 +18,6 @@ import { SlirpPage } from "./page.ts";
 import { openLibslirp } from "./symbols.ts";
 import { EXIT_NO_LIBRARY, type SlirpTask } from "./task.ts";
 
-/** How long it looks before it sleeps, as the card's own thread does unless told. */
-const POLL_MAX_US = 50;
-
 function fail(status: number, message: string): never {
   console.error(message);
   Deno.exit(status);
@@ -60,7 +57,7 @@ if (import.meta.main) {
   const task = JSON.parse(Deno.args[0]!) as SlirpTask;
   setCloseOnExec(PEER_SOCKET_FD);
   setCloseOnExec(PEER_EXTRA_FD);
-  const loop = new EventLoop({ pollMaxUs: POLL_MAX_US });
+  const loop = new EventLoop();
   using _network = open(task, loop);
   loop.run();
 }
