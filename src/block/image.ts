@@ -16,6 +16,7 @@ import {
   isInMemory,
   NativeBuffer,
   openFd,
+  removeFile,
   setBlocking,
   statFile,
   truncateFd,
@@ -98,7 +99,7 @@ function endCreation(
   log: Log,
 ): void {
   if (started) log.info(`Made image ${path} of ${formatSize(createBytes!)}`);
-  else Deno.removeSync(path);
+  else removeFile(path);
 }
 
 /**

@@ -17,7 +17,8 @@ import {
   parseMetricsEndpoint,
 } from "../process/metrics_endpoint.ts";
 import { POLL_MAX_US_DEFAULT } from "../process/messages.ts";
-import type { Endpoint, SocketPath } from "../process/sockets.ts";
+import type { Endpoint } from "../process/sockets.ts";
+import type { SocketPath } from "../socket_file.ts";
 import { UnknownNameError } from "../unknown_name.ts";
 import {
   IOTHREADS_DEFAULT,

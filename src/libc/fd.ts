@@ -71,6 +71,15 @@ export function openFd(path: string, flags: number, mode = 0): Fd {
 }
 
 /**
+ * Removes a file, with no permission of the runtime's, as {@linkcode openFd} makes it.
+ *
+ * @throws {import("./errors.ts").SyscallError}
+ */
+export function removeFile(path: string): void {
+  check(libc.unlink(cString(path)), "unlink", `Cannot remove ${path}`);
+}
+
+/**
  * Sets O_NONBLOCK.
  *
  * @throws {import("./errors.ts").SyscallError}

@@ -20,7 +20,11 @@ import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
 import { FrameMessage } from "./frame_message.ts";
 import { type Given, PARKED_EVENTS, takeGiven } from "./given.ts";
 import { type DgramNetOptions, formatEndpoint } from "./option_table.ts";
-import { bindPath, removeSocketFile, type SocketFile } from "./unix_path.ts";
+import {
+  makeSocketFile,
+  removeSocketFile,
+  type SocketFile,
+} from "../socket_file.ts";
 
 /** How many datagrams are thrown away before the loop gets its turn. */
 const DISCARD_MAX = 256;
@@ -91,8 +95,8 @@ export class DgramBackend implements NetBackend {
       this.#txUnreachable = given.txUnreachable;
       this.#rxErrors = given.rxErrors;
     } else if (local.family === "unix" && remote.family === "unix") {
-      const { fd, file } = bindPath(local.path, bindUnixDatagram);
-      this.#fd = fd;
+      const { made, file } = makeSocketFile(local, bindUnixDatagram);
+      this.#fd = made;
       this.#file = file;
     } else if (local.family === "inet" && remote.family === "inet") {
       this.#fd = openOrExplain(() => openUdp(local.address, remote.address));

@@ -22,7 +22,11 @@ import {
 import { Backoff, type BackoffState } from "./backoff.ts";
 import type { CalmLog } from "./calm_log.ts";
 import { formatEndpoint, type StreamNetOptions } from "./option_table.ts";
-import { bindPath, removeSocketFile, type SocketFile } from "./unix_path.ts";
+import {
+  makeSocketFile,
+  removeSocketFile,
+  type SocketFile,
+} from "../socket_file.ts";
 
 /** A {@linkcode Connector} on its way to another thread. */
 export type GivenConnector =
@@ -99,8 +103,8 @@ class Server implements Connector {
       this.#fd = new Fd(given.fd);
       this.#file = given.file;
     } else if (endpoint.family === "unix") {
-      const { fd, file } = bindPath(endpoint.path, listenUnix);
-      this.#fd = fd;
+      const { made, file } = makeSocketFile(endpoint, listenUnix);
+      this.#fd = made;
       this.#file = file;
     } else {
       this.#fd = listenTcp(endpoint.address);

@@ -11,7 +11,12 @@ import {
   executeLine,
   UnknownCommandError,
 } from "./control_commands.ts";
-import { makeSocketFile, type SocketPath } from "./sockets.ts";
+import {
+  makeSocketFile,
+  removeSocketFile,
+  type SocketFile,
+  type SocketPath,
+} from "../socket_file.ts";
 import { messageForPeople } from "./suggestion.ts";
 
 export {
@@ -209,18 +214,18 @@ function failure(desc: string, id?: unknown, kind = "GenericError"): string {
 export class ControlSocket {
   readonly #connections: AcceptLoop;
   readonly #open = new Set<Connection>();
-  readonly #remove: () => void;
+  readonly #file: SocketFile;
 
   /**
    * @param place Where to listen
    * @throws {Error} With the remedy
    */
   constructor(place: SocketPath, target: Controllable) {
-    const { made: listener, remove } = makeSocketFile(
+    const { made: listener, file } = makeSocketFile(
       place,
       (path) => Deno.listen({ transport: "unix", path }),
     );
-    this.#remove = remove;
+    this.#file = file;
     this.#connections = new AcceptLoop(listener, {
       most: CONNECTIONS_MAX,
       idleMs: IDLE_MS,
@@ -241,6 +246,6 @@ export class ControlSocket {
   /** Stops listening, hangs up, and removes the socket file. */
   close(): void {
     this.#connections.close();
-    this.#remove();
+    removeSocketFile(this.#file);
   }
 }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { SocketPath } from "./sockets.ts";
+import type { SocketPath } from "../socket_file.ts";
 import { formatInetAddress, parseInetAddress } from "../inet_address.ts";
 
 /** Where metrics are served. */

@@ -14,7 +14,11 @@ import {
   textResponse,
 } from "./metrics_http.ts";
 import { formatMetrics, MetricsFormat } from "./metrics_text.ts";
-import { makeSocketFile } from "./sockets.ts";
+import {
+  makeSocketFile,
+  removeSocketFile,
+  type SocketFile,
+} from "../socket_file.ts";
 
 /** What the server asks. */
 export interface MetricsSource {
@@ -34,7 +38,7 @@ export class MetricsServer {
   readonly where: string;
   readonly #source: MetricsSource;
   readonly #connections: AcceptLoop;
-  readonly #remove: () => void;
+  readonly #file: SocketFile | null;
   /** Who comes while a snapshot is being taken gets the same one: each costs every IOThread a turn. */
   #taking: Promise<MetricsSnapshot> | null = null;
 
@@ -48,7 +52,7 @@ export class MetricsServer {
     let listener: Deno.Listener;
     if (endpoint.kind === "path") {
       const { path } = endpoint;
-      ({ made: listener, remove: this.#remove } = makeSocketFile(
+      ({ made: listener, file: this.#file } = makeSocketFile(
         endpoint,
         () => Deno.listen({ transport: "unix", path }),
       ));
@@ -56,7 +60,7 @@ export class MetricsServer {
         `${path}, as in curl --unix-socket ${path} http://localhost${PATH}`;
     } else {
       listener = listenOn(endpoint.hostname, endpoint.port);
-      this.#remove = () => {};
+      this.#file = null;
       const { hostname, port } = listener.addr as Deno.NetAddr;
       const host = hostname.includes(":") ? `[${hostname}]` : hostname;
       this.where = `http://${host}:${port}${PATH}`;
@@ -75,7 +79,7 @@ export class MetricsServer {
   /** Stops listening, hangs up, and removes the socket file. */
   close(): void {
     this.#connections.close();
-    this.#remove();
+    if (this.#file !== null) removeSocketFile(this.#file);
   }
 
   async #answer({ method, path, accept }: HttpRequest): Promise<HttpResponse> {

@@ -46,5 +46,6 @@ export type {
 export type { MetricsEndpoint } from "./metrics_endpoint.ts";
 export { IOTHREADS_MAX } from "./bounds.ts";
 export * from "./run.ts";
-export type { Endpoint, SocketPath } from "./sockets.ts";
+export type { Endpoint } from "./sockets.ts";
+export type { SocketPath } from "../socket_file.ts";
 export * from "./until_signal.ts";

@@ -41,12 +41,8 @@ import {
   hangUp,
   type Seat,
 } from "./thread_calls.ts";
-import {
-  type Endpoint,
-  type Listening,
-  openEndpoint,
-  type SocketPath,
-} from "./sockets.ts";
+import type { SocketPath } from "../socket_file.ts";
+import { type Endpoint, type Listening, openEndpoint } from "./sockets.ts";
 
 /** A device and where it is served. */
 export interface RunDevice {

@@ -127,19 +127,49 @@ Deno.test("the permissions that README lists are enough", async (t) => {
   });
 });
 
-Deno.test("the command says which permission it lacks", async () => {
+Deno.test("the command says which permission it lacks, and leaves no socket", async () => {
   await inFolder(async (folder) => {
     const socket = `${folder}/s`;
-    // That to write is used at the end, to remove the socket.
-    const all = permissions(socket);
-    for (const without of all.slice(0, 2)) {
+    const paths = ["net", "control", "metrics"].map((name) =>
+      `${folder}/${name}`
+    );
+    const [net, control, metrics] = paths;
+    const flags = [
+      "--allow-ffi",
+      ...[checkout, socket, ...paths].map((path) => `--allow-read=${path}`),
+      ...[socket, ...paths].map((path) => `--allow-write=${path}`),
+      ...[control, metrics].map((path) => `--allow-net=unix:${path}`),
+    ];
+    for (const without of flags) {
       const error = await assertRejects(() =>
-        startOutboard(["--device", "virtio-blk", "--socket", socket], {
-          permissions: all.filter((one) => one !== without),
-        })
+        startOutboard([
+          ...["--device", `virtio-net,net=stream,server=on,path=${net}`],
+          ...["--socket", `${socket},mode=0660`],
+          ...["--control", control!, "--metrics", metrics!],
+        ], { permissions: flags.filter((one) => one !== without) })
       );
       const flag = /^--allow-\w+/.exec(without)![0];
-      assertMatch(String(error), new RegExp(`Requires \\w+ access.*${flag}`));
+      assertMatch(
+        String(error),
+        new RegExp(`Requires \\w+ access.*${flag}`),
+        without,
+      );
+      assertEquals([...Deno.readDirSync(folder)], [], without);
     }
+  });
+});
+
+Deno.test("an image that was made goes with a start that fails, without a permission", async () => {
+  await inFolder(async (folder) => {
+    const socket = `${folder}/s`;
+    const images =
+      `ns1.file=${folder}/a,ns1.create=1M,ns2.file=${folder}/missing`;
+    const error = await assertRejects(() =>
+      startOutboard(["--device", `nvme,${images}`, "--socket", socket], {
+        permissions: permissions(socket),
+      })
+    );
+    assertMatch(String(error), /Cannot open image .*missing/);
+    assertEquals([...Deno.readDirSync(folder)], []);
   });
 });

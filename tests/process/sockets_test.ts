@@ -2,6 +2,8 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { connectUnix, Fd, listenUnix } from "../../src/libc/mod.ts";
 import { libc } from "../../src/libc/symbols.ts";
 import { openEndpoint } from "../../src/process/sockets.ts";
+import { makeSocketFile } from "../../src/socket_file.ts";
+import { namespaceTests } from "../namespaces.ts";
 import { openFds } from "../resources.ts";
 
 function inFolder(name: string, run: (folder: string) => void): void {
@@ -72,6 +74,41 @@ inFolder("openEndpoint names the remedy for a bad folder", (folder) => {
     Error,
   );
   assert(error.message.includes("folder does not exist"), error.message);
+});
+
+namespaceTests({
+  url: import.meta.url,
+  names: /a read-only file system/,
+  namespaces: ["--mount"],
+  why: Deno.uid() === 0 ? null : "mount(8) is root's",
+  probe: "mount -t tmpfs none /tmp",
+})("a socket on a read-only file system is refused with the remedy", () => {
+  const folder = Deno.makeTempDirSync();
+  const sh = (command: string) =>
+    new Deno.Command("sh", { args: ["-c", command] }).outputSync().success;
+  try {
+    assert(sh(`mount -t tmpfs -o ro none ${folder}`));
+    const path = `${folder}/s`;
+    const binds = [
+      () => openEndpoint({ kind: "path", path }).listen(),
+      () => makeSocketFile({ path }, listenUnix),
+      () =>
+        makeSocketFile(
+          { path },
+          () => Deno.listen({ transport: "unix", path }),
+        ),
+    ];
+    for (const bind of binds) {
+      assertThrows(
+        bind,
+        Error,
+        `Cannot listen on ${path}: its file system is read-only; choose a folder`,
+      );
+    }
+  } finally {
+    sh(`umount ${folder}`);
+    Deno.removeSync(folder);
+  }
 });
 
 inFolder("openEndpoint takes an inherited listening socket only", (folder) => {
