@@ -1,7 +1,7 @@
 /*
  * A polled driver of a disk that costs next to nothing, so that what it measures is the device: NVMe with a queue pair
- * whose doorbells are mapped, as SPDK's has, or virtio-blk with a split ring, indirect descriptors and event indices, as
- * Linux has. Each line of standard input is a load:
+ * whose doorbells are mapped, as SPDK's has, or virtio-blk with a split ring, indirect descriptors, event indices and a
+ * cache mode that it may change, as Linux has. Each line of standard input is a load:
  *
  *   read|write DEPTH random|sequential MS    -> commands a second, p50 and p99 in nanoseconds
  *
@@ -158,7 +158,7 @@ static int nvme_reap(uint16_t *done) {
 /* virtio-blk */
 
 enum { COMMON_CFG = 1, NOTIFY_CFG = 2, DEVICE_CFG = 4, STATUS = 20, DRIVER_OK = 15 };
-enum { INDIRECT_DESC = 1 << 28, EVENT_IDX = 1 << 29, VERSION_1 = 1 << 0, NEXT = 1, WRITE = 2, INDIRECT = 4 };
+enum { FLUSH = 1 << 9, CONFIG_WCE = 1 << 11, INDIRECT_DESC = 1 << 28, EVENT_IDX = 1 << 29, VERSION_1 = 1 << 0, NEXT = 1, WRITE = 2, INDIRECT = 4 };
 
 struct descriptor { uint64_t address; uint32_t length; uint16_t flags, next; };
 struct request { struct descriptor table[3]; uint32_t type, reserved; uint64_t sector; uint8_t status; };
@@ -189,7 +189,7 @@ static void virtio_open(void) {
     write_register(c.bar, c.offset + STATUS, 1, 3);
     for (int i = 0; i < 2; i++) {
         write_register(c.bar, c.offset + 8, 4, i);
-        write_register(c.bar, c.offset + 12, 4, i ? VERSION_1 : INDIRECT_DESC | EVENT_IDX);
+        write_register(c.bar, c.offset + 12, 4, i ? VERSION_1 : FLUSH | CONFIG_WCE | INDIRECT_DESC | EVENT_IDX);
     }
     write_register(c.bar, c.offset + STATUS, 1, 11);
     if (read_register(c.bar, c.offset + STATUS, 1) != 11) fail("the device refuses the features");

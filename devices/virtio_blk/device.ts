@@ -7,6 +7,7 @@
 import {
   type BlockBackend,
   type BlockClient,
+  BlockOp,
   type BlockRequest,
   PENDING,
 } from "../../src/block/backend.ts";
@@ -115,6 +116,8 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
   #draining = false;
   #running = false;
   #paused = false;
+  /** Whether the driver may write `writeback`. */
+  #mayChangeCache = false;
 
   constructor(parts: VirtioBlkParts) {
     const { context, transport, backend, options } = parts;
@@ -166,9 +169,9 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     return this.#pool.used;
   }
 
-  /** Whether a write has to be durable, the driver says by a write of `writeback` (5.2.5). */
-  dependsOnRegisters(_queue: number, features: Features): boolean {
-    return features.has(VIRTIO_BLK_F.CONFIG_WCE);
+  dependsOnRegisters(): boolean {
+    // Only writes do, of which it asks itself.
+    return false;
   }
 
   acceptsFeatures(features: Features): boolean {
@@ -193,6 +196,7 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     const { limits } = this.#parser;
     limits.discard = features.has(VIRTIO_BLK_F.DISCARD);
     limits.writeZeroes = features.has(VIRTIO_BLK_F.WRITE_ZEROES);
+    this.#mayChangeCache = features.has(VIRTIO_BLK_F.CONFIG_WCE);
     if (!features.has(VIRTIO_BLK_F.CONFIG_WCE)) {
       this.#setWriteCache(this.#initialWriteCache(features));
     }
@@ -361,7 +365,13 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
         }
         slot.queue = index;
         slot.epoch = this.#epochs[index]!;
-        if (this.#begin(slot)) submitted = true;
+        const verdict = this.#parser.parse(slot);
+        if (this.#isEarly(slot, verdict) && !queue.settled()) {
+          queue.unpop(1);
+          this.#pool.release(slot);
+          break;
+        }
+        if (this.#begin(slot, verdict)) submitted = true;
         if (!this.#running) break;
         left--;
       }
@@ -373,9 +383,20 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     } while (queue.enableNotifications());
   }
 
+  /**
+   * Whether a request must not be served before the register writes that the driver has sent before it: a write that may
+   * wait for a flush, unless the driver has just said otherwise by a write of `writeback` (5.2.6.2). What a flush or a
+   * read does is the same in both modes, and a write is only made better by a mode that has ended.
+   */
+  #isEarly(slot: Slot, verdict: number): boolean {
+    return this.#mayChangeCache && this.#config.writeback &&
+      verdict === Verdict.SUBMIT && this.#isAlive(slot) &&
+      (slot.request.op === BlockOp.WRITE ||
+        slot.request.op === BlockOp.WRITE_ZEROES);
+  }
+
   /** @returns Whether the back end has something that it must be told to begin with */
-  #begin(slot: Slot): boolean {
-    const verdict = this.#parser.parse(slot);
+  #begin(slot: Slot, verdict: number): boolean {
     if (!this.#isAlive(slot)) {
       this.#drop(slot);
       return false;

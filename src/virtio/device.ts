@@ -54,7 +54,8 @@ export interface VirtioDevice {
   /**
    * Whether what is done with the chains of a queue depends on something that a driver may write to the device
    * configuration. They then wait for the register writes that were sent before them, which costs a system call for each
-   * look that finds some; see src/pci/posted_writes.ts. Taken for granted without it.
+   * look that finds some; see src/pci/posted_writes.ts. Taken for granted without it. Where only some chains depend on it,
+   * the answer is no, and the model asks {@linkcode Virtqueue.settled} about those.
    *
    * @param features The negotiated bits
    */

@@ -137,8 +137,8 @@ export class PackedQueue implements Ring {
     this.#core.release();
   }
 
-  keepOrder(order: WriteOrder | null): void {
-    this.#core.order = order;
+  keepOrder(order: WriteOrder | null, everyChain: boolean): void {
+    this.#core.keepOrder(order, everyChain);
   }
 
   save(): RingState {
@@ -213,8 +213,12 @@ export class PackedQueue implements Ring {
     const flags = desc.loadU16(
       at * VRING_PACKED_DESC.SIZE + VRING_PACKED_DESC.FLAGS,
     );
-    if ((flags & OWNER_MASK) !== availableMark(this.#availWrap)) return 0;
-    if (!core.admit()) return 0;
+    if ((flags & OWNER_MASK) !== availableMark(this.#availWrap)) {
+      // A chain that had to wait may have turned out not to depend on any register.
+      core.forgetOrder();
+      return 0;
+    }
+    if (core.everyChain && !core.admit()) return 0;
     if (this.#outstanding === size) {
       return core.fail(
         Errno.EINVAL,
@@ -245,6 +249,10 @@ export class PackedQueue implements Ring {
       this.#availWrap = !this.#availWrap;
     }
     return 1;
+  }
+
+  settled(): boolean {
+    return this.#core.admit();
   }
 
   /**

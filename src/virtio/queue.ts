@@ -60,6 +60,12 @@ export interface Virtqueue {
    * the driver broke a rule: the device must then {@linkcode VirtioTransport.fail}
    */
   pop(chain: Chain): number;
+  /**
+   * Whether the register writes that were sent before the chain that was popped last was available have been carried
+   * out; a system call for each look that found chains. When not, the device gives the chain back and looks no further:
+   * it is notified again. Always so where no chain is given before they have been ({@linkcode VirtioDevice.dependsOnRegisters}).
+   */
+  settled(): boolean;
   /** Gives the last `count` chains that were popped, and not pushed, back to the available ring. */
   unpop(count: number): void;
   /**

@@ -74,10 +74,12 @@ export interface Ring extends Virtqueue {
    */
   release(): void;
   /**
-   * Chains are found only when the register writes that come before them have been carried out; null when that does not
-   * matter, as at first. Disabling the queue does not change that.
+   * How {@linkcode Virtqueue.settled} is known; null, as at first, for a queue of which it is always so. Disabling the queue
+   * does not change that.
+   *
+   * @param everyChain Whether pop finds only chains that are settled
    */
-  keepOrder(order: WriteOrder | null): void;
+  keepOrder(order: WriteOrder | null, everyChain: boolean): void;
   /**
    * Where the queue is and how far it has come, everything that a driver could tell it by; the ring itself is the
    * guest's. Good for going on only when {@linkcode Ring.outstanding} is 0: no chain is in it.

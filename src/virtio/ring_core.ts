@@ -54,6 +54,7 @@ export class RingCore {
   lastError = "";
   /** See {@linkcode Ring.keepOrder}. */
   order: WriteOrder | null = null;
+  everyChain = false;
   readonly #memory: GuestMemory;
   readonly #layout: RingLayout;
   #addresses: QueueAddresses | null = null;
@@ -122,7 +123,7 @@ export class RingCore {
     this.ledger.reset(0, false);
     this.#suspended = false;
     this.lastError = "";
-    this.order?.forget();
+    this.forgetOrder();
   }
 
   /** See {@linkcode Ring.suspend}. */
@@ -173,7 +174,18 @@ export class RingCore {
     return this.order !== null && this.order.waiting;
   }
 
-  /** Chains were found. @returns Whether they may be taken */
+  /** See {@linkcode Ring.keepOrder}. */
+  keepOrder(order: WriteOrder | null, everyChain: boolean): void {
+    this.order = order;
+    this.everyChain = everyChain;
+  }
+
+  /** All chains that were found have been taken. */
+  forgetOrder(): void {
+    this.order?.forget();
+  }
+
+  /** Chains were found. @returns Whether they are settled */
   admit(): boolean {
     return this.order === null || this.order.admit();
   }

@@ -165,7 +165,7 @@ export class SessionQueues {
       const { index } = queue;
       const depends = this.#device.dependsOnRegisters?.(index, features) ??
         true;
-      queue.keepOrder(depends ? this.#orders[index]! : null);
+      queue.keepOrder(this.#orders[index]!, depends);
     }
   }
 

@@ -52,8 +52,8 @@ export class SplitQueue implements Ring {
   #lastAvail = 0;
   /** The driver's `idx` when it was last looked at. */
   #availIdx = 0;
-  /** The driver's `idx` when what waits for register writes was found. */
-  #waitingIdx = 0;
+  /** Whether everything before that is behind register writes that have been carried out. */
+  #settled = true;
   /** The driver's `idx` when it was last looked at by anything, polling included. */
   #polledIdx = 0;
   /** The used index as the driver knows it. */
@@ -134,8 +134,8 @@ export class SplitQueue implements Ring {
     this.#core.release();
   }
 
-  keepOrder(order: WriteOrder | null): void {
-    this.#core.order = order;
+  keepOrder(order: WriteOrder | null, everyChain: boolean): void {
+    this.#core.keepOrder(order, everyChain);
   }
 
   save(): RingState {
@@ -188,6 +188,7 @@ export class SplitQueue implements Ring {
       const result = this.#lookForAvailable();
       if (result <= 0) return result;
     }
+    if (core.everyChain && !this.settled()) return 0;
     if (this.#ledger.outstanding === core.size) {
       return core.fail(
         Errno.EINVAL,
@@ -217,6 +218,11 @@ export class SplitQueue implements Ring {
     this.#ledger.pop(head, chain);
     this.#lastAvail = (next + 1) & INDEX_MASK;
     return 1;
+  }
+
+  settled(): boolean {
+    // What has come since does not keep waiting what was found before: the index is not looked at until all is taken.
+    return this.#settled ||= this.#core.admit();
   }
 
   /**
@@ -311,10 +317,9 @@ export class SplitQueue implements Ring {
   /** Reads the driver's index: 1 when it has moved, 0 when not, −EINVAL when it moved too far. */
   #lookForAvailable(): number {
     const core = this.#core;
-    // What has come since does not keep waiting what was found before.
-    const idx = core.waiting
-      ? this.#waitingIdx
-      : core.driverArea.loadU16(VRING_AVAIL.IDX);
+    // A chain that had to wait may have turned out not to depend on any register.
+    core.forgetOrder();
+    const idx = core.driverArea.loadU16(VRING_AVAIL.IDX);
     const added = (idx - this.#lastAvail) & INDEX_MASK;
     this.#polledIdx = idx;
     if (added === 0) return 0;
@@ -324,11 +329,8 @@ export class SplitQueue implements Ring {
         `available index moved by ${added}, more than the queue size ${core.size} (2.7.13.3)`,
       );
     }
-    if (!core.admit()) {
-      this.#waitingIdx = idx;
-      return 0;
-    }
     this.#availIdx = idx;
+    this.#settled = false;
     return 1;
   }
 

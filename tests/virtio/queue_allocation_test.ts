@@ -6,6 +6,9 @@ import type { DriverRing } from "../../src/testing/driver_ring.ts";
 import { PackedVring } from "../../src/testing/packed_vring.ts";
 import { Vring } from "../../src/testing/vring.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
+import { socketPair } from "../../src/libc/mod.ts";
+import { WriteOrder } from "../../src/pci/posted_writes.ts";
+import { SocketWrites } from "../../src/vfio_user/posted_writes.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
 import { PackedQueue } from "../../src/virtio/packed_queue.ts";
 import { Chain } from "../../src/virtio/queue.ts";
@@ -28,7 +31,12 @@ class Bench {
   readonly #chain: Chain;
   readonly #heads = new Uint16Array(BATCH);
 
-  constructor(packed: boolean, inOrder: boolean, indirect: boolean) {
+  constructor(
+    packed: boolean,
+    inOrder: boolean,
+    indirect: boolean,
+    order: WriteOrder | null = null,
+  ) {
     const memory = new ArrayMemory([]);
     const buffer = memory.map({ iova: IOVA, lengthBytes: 0x2_0000 });
     const ram = new DriverMemory(buffer, IOVA);
@@ -45,6 +53,7 @@ class Bench {
       ? new PackedQueue(memory, 0, SIZE)
       : new SplitQueue(memory, 0, SIZE);
     this.#chain = new Chain(memory, 16);
+    this.#queue.keepOrder(order, true);
     const bits: number[] = [
       VIRTIO_F.RING_EVENT_IDX,
       VIRTIO_F.RING_INDIRECT_DESC,
@@ -103,4 +112,22 @@ for (const [packed, inOrder] of [[true, false], [true, true], [false, true]]) {
       assert(bytes < 1, `${bytes} bytes per chain`);
     });
   }
+}
+
+for (const packed of [false, true]) {
+  const name = packed ? "PackedQueue" : "SplitQueue";
+  Deno.test(`${name} allocates nothing to ask for register writes`, () => {
+    const [ours, theirs] = socketPair();
+    const posted = new SocketWrites();
+    posted.begin(ours.number, 0);
+    const order = new WriteOrder(posted, () => {
+      throw new Error("nothing was sent");
+    });
+    const bench = new Bench(packed, false, true, order);
+    const bytes = heapGrowthPerOperation(ROUNDS, (n) => bench.run(n));
+    posted.end();
+    ours.close();
+    theirs.close();
+    assert(bytes < 1, `${bytes} bytes per chain`);
+  });
 }

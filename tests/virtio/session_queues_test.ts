@@ -1,6 +1,8 @@
 import { assert, assertEquals } from "@std/assert";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { fakeContext } from "../../src/testing/fake_context.ts";
+import type { VirtioDevice } from "../../src/virtio/device.ts";
+import { Chain } from "../../src/virtio/queue.ts";
 import { DeviceStatus } from "../../src/virtio/device_status.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
 import { PackedQueue } from "../../src/virtio/packed_queue.ts";
@@ -281,41 +283,61 @@ Deno.test("SessionQueues looks at a queue that was notified of before it was ena
   assertEquals([rig.settle(), rig.queues.inFlight], [["notify 0"], 1]);
 });
 
-for (const format of ["split", "packed"]) {
-  for (const way of ["notification", "poll"]) {
-    Deno.test(`SessionQueues: chains of a ${format} ring found by ${way} wait for the register writes before them`, () => {
-      const rig = new Rig();
-      const { posted } = rig.context;
-      const isPacked = format === "packed";
-      const features = isPacked ? PACKED : PLAIN;
-      rig.queues.choose(features);
-      rig.queues.keepOrder(features);
-      const ring = isPacked ? rig.enablePacked(0) : rig.enable(0);
-      rig.run();
-      const look = () => {
-        if (way === "poll") return rig.queues.poll();
-        rig.queues.kick(0, KickPath.EVENTFD);
-        return rig.context.loop.turn();
-      };
-      ring.add([{ iova: DATA, length: 4 }]);
-      posted.sent = 1;
-      look();
-      rig.context.loop.turn();
-      assertEquals(rig.queues.inFlight, 0, "the write is still in the socket");
-      ring.add([{ iova: DATA, length: 4 }]);
-      posted.sent = 2;
-      posted.done = 1;
-      rig.context.loop.turn();
-      assertEquals(rig.queues.inFlight, 1, "only the first is behind it");
-      posted.done = 2;
-      rig.context.loop.turn();
-      assertEquals(rig.queues.inFlight, 2);
-      posted.sent = 3;
-      look();
-      rig.context.loop.settle();
-      assertEquals(rig.queues.inFlight, 2, "nothing new, nothing to wait for");
-    });
-  }
+const WAITING = ["split", "packed"].flatMap((format) =>
+  ["notification", "poll"].flatMap((way) =>
+    ["the queue", "the device"].map((who) => [format, way, who])
+  )
+);
+
+/** A device that asks itself about each chain that it takes. */
+const ASKING: Partial<VirtioDevice> = {
+  dependsOnRegisters: () => false,
+  notify(queue) {
+    const chain = new Chain(new ArrayMemory([]), SIZE);
+    do {
+      while (queue.pop(chain) > 0) {
+        if (queue.settled()) continue;
+        queue.unpop(1);
+        break;
+      }
+    } while (queue.enableNotifications());
+  },
+};
+
+for (const [format, way, who] of WAITING) {
+  Deno.test(`SessionQueues: chains of a ${format} ring found by ${way} wait for the register writes before them, for which ${who} asks`, () => {
+    const rig = new Rig();
+    if (who === "the device") Object.assign(rig.device, ASKING);
+    const { posted } = rig.context;
+    const isPacked = format === "packed";
+    const features = isPacked ? PACKED : PLAIN;
+    rig.queues.choose(features);
+    rig.queues.keepOrder(features);
+    const ring = isPacked ? rig.enablePacked(0) : rig.enable(0);
+    rig.run();
+    const look = () => {
+      if (way === "poll") return rig.queues.poll();
+      rig.queues.kick(0, KickPath.EVENTFD);
+      return rig.context.loop.turn();
+    };
+    ring.add([{ iova: DATA, length: 4 }]);
+    posted.sent = 1;
+    look();
+    rig.context.loop.turn();
+    assertEquals(rig.queues.inFlight, 0, "the write is still in the socket");
+    ring.add([{ iova: DATA, length: 4 }]);
+    posted.sent = 2;
+    posted.done = 1;
+    rig.context.loop.turn();
+    assertEquals(rig.queues.inFlight, 1, "only the first is behind it");
+    posted.done = 2;
+    rig.context.loop.turn();
+    assertEquals(rig.queues.inFlight, 2);
+    posted.sent = 3;
+    look();
+    rig.context.loop.settle();
+    assertEquals(rig.queues.inFlight, 2, "nothing new, nothing to wait for");
+  });
 }
 
 Deno.test("SessionQueues lets a queue that depends on no register go on at once", () => {

@@ -8,6 +8,7 @@ import {
   PENDING,
 } from "../../../src/block/backend.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
+import { WriteOrder } from "../../../src/pci/posted_writes.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 import { Vring } from "../../../src/testing/vring.ts";
@@ -107,7 +108,9 @@ for (const later of [false, true]) {
       const ring = new Vring(ram, { size: SIZE, eventIdx: true });
       const queue = new SplitQueue(memory, 0, SIZE);
       const { descIova, availIova, usedIova } = ring;
-      const features = Features.of(9, 29, 32);
+      // CONFIG_WCE: before writes it asks for register writes.
+      const features = Features.of(9, 11, 29, 32);
+      queue.keepOrder(new WriteOrder(context.posted, () => {}), false);
       const result = queue.enable(features, {
         size: SIZE,
         descIova,

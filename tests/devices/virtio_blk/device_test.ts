@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { textOf } from "../command_text.ts";
+import { BlockOp } from "../../../src/block/backend.ts";
 import { Errno } from "../../../src/errno.ts";
 import {
   BF,
@@ -207,6 +208,56 @@ Deno.test("VirtioBlk makes each write durable where the back end has no cache mo
     rig.backend.seen.map(({ durable }) => durable),
     [false, true, true, false, false, false],
   );
+});
+
+Deno.test("VirtioBlk lets a write wait for a write of the cache mode before it, and nothing else", () => {
+  using rig = new Rig();
+  const { posted, backend } = rig;
+  let asked = 0;
+  const mark = posted.mark.bind(posted);
+  posted.mark = () => (asked++, mark());
+  const look = () => {
+    rig.queues[0]!.flush();
+    rig.loop.turn();
+  };
+  posted.sent = 1;
+  rig.queueRead(0, 512);
+  rig.queue(header(T.FLUSH), 1);
+  rig.queue(header(T.GET_ID), 21);
+  look();
+  assertEquals([backend.waiting.length, asked], [2, 0]);
+  rig.queueWrite(1, pattern(512));
+  rig.queueRead(2, 512);
+  look();
+  assertEquals([backend.waiting.length, asked], [2, 1], "the write waits");
+  rig.loop.turn();
+  assertEquals([backend.waiting.length, asked], [2, 1]);
+  // What comes later keeps nobody waiting that was there before.
+  posted.sent = 2;
+  posted.done = 1;
+  rig.driver.writeConfig(32, 1, 0);
+  rig.loop.turn();
+  assertEquals([backend.waiting.length, asked], [4, 1]);
+  assertEquals(backend.waiting[2]!.op, BlockOp.WRITE);
+  assertEquals(backend.writeCache, false);
+  while (backend.finishAll() > 0) rig.loop.settle();
+  assertEquals(rig.takeHeads().length, 5);
+  assertEquals(rig.write(3, pattern(512)).status, S.OK, "it is notified");
+  assertEquals(asked, 1, "a write through needs not ask");
+  rig.driver.writeConfig(32, 1, 1);
+  posted.done = 2;
+  assertEquals(rig.write(3, pattern(512)).status, S.OK);
+  assertEquals(asked, 2);
+  for (let i = 0; i < 3; i++) rig.queueWrite(i, pattern(512));
+  look();
+  assertEquals([backend.waiting.length, asked], [3, 3]);
+  while (backend.finishAll() > 0) rig.loop.settle();
+});
+
+Deno.test("VirtioBlk never asks for register writes without CONFIG_WCE", () => {
+  using rig = new Rig({ features: [BF.FLUSH] });
+  rig.posted.sent = 1;
+  assertEquals(rig.write(0, pattern(512)).status, S.OK);
 });
 
 for (

@@ -11,6 +11,7 @@ import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import {
+  type CountedWrites,
   fakeContext,
   type RecordingLog,
 } from "../../../src/testing/fake_context.ts";
@@ -147,6 +148,8 @@ export class Rig {
   readonly ram: DriverMemory;
   readonly loop: ManualLoop;
   readonly log: RecordingLog;
+  /** Register writes that the test says are on their way. */
+  readonly posted: CountedWrites;
   readonly backend: RamDisk;
   readonly device: VirtioPci;
   readonly pci: LocalPci;
@@ -164,6 +167,7 @@ export class Rig {
     const fake = fakeContext({ memory: this.memory });
     this.loop = fake.loop;
     this.log = fake.log;
+    this.posted = fake.posted;
     const context = { ...fake, interrupts };
     this.backend = new RamDisk(this.memory, options);
     const disk: DiskOptions = {
