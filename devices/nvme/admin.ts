@@ -121,11 +121,16 @@ export class AdminCommands {
     const page = logs.build(lid);
     if (page === null) return NvmeSc.INVALID_LOG_PAGE;
     if (offset > page.length) return NvmeSc.INVALID_FIELD;
-    if (!bit(cdw10, RAE_BIT)) events.acknowledge(lid);
     const part = page.subarray(offset, offset + dwords * 4);
-    return part.length === 0
+    const status = part.length === 0
       ? NvmeSc.SUCCESS
       : this.#send(command, sqe, part, part.length);
+    // Only when the command succeeds (figure 190): a driver may read a page in parts, and all but the last retain.
+    if (status === NvmeSc.SUCCESS && !bit(cdw10, RAE_BIT)) {
+      logs.acknowledge(lid);
+      events.acknowledge(lid);
+    }
+    return status;
   }
 
   #getFeatures(command: Command, sqe: Uint32Array): number {

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { high32 } from "../../src/bits.ts";
 import { BlockRequest } from "../../src/block/backend.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
 import { NVME_DSM_MAX_RANGES, NVME_DSM_RANGE } from "./defs.ts";
@@ -68,6 +69,13 @@ export class Command {
   /** @param segments The most segments it may transfer */
   constructor(memory: GuestMemory, segments: number, tag: number) {
     this.request = new BlockRequest(memory, segments, tag);
+  }
+
+  /** What it ends with is about the block in which this byte of its namespace is. */
+  blame(offset: number): void {
+    const lba = Math.floor(offset / 2 ** this.namespace!.lbaShift);
+    this.lbaLow = lba >>> 0;
+    this.lbaHigh = high32(lba);
   }
 
   /** Room for the ranges of Dataset Management; made when it is first needed. */

@@ -83,7 +83,9 @@ export class Comparer {
       return NvmeSc.DATA_XFER_ERROR;
     }
     for (let i = 0; i < length; i++) {
-      if (theirs[i] !== ours[i]) return NvmeSc.COMPARE_FAILED;
+      if (theirs[i] === ours[i]) continue;
+      command.blame(command.request.offset + i);
+      return NvmeSc.COMPARE_FAILED;
     }
     this.#guest.consume(length);
     command.step += length;

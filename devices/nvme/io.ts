@@ -414,6 +414,10 @@ export class IoCommands {
         return NvmeSc.INTERNAL;
     }
     this.#options.counters.add(NvmeCounter.mediaErrors, 1);
+    const { request } = command;
+    // Of a part of it that failed, the back end tells no more than that.
+    if (request.op !== BlockOp.FLUSH) command.blame(request.offset);
+    else if (command.opcode === NvmeCmd.READ) command.blame(command.step);
     switch (command.opcode) {
       case NvmeCmd.READ:
       case NvmeCmd.COMPARE:

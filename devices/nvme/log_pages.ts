@@ -126,6 +126,7 @@ export interface LogPagesState {
   readonly changed: readonly number[];
   /** Whether a loss of power now would be one of those. */
   readonly inUse: boolean;
+  readonly powerCycles: number;
   readonly unsafeShutdowns: number;
   /** How long there has been power, in milliseconds. */
   readonly poweredMs: number;
@@ -145,6 +146,7 @@ export function parseLogPagesState(value: unknown): LogPagesState {
       .map(parseErrorEntry),
     changed: reader.integers("changed", 0xffff_ffff),
     inUse: reader.flag("inUse"),
+    powerCycles: reader.integer("powerCycles", Number.MAX_SAFE_INTEGER),
     unsafeShutdowns: reader.integer("unsafeShutdowns", Number.MAX_SAFE_INTEGER),
     poweredMs: reader.integer("poweredMs", Number.MAX_SAFE_INTEGER),
   };
@@ -179,7 +181,9 @@ export class LogPages {
   #twins: () => readonly TwinLogs[] = () => [];
   /** Whether the controller was enabled since the driver has last announced a shutdown (CC.SHN). */
   inUse = false;
-  /** Times that the power went while it was in use; a person who pulls the plug. */
+  /** Times that the power came. */
+  #powerCycles = 1;
+  /** Times that it went while the controller was in use; a person who pulls the plug. */
   #unsafeShutdowns = 0;
 
   constructor(options: LogPagesOptions) {
@@ -238,8 +242,9 @@ export class LogPages {
     return { errors: this.#errors.slice(), counters: [...values] };
   }
 
-  /** The power goes: whether the driver has announced it is what the SMART log counts. */
+  /** The power goes, and comes again with whoever looks next; the SMART log tells whether the driver has announced it. */
   powerLost(): void {
+    this.#powerCycles++;
     if (this.inUse) this.#unsafeShutdowns++;
     this.inUse = false;
   }
@@ -273,6 +278,7 @@ export class LogPages {
       errors: errors.reverse(),
       changed: [...this.#changed],
       inUse: this.inUse,
+      powerCycles: this.#powerCycles,
       unsafeShutdowns: this.#unsafeShutdowns,
       poweredMs: Math.floor(this.#options.loop.now() - this.#poweredMs),
     };
@@ -287,13 +293,19 @@ export class LogPages {
     }
     this.#changed.push(...state.changed);
     this.inUse = state.inUse;
+    this.#powerCycles = state.powerCycles;
     this.#unsafeShutdowns = state.unsafeShutdowns;
     // The clock of another thread began at another time.
     this.#poweredMs = this.#options.loop.now() - state.poweredMs;
   }
 
+  /** A page was read, and what it told is not to be told again. */
+  acknowledge(lid: number): void {
+    if (lid === NvmeLog.CHANGED_NS) this.#changed.length = 0;
+  }
+
   /**
-   * Builds a page; a read of the changed namespaces clears their list.
+   * Builds a page.
    *
    * @returns The page, or null when there is none of that number
    */
@@ -342,7 +354,7 @@ export class LogPages {
     setU64(view, SMART_LOG.DATA_UNITS_WRITTEN, units(writtenBytes));
     setU64(view, SMART_LOG.HOST_READS, values[NvmeCounter.reads]!);
     setU64(view, SMART_LOG.HOST_WRITES, values[NvmeCounter.writes]!);
-    setU64(view, SMART_LOG.POWER_CYCLES, 1);
+    setU64(view, SMART_LOG.POWER_CYCLES, this.#powerCycles);
     setU64(
       view,
       SMART_LOG.POWER_ON_HOURS,
@@ -378,7 +390,7 @@ export class LogPages {
   #changedNamespaces(): Uint8Array {
     const page = new Uint8Array(CHANGED_NS_LOG.SIZE);
     const view = new DataView(page.buffer);
-    const changed = this.#changed.splice(0).sort((a, b) => a - b);
+    const changed = this.#changed.toSorted((a, b) => a - b);
     if (changed.length > CHANGED_NS_LOG.ENTRIES) {
       view.setUint32(0, CHANGED_MANY, true);
       return page;

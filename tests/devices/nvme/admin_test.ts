@@ -555,6 +555,8 @@ Deno.test("power that is lost is an unsafe shutdown unless the driver has announ
     rig.driver.enable();
     const log = rig.driver.logPage(2, 512);
     assertEquals(log.getBigUint64(144, true), counted, name);
+    const losses = steps.filter((step) => step === lose).length;
+    assertEquals(log.getBigUint64(112, true), BigInt(1 + losses), name);
   }
 });
 
@@ -785,6 +787,11 @@ Deno.test("a namespace that changes its size is told about, once until its log i
   assertEquals([0, 4, 8].map((at) => retained.getUint32(at, true)), [1, 2, 0]);
   rig.settle();
   assertEquals(driver.reap(driver.admin), []);
+  // Nor does a read that fails tell anything.
+  const failed = { opcode: 2, prp1: 0x1000, cdw10: 4 | 1023 << 16 };
+  assert(driver.run(failed).status !== 0);
+  const log = driver.logPage(4, 4096);
+  assertEquals([0, 4, 8].map((at) => log.getUint32(at, true)), [1, 2, 0]);
   assertEquals(driver.logPage(4, 4096).getUint32(0, true), 0);
   assertEquals(driver.reap(driver.admin), []);
   rig.disks[1]!.resize(8192);

@@ -767,3 +767,50 @@ Deno.test("NvmeController.close closes its storage once and leaves the loop", ()
     [0, 0, false],
   );
 });
+
+Deno.test("the error log names the block at which the storage failed", () => {
+  using rig = new Rig({ info: { sizeBytes: 2 ** 44 } });
+  const { driver, disk } = rig;
+  const pair = rig.io();
+  const prp1 = driver.page();
+  // Two ranges, of which the second fails.
+  driver.ram.writeU64(prp1, 2 ** 32);
+  driver.ram.writeU64(prp1 + 16, 2 ** 32);
+  driver.ram.writeU64(prp1 + 24, 77);
+  const far = 2 ** 33 + 5;
+  const cases: [string, Partial<Sqe>, number[], number][] = [
+    ["read", { opcode: 2, ...lba(far, 2) }, [-Errno.EIO], far],
+    ["write", { opcode: 1, ...lba(far, 2) }, [-Errno.EIO], far],
+    ["zeroes", { opcode: 8, ...lba(9, 2) }, [-Errno.EIO], 9],
+    ["compare", { opcode: 5, ...lba(9, 1) }, [-Errno.EIO], 9],
+    ["ranges", { opcode: 9, cdw10: 1, cdw11: 4 }, [0, -Errno.EIO], 77],
+    ["flush", { opcode: 0 }, [-Errno.EIO], 0],
+    [
+      "read, at the flush before it",
+      { opcode: 2, ...lba(9, 1), cdw12: 1 << 30 },
+      [-Errno.EIO],
+      9,
+    ],
+  ];
+  for (const [name, sqe, results, block] of cases) {
+    disk.results.push(...results);
+    const done = driver.run({ opcode: 0, nsid: 1, prp1, ...sqe }, pair);
+    assert(done.status !== 0, name);
+    assertEquals([done.more, done.dnr], [true, false], name);
+    const log = driver.logPage(1, 64);
+    assertEquals(log.getUint16(10, true), done.cid, name);
+    assertEquals(log.getBigUint64(16, true), BigInt(block), name);
+    assertEquals(log.getUint32(24, true), 1, name);
+  }
+  const smart = driver.logPage(2, 512);
+  assertEquals(smart.getBigUint64(160, true), BigInt(cases.length));
+  // Blocks 3 and 4 are as those of the driver but for a byte in the second.
+  driver.ram.at(prp1, 1024).fill(0);
+  driver.ram.at(prp1 + 700, 1).fill(1);
+  const differs = driver.run(
+    { opcode: 5, nsid: 1, ...lba(3, 2), prp1 },
+    pair,
+  );
+  assertEquals(differs.status, SC.COMPARE);
+  assertEquals(driver.logPage(1, 64).getBigUint64(16, true), 4n);
+});

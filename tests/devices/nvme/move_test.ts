@@ -545,6 +545,7 @@ const SPOILT: readonly (readonly [path: string, value: unknown])[] = [
   ["logs.errorCount", -1],
   ["logs.errorCount", 3],
   ["logs.changed", "all"],
+  ["logs.powerCycles", -1],
   ["counters.reads", Infinity],
   ["namespaces", []],
   ["namespaces.0.nsid", 2],
