@@ -67,11 +67,11 @@ export interface VirtioBlkParts {
 /** Requests that are taken from a queue before the loop gets its turn. */
 const BUDGET = 128;
 
-/** IOV_MAX: what one readv(2) or writev(2) takes. */
+/**
+ * IOV_MAX: what one readv(2) or writev(2) takes. A chain has fewer descriptors, but behind an IOMMU each page of a buffer
+ * may lie somewhere else. Untouched, the room costs address space only.
+ */
 const SEGMENTS_MAX = 1024;
-
-/** Room beyond a chain's descriptors, each of which may lie in several mappings. */
-const SPARE_SEGMENTS = 64;
 
 /**
  * A disk.
@@ -134,7 +134,7 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
     this.#config = new BlkConfig(info, queues, segMax);
     this.#pool = new SlotPool(
       memory,
-      Math.min(queueSize + SPARE_SEGMENTS, SEGMENTS_MAX),
+      SEGMENTS_MAX,
       queues * queueSize,
     );
     this.#parser = new RequestParser(memory, {

@@ -55,7 +55,7 @@ export class Slot {
   /** @param segments The most segments of each part of a chain, at most 1024 */
   constructor(memory: GuestMemory, segments: number, tag: number) {
     this.request = new BlockRequest(memory, segments, tag);
-    this.chain = new Chain(memory, segments);
+    this.chain = new Chain(memory, segments, true);
   }
 
   /** Room for {@linkcode RANGES_MAX} ranges, which {@linkcode Slot.ranges} then shows; made on first use. */

@@ -84,6 +84,9 @@ export class RequestParser {
     if (writable.lengthBytes < 1) {
       return this.#broken("a request has no room for its status (5.2.6)");
     }
+    slot.dataBytes = 0;
+    slot.rangeCount = 0;
+    if (!slot.chain.isWhole) return VIRTIO_BLK_S.IOERR;
     const got = this.#memory.gather(
       readable,
       this.#header,
@@ -94,8 +97,6 @@ export class RequestParser {
     }
     readable.consume(VIRTIO_BLK_OUTHDR.SIZE);
     slot.type = this.#view.getUint32(VIRTIO_BLK_OUTHDR.TYPE, true);
-    slot.dataBytes = 0;
-    slot.rangeCount = 0;
     slot.range = 0;
     slot.request.durable = false;
     slot.request.mayUnmap = false;
@@ -307,7 +308,7 @@ export class StatusWriter {
     this.#aimAtLastByte(writable);
     this.#byte[0] = status;
     memory.scatter(this.#list, this.#byte, 1);
-    if (data === room) {
+    if (data === room && slot.chain.isWhole) {
       return memory.commit(writable, room + 1) < 0 ? 0 : room + 1;
     }
     const committed = memory.commit(writable, data);

@@ -56,6 +56,7 @@ export class ChainBuilder {
   /** Address of the indirect table, and of the batch that is read from it: low word, high word. */
   readonly #table = new Uint32Array(2);
   readonly #batch = new Uint32Array(2);
+  readonly #last = new Uint32Array(2);
   #tableEntries = 0;
   #batchFirst = 0;
   #batchCount = 0;
@@ -81,6 +82,7 @@ export class ChainBuilder {
   begin(chain: Chain): void {
     chain.readable.clear();
     chain.writable.clear();
+    chain.isWhole = true;
     this.#writing = false;
     this.#tableEntries = 0;
   }
@@ -113,6 +115,7 @@ export class ChainBuilder {
         `a chain is 2^32 bytes long or longer (${this.#rules.length})`,
       );
     }
+    if (!chain.isWhole) return this.#addLastByte(at, write, chain);
     const result = this.#memory.translateWords(
       words,
       at + ADDR_LOW,
@@ -120,9 +123,31 @@ export class ChainBuilder {
       write ? Access.WRITE : Access.READ,
       list,
     );
-    return result === 0
-      ? 0
-      : this.#failBuffer(result, at, write, list.capacity);
+    if (result === 0) return 0;
+    if (result === -Errno.E2BIG && chain.mayLack) {
+      chain.isWhole = false;
+      return this.#addLastByte(at, write, chain);
+    }
+    return this.#failBuffer(result, at, write, list.capacity);
+  }
+
+  /** Of a chain that is not whole only the last writable byte counts, where its device tells what became of it. */
+  #addLastByte(at: number, write: boolean, chain: Chain): number {
+    chain.readable.clear();
+    if (!write) return 0;
+    chain.writable.clear();
+    const words = this.words;
+    const low = words[at + ADDR_LOW]! + words[at + LEN]! - 1;
+    this.#last[0] = low;
+    this.#last[1] = words[at + ADDR_HIGH]! + (low >= 0x1_0000_0000 ? 1 : 0);
+    const result = this.#memory.translateWords(
+      this.#last,
+      0,
+      1,
+      Access.WRITE,
+      chain.writable,
+    );
+    return result === 0 ? 0 : this.#failBuffer(result, at, write, 1);
   }
 
   /**

@@ -15,13 +15,27 @@ export class Chain {
   readonly readable: ScatterGather;
   /** The device-writable buffers, in order. */
   readonly writable: ScatterGather;
+  /**
+   * Whether all of the buffers are there. Else they lie in more pieces of memory than there is room for, which no driver
+   * promises to avoid, and of them no more is there than the last writable byte. Such a chain is popped only where
+   * `mayLack` says so, and is a broken rule otherwise.
+   */
+  isWhole = true;
+  /** Whether its device can do without some. */
+  readonly mayLack: boolean;
 
   /**
    * Makes room for one chain.
    *
    * @param segments The most segments of each kind, at most 1024
+   * @param mayLack See {@linkcode Chain.isWhole}
    */
-  constructor(memory: GuestMemory, segments: number) {
+  constructor(
+    memory: GuestMemory,
+    segments: number,
+    mayLack = false,
+  ) {
+    this.mayLack = mayLack;
     this.readable = memory.createScatterGather(segments);
     this.writable = memory.createScatterGather(segments);
   }

@@ -32,6 +32,8 @@ export interface HostileCase {
   readonly table?: readonly TableEntry[];
   /** Segments that the device takes. */
   readonly segments?: number;
+  /** Whether its device can do without some; see Chain.isWhole. */
+  readonly mayLack?: boolean;
   /** −errno, or 1. */
   readonly result: number;
   readonly message?: RegExp;
@@ -211,6 +213,25 @@ export const HOSTILE_CASES: readonly HostileCase[] = [
     message: /more than 3 segments/,
   },
   {
+    name: "more segments, of which the device can do without (allowed)",
+    segments: 3,
+    mayLack: true,
+    chain: [0, 1, 2, 3].map((i) => ({ addr: DATA + i * 64, len: 16 })),
+    result: 1,
+  },
+  {
+    name: "more segments, and a buffer behind them that is not memory",
+    segments: 3,
+    mayLack: true,
+    chain: [0, 1, 2, 3].map((i) => ({
+      addr: i === 3 ? 0x5000_0000 : DATA + i * 64,
+      len: 16,
+      write: true,
+    })),
+    result: -Errno.EFAULT,
+    message: /not guest memory/,
+  },
+  {
     name: "as many segments as the device takes (allowed)",
     segments: 3,
     chain: [0, 1, 2].map((i) => ({ addr: DATA + i * 64, len: 16 })),
@@ -251,7 +272,11 @@ export interface HostileHarness {
 export function runHostileCases(
   format: string,
   kind: "split" | "packed",
-  make: (options: { indirect: boolean; segments: number }) => HostileHarness,
+  make: (options: {
+    indirect: boolean;
+    segments: number;
+    mayLack: boolean;
+  }) => HostileHarness,
   check: (actual: unknown, expected: unknown, message?: string) => void,
 ): void {
   for (const common of HOSTILE_CASES) {
@@ -260,6 +285,7 @@ export function runHostileCases(
       const harness = make({
         indirect: it.indirect ?? true,
         segments: it.segments ?? 1024,
+        mayLack: it.mayLack ?? false,
       });
       it.table?.forEach((entry, i) =>
         harness.tableEntry(i, entry, i === it.table!.length - 1)

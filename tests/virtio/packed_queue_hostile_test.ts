@@ -12,30 +12,41 @@ import {
 import { runHostileCases } from "./hostile_chains.ts";
 import { AVAIL, INDIRECT, NEXT, USED, WRITE } from "./naive_packed_ring.ts";
 
-runHostileCases("PackedQueue.pop", "packed", ({ indirect, segments }) => {
-  const { queue, ring, chain } = packedFixture({ size: 8, indirect, segments });
-  return {
-    offer: (parts) =>
-      ring.offer(parts.map((part, i) => ({
-        addr: part.addr,
-        len: part.len,
-        id: 5,
-        flags: ((part.next ?? i < parts.length - 1) ? NEXT : 0) |
-          (part.write ? WRITE : 0) | (part.indirect ? INDIRECT : 0),
-      }))),
-    tableEntry: (index, entry, last) =>
-      ring.descriptorAt(TABLES + index * 16, {
-        addr: entry.addr,
-        len: entry.len,
-        id: entry.nextIndex ?? index + 1,
-        flags: ((entry.next ?? !last) ? NEXT : 0) | (entry.write ? WRITE : 0) |
-          (entry.indirect ? INDIRECT : 0),
-      }),
-    pop: () => queue.pop(chain),
-    lastError: () => queue.lastError,
-    inFlight: () => queue.inFlight,
-  };
-}, assertEquals);
+runHostileCases(
+  "PackedQueue.pop",
+  "packed",
+  ({ indirect, segments, mayLack }) => {
+    const { queue, ring, chain } = packedFixture({
+      size: 8,
+      indirect,
+      segments,
+      mayLack,
+    });
+    return {
+      offer: (parts) =>
+        ring.offer(parts.map((part, i) => ({
+          addr: part.addr,
+          len: part.len,
+          id: 5,
+          flags: ((part.next ?? i < parts.length - 1) ? NEXT : 0) |
+            (part.write ? WRITE : 0) | (part.indirect ? INDIRECT : 0),
+        }))),
+      tableEntry: (index, entry, last) =>
+        ring.descriptorAt(TABLES + index * 16, {
+          addr: entry.addr,
+          len: entry.len,
+          id: entry.nextIndex ?? index + 1,
+          flags: ((entry.next ?? !last) ? NEXT : 0) |
+            (entry.write ? WRITE : 0) |
+            (entry.indirect ? INDIRECT : 0),
+        }),
+      pop: () => queue.pop(chain),
+      lastError: () => queue.lastError,
+      inFlight: () => queue.inFlight,
+    };
+  },
+  assertEquals,
+);
 
 Deno.test("PackedQueue.pop refuses a buffer id beyond the queue", () => {
   for (const id of [8, 9, 0xffff]) {

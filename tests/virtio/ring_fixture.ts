@@ -14,6 +14,8 @@ export interface FixtureOptions {
   readonly eventIdx?: boolean;
   readonly indirect?: boolean;
   readonly segments?: number;
+  /** See Chain.isWhole. */
+  readonly mayLack?: boolean | undefined;
   readonly polled?: boolean;
   readonly inOrder?: boolean;
   /** Map guest memory page by page. */
@@ -71,7 +73,7 @@ export function fixture(options: FixtureOptions = {}): Fixture {
     options.eventIdx ?? false,
     options.inOrder ?? false,
   );
-  const chain = new Chain(memory, options.segments ?? 1024);
+  const chain = new Chain(memory, options.segments ?? 1024, options.mayLack);
   return { memory, buffer, queue, ring, chain, features, places };
 }
 
@@ -130,7 +132,7 @@ export function packedFixture(options: FixtureOptions = {}): PackedFixture {
     places,
     options.inOrder ?? false,
   );
-  const chain = new Chain(memory, options.segments ?? 1024);
+  const chain = new Chain(memory, options.segments ?? 1024, options.mayLack);
   return { memory, buffer, queue, ring, chain, features, places };
 }
 

@@ -12,35 +12,46 @@ import {
 import { runHostileCases } from "./hostile_chains.ts";
 import { INDIRECT, NEXT, WRITE } from "./naive_ring.ts";
 
-runHostileCases("SplitQueue.pop", "split", ({ indirect, segments }) => {
-  const { queue, ring, chain } = fixture({ size: 8, indirect, segments });
-  return {
-    offer: (parts) => {
-      parts.forEach((part, i) => {
-        const linked = part.next ?? i < parts.length - 1;
-        ring.descriptor(i, {
-          addr: part.addr,
-          len: part.len,
-          flags: (linked ? NEXT : 0) | (part.write ? WRITE : 0) |
-            (part.indirect ? INDIRECT : 0),
-          next: i + 1,
+runHostileCases(
+  "SplitQueue.pop",
+  "split",
+  ({ indirect, segments, mayLack }) => {
+    const { queue, ring, chain } = fixture({
+      size: 8,
+      indirect,
+      segments,
+      mayLack,
+    });
+    return {
+      offer: (parts) => {
+        parts.forEach((part, i) => {
+          const linked = part.next ?? i < parts.length - 1;
+          ring.descriptor(i, {
+            addr: part.addr,
+            len: part.len,
+            flags: (linked ? NEXT : 0) | (part.write ? WRITE : 0) |
+              (part.indirect ? INDIRECT : 0),
+            next: i + 1,
+          });
         });
-      });
-      ring.offer(0);
-    },
-    tableEntry: (index, entry, last) =>
-      ring.descriptorAt(TABLES + index * 16, {
-        addr: entry.addr,
-        len: entry.len,
-        flags: ((entry.next ?? !last) ? NEXT : 0) | (entry.write ? WRITE : 0) |
-          (entry.indirect ? INDIRECT : 0),
-        next: entry.nextIndex ?? index + 1,
-      }),
-    pop: () => queue.pop(chain),
-    lastError: () => queue.lastError,
-    inFlight: () => queue.inFlight,
-  };
-}, assertEquals);
+        ring.offer(0);
+      },
+      tableEntry: (index, entry, last) =>
+        ring.descriptorAt(TABLES + index * 16, {
+          addr: entry.addr,
+          len: entry.len,
+          flags: ((entry.next ?? !last) ? NEXT : 0) |
+            (entry.write ? WRITE : 0) |
+            (entry.indirect ? INDIRECT : 0),
+          next: entry.nextIndex ?? index + 1,
+        }),
+      pop: () => queue.pop(chain),
+      lastError: () => queue.lastError,
+      inFlight: () => queue.inFlight,
+    };
+  },
+  assertEquals,
+);
 
 Deno.test("SplitQueue.pop refuses a head beyond the table", () => {
   const { queue, ring, chain } = fixture();
