@@ -44,7 +44,10 @@ export function heapCounters(): Record<string, number> {
 export const model: DeviceModel<WatchedOptions> = {
   name: "watched",
   help: "another model, and its thread's heap among the counters",
-  options: [{ name: "of", syntax: "model", help: "the model to watch" }],
+  options: [
+    { name: "of", syntax: "model", help: "the model to watch" },
+    ...[...MODELS.values()].flatMap(({ options }) => options),
+  ],
   parse: ({ of, ...own }) => {
     const watched = MODELS.get(`${of}`);
     if (watched === undefined) {

@@ -16,7 +16,7 @@ export interface OptionSpec {
   readonly help: string;
   /** The value when the key is not given; none when absent. */
   readonly default?: string;
-  /** Whether the key may be given more than once. */
+  /** Whether the key may be given more than once; not unless told. */
   readonly repeatable?: boolean;
 }
 
@@ -34,7 +34,7 @@ export interface DeviceModel<Options = unknown> {
   readonly name: string;
   /** One line on what it is. */
   readonly help: string;
-  /** Every option that {@linkcode DeviceModel.parse} knows. */
+  /** Every option that {@linkcode DeviceModel.parse} knows; others are refused before it is asked. */
   readonly options: readonly OptionSpec[];
   /**
    * Checks and converts options; touches nothing outside.

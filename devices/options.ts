@@ -5,6 +5,7 @@
  */
 
 import { UnknownNameError } from "../src/unknown_name.ts";
+import type { OptionSpec } from "./model.ts";
 
 /** Options as a model's `parse` is given them; a repeated key has all its values. */
 export type OptionValues = Readonly<
@@ -46,10 +47,36 @@ export function unknownOption(
 ): UnknownNameError {
   const known = model.all.map(({ name }) => name);
   return new UnknownNameError(
-    `Cannot use option ${key}: ${model.name} has ${known.join(", ")}`,
+    `Cannot use option ${key}: ${model.name} has ${
+      known.join(", ") || "no options"
+    }`,
     key,
     known,
   );
+}
+
+/** The value of an option that is given once at most. */
+function once(key: string, value: string | readonly string[]): string {
+  if (typeof value === "string") return value;
+  throw new Error(`Cannot use ${key} ${value.length} times: give it once`);
+}
+
+/**
+ * Checks options against all that a model declares.
+ *
+ * @throws {Error} For a key that is not declared, or one given twice that is not declared as repeatable
+ */
+export function checkOptions(
+  options: OptionValues,
+  model: { readonly name: string; readonly options: readonly OptionSpec[] },
+): void {
+  for (const [key, value] of Object.entries(options)) {
+    const declared = model.options.find(({ name }) => name === key);
+    if (declared === undefined) {
+      throw unknownOption(key, { name: model.name, all: model.options });
+    }
+    if (declared.repeatable !== true) once(key, value);
+  }
 }
 
 /**
@@ -70,11 +97,7 @@ export function sortOptions(
       group.values[key] = value;
     } else if (!model.own.some(({ name }) => name === key)) {
       throw unknownOption(key, model);
-    } else if (typeof value !== "string") {
-      throw new Error(`Cannot use ${key} ${value.length} times: give it once`);
-    } else {
-      own.set(key, value);
-    }
+    } else own.set(key, once(key, value));
   }
   return own;
 }

@@ -9,6 +9,7 @@ import { UnknownNameError } from "../src/unknown_name.ts";
 import { nameModelFile, placeInModel } from "../src/model_fault.ts";
 import { encodePlainData } from "../src/plain_data.ts";
 import type { DeviceModel, OptionSpec } from "./model.ts";
+import { checkOptions } from "./options.ts";
 
 /** What there is to say of a model. */
 export type ModelText = Pick<DeviceModel, "name" | "help" | "options">;
@@ -160,16 +161,19 @@ export function modelOfModule(
 }
 
 /**
- * Has a model parse its options.
+ * Has a model parse its options; one from a file is given only those that it declares.
  *
- * @param reference How the person called it, for messages
- * @throws {Error} What `parse` throws, or that it returned something else than plain data
+ * @param reference How the person called it
+ * @throws {Error} For an option that is not declared; what `parse` throws, or that it returned something else than plain
+ * data
  */
 export function parseModelOptions(
   model: DeviceModel,
   reference: string,
   options: Parameters<DeviceModel["parse"]>[0],
 ): unknown {
+  // Those that come with us check theirs, which go by patterns too.
+  if (!builtinModels.has(reference)) checkOptions(options, model);
   const parsed = model.parse(options);
   try {
     encodePlainData(parsed);

@@ -5,6 +5,7 @@ import { startOutboard } from "../../src/testing/outboard_process.ts";
 import { PATIENCE_MS } from "../until.ts";
 import { connectClient } from "../vfio_user/remote.ts";
 
+const ticker = new URL("../../examples/ticker.ts", import.meta.url).pathname;
 const program = `${import.meta.dirname}/../../mod.ts`;
 
 /** Runs the command to its end, with the permissions that are given as flags. */
@@ -96,6 +97,10 @@ Deno.test("the command refuses with status 2 and one line that says what would b
       /there is no such group/,
     ],
     [["--device", "./nope.ts", "--socket", socket], /no such file/],
+    [
+      ["--device", `${ticker},idd=a`, "--socket", socket],
+      /Cannot use option idd: ticker has no options .*; did you mean id\?$/m,
+    ],
     [["--device", "virtio-net,mtu=3", "--socket", socket], /mtu=3/],
     [["--device", "virtio-net,mtu=1\n5", "--socket", socket], /mtu=1\\n5:/],
     [["--device", "virtio-net,colour=red", "--socket", socket], /colour/],

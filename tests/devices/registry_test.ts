@@ -11,7 +11,10 @@ import {
   loadModel,
   modelOfModule,
   modelUrl,
+  parseModelOptions,
 } from "../../devices/registry.ts";
+import type { DeviceModel } from "../../devices/model.ts";
+import { UnknownNameError } from "../../src/unknown_name.ts";
 import { model } from "./fixtures/by_name.ts";
 
 const FIXTURES = new URL("./fixtures/", import.meta.url);
@@ -103,6 +106,33 @@ Deno.test("modelUrl resolves paths and keeps their odd characters", () => {
     "file:///a%20b/m%231%3F%2520.ts",
   );
   assertEquals(modelUrl("https://host/m.ts", "/"), "https://host/m.ts");
+});
+
+Deno.test("parseModelOptions gives a model from a file what it declares, and nothing else", () => {
+  const options = [
+    { name: "colour", syntax: "text", help: "its looks" },
+    { name: "port", syntax: "number", help: "its ports", repeatable: true },
+  ];
+  const parse: DeviceModel["parse"] = (given) => ({ ...given });
+  const file = { ...model, options, parse };
+  const given = { colour: "red", port: ["1", "2"] };
+  assertEquals(parseModelOptions(file, "./a.ts", given), given);
+  const error = assertThrows(
+    () => parseModelOptions(file, "./a.ts", { color: "red" }),
+    UnknownNameError,
+    "Cannot use option color: by-name has colour, port",
+  );
+  assertEquals([error.given, error.known], ["color", ["colour", "port"]]);
+  assertThrows(
+    () => parseModelOptions(file, "./a.ts", { colour: ["red", "blue"] }),
+    Error,
+    "Cannot use colour 2 times: give it once",
+  );
+  assertThrows(
+    () => parseModelOptions({ ...file, options: [] }, "./a.ts", given),
+    UnknownNameError,
+    "Cannot use option colour: by-name has no options",
+  );
 });
 
 Deno.test("modelOfModule refuses what is no device model", () => {
