@@ -203,6 +203,11 @@ async function run(command: RunCommand): Promise<number> {
       import("../process/until_signal.ts"),
       import("../process/parents.ts"),
     ]);
+  const { count, cpus } = command.iothreads;
+  const outboard = new Outboard({
+    iothreads: count,
+    ...(cpus === null ? {} : { cpus }),
+  });
   // Before the first socket is made, so that no signal leaves one behind.
   using signal = new StopSignal({
     end: (status) => {
@@ -216,11 +221,6 @@ async function run(command: RunCommand): Promise<number> {
       signal.raise("SIGHUP");
     });
   }
-  const { count, cpus } = command.iothreads;
-  const outboard = new Outboard({
-    iothreads: count,
-    ...(cpus === null ? {} : { cpus }),
-  });
   try {
     await Promise.race([serve(outboard, command), signal.heard]);
     if (!signal.received) announce(outboard, command.logFormat);
@@ -242,6 +242,19 @@ function oneLine(text: string): string {
     /\p{Cc}/gu,
     (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
   );
+}
+
+/** Says why there is nothing to serve, in the format of the log, which a wrong command line asks for too. */
+function complain(message: string, args: readonly string[]): void {
+  const isJson = args.some((arg, i) =>
+    arg === "--log-format=json" ||
+    arg === "json" && args[i - 1] === "--log-format"
+  );
+  if (!isJson) {
+    return console.error(`outboard: ${oneLine(message)}`);
+  }
+  configureLogging("error", "json");
+  createLog().error(message);
 }
 
 /**
@@ -273,7 +286,7 @@ export async function main(args: readonly string[]): Promise<number> {
         return command satisfies never;
     }
   } catch (error) {
-    console.error(`outboard: ${oneLine(await messageForPeople(error))}`);
+    complain(await messageForPeople(error), args);
     return Exit.USAGE;
   }
 }

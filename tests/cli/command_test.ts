@@ -298,6 +298,23 @@ Deno.test("the command logs JSON lines when asked to", async () => {
   }
 });
 
+Deno.test("the command says in JSON too why it does not start", async () => {
+  const json = ["--log-format", "json"];
+  const model = ["--device", "virtio-blk", "--socket", "/tmp/no/s"];
+  const cases: [string[], string][] = [
+    [[...json, "--devcie=nvme"], "; did you mean --device?"],
+    [["--log-format=json", ...model], "/s: its folder does not exist"],
+    [["--device", "virtio-blk,id=\n", ...json, "--fd=77"], "use id=\n:"],
+  ];
+  for (const [args, words] of cases) {
+    const { code, stdout, stderr } = await outboard(...args);
+    assertEquals([code, stdout], [2, ""], stderr);
+    const { level, message } = JSON.parse(stderr);
+    assertEquals(level, "error");
+    assert(message.includes(words), message);
+  }
+});
+
 Deno.test("the command serves an inherited listening socket and leaves its file", async () => {
   const folder = await Deno.makeTempDir();
   try {
