@@ -46,7 +46,8 @@ Running:
                                  "virtio-net0 link down"; say "help" to it;
                                  takes mode= and group= as --socket does
   --iothreads N[,cpus=SET:...]   threads that devices are spread over (default 1),
-                                 and the CPUs of each: 3, 0-3 or 0+2
+                                 and the CPUs of each, 3, 0-3 or 0+2, or
+                                 one set for all
   --metrics PORT|ADDR:PORT|PATH  HTTP for Prometheus at /metrics, on 127.0.0.1
                                  unless told, or on a UNIX socket (a path with
                                  a slash), with mode= and group= likewise

@@ -113,3 +113,19 @@ export function checkIOThreads(
     );
   });
 }
+
+/**
+ * What is to be said of IOThreads that have fewer CPUs than they are.
+ *
+ * @param cpus The CPUs of each
+ * @returns One line; null when there are enough
+ */
+export function describeCrowding(
+  cpus: readonly (readonly number[])[],
+): string | null {
+  const { size } = new Set(cpus.flat());
+  if (size >= cpus.length) return null;
+  return `${cpus.length} IOThreads share CPU${size > 1 ? "s" : ""} ${
+    formatCpus(cpus.flat())
+  }, so that some wait while others work: give each a CPU of its own, as in --iothreads 2,cpus=2:3`;
+}

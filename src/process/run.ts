@@ -34,7 +34,12 @@ import {
   type Move,
   transferDevice,
 } from "./move.ts";
-import { checkIOThread, checkIOThreads, placeDevices } from "./placement.ts";
+import {
+  checkIOThread,
+  checkIOThreads,
+  describeCrowding,
+  placeDevices,
+} from "./placement.ts";
 import {
   type CallLine,
   createCallLine,
@@ -145,6 +150,8 @@ export class Outboard {
     const { iothreads: count = 1, cpus } = options;
     checkIOThreads(count, cpus ?? null, cpus === undefined ? [] : threadCpus());
     this.#cpus = cpus;
+    const crowding = cpus === undefined ? null : describeCrowding(cpus);
+    if (crowding !== null) this.#log.warn(crowding);
     // Whoever waits for the end races this; nobody need.
     this.#crash.promise.catch(() => {});
     this.#iothreads = Array.from({ length: count }, (_, i) => this.#start(i));

@@ -1,5 +1,14 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
-import { checkIOThreads, placeDevices } from "../../src/process/placement.ts";
+import {
+  assert,
+  assertEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import {
+  checkIOThreads,
+  describeCrowding,
+  placeDevices,
+} from "../../src/process/placement.ts";
 
 function homes(count: number, ...wishes: (number | null)[]): number[] {
   return placeDevices(
@@ -71,4 +80,17 @@ Deno.test("checkIOThreads says how many, and which CPUs, are possible", () => {
       expected,
     );
   }
+});
+
+Deno.test("describeCrowding tells of more IOThreads than CPUs", () => {
+  assertEquals(describeCrowding([[0], [1]]), null);
+  assertEquals(describeCrowding([[0, 1], [0, 1]]), null);
+  assertStringIncludes(
+    describeCrowding([[3], [3]])!,
+    "2 IOThreads share CPU 3, ",
+  );
+  assertStringIncludes(
+    describeCrowding([[2], [2, 0], [0]])!,
+    "3 IOThreads share CPUs 0,2, ",
+  );
 });
