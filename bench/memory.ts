@@ -16,6 +16,7 @@ import { DiskOp } from "../src/testing/disk_driver.ts";
 import { VirtioDriver } from "../src/testing/mod.ts";
 import { type GuestRam, PciClient } from "../src/vfio_user/client/mod.ts";
 import { CONTROLLERS, runDiskLoad } from "./disk_load.ts";
+import { benchMapping } from "./mapping.ts";
 import { NetLoad } from "./net_load.ts";
 import type { Figure } from "./report.ts";
 import { type Served, withDevice, withRam } from "./serving.ts";
@@ -184,7 +185,7 @@ export function measureGrowth(
   );
 }
 
-/** Heap and resident memory per operation. */
+/** Heap and resident memory per operation, and of a guest that maps memory for each. */
 export async function benchMemory(
   settings: BenchSettings,
 ): Promise<Figure[]> {
@@ -192,5 +193,6 @@ export async function benchMemory(
   for (const subject of SUBJECTS) {
     figures.push(...await measureGrowth(subject, settings));
   }
+  figures.push(...await benchMapping(settings));
   return figures;
 }

@@ -46,6 +46,8 @@ export interface DiskDriverOptions {
   readonly slots: number;
   /** Length of each slot's buffer: a multiple of 512, of 4096 for NVMe. */
   readonly transferBytes: number;
+  /** Where virtio-blk's buffer of a slot is, as the device sees it; in the driver's memory without it. */
+  readonly bufferIova?: (slot: number) => number;
 }
 
 // struct virtio_blk_req { le32 type; le32 reserved; le64 sector; u8 data[]; u8 status; }
@@ -65,6 +67,7 @@ export class VirtioBlkDriver implements DiskDriver {
   readonly #headers: number;
   readonly #buffers: number;
   readonly #transferBytes: number;
+  readonly #bufferIova: ((slot: number) => number) | undefined;
   /** Slot of each head in flight. */
   readonly #slotOf: Uint16Array;
 
@@ -80,6 +83,7 @@ export class VirtioBlkDriver implements DiskDriver {
     this.status = new Uint16Array(options.slots);
     this.#slotOf = new Uint16Array(size);
     this.#transferBytes = options.transferBytes;
+    this.#bufferIova = options.bufferIova;
     this.#headers = this.#memory.alloc(options.slots * SLOT_BYTES, 16);
     this.#buffers = this.#memory.alloc(
       options.slots * options.transferBytes,
@@ -89,6 +93,7 @@ export class VirtioBlkDriver implements DiskDriver {
   }
 
   bufferIova(slot: number): number {
+    if (this.#bufferIova !== undefined) return this.#bufferIova(slot);
     return this.#buffers + slot * this.#transferBytes;
   }
 
