@@ -6,10 +6,10 @@
 
 import { formatExitStatus, SyscallError } from "../libc/mod.ts";
 import type { Loop } from "../event_loop.ts";
+import type { Log } from "../log.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
 import { Backoff, type BackoffState } from "./backoff.ts";
-import { CalmLog } from "./calm_log.ts";
 import type { Given } from "./given.ts";
 import {
   type GivenPeerProcess,
@@ -43,7 +43,7 @@ export interface PeerProgram {
   /** What of all that it said may be the reason for its end, in one line; empty when there is none. */
   reasonIn(said: string): string;
   /** Told of what it says once it has started for the first time; before, that is an error's text. */
-  onWords?(text: string, log: CalmLog): void;
+  onWords?(text: string, log: Log): void;
   /** Counters of its own. */
   counters?(): Record<string, number>;
   /** Gives away what it has for a successor with the same options; only close may follow. */
@@ -73,7 +73,7 @@ export interface GivenPeer extends Given {
 export class PeerBackend implements NetBackend {
   readonly hasVnetHeader = false;
   readonly #loop: Loop;
-  readonly #log: CalmLog;
+  readonly #log: Log;
   readonly #program: PeerProgram;
   readonly #port: StreamPort;
   readonly #backoff: Backoff;
@@ -93,7 +93,7 @@ export class PeerBackend implements NetBackend {
   ) {
     const { loop } = context;
     this.#loop = loop;
-    this.#log = new CalmLog(loop, context.log);
+    this.#log = context.log;
     this.#program = program;
     this.#port = new StreamPort(loop, () => this.#onEnd());
     this.#backoff = new Backoff(
@@ -212,9 +212,10 @@ export class PeerBackend implements NetBackend {
   #restart(): void {
     try {
       this.#start();
+      this.#log.info(`${this.#program.name} was started again`);
     } catch (error) {
       if (!(error instanceof SyscallError)) throw error;
-      this.#log.warn("start", `${error.message}; trying again`);
+      this.#log.warn(`${error.message}; trying again`);
       this.#backoff.retry();
     }
   }
@@ -228,7 +229,6 @@ export class PeerBackend implements NetBackend {
     const status = process.end();
     const words = this.#program.reasonIn(process.said);
     this.#log.warn(
-      "end",
       `${this.#program.name} has ended (${formatExitStatus(status)}${
         words === "" ? "" : `, ${words}`
       }): the card is without a network until it is started again`,

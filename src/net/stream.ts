@@ -7,7 +7,6 @@
 import type { Fd } from "../libc/mod.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
-import { CalmLog } from "./calm_log.ts";
 import { type Given, takeGiven } from "./given.ts";
 import { formatEndpoint, type StreamNetOptions } from "./option_table.ts";
 import {
@@ -44,9 +43,8 @@ export class StreamBackend implements NetBackend {
     const given = inherited === undefined
       ? null
       : takeGiven<GivenStream>(inherited, KIND);
-    const { loop } = context;
+    const { loop, log } = context;
     const where = formatEndpoint(options.endpoint);
-    const log = new CalmLog(loop, context.log);
     this.description = options.server
       ? `stream, server at ${where}`
       : `stream to ${where}`;
@@ -57,14 +55,13 @@ export class StreamBackend implements NetBackend {
         ? "trying again"
         : "there will be no other";
       log.warn(
-        "lost",
         `The connection at ${where} has ended: ${reason}; ${next}`,
       );
       this.#connector.begin();
     });
     const onConnected = (fd: Fd) => {
       this.#port.attach(fd);
-      log.info("connected", `Connected at ${where}`);
+      log.info(`Connected at ${where}`);
     };
     this.#connector = createConnector(
       { options, loop, log, onConnected },

@@ -20,7 +20,7 @@ import {
   tuneTcp,
 } from "../libc/mod.ts";
 import { Backoff, type BackoffState } from "./backoff.ts";
-import type { CalmLog } from "./calm_log.ts";
+import type { Log } from "../log.ts";
 import { formatEndpoint, type StreamNetOptions } from "./option_table.ts";
 import {
   makeSocketFile,
@@ -61,7 +61,7 @@ export interface Connector {
 export interface ConnectorParts {
   readonly options: StreamNetOptions;
   readonly loop: Loop;
-  readonly log: CalmLog;
+  readonly log: Log;
   /** Told of each connection, which becomes the callee's. */
   readonly onConnected: (fd: Fd) => void;
 }
@@ -86,7 +86,7 @@ class Server implements Connector {
   readonly #fd: Fd;
   readonly #file: SocketFile | null;
   readonly #watch: FdWatch;
-  readonly #log: CalmLog;
+  readonly #log: Log;
   readonly #onConnected: (fd: Fd) => void;
   readonly #isTcp: boolean;
   #accepting: boolean;
@@ -148,7 +148,7 @@ class Server implements Connector {
     } catch (error) {
       if (!(error instanceof ErrnoError)) throw error;
       // Out of descriptors or memory: the peer stays in the queue, and this is called again.
-      this.#log.warn("accept", `Cannot take a connection: ${error.code}`);
+      this.#log.warn(`Cannot take a connection: ${error.code}`);
       return;
     }
     if (fd === null) return;
@@ -163,13 +163,15 @@ class Server implements Connector {
 class Client implements Connector {
   readonly #options: StreamNetOptions;
   readonly #loop: Loop;
-  readonly #log: CalmLog;
+  readonly #log: Log;
   readonly #onConnected: (fd: Fd) => void;
   readonly #backoff: Backoff;
   /** A connection in the making. */
   #fd: Fd | null = null;
   #watch: FdWatch | null = null;
   #began: boolean;
+  /** The last attempt failed. */
+  #refused = false;
 
   constructor(
     parts: ConnectorParts,
@@ -244,6 +246,7 @@ class Client implements Connector {
   }
 
   #succeed(fd: Fd): void {
+    this.#refused = false;
     this.#backoff.succeeded();
     this.#onConnected(fd);
   }
@@ -254,15 +257,18 @@ class Client implements Connector {
       ? "nobody listens there, start the other side"
       : errnoName(errno);
     if (this.#options.reconnectMs > 0) {
-      this.#log.warn(
-        "refused",
-        `Cannot connect to ${where}: ${why}; trying again until it succeeds`,
-      );
+      // Once, however long that takes.
+      if (!this.#refused) {
+        this.#log.warn(
+          `Cannot connect to ${where}: ${why}; trying again until it succeeds`,
+        );
+      }
+      this.#refused = true;
       return this.#backoff.retry();
     }
     const message = `Cannot connect to ${where}: ${why}`;
     // Only the first attempt of a client that is not to try again is somebody's to hear of.
     if (cause !== undefined) throw new ErrnoError(errno, message, { cause });
-    this.#log.warn("refused", message);
+    this.#log.warn(message);
   }
 }

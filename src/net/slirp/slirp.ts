@@ -6,7 +6,7 @@
 
 import { Errno, ErrnoError, errnoName } from "../../errno.ts";
 import { Fd, formatExitStatus } from "../../libc/mod.ts";
-import type { CalmLog } from "../calm_log.ts";
+import type { Log } from "../../log.ts";
 import type { UserNetOptions } from "../option_table.ts";
 import type { PeerProgram } from "../peer_backend.ts";
 import {
@@ -139,9 +139,9 @@ export class Slirp implements PeerProgram {
     return telling.slice(-3).join("; ");
   }
 
-  onWords(text: string, log: CalmLog): void {
+  onWords(text: string, log: Log): void {
     const words = this.reasonIn(text);
-    if (words !== "") log.warn("words", `libslirp: ${words}`);
+    if (words !== "") log.warn(`libslirp: ${words}`);
   }
 
   counters(): Record<string, number> {
