@@ -6,7 +6,7 @@
 
 import { stripVTControlCharacters } from "node:util";
 import { UnknownNameError } from "../src/unknown_name.ts";
-import { nameModelFile, placeInModel } from "../src/model_fault.ts";
+import { isAsync, nameModelFile, placeInModel } from "../src/model_fault.ts";
 import { encodePlainData } from "../src/plain_data.ts";
 import type { DeviceModel, OptionSpec } from "./model.ts";
 import { checkOptions } from "./options.ts";
@@ -120,14 +120,12 @@ function modelProblem(model: object): string | null {
         describe(candidate[field])
       }`;
     }
-    if (candidate[field] instanceof AsyncFunction) {
+    if (isAsync(candidate[field])) {
       return `its \`${field}\` must not be async: it is to return what it makes, not a promise`;
     }
   }
   return null;
 }
-
-const AsyncFunction = (async () => {}).constructor as FunctionConstructor;
 
 /**
  * The device model that a module exports as `model` or as its default.
@@ -188,12 +186,25 @@ export function parseModelOptions(
   return parsed;
 }
 
+/** How long a model's file may take to load, downloads included. */
+const LOAD_TIMEOUT_MS = 30_000;
+
 async function importModule(
   reference: string,
   url: string,
+  timeoutMs: number,
 ): Promise<Record<string, unknown>> {
+  const { promise: late, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(() => {
+    const seconds = timeoutMs / 1000;
+    reject(
+      new Error(
+        `it is not done within ${seconds} s; does an \`await\` at its top level, or of what it imports, wait for ever?`,
+      ),
+    );
+  }, timeoutMs);
   try {
-    return await import(url);
+    return await Promise.race([import(url), late]);
   } catch (error) {
     // Deno colours its messages where it thinks that a person reads them.
     const text = stripVTControlCharacters(
@@ -211,6 +222,8 @@ async function importModule(
       }`,
       { cause: error },
     );
+  } finally {
+    clearTimeout(timer);
   }
 }
 
@@ -218,9 +231,13 @@ async function importModule(
  * Loads a device model.
  *
  * @param reference Name of a built-in model, or path (from the working folder) or URL of a module
+ * @param timeoutMs How long that module may take
  * @throws {Error} With one line that says what is wrong, and what would be right
  */
-export async function loadModel(reference: string): Promise<DeviceModel> {
+export async function loadModel(
+  reference: string,
+  timeoutMs: number = LOAD_TIMEOUT_MS,
+): Promise<DeviceModel> {
   const builtin = builtinModels.get(reference);
   if (builtin !== undefined) return await builtin.load();
   if (!isModelPath(reference)) {
@@ -234,7 +251,10 @@ export async function loadModel(reference: string): Promise<DeviceModel> {
     );
   }
   const url = modelUrl(reference);
-  const model = modelOfModule(await importModule(reference, url), reference);
+  const model = modelOfModule(
+    await importModule(reference, url, timeoutMs),
+    reference,
+  );
   nameModelFile(url, model.name);
   return model;
 }

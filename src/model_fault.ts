@@ -13,7 +13,13 @@ export class ModelError extends Error {
 const OWN_FOLDERS = ["./", "../devices/"].map((folder) =>
   new URL(folder, import.meta.url).href
 );
+const AsyncFunction = (async () => {}).constructor as FunctionConstructor;
 const FRAME = /^\s+at .*?\b((?:file|https?|blob|data):\S+?):(\d+):(\d+)\)?$/;
+
+/** Whether it is an `async` function. */
+export function isAsync(value: unknown): boolean {
+  return value instanceof AsyncFunction;
+}
 
 /** Names of the models that were loaded from files, by the URL of the file. */
 const models = new Map<string, string>();
@@ -37,16 +43,31 @@ export function describeModel(name: string): string {
  * @returns null when no model from a file was at work
  */
 export function placeInModel(error: unknown): string | null {
+  const [frame] = authorFrames(error);
+  if (frame === undefined) return null;
+  const [, url, row, column] = frame;
+  const name = models.get(url!);
+  const place = `${pathOf(url!)}:${row}:${column}`;
+  return name === undefined ? place : `model ${name}, ${place}`;
+}
+
+/**
+ * The author's function that was called by us, and led to an error: a name that is the same wherever in it that was.
+ *
+ * @returns null as {@linkcode placeInModel}
+ */
+export function entryInModel(error: unknown): string | null {
+  const frame = authorFrames(error).at(-1);
+  return frame === undefined ? null : frame[0].replace(/:\d+:\d+\)?$/, "");
+}
+
+/** Frames of a stack that are not ours, the innermost first. */
+function authorFrames(error: unknown): RegExpExecArray[] {
   const stack = error instanceof Error ? error.stack ?? "" : "";
-  for (const line of stack.split("\n")) {
-    const [, url, row, column] = FRAME.exec(line) ?? [];
-    if (url === undefined) continue;
-    if (OWN_FOLDERS.some((folder) => url.startsWith(folder))) continue;
-    const name = models.get(url);
-    const place = `${pathOf(url)}:${row}:${column}`;
-    return name === undefined ? place : `model ${name}, ${place}`;
-  }
-  return null;
+  return stack.split("\n").map((line) => FRAME.exec(line)).filter((frame) =>
+    frame !== null &&
+    !OWN_FOLDERS.some((folder) => frame[1]!.startsWith(folder))
+  ) as RegExpExecArray[];
 }
 
 /**

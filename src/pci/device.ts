@@ -146,7 +146,7 @@ export interface PciDevice {
    * Reads a register. MSI-X tables and mmap areas are served elsewhere and never asked for.
    *
    * @param offset Inside the BAR; aligned to `width`
-   * @returns The value, unsigned; all-ones or zero where there is no register, as the hardware would
+   * @returns The value, an unsigned integer; all-ones or zero where there is no register, as the hardware would
    */
   readBar(bar: number, offset: number, width: AccessWidth): number;
   /** Writes a register; see {@linkcode PciDevice.readBar}. */

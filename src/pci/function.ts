@@ -160,7 +160,7 @@ export class PciFunction {
       const value = window === null
         ? this.device.readBar(region, offset, width)
         : this.#readWindow(window, offset - window.start, width);
-      if (typeof value !== "number") this.#refuseValue(value, region, offset);
+      if (!Number.isInteger(value)) this.#refuseValue(value, region, offset);
       storeWidth(into, at, width, value);
       offset += width;
       at += width;
@@ -203,9 +203,9 @@ export class PciFunction {
 
   #refuseValue(value: unknown, region: number, offset: number): never {
     throw new ModelError(
-      `${this.#name}: readBar must return a number, and gave ${typeof value} for BAR ${region}, offset ${
-        hex(offset)
-      }`,
+      `${this.#name}: readBar must return an integer, and gave ${
+        typeof value === "number" ? value : typeof value
+      } for BAR ${region}, offset ${hex(offset)}`,
     );
   }
 

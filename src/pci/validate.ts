@@ -16,7 +16,7 @@ import {
   PciMsix,
   PciPm,
 } from "./defs.ts";
-import { ModelError } from "../model_fault.ts";
+import { isAsync, ModelError } from "../model_fault.ts";
 import type { BarSpec, CapabilitySpec, PciDevice, PciSpec } from "./device.ts";
 
 /** What precedes the body of a vendor-specific capability: id, next, length. */
@@ -114,6 +114,11 @@ function deviceProblem(device: unknown): string | null {
   for (const method of OPTIONAL_METHODS) {
     if (fields[method] !== undefined && typeof fields[method] !== "function") {
       return `the device's \`${method}\` must be a function`;
+    }
+  }
+  for (const method of [...METHODS, ...OPTIONAL_METHODS]) {
+    if (isAsync(fields[method])) {
+      return `the device's \`${method}\` must not be async: an IOThread waits for no promise`;
     }
   }
   return specProblem(fields.spec);

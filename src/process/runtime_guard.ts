@@ -7,7 +7,7 @@
 
 import process from "node:process";
 import v8 from "node:v8";
-import { placeInModel } from "../model_fault.ts";
+import { entryInModel, modelFault, placeInModel } from "../model_fault.ts";
 
 const WHY = "an IOThread never returns to its runtime";
 const WAITS = `${WHY}, so that nothing would come of it`;
@@ -33,9 +33,11 @@ const REFUSED: readonly (readonly [string, object, string])[] = [
   ["Deno.exit", Deno, ENDS],
   ["process.exit", process, ENDS],
 ];
+/** Those of {@linkcode REFUSED} that are of no use at the top level of a model's file either. */
+const TIMERS = ["setTimeout", "setInterval"];
 /** Deep enough for an author's frame behind those of the runtime. */
 const STACK_FRAMES = 50;
-/** So many places are told; a model that is made of promises has said enough by then. */
+/** So many functions are told of; a model that is made of promises has said enough by then. */
 const PLACES_MAX = 20;
 
 let depth = 0;
@@ -51,9 +53,10 @@ export function withoutRuntime<T>(run: () => T): T {
 }
 
 /**
- * Installs the guard on this thread, once.
+ * Installs the guard on this thread, once. A promise of a model's that is rejected ends nothing.
  *
- * @param report Told, in one line, where a model made a promise: that cannot be refused
+ * @param report Told, in one line, where a model made a promise, or a timer at the top level of its file: that cannot be
+ * refused, as it may be waited for there
  */
 export function guardRuntime(report: (message: string) => void): void {
   for (const [called, owner, why] of REFUSED) {
@@ -61,26 +64,47 @@ export function guardRuntime(report: (message: string) => void): void {
     const functions = owner as Record<string, AnyFunction>;
     const original = functions[name]!;
     functions[name] = (...args) => {
-      if (depth === 0) return original.apply(owner, args);
-      throw new Error(`Cannot use ${called}: ${why}`);
+      if (depth > 0) throw new Error(`Cannot use ${called}: ${why}`);
+      if (TIMERS.includes(name)) {
+        tell(
+          `Cannot rely on ${called} at the top level of a file: ${WHY} while it serves; use context.loop.timer`,
+        );
+      }
+      return original.apply(owner, args);
     };
   }
   const told = new Set<string>();
-  v8.promiseHooks.onInit(() => {
-    if (depth === 0 || told.size === PLACES_MAX) return;
-    const place = placeOfCaller();
-    if (place === null || told.has(place)) return;
-    told.add(place);
-    report(
-      `${place}: Cannot wait for a promise (await, then, an async function): ${WHY}, so that it may never go on; use context.loop, or a Worker of your own and an eventfd that the loop watches`,
+  /** Once for each function that was called by us: what it calls may make many promises of one. */
+  function tell(what: string): void {
+    if (told.size === PLACES_MAX) return;
+    const trace = traceOfCaller();
+    const entry = entryInModel(trace);
+    if (entry === null || told.has(entry)) return;
+    told.add(entry);
+    report(`${placeInModel(trace)}: ${what}`);
+  }
+  /** Those that models made while we waited for no promise. */
+  const made = new WeakSet<Promise<unknown>>();
+  v8.promiseHooks.onInit((promise: Promise<unknown>) => {
+    if (depth === 0) return;
+    made.add(promise);
+    tell(
+      `Cannot wait for a promise (await, then, an async function): ${WHY}, so that it may never go on; use context.loop, or a Worker of your own and an eventfd that the loop watches`,
     );
+  });
+  addEventListener("unhandledrejection", (event) => {
+    const fault = modelFault(event.reason);
+    if (fault === null) return;
+    event.preventDefault();
+    // Where it was made has been told.
+    if (!made.has(event.promise)) report(`a promise was rejected in ${fault}`);
   });
 }
 
-function placeOfCaller(): string | null {
+function traceOfCaller(): Error {
   const limit = Error.stackTraceLimit;
   Error.stackTraceLimit = STACK_FRAMES;
-  const place = placeInModel(new Error());
+  const trace = new Error();
   Error.stackTraceLimit = limit;
-  return place;
+  return trace;
 }

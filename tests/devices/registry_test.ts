@@ -77,6 +77,26 @@ Deno.test("loadModel explains what it cannot load", async () => {
   assertEquals(nested.message.includes("\n"), false);
 });
 
+Deno.test("loadModel gives up on a file that waits for ever", async () => {
+  const file = Deno.makeTempFileSync({ suffix: ".ts" });
+  const { promise, resolve } = Promise.withResolvers<void>();
+  Reflect.set(globalThis, "gate", promise);
+  try {
+    Deno.writeTextFileSync(file, "await globalThis.gate;\nexport {};");
+    await assertRejects(
+      () => loadModel(file, 0),
+      Error,
+      `Cannot load device model ${file}: it is not done within 0 s; does an \`await\` at its top level`,
+    );
+    // What waits for ever would end the tests.
+    resolve();
+    await import(file);
+  } finally {
+    Reflect.deleteProperty(globalThis, "gate");
+    Deno.removeSync(file);
+  }
+});
+
 Deno.test("isModelPath tells names from paths and URLs", () => {
   for (
     const path of [

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { startOutboard } from "../../src/testing/mod.ts";
 import { VfioUserClient } from "../../src/vfio_user/client/mod.ts";
+import { controlLine } from "../guest/control_line.ts";
 import { FAULTS } from "./fixtures/faulty_model.ts";
 
 const FILE = new URL("./fixtures/faulty_model.ts", import.meta.url).pathname;
@@ -23,7 +24,7 @@ const EXPECTED: Readonly<Record<string, readonly [string, string]>> = {
   "Deno.exit": [at("=> Deno.exit("), "Cannot use Deno.exit: "],
   "process.exit": [at("=> process.exit("), "Cannot use process.exit: "],
   readBar: [
-    `model faulty, ${FILE}: readBar must return a number, and gave undefined for BAR 0`,
+    `model faulty, ${FILE}: readBar must return an integer, and gave undefined for BAR 0`,
     `offset 0x${(FAULTS.indexOf("readBar") * 4).toString(16)}`,
   ],
   string: [
@@ -79,12 +80,66 @@ Deno.test("a fault of a model at run time is one line with its name, file and li
   }
 });
 
+Deno.test("a model that hopes for its runtime is told so in one line for each cause, and ends nothing", async () => {
+  const file = new URL("./fixtures/hasty_model.ts", import.meta.url).pathname;
+  const lines = Deno.readTextFileSync(file).split("\n");
+  const line = (text: string) =>
+    `${file}:${lines.findIndex((line) => line.includes(text)) + 1}:`;
+  const folder = Deno.makeTempDirSync();
+  try {
+    const [socket, control] = [`${folder}/s`, `${folder}/c`];
+    await using outboard = await startOutboard([
+      ...["--device", file, "--socket", socket, "--control", control],
+    ]);
+    {
+      using client = new VfioUserClient(socket);
+      client.negotiate();
+      assertEquals(client.readRegion32(0, 0), 0);
+      assertThrows(() => client.readRegion32(0, 4));
+    }
+    {
+      using client = new VfioUserClient(socket);
+      client.negotiate();
+      assertThrows(() => client.readRegion32(0, 8));
+    }
+    // The runtime has its turn, and finds what was rejected.
+    await controlLine(control, "counters");
+    await controlLine(control, "counters");
+    const fault = `hasty0: error: REGION_READ failed in model hasty, ${file}`;
+    const integer = "readBar must return an integer, and gave";
+    const expected = [
+      `error: ${
+        line("setInterval(")
+      }1: Cannot rely on setInterval at the top level`,
+      `error: model hasty, ${line("async function manySteps")}`,
+      `${fault}: ${integer} NaN for BAR 0, offset 0x4`,
+      `${fault}: ${integer} 0.5 for BAR 0, offset 0x8`,
+    ];
+    await outboard.waitFor(
+      "tell of all",
+      () => outboard.stderr.includes(expected.at(-1)!),
+    );
+    const told = outboard.stderr.trimEnd().split("\n")
+      .filter((line) => line.includes("error"));
+    assertEquals(told.length, expected.length, outboard.stderr);
+    for (const [i, beginning] of expected.entries()) {
+      assert(told[i]!.startsWith(beginning), told[i]);
+    }
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
 for (
   const [where, expected] of [
     ["create", `${at('new Error("not on a timer")')}`],
     [
       "string",
       `model faulty, ${FILE}: it throws "just a string", which is not an Error`,
+    ],
+    [
+      "async",
+      `model faulty, ${FILE}: the device's \`counters\` must not be async`,
     ],
     [
       "reset",
