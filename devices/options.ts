@@ -55,6 +55,23 @@ export function unknownOption(
   );
 }
 
+/** Parts between commas; one that is written twice is part of a part, as in QEMU. */
+export function splitAtCommas(text: string): string[] {
+  return text.replaceAll(",,", "\0").split(",")
+    .map((part) => part.replaceAll("\0", ","));
+}
+
+/** `KEY=VALUE` parts as options; a key alone means `on`, and one that comes again has all its values. */
+export function parseOptionParts(parts: readonly string[]): OptionValues {
+  const options: Record<string, string | string[]> = Object.create(null);
+  for (const part of parts) {
+    const [, key = "", value = "on"] = /^([^=]*)(?:=(.*))?$/s.exec(part)!;
+    const before = options[key];
+    options[key] = before === undefined ? value : [before, value].flat();
+  }
+  return options;
+}
+
 /** The value of an option that is given once at most. */
 function once(key: string, value: string | readonly string[]): string {
   if (typeof value === "string") return value;

@@ -7,7 +7,9 @@
 import type { BlockOptions } from "../../src/block/option_table.ts";
 import { parseBlockOptions } from "../../src/block/options.ts";
 import { resizeStorage, SHRINK } from "../../src/block/resize.ts";
+import { formatSize } from "../../src/block/size.ts";
 import type { CommandAnswer, DeviceCommand } from "../../src/pci/device.ts";
+import { parseOptionParts, splitAtCommas } from "../options.ts";
 import { type Namespace, type NamespaceSet, NSID_MAX } from "./namespace.ts";
 
 /** What the commands act on. */
@@ -26,7 +28,7 @@ function describe(namespaces: readonly Namespace[]): CommandAnswer {
     storage: backend.description,
   }));
   const lines = data.map(({ nsid, sizeBytes, storage }) =>
-    `namespace ${nsid} has ${sizeBytes} bytes, ${storage}`
+    `namespace ${nsid} has ${formatSize(sizeBytes)}, on ${storage}`
   );
   return { text: lines.join("\n"), data: { namespaces: data } };
 }
@@ -38,8 +40,12 @@ function find(
 ): Namespace {
   const ns = /^\d+$/.test(text) ? namespaces.get(Number(text)) : null;
   if (ns === null) {
-    const known = namespaces.all.map(({ nsid }) => nsid).join(", ") || "none";
-    throw new Error(`Cannot ${action} namespace ${text}: there is ${known}`);
+    const known = namespaces.all.map(({ nsid }) => nsid).join(", ");
+    throw new Error(
+      `Cannot ${action} namespace ${text}: there is ${
+        known === "" ? "none" : `none of that number, only ${known}`
+      }`,
+    );
   }
   return ns;
 }
@@ -59,8 +65,10 @@ export function namespaceCommands(
 function addCommand(host: NamespaceHost): DeviceCommand {
   return {
     help:
-      "add NSID OPTION=VALUE...: add a namespace, with storage options as at the start, such as: add 2 file=b.img",
+      "add NSID OPTION=VALUE...: add a namespace, with storage options as at the start, such as: add 2 file=b.img,create=10G",
     run([text = "", ...words]) {
+      // As on the command line, or a word each.
+      const parts = words.flatMap(splitAtCommas);
       const nsid = Number(text);
       if (!/^\d+$/.test(text) || nsid < 1 || nsid > NSID_MAX) {
         throw new Error(
@@ -72,19 +80,11 @@ function addCommand(host: NamespaceHost): DeviceCommand {
           `Cannot add namespace ${nsid}: there is one, remove it first`,
         );
       }
-      return describe([host.add(nsid, parseBlockOptions(parseWords(words)))]);
+      return describe([
+        host.add(nsid, parseBlockOptions(parseOptionParts(parts))),
+      ]);
     },
   };
-}
-
-/** `KEY=VALUE` words; a key alone means `on`, and one that comes again makes a list. */
-function parseWords(words: readonly string[]): Record<string, string[]> {
-  const values: Record<string, string[]> = {};
-  for (const word of words) {
-    const [, key = "", value = "on"] = /^([^=]*)(?:=(.*))?$/s.exec(word)!;
-    values[key] = [...values[key] ?? [], value];
-  }
-  return values;
 }
 
 /** The `remove` command: a namespace goes, and commands that are under way there with it. */

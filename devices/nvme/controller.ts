@@ -6,6 +6,7 @@
 
 import type { BlockClient, BlockRequest } from "../../src/block/backend.ts";
 import type { BlockOptions } from "../../src/block/option_table.ts";
+import { formatSize } from "../../src/block/size.ts";
 import type { BottomHalf, Poller, Timer } from "../../src/event_loop.ts";
 import type {
   AccessWidth,
@@ -278,7 +279,8 @@ export class NvmeController implements PciDevice, BlockClient {
   /** The storage of a namespace has another size. */
   onNamespaceChanged(ns: Namespace): void {
     const { nsid, sizeBytes } = ns;
-    this.#tellChanged(nsid, `namespace ${nsid} has ${sizeBytes} bytes now`, {
+    const size = formatSize(sizeBytes);
+    this.#tellChanged(nsid, `namespace ${nsid} has ${size} now`, {
       event: "RESIZED",
       nsid,
       sizeBytes,
@@ -315,7 +317,7 @@ export class NvmeController implements PciDevice, BlockClient {
     const { sizeBytes } = ns;
     this.#tellChanged(
       nsid,
-      `namespace ${nsid} is there, of ${sizeBytes} bytes`,
+      `namespace ${nsid} is there, of ${formatSize(sizeBytes)}`,
       {
         event: "NAMESPACE_ADDED",
         nsid,

@@ -15,7 +15,6 @@ import {
   fdatasync,
   NativeBuffer,
   SyscallError,
-  truncateFd,
 } from "../libc/mod.ts";
 import {
   type BlockBackend,
@@ -45,6 +44,7 @@ import {
   imageInfo,
   inheritImage,
   openImage,
+  setImageLength,
 } from "./image.ts";
 import { type FileBlockOptions, FileEngine } from "./option_table.ts";
 import { RequestQueue } from "./request_queue.ts";
@@ -197,7 +197,7 @@ export class FileBackend implements BlockBackend {
     }
     // Requests beyond the new end must not make the file grow again.
     if (sizeBytes < this.#info.sizeBytes) this.drain();
-    truncateFd(this.#fd, sizeBytes);
+    setImageLength(this.#fd, sizeBytes, `resize ${path} to`);
     this.rescan();
   }
 

@@ -78,8 +78,10 @@ export function openImage(
     checkType(options.path, stat);
     setBlocking(fd.number);
     lockOrExplain(fd.number, options, log);
-    if (isNew) sizeNewImage(fd.number, options);
-    else {
+    if (isNew) {
+      const { path, createBytes } = options;
+      setImageLength(fd.number, createBytes!, `make image ${path} of`);
+    } else {
       checkFormat(fd.number, options.path);
       mentionSize(stat, options, log);
     }
@@ -332,15 +334,24 @@ function mentionRest(image: Image, options: FileBlockOptions, log: Log): void {
   );
 }
 
-function sizeNewImage(fd: number, options: FileBlockOptions): void {
-  const bytes = options.createBytes!;
+/**
+ * Gives an image a length.
+ *
+ * @param action For the message, such as `make image a.img of`
+ * @throws {ErrnoError} EFBIG and the like
+ */
+export function setImageLength(
+  fd: number,
+  bytes: number,
+  action: string,
+): void {
   try {
     truncateFd(fd, bytes);
   } catch (error) {
     if (!(error instanceof ErrnoError)) throw error;
     throw new ErrnoError(
       error.errno,
-      `Cannot make image ${options.path} of ${
+      `Cannot ${action} ${
         formatSize(bytes)
       }: its file system takes no file of that size`,
       { cause: error },

@@ -44,7 +44,7 @@ const Count = {
 
 /** A memfd, mapped once; every request is done when it is submitted. */
 export class MemoryBackend implements BlockBackend {
-  readonly description: string;
+  readonly #pages: string;
   readonly #options: MemoryBlockOptions;
   readonly #fd: Fd;
   #mapping: Mapping;
@@ -66,10 +66,9 @@ export class MemoryBackend implements BlockBackend {
     this.#options = options;
     this.#info = inherited?.info ?? this.#describe(options.sizeBytes);
     const { sizeBytes } = this.#info;
-    const pages = options.sizeBytes >= HUGE_PAGE_BYTES && hasHugePages()
+    this.#pages = options.sizeBytes >= HUGE_PAGE_BYTES && hasHugePages()
       ? " on huge pages"
       : "";
-    this.description = `memory of ${formatSize(options.sizeBytes)}${pages}`;
     this.#fd = inherited === null
       ? createMemfd("outboard-disk", sizeBytes)
       : new Fd(inherited.fd);
@@ -83,6 +82,10 @@ export class MemoryBackend implements BlockBackend {
     }
     this.#base[0] = this.#mapping.hva;
     if (inherited !== null) this.#counts.set(inherited.counters);
+  }
+
+  get description(): string {
+    return `memory of ${formatSize(this.#info.sizeBytes)}${this.#pages}`;
   }
 
   get info(): BlockInfo {

@@ -29,7 +29,9 @@ export function resizeStorage(
   if (
     sizeBytes === null || sizeBytes === 0 || sizeBytes % logicalBlockBytes !== 0
   ) {
-    return refuse(`${SIZE_WANTED}, in blocks of ${logicalBlockBytes} bytes`);
+    return refuse(
+      `${SIZE_WANTED}, and it is whole blocks of ${logicalBlockBytes} bytes`,
+    );
   }
   if (backend.resize === undefined) {
     return refuse(`${backend.description} has a size of its own`);

@@ -8,7 +8,7 @@ const UNITS = "KMGTP";
 
 /** What to say to somebody who wrote none. */
 export const SIZE_WANTED =
-  "a size in bytes, or like 64M or 10G, is wanted; K, M, G, T and P are powers of 1024";
+  "a size below 8P is wanted, in bytes or like 64M or 10G; K, M, G, T and P are powers of 1024";
 
 /**
  * A size such as `512`, `64M` or `10G`; the letters are powers of 1024.

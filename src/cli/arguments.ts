@@ -4,6 +4,11 @@
  * @module
  */
 
+import {
+  type OptionValues,
+  parseOptionParts,
+  splitAtCommas,
+} from "../../devices/options.ts";
 import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import {
@@ -35,7 +40,7 @@ export interface DeviceArgument {
   /** Name in the registry, or path or URL of a module. */
   readonly model: string;
   /** Options in the order given; a repeated key holds all its values. */
-  readonly options: Readonly<Record<string, string | string[]>>;
+  readonly options: OptionValues;
   /** Whether `help` was asked for: `MODEL,help`. */
   readonly help: boolean;
 }
@@ -66,12 +71,6 @@ export type Command =
     readonly logFormat: LogFormat;
   };
 
-/** Parts between commas; one that is written twice is part of a part, as in QEMU. */
-function splitAtCommas(text: string): string[] {
-  return text.replaceAll(",,", "\0").split(",")
-    .map((part) => part.replaceAll("\0", ","));
-}
-
 /**
  * Takes `MODEL[,key=value…]` apart. A comma inside a value is written twice, as in QEMU; a key alone means `on`.
  *
@@ -85,27 +84,14 @@ export function parseDeviceArgument(text: string): DeviceArgument {
       `Cannot use --device ${text}: a model comes first, as in --device virtio-net,key=value; see --device help`,
     );
   }
-  const options: Record<string, string | string[]> = Object.create(null);
-  let help = false;
-  for (const part of parts) {
-    const equals = part.indexOf("=");
-    const key = equals < 0 ? part : part.slice(0, equals);
-    const value = equals < 0 ? "on" : part.slice(equals + 1);
-    if (key === "") {
-      throw new UsageError(
-        `Cannot use --device ${text}: "${part}" has no key; options are key=value (write a comma in a value twice)`,
-      );
-    }
-    if (key === "help" && equals < 0) {
-      help = true;
-      continue;
-    }
-    const before = options[key];
-    if (before === undefined) options[key] = value;
-    else if (Array.isArray(before)) before.push(value);
-    else options[key] = [before, value];
+  const stray = parts.find((part) => part === "" || part.startsWith("="));
+  if (stray !== undefined) {
+    throw new UsageError(
+      `Cannot use --device ${text}: "${stray}" has no key; options are key=value (write a comma in a value twice)`,
+    );
   }
-  return { model, options, help };
+  const options = parseOptionParts(parts.filter((part) => part !== "help"));
+  return { model, options, help: parts.includes("help") };
 }
 
 function parseFd(text: string): Endpoint {

@@ -81,7 +81,7 @@ function splitOptions(
   const iothreads = iothread === undefined ? [] : parseIOThreadList(iothread);
   if (id === undefined) return { id, iothreads, own };
   if (
-    Array.isArray(id) || !/^[A-Za-z][\w.-]*$/.test(id) ||
+    typeof id !== "string" || !/^[A-Za-z][\w.-]*$/.test(id) ||
     reserved.includes(id)
   ) {
     throw new UsageError(

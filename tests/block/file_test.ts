@@ -1,7 +1,8 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { BlockOp } from "../../src/block/backend.ts";
+import { setImageLength } from "../../src/block/image.ts";
 import type { FileBlockOptions } from "../../src/block/option_table.ts";
-import { Errno } from "../../src/errno.ts";
+import { Errno, ErrnoError } from "../../src/errno.ts";
 import { isInMemory, openFd } from "../../src/libc/mod.ts";
 import { openFds, sharedMappings } from "../resources.ts";
 import { Controller, FILE, Folder, Host, pattern } from "./rig.ts";
@@ -192,6 +193,18 @@ onImage("resize and rescan change the size", 65536, {}, (controller, path) => {
   for (const size of [0, 511, 513, NaN, 2 ** 60]) {
     assertThrows(() => backend.resize!(size), Error, "Cannot resize");
   }
+});
+
+Deno.test("FileBackend says that no image can have such a size", () => {
+  using folder = new Folder();
+  const path = folder.image("disk.img", 512);
+  // As a file system does that takes no such file.
+  using fd = openFd(path, 0);
+  assertThrows(
+    () => setImageLength(fd.number, 2 ** 40, `resize ${path} to`),
+    ErrnoError,
+    `Cannot resize ${path} to 1T: its file system takes no file of that size`,
+  );
 });
 
 Deno.test("FileBackend serves what the page cache has without the ring", () => {

@@ -96,6 +96,7 @@ Deno.test("MemoryBackend keeps what it holds when it is resized", () => {
     controller.write(0, pattern(8192, 1));
     backend.resize!(4 << 20);
     assertEquals(backend.info.sizeBytes, 4 << 20);
+    assertMatch(backend.description, /^memory of 4M/);
     assertEquals(controller.write((4 << 20) - 512, pattern(512, 2)), 0);
     backend.resize!(4096 + 512);
     assertEquals(

@@ -130,6 +130,7 @@ Deno.test("parseBlockOptions throws nothing but refusals, and gives plain data",
 });
 
 Deno.test("parseSize takes powers of 1024", () => {
+  assertEquals([parseSize("7P"), parseSize("8P")], [7 * 2 ** 50, null]);
   assertEquals(parseSize("512"), 512);
   assertEquals(parseSize("64M"), 64 << 20);
   assertEquals(parseSize("10g"), 10 * 2 ** 30);

@@ -874,12 +874,12 @@ Deno.test("the resize command changes storage and explains itself", () => {
   using rig = new Rig({ disks: { 1: 65536, 2: 65536 } });
   const run = (...args: string[]) =>
     textOf(rig.device.commands.resize, ...args);
-  assertEquals(run("2", "128K"), "namespace 2 has 131072 bytes, ram disk");
+  assertEquals(run("2", "128K"), "namespace 2 has 128K, on ram disk");
   assertEquals(run().split("\n").length, 2);
   assertThrows(() => run("2", "64K"), Error, "say 64K --shrink");
   assertEquals(
     run("2", "--shrink", "64K"),
-    "namespace 2 has 65536 bytes, ram disk",
+    "namespace 2 has 64K, on ram disk",
   );
   for (
     const args of [["1M"], ["3", "1M"], ["x", "1M"], ["1", "1001"], [

@@ -60,8 +60,8 @@ Deno.test("namespaces come and go at run time, and the driver is told", () => {
   assertEquals(driver.setFeature(11, 1 << 8).status, 0);
   rig.awaitEvent();
   assertEquals(
-    rig.command("add 5 memory=128K"),
-    "namespace 5 has 131072 bytes, ram disk",
+    rig.command("add 5 memory=128K,block-size=512 readonly=off"),
+    "namespace 5 has 128K, on ram disk",
   );
   assertEquals(driver.reap(driver.admin).map(({ dw0 }) => dw0), [NS_CHANGED]);
   assertEquals(driver.logPage(4, 4096).getUint32(0, true), 5);
@@ -104,7 +104,7 @@ Deno.test("what comes of a namespace is told by name", () => {
     })).filter((record) => "event" in record),
     [
       {
-        message: "namespace 5 is there, of 131072 bytes",
+        message: "namespace 5 is there, of 128K",
         event: "NAMESPACE_ADDED",
         nsid: 5,
         sizeBytes: 131072,
@@ -236,8 +236,13 @@ Deno.test("the commands about namespaces say what is wrong, and change nothing t
     ["add 2 memory=1M", "it takes 4K at a time, and the driver was told 1M"],
     ["remove", "say remove NSID"],
     ["remove 1 2", "say remove NSID"],
-    ["remove 2", "Cannot remove namespace 2: there is 1"],
-    ["remove x", "Cannot remove namespace x: there is 1"],
+    ["add 2 constructor=1", "no storage option"],
+    ["add 2 file=a,,b,c=d", "Cannot use c: "],
+    [
+      "remove 2",
+      "Cannot remove namespace 2: there is none of that number, only 1",
+    ],
+    ["remove x", "Cannot remove namespace x: there is none of that number"],
   ];
   for (const [line, message] of cases) {
     assertThrows(() => rig.command(line), Error, message, line);
