@@ -86,9 +86,12 @@ Deno.test("parseBlockOptions says what is wrong and what would be right", () => 
     ],
     [{ memory: "0" }, /at least one block of 512/],
     [{ memory: "1000" }, /a multiple of the block/],
-    [{ memory: "much" }, /a size in bytes, or like 64M or 10G/],
-    [{ memory: "-1" }, /a size in bytes/],
-    [{ memory: "9000000P" }, /a size in bytes/],
+    [
+      { memory: "much" },
+      /a size below 8P is wanted, in bytes or like 64M or 10G/,
+    ],
+    [{ memory: "-1" }, /a size below 8P is/],
+    [{ memory: "9000000P" }, /a size below 8P is/],
     [{ file: "a", create: "5X" }, /create=5X/],
     [
       { file: "a", create: "1G", readonly: "on" },
