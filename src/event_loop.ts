@@ -16,6 +16,7 @@ import type {
   PollHooks,
   Timer,
 } from "./event_loop/loop.ts";
+import { Pace } from "./event_loop/pace.ts";
 import { Polling } from "./event_loop/polling.ts";
 import { Timers } from "./event_loop/timers.ts";
 import { Watches } from "./event_loop/watches.ts";
@@ -31,12 +32,6 @@ export interface EventLoopOptions {
   /** Called with what a handler threw; the loop goes on. Without it, {@linkcode EventLoop.turn} throws. */
   readonly onError?: (error: unknown) => void;
 }
-
-/** How many steps of polling go by for each look at the descriptors, which costs a system call: a round is one, and one
- * for each handler. */
-const STEPS_PER_LOOK = 64;
-/** What a round that found work counts for besides: it took longer, and whoever sends messages waits. */
-const STEPS_OF_WORK = 6;
 
 /**
  * A blocking event loop. All methods are to be called on the thread that made it; other threads may only
@@ -59,7 +54,7 @@ export class EventLoop implements Loop, Disposable {
   readonly #timers = new Timers(this.#fail);
   readonly #bottomHalves = new BottomHalves(this.#fail);
   readonly #polling = new Polling(this.#fail);
-  #untilLook = STEPS_PER_LOOK;
+  readonly #pace = new Pace();
   #wakeUps = 0;
   #returning = false;
 
@@ -189,10 +184,10 @@ export class EventLoop implements Loop, Disposable {
     do {
       counts.add(Count.POLL_ROUNDS, 1);
       let found = polling.round();
-      this.#untilLook -= 1 + polling.handlers + (found ? STEPS_OF_WORK : 0);
-      if (this.#untilLook <= 0) {
-        this.#untilLook = STEPS_PER_LOOK;
-        if (this.#look(0)) found = true;
+      if (this.#pace.round(polling.handlers, found)) {
+        const ready = this.#look(0);
+        this.#pace.looked(ready, performance.now());
+        if (ready) found = true;
       }
       if (found || this.#returning) {
         if (found) counts.add(Count.POLL_HITS, 1);

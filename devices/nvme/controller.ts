@@ -8,6 +8,7 @@ import type { BlockClient, BlockRequest } from "../../src/block/backend.ts";
 import type { BlockOptions } from "../../src/block/option_table.ts";
 import { formatSize } from "../../src/block/size.ts";
 import type { BottomHalf, Poller, Timer } from "../../src/event_loop.ts";
+import { LookTimer } from "../../src/event_loop/look_timer.ts";
 import type {
   AccessWidth,
   DeviceCommand,
@@ -44,9 +45,6 @@ import { type NvmeHandOver, type NvmeState, parseNvmeState } from "./state.ts";
 
 export type { NvmeControllerOptions } from "./parts.ts";
 
-/** How often mapped doorbells are looked at when the loop does not poll, in milliseconds. */
-const DOORBELL_TIMER_MS = { LEAST: 0.05, MOST: 1 } as const;
-
 /**
  * A controller.
  *
@@ -73,7 +71,8 @@ export class NvmeController implements PciDevice, BlockClient {
   readonly #parts: ControllerParts;
   readonly #work: BottomHalf;
   readonly #poller: Poller;
-  readonly #doorbellTimer: Timer | null;
+  /** Looks at mapped doorbells. */
+  readonly #doorbellTimer: LookTimer | null;
   /** Armed while a queue is wanted that is not mapped. */
   readonly #absence: Timer;
   #absent = false;
@@ -85,7 +84,6 @@ export class NvmeController implements PciDevice, BlockClient {
   #holding = false;
   #resetAsked = false;
   #warned = false;
-  #doorbellDelayMs: number = DOORBELL_TIMER_MS.MOST;
 
   /** @param storage Namespaces, all ids different */
   constructor(
@@ -113,13 +111,16 @@ export class NvmeController implements PciDevice, BlockClient {
     });
     this.spreading = this.#makeSpreading();
     this.#work = loop.bottomHalf(() => this.#run());
-    this.#poller = loop.poll(() => this.#poll(), {
-      begin: () => this.#parts.queues.beginPolling(),
-      end: () => this.#endPolling(),
-    });
     this.#doorbellTimer = page === null
       ? null
-      : loop.timer(() => this.#onDoorbellTimer());
+      : new LookTimer(loop, () => this.#onDoorbellTimer());
+    this.#poller = loop.poll(() => this.#poll(), {
+      begin: () => {
+        this.#doorbellTimer?.beginPolling();
+        this.#parts.queues.beginPolling();
+      },
+      end: () => this.#endPolling(),
+    });
     this.#absence = loop.timer(() => this.#onAbsence());
     this.#unsubscribe = memory.subscribe({
       onUnmap: (iova, lengthBytes) => this.#onUnmap(iova, lengthBytes),
@@ -169,7 +170,7 @@ export class NvmeController implements PciDevice, BlockClient {
 
   stop(): void {
     this.#stopped = true;
-    this.#doorbellTimer?.cancel();
+    this.#doorbellTimer?.stop();
     // No request may be filling guest memory; what is done now is told after start.
     this.#parts.namespaces.drain();
   }
@@ -178,7 +179,7 @@ export class NvmeController implements PciDevice, BlockClient {
     if (!this.#stopped && !this.#holding) return;
     this.#stopped = this.#holding = false;
     this.#work.schedule();
-    this.#armDoorbellTimer();
+    this.#lookIfRunning();
   }
 
   hold(): number {
@@ -525,7 +526,7 @@ export class NvmeController implements PciDevice, BlockClient {
     // Enabled with CC.SHN set it is on its way down as before.
     if (!this.#parts.registers.shutdownRequested) this.#parts.logs.inUse = true;
     this.#parts.registers.setReady(true);
-    this.#armDoorbellTimer();
+    this.#lookIfRunning();
   }
 
   /** The driver did what the controller cannot go on from; a reset ends it. */
@@ -565,7 +566,7 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   #resetHere(): void {
-    this.#doorbellTimer?.cancel();
+    this.#doorbellTimer?.stop();
     this.#absence.cancel();
     this.#absent = false;
     this.#parts.namespaces.drain();
@@ -641,22 +642,20 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   #endPolling(): boolean {
+    this.#doorbellTimer?.endPolling();
     const found = this.#parts.queues.endPolling() && this.#running &&
       !this.#holding && !this.#stopped;
     if (found) this.#work.schedule();
     return found;
   }
 
-  #armDoorbellTimer(): void {
-    if (!this.#running || this.#stopped) return;
-    this.#doorbellTimer?.arm(this.#doorbellDelayMs);
+  #lookIfRunning(): void {
+    if (this.#running && !this.#stopped) this.#doorbellTimer?.start();
   }
 
-  /** Looks often while there is something to do, and seldom when not. */
-  #onDoorbellTimer(): void {
-    this.#doorbellDelayMs = this.#poll()
-      ? DOORBELL_TIMER_MS.LEAST
-      : Math.min(this.#doorbellDelayMs * 2, DOORBELL_TIMER_MS.MOST);
-    this.#armDoorbellTimer();
+  #onDoorbellTimer(): boolean {
+    if (this.#running && !this.#stopped) return this.#poll();
+    this.#doorbellTimer?.stop();
+    return false;
   }
 }

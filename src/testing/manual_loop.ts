@@ -13,6 +13,7 @@ import type {
   PollHooks,
   Timer,
 } from "../event_loop.ts";
+import { Polling } from "../event_loop/polling.ts";
 
 interface Watched {
   events: number;
@@ -41,7 +42,9 @@ export class ManualLoop implements Loop {
   readonly #watches = new Map<number, Watched>();
   readonly #signalled: { fd: number; events: number }[] = [];
   readonly #timers = new Set<Armed>();
-  readonly #pollers: (() => boolean)[] = [];
+  readonly #polling = new Polling((error) => {
+    throw error;
+  });
   #scheduled = new Set<() => void>();
   #running = new Set<() => void>();
   #nowMs = 0;
@@ -102,14 +105,8 @@ export class ManualLoop implements Loop {
     };
   }
 
-  poll(handler: () => boolean, _hooks?: PollHooks): Poller {
-    // Without adaptive polling there is no stretch of it to tell of.
-    this.#pollers.push(handler);
-    const close = () => {
-      const at = this.#pollers.indexOf(handler);
-      if (at >= 0) this.#pollers.splice(at, 1);
-    };
-    return { close, [Symbol.dispose]: close };
+  poll(handler: () => boolean, hooks?: PollHooks): Poller {
+    return this.#polling.add(handler, hooks);
   }
 
   /** How many descriptors are watched. */
@@ -124,7 +121,7 @@ export class ManualLoop implements Loop {
 
   /** How many polling handlers there are. */
   get pollerCount(): number {
-    return this.#pollers.length;
+    return this.#polling.handlers;
   }
 
   /** Whether a bottom half waits to run. */
@@ -196,9 +193,21 @@ export class ManualLoop implements Loop {
    * @returns Whether one found work
    */
   pollOnce(): boolean {
-    let found = false;
-    for (const handler of [...this.#pollers]) if (handler()) found = true;
-    return found;
+    return this.#polling.round();
+  }
+
+  /** Tells all that have hooks that a stretch of polling begins. */
+  beginPolling(): void {
+    this.#polling.begin();
+  }
+
+  /**
+   * Tells them that it ends.
+   *
+   * @returns Whether one of them found that work came in meanwhile
+   */
+  endPolling(): boolean {
+    return this.#polling.end();
   }
 
   #runBottomHalves(): boolean {

@@ -5,7 +5,6 @@
  */
 
 import { PAGE_SIZE } from "../bits.ts";
-import type { Loop, Timer } from "../event_loop.ts";
 import type { SharedMemory } from "../pci/device.ts";
 
 /** Bytes of a queue's slot: what NOTIFICATION_DATA makes drivers write (section 4.1.5.2.2). */
@@ -84,47 +83,4 @@ export class NotifyPage {
 export function notifyPageBytes(queues: number): number {
   const pages = Math.ceil(queues * NOTIFY_SLOT_BYTES / PAGE_SIZE);
   return Math.max(1, pages) * PAGE_SIZE;
-}
-
-/** How often a mapped page is looked at when the loop does not poll, in milliseconds. */
-const LOOK_MS = { LEAST: 0.05, MOST: 1 } as const;
-
-/** Looks now and then while the loop sleeps: often while there is something to find, seldom when not. */
-export class LookTimer {
-  readonly #timer: Timer;
-  readonly #look: () => boolean;
-  #delayMs: number = LOOK_MS.MOST;
-  #running = false;
-
-  /** @param look Returns whether it found something; may stop the timer */
-  constructor(loop: Loop, look: () => boolean) {
-    this.#look = look;
-    this.#timer = loop.timer(() => this.#onTimer());
-  }
-
-  /** Begins to look, or goes on with it. */
-  start(): void {
-    if (this.#running) return;
-    this.#running = true;
-    this.#timer.arm(this.#delayMs);
-  }
-
-  /** Does not look any more, until it is started. */
-  stop(): void {
-    this.#running = false;
-    this.#timer.cancel();
-  }
-
-  /** Stops for good. */
-  close(): void {
-    this.#running = false;
-    this.#timer.close();
-  }
-
-  #onTimer(): void {
-    this.#delayMs = this.#look()
-      ? LOOK_MS.LEAST
-      : Math.min(this.#delayMs * 2, LOOK_MS.MOST);
-    if (this.#running) this.#timer.arm(this.#delayMs);
-  }
 }

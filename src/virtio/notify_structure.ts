@@ -5,6 +5,7 @@
  */
 
 import type { Poller } from "../event_loop.ts";
+import { LookTimer } from "../event_loop/look_timer.ts";
 import type {
   AccessWidth,
   BarSpec,
@@ -14,7 +15,6 @@ import type {
 } from "../pci/device.ts";
 import { VIRTIO_F } from "./features.ts";
 import {
-  LookTimer,
   NOTIFY_SLOT_BYTES,
   NotifyPage,
   notifyPageBytes,
@@ -65,8 +65,14 @@ export class NotifyStructure {
         : "drivers notify by messages and eventfds",
     );
     this.#poller = context.loop.poll(() => this.#poll(), {
-      begin: () => session.beginPolling(),
-      end: () => session.endPolling(),
+      begin: () => {
+        this.#mapped?.timer.beginPolling();
+        session.beginPolling();
+      },
+      end: () => {
+        this.#mapped?.timer.endPolling();
+        return session.endPolling();
+      },
     });
   }
 

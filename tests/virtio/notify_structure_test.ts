@@ -68,6 +68,17 @@ Deno.test("VirtioPci finds a write to the page while the loop sleeps, and while 
   assertEquals(driver.context.interrupts.take(), [1, 1]);
 });
 
+Deno.test("VirtioPci looks by no timer while the loop polls", () => {
+  const driver = new PciDriver({ mapNotify: true });
+  const { loop } = driver.context;
+  loop.beginPolling();
+  driver.start();
+  loop.advance(5);
+  assertEquals(loop.timerCount, 0);
+  loop.endPolling();
+  assertEquals(loop.timerCount, 1);
+});
+
 Deno.test("VirtioPci looks at the rings too: a driver that polls never notifies", () => {
   const driver = new PciDriver({ mapNotify: true });
   const [ring] = driver.start();

@@ -322,6 +322,19 @@ Deno.test("mapped doorbells are a page of BAR 0 that is polled", () => {
   assertEquals(area!.memory.bytes.some((b) => b !== 0), false);
 });
 
+Deno.test("mapped doorbells of a controller that is made while the loop polls are looked at by no timer until it sleeps", () => {
+  using rig = new Rig({
+    controller: { mapDoorbells: true },
+    disabled: true,
+    polled: true,
+  });
+  rig.driver.enable();
+  rig.loop.advance(5);
+  assertEquals(rig.loop.timerCount, 0);
+  rig.loop.endPolling();
+  assertEquals(rig.loop.timerCount, 1);
+});
+
 Deno.test("Doorbells.arm asks only when something changes", () => {
   const memory = new ArrayMemory();
   const doorbells = new Doorbells(memory, 2, null);

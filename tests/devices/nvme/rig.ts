@@ -27,6 +27,8 @@ export interface RigOptions {
   readonly byPage?: boolean;
   /** Leave the controller disabled. */
   readonly disabled?: boolean;
+  /** Let the loop poll from the beginning. */
+  readonly polled?: boolean;
 }
 
 export class Rig implements Disposable {
@@ -46,6 +48,7 @@ export class Rig implements Disposable {
     this.ram = new DriverMemory(buffer, RAM_IOVA);
     this.context = fakeContext({ memory: this.memory });
     this.context.interrupts.mode = options.mode ?? "msix";
+    if (options.polled) this.loop.beginPolling();
     const disks = options.disks ?? { 1: 1 << 20 };
     for (const [nsid, size] of Object.entries(disks)) {
       this.disks[Number(nsid)] = new RamDisk(this.memory, size, options.info);
