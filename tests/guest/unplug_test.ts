@@ -1,8 +1,10 @@
 /** Devices that come and go while QEMU runs. */
 
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { startQemu } from "./bare_qemu.ts";
+import { Guest, vfioUserDevice } from "./guest.ts";
 import { guestTest } from "./harness.ts";
+import { DEFAULT_MODULES } from "./initramfs.ts";
 import { Qmp } from "./qmp.ts";
 import { Serving } from "./serving.ts";
 
@@ -57,5 +59,68 @@ guestTest(
       await qmp.close();
       await Deno.remove(folder, { recursive: true });
     }
+  },
+);
+
+guestTest(
+  "Linux gives a disk and a card without MSI-X back, and takes them again",
+  async ({ kit }) => {
+    await using serving = await Serving.start({
+      devices: ["virtio-blk", "virtio-net"].map((device) =>
+        `${device},msix=off`
+      ),
+      user: "gateway",
+    });
+    const [disk, card] = serving.sockets.map((path, i) => ({
+      path,
+      id: `device${i}`,
+      properties: { id: `device${i}`, bus: `port${i}` },
+    }));
+    await using guest = await Guest.boot({
+      kit,
+      modules: [...DEFAULT_MODULES, "virtio_blk"],
+      devices: [disk!, card!].flatMap(({ path, properties }, i) => [
+        `pcie-root-port,id=port${i},chassis=${i},slot=${i}`,
+        vfioUserDevice(path, properties),
+      ]),
+    });
+    const use = async () => {
+      await guest.output(
+        "until [ -b /dev/vda ] && [ -e /sys/class/net/eth0 ]; do :; done",
+      );
+      assertMatch(await guest.output("lspci -vv -d 1af4:"), /INTx/);
+      await guest.output(
+        "echo written > /tmp/page && dd if=/tmp/page of=/dev/vda conv=fsync",
+      );
+      assertMatch(await guest.output("head -n 1 /dev/vda"), /written/);
+      await guest.output(
+        "ip link set eth0 up && ip addr replace 10.0.2.15/24 dev eth0 && ping -c 1 10.0.2.2",
+      );
+    };
+    for (let round = 0; round < 2; round++) {
+      await use();
+      for (const { id } of [disk!, card!]) {
+        const deleted = guest.nextQmpEvent(
+          "DEVICE_DELETED",
+          ({ data }) => data?.["device"] === id,
+        );
+        const from = serving.outboard.stderr.length;
+        await guest.qmp("device_del", { id });
+        await deleted;
+        await serving.waitForLog(/client gone/, from);
+      }
+      await guest.output(
+        "while [ -e /sys/block/vda ] || [ -e /sys/class/net/eth0 ]; do :; done",
+      );
+      for (const { path, properties } of [disk!, card!]) {
+        await guest.qmp("device_add", {
+          ...{ driver: "vfio-user-pci", ...properties },
+          socket: { type: "unix", path },
+        });
+      }
+    }
+    await use();
+    const log = serving.outboard.stderr;
+    assert(!/warning|error/.test(log), log);
   },
 );
