@@ -7,8 +7,8 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import type { Guest } from "./guest.ts";
 
-/** How long the verified random load runs. */
-export const FIO_SECONDS = Number(Deno.env.get("OUTBOARD_FIO_SECONDS") ?? 120);
+/** How long the verified random load runs: it writes each block some three times in that; longer is for a soak. */
+export const FIO_SECONDS = Number(Deno.env.get("OUTBOARD_FIO_SECONDS") ?? 15);
 
 /** Makes a file system, writes a tree of files and gives the SHA-256 of each, sorted by name. */
 export async function writeTree(guest: Guest, disk: string): Promise<string> {
