@@ -18,7 +18,6 @@ import {
   PrivateApt,
   progress,
   ProvisionError,
-  removeIfPresent,
   runProgram,
   type Skip,
 } from "./apt.ts";
@@ -277,13 +276,14 @@ async function knowsVfioUser(qemu: CommandPrefix): Promise<boolean> {
   return ran.stdout.includes('"vfio-user-pci"');
 }
 
+/** What {@linkcode prepareKernel} leaves: a cache of another version's has something else. */
+const PREPARED = "vmlinux beside vmlinuz, and modules.dep";
+
 /** Makes a kernel that boots fast out of the packaged one, and the index of its modules. */
 async function prepareKernel(root: string): Promise<void> {
   progress("preparing the kernel");
   const release = await onlyEntry(join(root, "usr/lib/modules"));
   const packed = await Deno.readFile(join(root, `boot/vmlinuz-${release}`));
-  await removeIfPresent(join(root, "boot"));
-  await Deno.mkdir(join(root, "boot"));
   await Deno.writeFile(join(root, "boot/vmlinux"), unpackKernel(packed));
   const depmod = treeCommand(root, "usr/bin/kmod");
   // kmod goes by the name that it is called with.
@@ -322,12 +322,15 @@ async function onlyEntry(dir: string): Promise<string> {
 async function provideTree(
   cacheDir: string,
   name: GroupName,
-  prepare: (root: string) => Promise<void> = () => Promise.resolve(),
+  prepare?: (root: string) => Promise<void>,
 ): Promise<Tree> {
   const group: Group = GROUPS[name];
   const { packages, targetRelease } = group;
   const suites = [GUEST_SUITE, BACKPORTS_SUITE];
-  const recipe = { packages, targetRelease, suites, ASSUME_INSTALLED };
+  const recipe = {
+    ...{ packages, targetRelease, suites, ASSUME_INSTALLED },
+    ...(prepare === undefined ? {} : { PREPARED }),
+  };
   return await cachedTree(cacheDir, name, recipe, async (root) => {
     const { codename, id } = await hostRelease();
     const mirrors = debianMirrorSources(
@@ -347,7 +350,7 @@ async function provideTree(
         architecture: "amd64",
         assumeInstalled: ASSUME_INSTALLED,
       }).unpack(packages, root, targetRelease));
-    await prepare(root);
+    await prepare?.(root);
     return names;
   });
 }
