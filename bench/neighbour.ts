@@ -8,15 +8,30 @@
  */
 
 import { VfioUserClient } from "../src/vfio_user/client/mod.ts";
-import { type Load, type LoadDevice, LOADS } from "./neighbour_loads.ts";
+import { hostLibslirp, isSkip } from "../tests/guest/provision.ts";
+import {
+  type Load,
+  type LoadDevice,
+  LOADS,
+  MANY_FLOWS,
+  ONE_FLOW,
+} from "./neighbour_loads.ts";
 import type { LoadNotice, LoadOrder } from "./neighbour_worker.ts";
-import { atMost, type Figure, percentile } from "./report.ts";
+import {
+  atMost,
+  type Figure,
+  leftOut,
+  percentile,
+  ratioAtMost,
+} from "./report.ts";
 import { withFolder, withServed } from "./serving.ts";
 import { type BenchSettings, seconds } from "./settings.ts";
 
 const SECONDS = 10;
 const WARM_UP_READS = 2000;
 const WORST_MS = 20;
+/** How much longer reads take beside many flows than beside as many datagrams of one. */
+const FLOWS_RATIO = 1.5;
 const TIMEOUT_MS = 60_000;
 const COMMON_BAR = 4;
 const WIDE = new URL("wide_device.ts", import.meta.url).pathname;
@@ -25,6 +40,7 @@ const DEVICES: Readonly<Record<LoadDevice, string>> = {
   card: "virtio-net,id=card,net=none,iothread=0",
   disk: "virtio-blk,id=disk,memory=16M,queues=2,iothread=0:1",
   wide: `${WIDE},id=wide,iothread=0`,
+  user: "virtio-net,id=user,net=user,iothread=0",
 };
 
 /** Reads for so long. @returns How long each took, in milliseconds, sorted */
@@ -64,7 +80,7 @@ async function measure(
   load: Load,
   socket: string,
   lengthMs: number,
-): Promise<Figure[]> {
+): Promise<{ samples: Float64Array; figures: Figure[] }> {
   const url = new URL("neighbour_worker.ts", import.meta.url).href;
   const worker = new Worker(url, { type: "module" });
   try {
@@ -76,19 +92,31 @@ async function measure(
     Atomics.store(stop, 0, 1);
     const done = await nextNotice(worker);
     const rounds = done.kind === "done" ? done.rounds : 0;
-    return [
+    const figures = [
       ...figuresOf(load.name, samples),
       { name: `rounds of ${load.name}`, value: rounds, unit: "" },
     ];
+    return { samples, figures };
   } finally {
     worker.terminate();
   }
 }
 
+function flowFigures(medians: ReadonlyMap<Load, number>): Figure[] {
+  const [one, many] = [medians.get(ONE_FLOW), medians.get(MANY_FLOWS)];
+  if (one === undefined || many === undefined) return [];
+  const name = `REGION_READ beside ${MANY_FLOWS.name}, p50`;
+  const baseline = { name: "one flow", value: one };
+  return [
+    ratioAtMost({ name, value: many, unit: "µs" }, baseline, FLOWS_RATIO),
+  ];
+}
+
 /** The worst read of a device beside each kind of load. */
 export function benchNeighbour(settings: BenchSettings): Promise<Figure[]> {
   const lengthMs = seconds(settings, SECONDS) * 1000;
-  return withFolder((folder) => {
+  return withFolder(async (folder) => {
+    const library = await hostLibslirp();
     const path = (name: string) => `${folder}/${name}.sock`;
     const others = Object.entries(DEVICES).flatMap(([name, device]) => [
       "--device",
@@ -96,7 +124,7 @@ export function benchNeighbour(settings: BenchSettings): Promise<Figure[]> {
       "--socket",
       path(name),
     ]);
-    return withServed(
+    return await withServed(
       "virtio-net,id=neighbour,net=none,iothread=0",
       async ({ socket }) => {
         using client = new VfioUserClient(socket, { timeoutMs: TIMEOUT_MS });
@@ -105,14 +133,27 @@ export function benchNeighbour(settings: BenchSettings): Promise<Figure[]> {
           client.readRegion32(COMMON_BAR, 0);
         }
         const figures = figuresOf("nobody", readFor(client, lengthMs));
+        const medians = new Map<Load, number>();
         for (const load of LOADS) {
-          figures.push(
-            ...await measure(client, load, path(load.device), lengthMs),
+          if (load.device === "user" && isSkip(library)) {
+            figures.push(leftOut(load.name, library.skip));
+            continue;
+          }
+          const measured = await measure(
+            client,
+            load,
+            path(load.device),
+            lengthMs,
           );
+          figures.push(...measured.figures);
+          medians.set(load, percentile(measured.samples, 0.5) * 1000);
         }
-        return figures;
+        return [...figures, ...flowFigures(medians)];
       },
       [...others, "--iothreads", "2"],
+      isSkip(library) || library.libraryDir === undefined
+        ? {}
+        : { libraryPath: library.libraryDir },
     );
   });
 }

@@ -6,9 +6,12 @@
 
 import { setU64 } from "../src/bits.ts";
 import { createEventFd } from "../src/libc/mod.ts";
+import { NetDriver, VirtioDriver } from "../src/testing/mod.ts";
+import { ethernet, udp } from "../tests/net/frames.ts";
 import {
   type DmaMapping,
   GuestRam,
+  PciClient,
   VfioUserClient,
 } from "../src/vfio_user/client/mod.ts";
 import {
@@ -17,10 +20,11 @@ import {
   WRITE_MULTI,
   WRITE_MULTI_ENTRY,
 } from "../src/vfio_user/defs.ts";
+import { ETH_P_IP } from "../src/net/packets.ts";
 import { WIDE_BAR, WIDE_VECTORS } from "./wide_device.ts";
 
 /** A kind of device that such a client has. */
-export type LoadDevice = "card" | "disk" | "wide";
+export type LoadDevice = "card" | "disk" | "wide" | "user";
 
 /** What such a client does, over and over. */
 export interface Load {
@@ -42,6 +46,15 @@ const MAPS_AT_ONCE = 100;
 /** Where virtio keeps its common configuration, and a register of it that is cheap to write (queue_select). */
 const COMMON_BAR = 4;
 const QUEUE_SELECT = 0x16;
+
+/** A user-mode network, and what its host throws away or has no ears for. */
+const GUEST = "10.0.2.15";
+const HOST = "10.0.2.2";
+const HOST_MAC = Uint8Array.of(0x52, 0x55, 10, 0, 2, 2);
+const DISCARD = 9;
+const FIRST_PORT = 10_000;
+const DATAGRAMS = 12_000;
+const FLOW_RAM_BYTES = 8 << 20;
 
 function connect(socket: string): VfioUserClient {
   const client = new VfioUserClient(socket, { timeoutMs: TIMEOUT_MS });
@@ -98,6 +111,37 @@ function mapAll(client: VfioUserClient, mappings: readonly DmaMapping[]): void {
   }
 }
 
+/** Sends datagrams to the host of a user-mode network, each round as many, from so many ports in turn. */
+function datagrams(ports: number): Load {
+  return {
+    name: `datagrams of ${ports} flows`,
+    device: "user",
+    start: (socket, owned) => {
+      const ram = owned.use(new GuestRam(FLOW_RAM_BYTES));
+      const client = owned.use(connect(socket));
+      ram.share(client);
+      const virtio = new VirtioDriver(new PciClient(client), ram.memory);
+      const net = owned.use(new NetDriver(virtio));
+      const frames = Array.from({ length: ports }, (_, i) => {
+        const from = FIRST_PORT + i;
+        const datagram = udp(GUEST, from, HOST, DISCARD, new Uint8Array(64));
+        return ethernet(HOST_MAC, ETH_P_IP, datagram);
+      });
+      return () => {
+        for (let i = 0; i < DATAGRAMS; i++) {
+          while (!net.transmit(frames[i % ports]!));
+        }
+        // What has come is taken, for the card not to be held up.
+        while (net.receive() !== null);
+      };
+    },
+  };
+}
+
+/** Of many flows, and of one that the many are held against. */
+export const MANY_FLOWS: Load = datagrams(12_000);
+export const ONE_FLOW: Load = datagrams(1);
+
 /** All of them. */
 export const LOADS: readonly Load[] = [
   writeMulti("one thread", "card"),
@@ -142,6 +186,8 @@ export const LOADS: readonly Load[] = [
       };
     },
   },
+  ONE_FLOW,
+  MANY_FLOWS,
   {
     name: `SET_IRQS of ${WIDE_VECTORS} vectors`,
     device: "wide",
