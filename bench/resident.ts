@@ -47,17 +47,17 @@ function useOnce(client: VfioUserClient, open: OpenDisk): void {
 }
 
 function measure(
+  controller: string,
   threads: "one thread" | "two threads",
   settings: BenchSettings,
 ): Promise<Figure[]> {
   const total = seconds(settings, SECONDS);
   // Where two threads serve its queues, it stays.
   const moves = threads === "one thread";
-  const device = `virtio-blk,id=disk,memory=16M,queues=4,iothread=${
-    moves ? "0" : "0:1"
-  }`;
+  const place = moves ? "0" : "0:1";
+  const device = `${controller},id=disk,memory=16M,queues=4,iothread=${place}`;
   return withDevice(device, async ({ client, outboard, control }) => {
-    const open = CONTROLLERS["virtio-blk"]!;
+    const open = CONTROLLERS[controller]!;
     const start = performance.now();
     let warm = 0;
     let most = 0;
@@ -70,7 +70,7 @@ function measure(
       if (elapsed < total * WARM_UP_SHARE) warm = resident;
       else most = Math.max(most, resident);
     }
-    const name = `virtio-blk on ${threads}, ${total} s`;
+    const name = `${controller} on ${threads}, ${total} s`;
     const did = `${cycles * STARTS} starts, ${cycles * STARTS * MAPS} maps${
       moves ? `, ${cycles} moves` : ""
     }`;
@@ -90,8 +90,11 @@ function measure(
 export async function benchResident(
   settings: BenchSettings,
 ): Promise<Figure[]> {
-  return [
-    ...await measure("one thread", settings),
-    ...await measure("two threads", settings),
-  ];
+  const figures: Figure[] = [];
+  for (const controller of Object.keys(CONTROLLERS)) {
+    for (const threads of ["one thread", "two threads"] as const) {
+      figures.push(...await measure(controller, threads, settings));
+    }
+  }
+  return figures;
 }
