@@ -3,7 +3,7 @@
 #
 # Runs as PID 1 of namespaces of its own (unshare --mount --pid --fork), and replaces itself with timeout(1), which
 # reaps nobody but the command, as in many a container, and at whose end the kernel ends all that is left. The root's own files are read-only; /dev is what
-# Debian has, /tmp is STAGE/tmp or, without it, a tmpfs, and STAGE/home and STAGE/run are written to.
+# Debian has, /tmp is STAGE/tmp or, without it, a tmpfs, and STAGE/home, STAGE/run and STAGE/var-tmp are written to.
 set -eu
 root=$1 stage=$2 uid=$3 seconds=$4
 shift 4
@@ -36,6 +36,7 @@ else
 fi
 mount --bind "$stage/run" "$root/run"
 mount --bind "$stage/home" "$root/home"
+mount --bind "$stage/var-tmp" "$root/var/tmp"
 for file in /etc/resolv.conf /etc/hosts; do
   touch "$root$file"
   mount --bind "$file" "$root$file"

@@ -54,11 +54,11 @@ export class BareMachine implements AsyncDisposable {
   ): Promise<BareMachine> {
     const stage = await Deno.makeTempDir({ prefix: "outboard-bare-" });
     // Debian 13 has a tmpfs there.
-    const folders = suite === "bookworm"
-      ? ["run", "home", "tmp"]
-      : ["run", "home"];
-    for (const folder of folders) await Deno.mkdir(join(stage, folder));
-    if (suite === "bookworm") await Deno.chmod(join(stage, "tmp"), 0o1777);
+    const shared = suite === "bookworm" ? ["tmp", "var-tmp"] : ["var-tmp"];
+    for (const folder of ["run", "home", ...shared]) {
+      await Deno.mkdir(join(stage, folder));
+    }
+    for (const folder of shared) await Deno.chmod(join(stage, folder), 0o1777);
     await Deno.chmod(stage, 0o755);
     await copyCheckout(join(stage, "home/user/outboard"));
     await runProgram("chown", [
