@@ -1,5 +1,6 @@
 /**
- * The environment variables that Outboard heeds. Without the permission to read one it counts as not set.
+ * The environment variables that Outboard heeds. One that is empty, or may not be read,
+ * counts as not set.
  *
  * @module
  */
@@ -8,9 +9,9 @@
  * Reads an environment variable.
  *
  * @param name Its name
- * @returns Its value; undefined where it is not set or may not be read
+ * @returns Its value, never empty; undefined where there is none or it may not be read
  */
 export function environmentVariable(name: string): string | undefined {
   const { state } = Deno.permissions.querySync({ name: "env", variable: name });
-  return state === "granted" ? Deno.env.get(name) : undefined;
+  return state === "granted" ? Deno.env.get(name) || undefined : undefined;
 }

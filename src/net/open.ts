@@ -134,7 +134,7 @@ function openUser(options: UserNetOptions, context: NetContext): NetBackend {
     if (chosen !== undefined) {
       throw new ErrnoError(
         Errno.ENOENT,
-        `Cannot use ${LIBSLIRP_VARIABLE}=${chosen}: ${error.reason}`,
+        `Cannot use ${LIBSLIRP_VARIABLE}=${chosen}: ${error.reason}; name libslirp 4.7 or later, or "none" for the built-in gateway`,
       );
     }
     const gateway = new GatewayBackend(options, context);

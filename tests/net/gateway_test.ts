@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import fc from "fast-check";
 import { Errno, ErrnoError } from "../../src/errno.ts";
 import { GatewayBackend } from "../../src/net/gateway.ts";
@@ -322,7 +322,10 @@ Deno.test("openNetBackend says that the libslirp it was told to load is not ther
       () => openNetBackend(options(), host.context),
       ErrnoError,
     );
-    assert(/^Cannot use OUTBOARD_LIBSLIRP=\/nowhere/.test(error.message));
+    assertMatch(
+      error.message,
+      /^Cannot use OUTBOARD_LIBSLIRP=\/nowhere\S+: \/nowhere\S+ cannot be loaded \(\/nowhere.*\); name libslirp 4.7 or later, or "none"/,
+    );
     assertEquals(host.warnings, []);
   });
 });

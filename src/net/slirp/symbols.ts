@@ -169,6 +169,7 @@ export function openLibslirp(
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     const detail = error instanceof Error ? error.message : String(error);
-    return { reason: `${library} cannot be loaded (${detail})` };
+    const why = detail.replace(/^(Could not open library: )+/, "");
+    return { reason: `${library} cannot be loaded (${why})` };
   }
 }
