@@ -42,14 +42,11 @@ const LINE_MAX = 4096;
 /** So many events wait for a program that does not read; the next ones are counted only. */
 const EVENTS_MAX = 256;
 
-/** A line, or null for one that is too long. */
-type Line = string | null;
-
-async function* lines(conn: Deno.Conn): AsyncGenerator<Line> {
+/** Lines without their ends; of one that is too long the first {@linkcode LINE_MAX} + 1 units. */
+async function* lines(conn: Deno.Conn): AsyncGenerator<string> {
   const decoder = new TextDecoder();
   const bytes = new Uint8Array(LINE_MAX);
   let rest = "";
-  let tooLong = false;
   for (;;) {
     // Not conn.readable, which closes both directions at the end of this one: the last line is to be answered.
     const count = await conn.read(bytes);
@@ -57,16 +54,13 @@ async function* lines(conn: Deno.Conn): AsyncGenerator<Line> {
     const parts = decoder.decode(bytes.subarray(0, count), { stream: true })
       .split("\n");
     for (const [i, part] of parts.entries()) {
-      if (rest.length + part.length > LINE_MAX) tooLong = true;
-      rest = tooLong ? "" : rest + part;
+      rest = (rest + part).slice(0, LINE_MAX + 1);
       if (i === parts.length - 1) break;
-      yield tooLong ? null : rest;
+      yield rest;
       rest = "";
-      tooLong = false;
     }
   }
-  if (tooLong) yield null;
-  else if (rest !== "") yield rest;
+  if (rest !== "") yield rest;
 }
 
 /** A request of a program: as in the QEMU Machine Protocol. */
@@ -117,7 +111,7 @@ class Connection {
   async serve(): Promise<void> {
     try {
       for await (const line of lines(this.#conn)) {
-        if (line?.trim() === "") continue;
+        if (line.trim() === "") continue;
         const answering = () => this.#answer(line);
         await this.#write(await this.#attendance.attend(answering));
       }
@@ -160,13 +154,18 @@ class Connection {
     return this.#writer.write(new TextEncoder().encode(`${text}\n`));
   }
 
-  async #answer(line: Line): Promise<string> {
-    if (line === null) {
+  async #answer(line: string): Promise<string> {
+    const isJson = line.trimStart().startsWith("{");
+    if (isJson) {
+      this.#isProgram = true;
+      this.#attendance.listens();
+    }
+    if (line.length > LINE_MAX) {
       const error =
         `Cannot take a line of more than ${LINE_MAX} characters: say less at a time`;
       return this.#isProgram ? failure(error) : `error: ${error}`;
     }
-    if (line.trimStart().startsWith("{")) return await this.#answerJson(line);
+    if (isJson) return await this.#answerJson(line);
     try {
       const { text } = await executeLine(this.#target, line);
       return text === "" ? "ok" : `${text}\nok`;
@@ -176,8 +175,6 @@ class Connection {
   }
 
   async #answerJson(line: string): Promise<string> {
-    this.#isProgram = true;
-    this.#attendance.listens();
     let request: unknown;
     try {
       request = JSON.parse(line);

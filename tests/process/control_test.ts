@@ -236,6 +236,11 @@ Deno.test("ControlSocket answers lines that are too long, and goes on", () =>
     assertMatch((await person.json()).error.desc, /more than 4096/);
     await person.say(long);
     assertMatch(await person.end(), /more than 4096/);
+    // Nobody has spoken JSON before.
+    using program = await connect();
+    await program.say(`{"execute": "${long}"}\n`);
+    assertMatch((await program.json()).error.desc, /more than 4096/);
+    assertEquals((await program.json({ execute: "list" })).error, undefined);
   }));
 
 Deno.test("ControlSocket tells events to those who speak JSON, and counts what they do not read", () =>
