@@ -261,7 +261,7 @@ export class DeviceHost implements Disposable {
       ...(helloTimeoutMs === undefined ? {} : { helloTimeoutMs }),
       limits: { maxDmaMaps: dmaMapsMax() },
       onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
-      onClient: (pid, event) => this.#onClient(log, pid, event),
+      onClient: (pid, _, reason) => this.#onClient(log, pid, reason),
       ...(inherited === undefined ? {} : { inherited: inherited.server }),
     });
   }
@@ -385,17 +385,19 @@ export class DeviceHost implements Disposable {
     return { memory, shared, pci, state, resources, server };
   }
 
-  #onClient(log: Log, pid: number, event: "connected" | "gone"): void {
-    this.#clientPid = event === "connected" ? pid : null;
-    log.info(
-      event === "connected"
-        ? `client connected (pid ${pid})`
-        : `client gone (pid ${pid}), waiting for the next`,
-      {
-        pid,
-        event: event === "connected" ? "CLIENT_CONNECTED" : "CLIENT_GONE",
-      },
-    );
+  /** @param reason Why it has gone; none when it has come */
+  #onClient(log: Log, pid: number, reason?: string): void {
+    if (reason === undefined) {
+      this.#clientPid = pid;
+      const event = "CLIENT_CONNECTED";
+      return log.info(`client connected (pid ${pid})`, { pid, event });
+    }
+    this.#clientPid = null;
+    log.info(`client gone (pid ${pid}): ${reason}; waiting for the next`, {
+      pid,
+      reason,
+      event: "CLIENT_GONE",
+    });
   }
 
   /**

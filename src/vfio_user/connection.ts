@@ -289,7 +289,7 @@ export class Connection {
     );
     this.#writes.endReceive(n > 0 ? n : 0);
     if (n <= 0) {
-      if (n === 0) this.close("the client closed the connection");
+      if (n === 0) this.close("it closed the connection");
       else if (n !== -Errno.EAGAIN) {
         this.close(`cannot receive: ${errnoName(-n)}`);
       }

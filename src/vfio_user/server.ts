@@ -53,8 +53,12 @@ export interface VfioUserServerOptions {
   readonly limits?: Partial<ServerLimits>;
   /** A client maps its main memory without sharing it, so the device will not reach it; once a client at most. */
   readonly onUnsharedMemory?: () => void;
-  /** A client has come or gone. */
-  readonly onClient?: (pid: number, event: "connected" | "gone") => void;
+  /** A client has come, or gone for a reason that is told in words for people. */
+  readonly onClient?: (
+    pid: number,
+    event: "connected" | "gone",
+    reason?: string,
+  ) => void;
   /**
    * What {@linkcode VfioUserServer.handOver} gave on another thread of this process, to go on from there: with the same
    * client, who is not announced again. Everything in it is still the caller's when making or starting the server fails.
@@ -252,8 +256,7 @@ export class VfioUserServer implements Disposable {
 
   #onGone(pid: number, reason: string): void {
     this.#session = null;
-    this.#options.log.debug(`client ${pid} is gone: ${reason}`);
-    this.#options.onClient?.(pid, "gone");
+    this.#options.onClient?.(pid, "gone", reason);
     this.#listen();
   }
 }

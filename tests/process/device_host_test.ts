@@ -303,9 +303,9 @@ Deno.test("DeviceHost goes on with a client that leaves during or after the move
       stage.logged.filter((line) => line.startsWith("info")),
       [
         `info: client connected ${end}`,
-        `info: client gone ${end}, waiting for the next`,
+        `info: client gone ${end}: it closed the connection; waiting for the next`,
         `info: client connected ${end}`,
-        `info: client gone ${end}, waiting for the next`,
+        `info: client gone ${end}: it closed the connection; waiting for the next`,
       ],
     );
   }
@@ -425,4 +425,16 @@ Deno.test("DeviceHost moves to and fro 100 times under a stream of accesses, and
     assertEquals(connection.errors, 0);
   }
   assertEquals([openFds(), sharedMappings()], [fds, mappings]);
+});
+
+Deno.test("DeviceHost says at level info why it has hung up on a client", () => {
+  using stage = new Stage();
+  using client = RawClient.connect(stage.path);
+  // A header whose size is 0.
+  client.send(new Uint8Array(16));
+  stage.settle();
+  assertEquals(
+    stage.logged.at(-1),
+    `info: client gone (pid ${Deno.pid}): it sent a message shorter than its header; waiting for the next`,
+  );
 });

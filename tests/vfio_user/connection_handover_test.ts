@@ -275,7 +275,7 @@ Deno.test("Connection.handOver tells nobody; the next one tells of a client that
   );
   for (let i = 0; i < 5; i++) mover.loops[1].turn(0);
   assertEquals(mover.recorder.messages.length, 1);
-  assertEquals(mover.recorder.closed, ["the client closed the connection"]);
+  assertEquals(mover.recorder.closed, ["it closed the connection"]);
 });
 
 Deno.test("Connection leaves what it cannot take over with the caller, for another try", () => {
