@@ -50,13 +50,10 @@ function print(text: string): void {
   }
 }
 
-/** What is wrong with the model is wrong with the command line. */
-async function ofModel<T>(
-  reference: string,
-  load: (reference: string) => Promise<T>,
-): Promise<T> {
+/** What is wrong there is wrong with the command line. */
+async function asUsage<T>(act: () => T | Promise<T>): Promise<T> {
   try {
-    return await load(reference);
+    return await act();
   } catch (error) {
     throw new UsageError((error as Error).message, { cause: error });
   }
@@ -129,7 +126,7 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
   const devices: RunDevice[] = [];
   const counts = new Map<string, number>();
   for (const { device, endpoint } of command.devices) {
-    const model = await ofModel(device.model, loadModel);
+    const model = await asUsage(() => loadModel(device.model));
     const { id: given, iothreads, own } = splitOptions(device, CONTROL_WORDS);
     const count = counts.get(model.name) ?? 0;
     counts.set(model.name, count + 1);
@@ -184,8 +181,11 @@ function announce(outboard: Outboard, format: LogFormat): void {
 }
 
 async function serve(outboard: Outboard, command: RunCommand): Promise<void> {
+  const devices = await devicesOf(command);
+  const { placeDevices } = await import("../process/placement.ts");
+  await asUsage(() => placeDevices(devices, command.iothreads.count));
   await outboard.serve({
-    devices: await devicesOf(command),
+    devices,
     pollMaxUs: command.pollMaxUs,
     helloTimeoutMs: command.helloTimeoutMs,
     prealloc: command.prealloc,
@@ -260,8 +260,8 @@ function complain(message: string, args: readonly string[]): void {
 /**
  * Runs the command line.
  *
- * @returns The exit status: 0 done or stopped by a signal, 1 failed while running, 2 wrong command line or something
- * that is missing
+ * @returns The exit status: 0 done or stopped by a signal, 2 a command line that cannot work, 1 anything else that
+ * failed, which may work when tried again
  */
 export async function main(args: readonly string[]): Promise<number> {
   try {
@@ -277,7 +277,7 @@ export async function main(args: readonly string[]): Promise<number> {
         print(
           command.model === null
             ? deviceList()
-            : deviceHelp(await ofModel(command.model, loadModelText)),
+            : deviceHelp(await asUsage(() => loadModelText(command.model!))),
         );
         return Exit.OK;
       case "run":
@@ -287,6 +287,6 @@ export async function main(args: readonly string[]): Promise<number> {
     }
   } catch (error) {
     complain(await messageForPeople(error), args);
-    return Exit.USAGE;
+    return error instanceof UsageError ? Exit.USAGE : Exit.FAILED;
   }
 }
