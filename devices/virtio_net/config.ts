@@ -117,7 +117,8 @@ const CARD_OPTIONS: readonly OptionSpec[] = [
   {
     name: "offloads",
     syntax: "on|off",
-    help: "leave checksums and segmentation to the network, where it is a TAP",
+    help:
+      "leave checksums and segmentation to the network, where it is a TAP or user (TCP over IPv4)",
     default: "on",
   },
 ];

@@ -5,6 +5,8 @@
  * @module
  */
 
+export * from "../../src/net/vnet_header.ts";
+
 /** Device type of a network card (virtio 1.3, section 5). */
 export const VIRTIO_ID_NET = 1;
 
@@ -62,38 +64,6 @@ export const VIRTIO_NET_CONFIG = {
   MTU: 10,
   SIZE: 12,
 } as const;
-
-/**
- * `struct virtio_net_hdr_v1 { u8 flags; u8 gso_type; le16 hdr_len; le16 gso_size; le16 csum_start; le16 csum_offset;
- * le16 num_buffers; }`: before every frame, whatever was negotiated besides VERSION_1 (section 5.1.6).
- */
-export const VIRTIO_NET_HDR = {
-  FLAGS: 0,
-  GSO_TYPE: 1,
-  HDR_LEN: 2,
-  GSO_SIZE: 4,
-  CSUM_START: 6,
-  CSUM_OFFSET: 8,
-  NUM_BUFFERS: 10,
-  SIZE: 12,
-} as const;
-
-/** Header flag: the checksum is to be completed. */
-export const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1;
-/** Header flag: the checksum has been checked. */
-export const VIRTIO_NET_HDR_F_DATA_VALID = 2;
-/** Header gso_type: one frame, as it goes over the wire. */
-export const VIRTIO_NET_HDR_GSO_NONE = 0;
-/** Header gso_type: TCP over IPv4, to be cut into segments. */
-export const VIRTIO_NET_HDR_GSO_TCPV4 = 1;
-/** Header gso_type: UDP, to be cut into IP fragments. */
-export const VIRTIO_NET_HDR_GSO_UDP = 3;
-/** Header gso_type: TCP over IPv6, to be cut into segments. */
-export const VIRTIO_NET_HDR_GSO_TCPV6 = 4;
-/** Header gso_type: UDP, to be cut into datagrams. */
-export const VIRTIO_NET_HDR_GSO_UDP_L4 = 5;
-/** Bit of the header's gso_type: the first segment has ECN's CWR. */
-export const VIRTIO_NET_HDR_GSO_ECN = 0x80;
 
 /** `struct virtio_net_ctrl_hdr { u8 class; u8 cmd; }` before the command's data (section 5.1.6.5). */
 export const VIRTIO_NET_CTRL_HDR = { CLASS: 0, CMD: 1, SIZE: 2 } as const;

@@ -50,6 +50,8 @@ export interface GivenFrameStream {
  */
 export class FrameStream implements Disposable {
   readonly #fd: Fd;
+  /** The shortest frame. */
+  readonly #minBytes: number;
   readonly #message = new FrameMessage();
   readonly #in = new FrameBuffer(RECEIVE_BYTES);
   readonly #out = new FrameBuffer(SEND_BYTES);
@@ -57,12 +59,16 @@ export class FrameStream implements Disposable {
   #head = 0;
   /** … to here. */
   #tail = 0;
+  #taken = 0;
   /** The socket had less than was asked for: it is empty until the next event. */
   #drained = false;
   /** Bytes of frames that are yet to leave: from here … */
   #outHead = 0;
   /** … to here. */
   #outTail = 0;
+  /** Where the last of them begins, and the one before; −1 where there is none of which nothing has left. */
+  #last = -1;
+  #beforeLast = -1;
   /** The socket had no room for them. */
   #full = false;
   #endReason: string | null = null;
@@ -70,8 +76,12 @@ export class FrameStream implements Disposable {
   #runts = 0;
   #badLengths = 0;
 
-  /** @param connected A connected socket, or what a predecessor gave; taken over */
-  constructor(connected: Fd | GivenFrameStream) {
+  /**
+   * @param connected A connected socket, or what a predecessor gave; taken over
+   * @param headerBytes Length of what each frame begins with before its addresses
+   */
+  constructor(connected: Fd | GivenFrameStream, headerBytes = 0) {
+    this.#minBytes = headerBytes + ETH_HLEN;
     if (connected instanceof Fd) {
       this.#fd = connected;
       return;
@@ -93,6 +103,16 @@ export class FrameStream implements Disposable {
   /** Why nothing more comes, for people; null while something may. */
   get endReason(): string | null {
     return this.#endReason;
+  }
+
+  /** Memory of the frames that have come. */
+  get received(): DataView<ArrayBuffer> {
+    return this.#in.view;
+  }
+
+  /** Where in {@linkcode received} the frame that was taken last begins. */
+  get taken(): number {
+    return this.#taken;
   }
 
   /** Memory of the frames that are yet to leave. */
@@ -146,13 +166,34 @@ export class FrameStream implements Disposable {
   /**
    * Sends one frame out of memory of the caller's own, when {@linkcode flush} is called or there are many.
    *
-   * @returns Where in {@linkcode unsent} its first byte is until then, or as {@linkcode send}
+   * @param headerBytes Length of what is to be written before it, by the caller
+   * @returns Where in {@linkcode unsent} that begins until then, or as {@linkcode send}
    */
-  put(hva: number, lengthBytes: number): number {
-    const at = this.#reserve(lengthBytes);
+  put(hva: number, lengthBytes: number, headerBytes: number): number {
+    const at = this.#reserve(headerBytes + lengthBytes);
     if (at < 0) return at;
-    this.#out.put(at, hva, lengthBytes);
+    this.#out.put(at + headerBytes, hva, lengthBytes);
     return at;
+  }
+
+  /** Where the frame before the last one that was put begins; −1 when that has left. */
+  get beforeLast(): number {
+    return this.#beforeLast;
+  }
+
+  /** Appends to the frame before the last one what that has behind its first `skipBytes`; it is no frame any more. */
+  join(skipBytes: number): void {
+    const to = this.#last - LENGTH_BYTES;
+    const from = this.#last + skipBytes;
+    const moved = this.#outTail - from;
+    this.#out.move(to, from, moved);
+    this.#outTail = to + moved;
+    this.#last = this.#beforeLast;
+    this.#beforeLast = -1;
+    this.#out.writeUint32(
+      this.#last - LENGTH_BYTES,
+      this.#outTail - this.#last,
+    );
   }
 
   /**
@@ -161,6 +202,7 @@ export class FrameStream implements Disposable {
    * @returns 0 when nothing is left, −EAGAIN when something is, another −errno when the connection is broken
    */
   flush(): number {
+    this.#last = this.#beforeLast = -1;
     while (this.#outHead < this.#outTail) {
       const sent = this.#message.sendBytes(
         this.#fd.number,
@@ -200,13 +242,14 @@ export class FrameStream implements Disposable {
   /**
    * Receives one frame where it is: its bytes are good until the next call.
    *
-   * @param address Word `i` of it becomes the address of the first byte
+   * @param address Word `i` of it becomes the address of the byte behind the first `skipBytes`
    * @returns As of {@linkcode receive}
    */
-  take(address: Words, i: number): number {
+  take(address: Words, i: number, skipBytes: number): number {
     const at = this.#next();
     if (at < 0) return at;
-    address.set(i, this.#in.hva + at);
+    this.#taken = at;
+    address.set(i, this.#in.hva + at + skipBytes);
     return this.#in.readUint32(at - LENGTH_BYTES);
   }
 
@@ -253,7 +296,7 @@ export class FrameStream implements Disposable {
     while (this.#endReason === null) {
       const at = this.#takeFrame();
       if (at > 0) {
-        if (this.#in.readUint32(at - LENGTH_BYTES) >= ETH_HLEN) return at;
+        if (this.#in.readUint32(at - LENGTH_BYTES) >= this.#minBytes) return at;
         this.#runts++;
         continue;
       }
@@ -322,6 +365,8 @@ export class FrameStream implements Disposable {
     const at = this.#outTail + LENGTH_BYTES;
     this.#out.writeUint32(this.#outTail, length);
     this.#outTail = at + length;
+    this.#beforeLast = this.#last;
+    this.#last = at;
     return at;
   }
 

@@ -1,5 +1,5 @@
 /**
- * Layouts of the packets the built-in gateway reads and writes; all fields are big-endian.
+ * Layouts of the packets that are read and written here; all fields are big-endian.
  *
  * @module
  */
@@ -52,6 +52,23 @@ export const IP_FRAGMENT_MASK = 0x3fff;
 
 /** IP protocol numbers. */
 export const IPPROTO = { ICMP: 1, TCP: 6, UDP: 17 } as const;
+
+/** TCP header without options (RFC 9293, section 3.1); DATA_OFFSET is in 32-bit words, in the upper four bits. */
+export const TCP = {
+  SRC_PORT: 0,
+  DST_PORT: 2,
+  SEQ: 4,
+  ACK: 8,
+  DATA_OFFSET: 12,
+  FLAGS: 13,
+  WINDOW: 14,
+  CHECKSUM: 16,
+  URGENT: 18,
+  SIZE: 20,
+} as const;
+
+/** TCP flags. */
+export const TH = { PUSH: 0x08, ACK: 0x10 } as const;
 
 /** ICMP header (RFC 792). */
 export const ICMP = { TYPE: 0, CODE: 1, CHECKSUM: 2, SIZE: 8 } as const;

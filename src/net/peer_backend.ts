@@ -8,7 +8,12 @@ import { formatExitStatus, SyscallError } from "../libc/mod.ts";
 import type { Loop } from "../event_loop.ts";
 import type { Log } from "../log.ts";
 import type { ScatterGather } from "../memory/scatter_gather.ts";
-import type { NetBackend, NetContext, NetPeer } from "./backend.ts";
+import type {
+  NetBackend,
+  NetContext,
+  NetOffloads,
+  NetPeer,
+} from "./backend.ts";
 import { Backoff, type BackoffState } from "./backoff.ts";
 import type { Given } from "./given.ts";
 import {
@@ -17,6 +22,7 @@ import {
   type StartedPeer,
 } from "./peer_process.ts";
 import { type GivenPort, StreamPort } from "./stream_port.ts";
+import { VIRTIO_NET_HDR } from "./vnet_header.ts";
 
 const RESTART_MAX_MS = 5000;
 
@@ -28,6 +34,10 @@ export interface PeerProgram {
   readonly name: string;
   /** For people, with more of it. */
   readonly description: string;
+  /** Frames travel behind virtio-net headers, with these offloads; without any when absent. */
+  readonly offloads?: NetOffloads;
+  /** See {@linkcode NetBackend.setOffloads}. */
+  setOffloads?(give: number): void;
   /**
    * Starts it, the first time and whenever it has ended.
    *
@@ -71,7 +81,8 @@ export interface GivenPeer extends Given {
  * ```
  */
 export class PeerBackend implements NetBackend {
-  readonly hasVnetHeader = false;
+  readonly hasVnetHeader: boolean;
+  readonly offloads?: NetOffloads;
   readonly #loop: Loop;
   readonly #log: Log;
   readonly #program: PeerProgram;
@@ -95,7 +106,13 @@ export class PeerBackend implements NetBackend {
     this.#loop = loop;
     this.#log = context.log;
     this.#program = program;
-    this.#port = new StreamPort(loop, () => this.#onEnd());
+    this.hasVnetHeader = program.offloads !== undefined;
+    if (program.offloads !== undefined) this.offloads = program.offloads;
+    this.#port = new StreamPort(
+      loop,
+      () => this.#onEnd(),
+      this.hasVnetHeader ? VIRTIO_NET_HDR.SIZE : 0,
+    );
     this.#backoff = new Backoff(
       loop,
       RESTART_MAX_MS,
@@ -122,6 +139,11 @@ export class PeerBackend implements NetBackend {
 
   get linkUp(): boolean {
     return this.#port.connected;
+  }
+
+  setOffloads(give: number): number {
+    this.#program.setOffloads?.(give);
+    return 0;
   }
 
   start(peer: NetPeer): void {

@@ -37,6 +37,7 @@ export interface GivenPort {
 export class StreamPort implements Disposable {
   readonly #loop: Loop;
   readonly #onLost: (reason: string) => void;
+  readonly #headerBytes: number;
   /** More frames wait in our buffer, of which no descriptor tells. */
   readonly #more: BottomHalf;
   #stream: FrameStream | null = null;
@@ -56,9 +57,17 @@ export class StreamPort implements Disposable {
   #runts = 0;
   #badLengths = 0;
 
-  /** @param onLost Called when the connection has ended and is closed; never from within a call of the card's */
-  constructor(loop: Loop, onLost: (reason: string) => void) {
+  /**
+   * @param onLost Called when the connection has ended and is closed; never from within a call of the card's
+   * @param headerBytes As of {@linkcode FrameStream}
+   */
+  constructor(
+    loop: Loop,
+    onLost: (reason: string) => void,
+    headerBytes = 0,
+  ) {
     this.#loop = loop;
+    this.#headerBytes = headerBytes;
     this.#onLost = onLost;
     this.#more = loop.bottomHalf(() => this.#serveMore());
   }
@@ -70,7 +79,7 @@ export class StreamPort implements Disposable {
 
   /** Takes over a connected socket; there must be none so far. */
   attach(fd: Fd): void {
-    const stream = new FrameStream(fd);
+    const stream = new FrameStream(fd, this.#headerBytes);
     this.#stream = stream;
     this.#sendError = 0;
     this.#connections++;
@@ -89,7 +98,7 @@ export class StreamPort implements Disposable {
    */
   inherit(given: GivenPort): void {
     if (given.stream !== null) {
-      const stream = new FrameStream(given.stream);
+      const stream = new FrameStream(given.stream, this.#headerBytes);
       const handler = (events: number) => this.#onEvents(events);
       try {
         const events = given.running ? PARKED_EVENTS : Epoll.IN;

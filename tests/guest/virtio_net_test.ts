@@ -135,6 +135,9 @@ slirpTest("virtio-net through libslirp", async ({ kit, t }) => {
     const counters = await serving.counters("virtio-net0");
     assert(counters["rxPackets"]! > 1000, JSON.stringify(counters));
     assert(counters["txPackets"]! > 1000, JSON.stringify(counters));
+    assert(counters["rxGsoPackets"]! > 100, JSON.stringify(counters));
+    assert(counters["txGsoPackets"]! > 100, JSON.stringify(counters));
+    assertEquals(counters["txDroppedBadHeader"], 0);
     const lines = serving.outboard.stderr.split("\n");
     const complaints = lines.filter((line) => /warning|error/.test(line));
     assertEquals(complaints.length, 1, complaints.join("\n"));

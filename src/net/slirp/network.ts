@@ -12,7 +12,9 @@ import type { BottomHalf, FdWatch, Loop, Timer } from "../../event_loop.ts";
 import { Epoll, type Fd, NativeBuffer } from "../../libc/mod.ts";
 import { Words } from "../../libc/symbols.ts";
 import { FrameStream } from "../frame_stream.ts";
+import { NetOffload } from "../backend.ts";
 import type { UserNetOptions } from "../option_table.ts";
+import { VIRTIO_NET_HDR } from "../vnet_header.ts";
 import { SlirpCallbacks, type SlirpHost } from "./callbacks.ts";
 import { buildSlirpConfig } from "./config.ts";
 import { addHostForward } from "./forward.ts";
@@ -21,6 +23,12 @@ import {
   putLeaseRequest,
   recordLease,
 } from "./lease_frames.ts";
+import {
+  completeChecksum,
+  joinSegments,
+  PAYLOAD_AT,
+  writeHeader,
+} from "./offloads.ts";
 import { SlirpCount, type SlirpPage } from "./page.ts";
 import { SlirpPollTable } from "./poll.ts";
 import type { Libslirp, SlirpSymbols } from "./symbols.ts";
@@ -87,7 +95,7 @@ export class SlirpNetwork implements SlirpHost, Disposable {
       this.#service.schedule();
     });
     this.#callbacks = new SlirpCallbacks(this);
-    this.#stream = new FrameStream(parts.socket);
+    this.#stream = new FrameStream(parts.socket, VIRTIO_NET_HDR.SIZE);
     this.#watch = loop.watch(
       this.#stream.fd,
       Epoll.IN,
@@ -132,9 +140,19 @@ export class SlirpNetwork implements SlirpHost, Disposable {
 
   onFrame(hva: number, lengthBytes: number): void {
     if (this.#restoring) return;
-    const at = this.#stream.put(hva, lengthBytes);
-    if (at < 0) this.#page.add(SlirpCount.RX_DROPPED, 1);
-    else recordLease(this.#page, this.#stream.unsent, at, lengthBytes);
+    const stream = this.#stream;
+    const page = this.#page;
+    const at = stream.put(hva, lengthBytes, VIRTIO_NET_HDR.SIZE);
+    if (at < 0) return page.add(SlirpCount.RX_DROPPED, 1);
+    const { offloads } = page;
+    const { beforeLast, unsent } = stream;
+    const length = VIRTIO_NET_HDR.SIZE + lengthBytes;
+    writeHeader(unsent, at, offloads);
+    if (
+      (offloads & NetOffload.TSO4) !== 0 && beforeLast >= 0 &&
+      joinSegments(unsent, beforeLast, at, length)
+    ) stream.join(PAYLOAD_AT);
+    else recordLease(page, unsent, at + VIRTIO_NET_HDR.SIZE, lengthBytes);
   }
 
   onGuestError(message: string): void {
@@ -215,11 +233,15 @@ export class SlirpNetwork implements SlirpHost, Disposable {
     if ((events & Epoll.OUT) !== 0) this.#service.schedule();
     if ((events & (Epoll.IN | Epoll.HUP | Epoll.ERR)) === 0) return;
     stream.onReadable();
-    let length = stream.take(this.#input, 1);
+    const headerBytes = VIRTIO_NET_HDR.SIZE;
+    let length = stream.take(this.#input, 1, headerBytes);
     while (length >= 0) {
-      this.#putIn(length);
+      completeChecksum(stream.received, stream.taken, length);
+      this.#putIn(length - headerBytes);
       // What is not here yet has another turn: libslirp's own sockets have theirs between.
-      length = stream.hasFrame ? stream.take(this.#input, 1) : -Errno.EAGAIN;
+      length = stream.hasFrame
+        ? stream.take(this.#input, 1, headerBytes)
+        : -Errno.EAGAIN;
     }
     if (stream.endReason !== null) return this.#parts.onEnd();
     this.#service.schedule();

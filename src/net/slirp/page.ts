@@ -1,5 +1,6 @@
 /**
- * The page that a card and its user-mode network share: what the network has counted, and the addresses it has given.
+ * The page that a card and its user-mode network share: what the network has counted, the addresses it has given, and
+ * what the driver lets it leave undone.
  *
  * The page outlives the network's process, so that the next one goes on from there. Whoever reads it trusts no number
  * in it: its length is sealed, its numbers mean nothing but themselves.
@@ -25,6 +26,9 @@ export const SlirpCount = {
 
 /** One of the things that are counted. */
 export type SlirpCount = typeof SlirpCount[keyof typeof SlirpCount];
+
+/** Word of what the driver takes. */
+const OFFLOADS = 8;
 
 /** As many guests as libslirp gives addresses to (NB_BOOTP_CLIENTS). */
 const LEASES_MAX = 16;
@@ -79,6 +83,15 @@ export class SlirpPage implements Disposable {
   /** Sets what is no sum. */
   set(count: SlirpCount, value: number): void {
     this.#words[count] = value;
+  }
+
+  /** What the driver takes, a set of NetOffload; set by the card. */
+  get offloads(): number {
+    return this.#words[OFFLOADS]!;
+  }
+
+  set offloads(give: number) {
+    this.#words[OFFLOADS] = give;
   }
 
   /** Counters by name. */

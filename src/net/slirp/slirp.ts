@@ -15,6 +15,7 @@ import {
   type StartedPeer,
   startPeer,
 } from "../peer_process.ts";
+import { SLIRP_OFFLOADS } from "./offloads.ts";
 import { createSlirpPage, SlirpPage } from "./page.ts";
 import { IF_MTU_MAX, IF_MTU_MIN } from "./symbols.ts";
 import { EXIT_NO_LIBRARY, READY, type SlirpTask } from "./task.ts";
@@ -60,6 +61,7 @@ function plain(text: string): string {
 export class Slirp implements PeerProgram {
   readonly kind = SLIRP_KIND;
   readonly name = "libslirp's process";
+  readonly offloads = SLIRP_OFFLOADS;
   readonly #task: SlirpTask;
   readonly #fd: Fd;
   readonly #page: SlirpPage;
@@ -142,6 +144,10 @@ export class Slirp implements PeerProgram {
   onWords(text: string, log: Log): void {
     const words = this.reasonIn(text);
     if (words !== "") log.warn(`libslirp: ${words}`);
+  }
+
+  setOffloads(give: number): void {
+    this.#page.offloads = give;
   }
 
   counters(): Record<string, number> {
