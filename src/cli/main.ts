@@ -27,6 +27,7 @@ import {
   UsageError,
 } from "./arguments.ts";
 import { parseIOThreadList } from "./iothreads.ts";
+import { UncaughtErrors } from "./uncaught.ts";
 import {
   absolutePath,
   COMMON_DEVICE_OPTIONS,
@@ -194,7 +195,10 @@ async function serve(outboard: Outboard, command: RunCommand): Promise<void> {
   });
 }
 
-async function run(command: RunCommand): Promise<number> {
+async function run(
+  command: RunCommand,
+  uncaught: UncaughtErrors,
+): Promise<number> {
   configureLogging(command.logLevel, command.logFormat);
   // Only here: questions are answered without any permission.
   const [{ Outboard }, { runUntilSignal, StopSignal }, { parentEnded }] =
@@ -222,14 +226,19 @@ async function run(command: RunCommand): Promise<number> {
     });
   }
   try {
-    await Promise.race([serve(outboard, command), signal.heard]);
+    await Promise.race([
+      serve(outboard, command),
+      signal.heard,
+      uncaught.failed,
+    ]);
+    uncaught.serving = true;
     if (!signal.received) announce(outboard, command.logFormat);
   } catch (error) {
     await outboard.stop();
     throw error;
   }
   try {
-    return await runUntilSignal(outboard, signal);
+    return await runUntilSignal(outboard, signal, uncaught.failed);
   } catch (error) {
     createLog().error(error instanceof Error ? error.message : String(error));
     return Exit.FAILED;
@@ -264,6 +273,7 @@ function complain(message: string, args: readonly string[]): void {
  * failed, which may work when tried again
  */
 export async function main(args: readonly string[]): Promise<number> {
+  using uncaught = new UncaughtErrors();
   try {
     const command = parseCommandLine(args);
     switch (command.kind) {
@@ -275,13 +285,16 @@ export async function main(args: readonly string[]): Promise<number> {
         return Exit.OK;
       case "device-help":
         print(
-          command.model === null
-            ? deviceList()
-            : deviceHelp(await asUsage(() => loadModelText(command.model!))),
+          command.model === null ? deviceList() : deviceHelp(
+            await Promise.race([
+              asUsage(() => loadModelText(command.model!)),
+              uncaught.failed,
+            ]),
+          ),
         );
         return Exit.OK;
       case "run":
-        return await run(command);
+        return await run(command, uncaught);
       default:
         return command satisfies never;
     }

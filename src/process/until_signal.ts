@@ -90,15 +90,17 @@ export class StopSignal implements Disposable {
 /**
  * Waits for a signal or the death of an IOThread, then stops.
  *
+ * @param failed Rejects for any other reason to stop
  * @returns The exit status: 0 after a signal
- * @throws {Error} When an IOThread died
+ * @throws {Error} When an IOThread died; or what `failed` gave
  */
 export async function runUntilSignal(
   outboard: Outboard,
   signal: StopSignal,
+  failed: Promise<never> = outboard.failed,
 ): Promise<number> {
   try {
-    await Promise.race([signal.heard, outboard.failed]);
+    await Promise.race([signal.heard, outboard.failed, failed]);
     return 0;
   } finally {
     await outboard.stop();
