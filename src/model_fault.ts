@@ -10,8 +10,8 @@ export class ModelError extends Error {
 }
 
 /** Modules of this package, whose frames in a stack are not an author's. */
-const OWN_FOLDERS = ["./", "../devices/"].map((folder) =>
-  new URL(folder, import.meta.url).href
+const OWN = ["./", "../devices/", "../mod.ts"].map((path) =>
+  new URL(path, import.meta.url).href
 );
 const AsyncFunction = (async () => {}).constructor as FunctionConstructor;
 const FRAME = /^\s+at .*?\b((?:file|https?|blob|data):\S+?):(\d+):(\d+)\)?$/;
@@ -66,7 +66,7 @@ function authorFrames(error: unknown): RegExpExecArray[] {
   const stack = error instanceof Error ? error.stack ?? "" : "";
   return stack.split("\n").map((line) => FRAME.exec(line)).filter((frame) =>
     frame !== null &&
-    !OWN_FOLDERS.some((folder) => frame[1]!.startsWith(folder))
+    !OWN.some((own) => frame[1]!.startsWith(own))
   ) as RegExpExecArray[];
 }
 

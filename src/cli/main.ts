@@ -16,6 +16,7 @@ import {
   configureLogging,
   createLog,
   type LogFormat,
+  oneLine,
 } from "../process/logging.ts";
 import type { Outboard, RunDevice } from "../process/run.ts";
 import { messageForPeople } from "../process/suggestion.ts";
@@ -243,14 +244,6 @@ async function run(
     createLog().error(error instanceof Error ? error.message : String(error));
     return Exit.FAILED;
   }
-}
-
-/** One line, whatever was on the command line. */
-function oneLine(text: string): string {
-  return text.replaceAll("\n", "\\n").replace(
-    /\p{Cc}/gu,
-    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
-  );
 }
 
 /** Says why there is nothing to serve, in the format of the log, which a wrong command line asks for too. */

@@ -80,7 +80,7 @@ export class PciFunction {
   readonly #memory: MasteredMemory;
   readonly #interrupts: PciInterrupts;
   readonly #log: Log;
-  readonly #name: string;
+  readonly name: string;
   readonly #msix: MsixTable | null;
   /** What configuration space said of bus mastering when it was last followed. */
   #isMaster = false;
@@ -110,7 +110,7 @@ export class PciFunction {
     this.#memory = memory;
     this.#interrupts = interrupts;
     this.#log = log;
-    this.#name = name;
+    this.name = name;
     const msix = spec.capabilities.find((it) => it.kind === "msix");
     this.#msix = msix === undefined ? null : new MsixTable(msix.vectors);
     for (let region = 0; region < PCI_STD_NUM_BARS; region++) {
@@ -203,7 +203,7 @@ export class PciFunction {
 
   #refuseValue(value: unknown, region: number, offset: number): never {
     throw new ModelError(
-      `${this.#name}: readBar must return an integer, and gave ${
+      `${this.name}: readBar must return an integer, and gave ${
         typeof value === "number" ? value : typeof value
       } for BAR ${region}, offset ${hex(offset)}`,
     );

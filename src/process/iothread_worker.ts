@@ -58,11 +58,12 @@ function remoteLog(device: string, debugEnabled: boolean): Log {
 
 const processLog = remoteLog("", false);
 const loop = new EventLoop({
-  onError: (error) =>
-    processLog.error(
-      modelFault(error) ??
-        `unexpected failure: ${error instanceof Error ? error.stack : error}`,
-    ),
+  onError: (error) => {
+    const fault = modelFault(error);
+    if (fault !== null) return processLog.error(fault);
+    const { stack } = error as Error;
+    processLog.error("unexpected failure", { error, stack });
+  },
 });
 const logLimit = new LogLimit(
   loop,

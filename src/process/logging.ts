@@ -11,6 +11,7 @@ import {
   resetSync,
 } from "@logtape/logtape";
 import type { Log } from "../log.ts";
+import { modelFault } from "../model_fault.ts";
 
 /** Levels of `--log-level`, least to most severe. */
 export const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
@@ -49,23 +50,38 @@ function text(record: LogRecord): string {
   return record.message.map((part) => String(part)).join("");
 }
 
+/** A text in one line: whoever gave a part of it must not make lines of its own, nor speak to a terminal. */
+export function oneLine(text: string): string {
+  return text.replaceAll("\n", "\\n").replace(
+    /\p{Cc}/gu,
+    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
+  );
+}
+
+/** Words of an error, with the place where it is a model's. */
+function errorText(error: Error): string {
+  return modelFault(error) ?? error.message;
+}
+
 /** What went wrong, for the author of a device: of the other properties the message says all that people need. */
 function cause({ stack, error }: Readonly<Record<string, unknown>>): string {
-  if (typeof stack === "string") return `\n${stack}`;
-  return error instanceof Error ? `: ${error.message}` : "";
+  if (typeof stack === "string") {
+    return stack.split("\n").map((line) => `\n  ${oneLine(line)}`).join("");
+  }
+  return error instanceof Error ? oneLine(`: ${errorText(error)}`) : "";
 }
 
 function formatText(record: LogRecord): string {
   const source = record.category.slice(1).join(" ");
   const label = LABEL[record.level] ?? `${record.level}: `;
-  return `${source ? `${source}: ` : ""}${label}${text(record)}${
+  return `${source ? `${source}: ` : ""}${label}${oneLine(text(record))}${
     cause(record.properties)
   }\n`;
 }
 
 /** An error has no properties that JSON would show. */
 function plain(_key: string, value: unknown): unknown {
-  return value instanceof Error ? value.message : value;
+  return value instanceof Error ? errorText(value) : value;
 }
 
 function formatJson(record: LogRecord): string {

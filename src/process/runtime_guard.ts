@@ -83,11 +83,9 @@ export function guardRuntime(report: (message: string) => void): void {
     told.add(entry);
     report(`${placeInModel(trace)}: ${what}`);
   }
-  /** Those that models made while we waited for no promise. */
-  const made = new WeakSet<Promise<unknown>>();
-  v8.promiseHooks.onInit((promise: Promise<unknown>) => {
+  v8.promiseHooks.onInit(() => {
+    // Otherwise a promise may be waited for.
     if (depth === 0) return;
-    made.add(promise);
     tell(
       `Cannot wait for a promise (await, then, an async function): ${WHY}, so that it may never go on; use context.loop, or a Worker of your own and an eventfd that the loop watches`,
     );
@@ -96,8 +94,7 @@ export function guardRuntime(report: (message: string) => void): void {
     const fault = modelFault(event.reason);
     if (fault === null) return;
     event.preventDefault();
-    // Where it was made has been told.
-    if (!made.has(event.promise)) report(`a promise was rejected in ${fault}`);
+    report(`a promise was rejected in ${fault}`);
   });
 }
 

@@ -249,7 +249,7 @@ export class Session implements ConnectionHandler {
       if (result < 0) connection.sendError(at, -result);
       else this.#reply(at, command, result);
     }
-    if (this.#fault) connection.close("its command failed by our fault");
+    if (this.#fault) connection.close("its command failed in the device");
     return true;
   }
 
@@ -419,17 +419,17 @@ export class Session implements ConnectionHandler {
       this.#options.pci.device.ringDoorbell!(region, doorbell);
     } catch (error) {
       this.#logFault("a doorbell", error);
-      this.close("its doorbell failed by our fault");
+      this.close("its doorbell failed in the device");
     }
   }
 
   /** Something failed that no client can have caused. */
   #logFault(what: string, error: unknown): void {
-    const { log } = this.#options;
-    const fault = modelFault(error);
+    const { log, pci } = this.#options;
+    const fault = modelFault(error, pci.name);
     if (fault !== null) return log.error(`${what} failed in ${fault}`);
     const stack = error instanceof Error ? error.stack : undefined;
-    log.error(`${what} failed by our fault`, { error, stack });
+    log.error(`${what} failed: internal error`, { error, stack });
   }
 
   #reply(at: number, command: number, lengthBytes: number): void {

@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import {
   configureLogging,
   createLog,
@@ -19,8 +19,11 @@ Deno.test("createLog says in text what has failed, with the stack where there is
     createLog("cup").error("REGION_READ failed", { error, stack: error.stack });
     createLog().warn("the pot is empty", { litres: 0 });
   });
-  assertEquals(lines[0], "cup: error: cannot brew: no {coffee}\n");
-  assert(lines[1]!.startsWith("cup: error: REGION_READ failed\nError: no"));
+  assertMatch(
+    lines[0]!,
+    /^cup: error: cannot brew: \S+logging_test\.ts:\d+:\d+: no \{coffee\}\n$/,
+  );
+  assert(lines[1]!.startsWith("cup: error: REGION_READ failed\n  Error: no"));
   assert(lines[1]!.includes("logging_test.ts"));
   assertEquals(lines[2], "warning: the pot is empty\n");
 });
@@ -30,13 +33,23 @@ Deno.test("createLog puts the message of an error into JSON", () => {
   const [line] = logged("json", () => {
     createLog("cup").error("cannot brew", { error, litres: 2 });
   });
-  const { time, ...rest } = JSON.parse(line!);
+  const { time, error: told, ...rest } = JSON.parse(line!);
   assert(!Number.isNaN(Date.parse(time)));
   assertEquals(rest, {
     level: "error",
     device: "cup",
     message: "cannot brew",
-    error: "no coffee",
     litres: 2,
   });
+  assertMatch(told, /logging_test\.ts:\d+:\d+: no coffee$/);
+});
+
+Deno.test("createLog lets no text make lines of its own, nor speak to a terminal", () => {
+  const error = new Error("a\nb");
+  const lines = logged("text", () => {
+    createLog("cup").info("a\nerror: b\x1b[31m\r\x9b");
+    createLog().error("it fails", { error, stack: error.stack });
+  });
+  assertEquals(lines[0], "cup: a\\nerror: b\\x1b[31m\\x0d\\x9b\n");
+  assert(lines[1]!.startsWith("error: it fails\n  Error: a\n  b\n  "));
 });

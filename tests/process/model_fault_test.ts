@@ -28,12 +28,13 @@ const EXPECTED: Readonly<Record<string, readonly [string, string]>> = {
     `offset 0x${(FAULTS.indexOf("readBar") * 4).toString(16)}`,
   ],
   string: [
-    'a device model: it throws "just a string"',
+    `model faulty, ${FILE}: it throws "just a string"`,
     "which is not an Error",
   ],
   throws: [at('new Error("no such register")'), "no such register"],
   timer: [at('new Error("not on a timer")'), "not on a timer"],
   promise: [at("async function neverGoesOn"), "Cannot wait for a promise"],
+  null: [`model faulty, ${FILE}: it throws null`, "which is not an Error"],
 };
 
 /** More in one log of the same second may be left out of it. */
@@ -67,7 +68,7 @@ async function checkFaults(first: number): Promise<void> {
       );
     }
     // No stack of ours beside it.
-    assert(!outboard.stderr.includes("our fault"), outboard.stderr);
+    assert(!outboard.stderr.includes("internal error"), outboard.stderr);
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }
@@ -114,6 +115,9 @@ Deno.test("a model that hopes for its runtime is told so in one line for each ca
       `error: model hasty, ${line("async function manySteps")}`,
       `${fault}: ${integer} NaN for BAR 0, offset 0x4`,
       `${fault}: ${integer} 0.5 for BAR 0, offset 0x8`,
+      `error: a promise was rejected in model hasty, ${
+        line('new Error("told at last")')
+      }9: told at last`,
     ];
     await outboard.waitFor(
       "tell of all",
@@ -125,6 +129,27 @@ Deno.test("a model that hopes for its runtime is told so in one line for each ca
     for (const [i, beginning] of expected.entries()) {
       assert(told[i]!.startsWith(beginning), told[i]);
     }
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
+Deno.test("a model that fails as it is closed is one line with its file and line", async () => {
+  const folder = Deno.makeTempDirSync();
+  try {
+    const socket = `${folder}/s`;
+    const outboard = await startOutboard([
+      ...["--device", `${FILE},at=closing`, "--socket", socket],
+    ]);
+    await outboard.stop();
+    const place = at('new Error("cannot let go")');
+    assert(
+      outboard.stderr.startsWith(
+        `faulty0: error: cannot close the device: ${place}`,
+      ),
+      outboard.stderr,
+    );
+    assert(outboard.stderr.endsWith(": cannot let go\n"), outboard.stderr);
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }
