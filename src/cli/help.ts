@@ -59,7 +59,9 @@ Running:
   --prealloc                     have all of a guest's memory there when it is
                                  mapped, so that it cannot run out in use
   --exit-with-parent             stop when the process that started it ends;
-                                 npx and its shell count as one with theirs
+                                 npx and its shell count as one with theirs;
+                                 one that ended before Outboard ran is known by
+                                 its session, so not where that is ours or init's
   --log-level LEVEL              debug, info (default), warn or error
   --log-format FORMAT            text (default) or json
   -h, --help                     this text

@@ -39,6 +39,9 @@ import {
   readyText,
 } from "./help.ts";
 
+/** As early as may be: it can end at any time. */
+const PARENT = Deno.ppid;
+
 /** The version of this program. */
 export const VERSION: string = denoJson.version;
 
@@ -221,7 +224,7 @@ async function run(
     },
   });
   if (command.exitWithParent) {
-    parentEnded(Deno.args).then(() => {
+    parentEnded(Deno.args, PARENT).then(() => {
       createLog().info("whoever started this process has ended");
       signal.raise("SIGHUP");
     });

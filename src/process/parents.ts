@@ -34,11 +34,30 @@ function readProc(path: string): string | null {
   }
 }
 
-/** The parent of a process; 0 when that is out of sight or the process gone. */
-function parentOf(pid: number): number {
-  // pid (name) state ppid …; the name may hold anything.
+interface Stat {
+  /** The parent; 0 when that is out of sight. */
+  readonly parent: number;
+  /** The session. */
+  readonly session: number;
+}
+
+/** Null when the process is gone, or out of sight. */
+function statOf(pid: number): Stat | null {
+  // pid (name) state ppid pgrp session …; the name may hold anything.
   const stat = readProc(`/proc/${pid}/stat`) ?? "";
-  return Number(/^.*\) \S+ (\d+)/s.exec(stat)?.[1] ?? 0);
+  const fields = /^.*\) \S+ (\d+) \d+ (\d+)/s.exec(stat);
+  return fields === null
+    ? null
+    : { parent: Number(fields[1]), session: Number(fields[2]) };
+}
+
+/**
+ * Whether a process was started by another than its parent, which took it over when that had ended. Who is started is in
+ * the session of its parent, or makes one of its own.
+ */
+function isAdopted(pid: number, { parent, session }: Stat): boolean {
+  const theirs = statOf(parent)?.session ?? session;
+  return session !== pid && session !== theirs;
 }
 
 /** Arguments without what tells them apart, which a shell's command line quotes and a kernel's does not. */
@@ -65,18 +84,29 @@ function openPid(pid: number): number | null {
  * them is killed. The watch ends with the process.
  *
  * @param args Our arguments, by which such a parent is known
+ * @param first Our parent, as early as it was looked at
  * @throws {SyscallError} ENOSYS before Linux 5.3
  */
-export function parentEnded(args: readonly string[]): Promise<void> {
+export function parentEnded(
+  args: readonly string[],
+  first: number,
+): Promise<void> {
   const ours = bare(args.join(""));
   const watched: number[] = [];
   for (let child = Deno.pid;;) {
-    const parent = parentOf(child);
+    const stat = statOf(child);
+    const parent = stat?.parent ?? 0;
+    // What started a process may have ended before we were there to see it.
+    const isLost = child === Deno.pid && parent !== first ||
+      stat !== null && isAdopted(child, stat);
+    if (isLost) return Promise.resolve();
     // The parent of a namespace's first process is out of sight.
     if (parent === 0) break;
     const fd = openPid(parent);
     // Its number may have been given away before it was opened: whose parent has changed has lost it.
-    if (fd === null || parentOf(child) !== parent) return Promise.resolve();
+    if (fd === null || statOf(child)?.parent !== parent) {
+      return Promise.resolve();
+    }
     watched.push(fd);
     if (!bare(readProc(`/proc/${parent}/cmdline`) ?? "").includes(ours)) break;
     child = parent;

@@ -61,3 +61,40 @@ Deno.test("--exit-with-parent ends with whoever started the shell that runs it, 
   assertMatch(said, /whoever started this process has ended/);
   assertEquals(left, []);
 });
+
+Deno.test("--exit-with-parent ends at once when what started it had ended before it ran", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    // The shell that runs it waits until the one that started that has ended, whose session is not init's.
+    const child = new Deno.Command("setsid", {
+      args: [
+        ...["--fork", "sh", "-c"],
+        '(while kill -0 $$; do sleep 0.01; done 2>/dev/null; exec "$@") & echo $!',
+        ...["sh", Deno.execPath(), "run", "-A", "--quiet", program],
+        ...["--device", "virtio-net,net=none", "--socket", `${folder}/s`],
+        ...["--exit-with-parent", "--log-format", "json"],
+      ],
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    let said = "";
+    let pid = "";
+    const reading = (async () => {
+      for await (
+        const text of child.stdout.pipeThrough(new TextDecoderStream())
+      ) pid += text;
+    })();
+    for await (
+      const text of child.stderr.pipeThrough(new TextDecoderStream())
+    ) {
+      said += text;
+      if (/listens on.*\n/.test(said)) Deno.kill(Number(pid), "SIGTERM");
+    }
+    await Promise.all([reading, child.status]);
+    assertMatch(said, /whoever started this process has ended/);
+    assertEquals([...Deno.readDirSync(folder)], []);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
