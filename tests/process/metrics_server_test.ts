@@ -294,7 +294,7 @@ Deno.test("the command says in one line that the place for metrics is taken", ()
         ],
       }).output();
       assertEquals([code, new TextDecoder().decode(stderr)], [
-        2,
+        1,
         `outboard: Cannot serve metrics on 127.0.0.1:${port}: the port is in use; choose another one\n`,
       ]);
     } finally {
