@@ -103,10 +103,11 @@ const COMMANDS: readonly ControlCommand[] = [
       const devices = chosen(await target.describe(), device);
       return {
         text: devices.flatMap(listCounters).join("\n"),
-        data: devices.map(({ id, connection, counters }) => ({
+        data: devices.map(({ id, connection, counters, silent }) => ({
           id,
           connection,
           counters,
+          ...(silent ? { silent } : {}),
         })),
       };
     },
@@ -161,15 +162,20 @@ function usageOf({ name, parameters }: ControlCommand): string {
 }
 
 function describeDevice(device: PlacedDescription): string[] {
-  const { id, model, iothreads, clientPid, commands } = device;
+  const { id, model, iothreads, clientPid, commands, silent } = device;
   const place = iothreads.length === 1
     ? `IOThread ${iothreads[0]}`
     : `IOThreads ${iothreads.join(":")}`;
+  if (silent) return [`${id} (${model}) on ${place}: ${silence(device)}`];
   const client = clientPid === null ? "no client" : `client pid ${clientPid}`;
   return [
     `${id} (${model}) on ${place}, ${client}`,
     ...Object.entries(commands).map(([name, help]) => `  ${name}: ${help}`),
   ];
+}
+
+function silence({ iothreads }: PlacedDescription): string {
+  return `IOThread ${iothreads[0]} does not answer`;
 }
 
 function describeIOThread(
@@ -199,9 +205,9 @@ function chosen(
 }
 
 /** Devices count interrupts and errors of their own, beside those of the connection. */
-function listCounters(
-  { id, connection, counters }: PlacedDescription,
-): string[] {
+function listCounters(device: PlacedDescription): string[] {
+  const { id, connection, counters } = device;
+  if (device.silent) return [`${id}: ${silence(device)}`];
   return [
     ...Object.entries(connection).map(([name, value]) =>
       `${id} connection.${name} ${value}`

@@ -13,10 +13,31 @@ export interface IOThreadListener {
   onLog(notice: Extract<Notice, { kind: "log" }>): void;
   /** The thread died; its devices are gone. */
   onCrash(message: string): void;
+  /** It has begun or ceased to be silent; see {@linkcode IOThread.ask}. */
+  onSilence(silent: boolean): void;
 }
 
 /** What an IOThread says when it runs. */
 type Ready = Extract<Notice, { kind: "ready" }>;
+
+/** How long a thread may take to answer a question. */
+const ANSWER_TIMEOUT_MS = 2000;
+
+/** Waits for a promise to settle; tells whether it has in time. */
+export async function settles(
+  promise: Promise<unknown>,
+  timeoutMs: number = ANSWER_TIMEOUT_MS,
+): Promise<boolean> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<boolean>((resolve) => {
+    timer = setTimeout(() => resolve(false), timeoutMs);
+  });
+  try {
+    return await Promise.race([promise.then(() => true, () => true), late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
 
 interface Pending {
   resolve(value: unknown): void;
@@ -34,6 +55,7 @@ export class IOThread {
   /** Why no request is taken any more. */
   #ended: Error | null = null;
   #nextId = 1;
+  #silent = false;
   /** Where other threads reach it, as long as there is something to close there. */
   #seat: Seat | null = null;
 
@@ -78,6 +100,34 @@ export class IOThread {
     this.#worker.postMessage({ id, request });
     signalEventFd(wakeFd);
     return await promise as ReplyOf[R["kind"]];
+  }
+
+  /** Whether it has not answered a question in time, and has not yet since. */
+  get silent(): boolean {
+    return this.#silent;
+  }
+
+  /**
+   * Asks the thread something that it answers at once unless a device keeps it.
+   *
+   * @returns null when it does not answer within 2 s, and at once from then on until it has answered
+   * @throws {Error} As {@linkcode IOThread.request}
+   */
+  async ask<K extends "describe" | "metrics">(
+    kind: K,
+  ): Promise<ReplyOf[K] | null> {
+    if (this.#silent) return null;
+    const answer = this.request({ kind } as Request & { kind: K });
+    if (await settles(answer)) return await answer;
+    // Of several questions at a time one tells.
+    if (this.#silent) return null;
+    this.#silent = true;
+    this.#listener.onSilence(true);
+    answer.then(() => {
+      this.#silent = false;
+      this.#listener.onSilence(false);
+    }, () => {});
+    return null;
   }
 
   /** Ends the thread without asking it. */

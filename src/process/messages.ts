@@ -126,6 +126,8 @@ export interface DeviceDescription {
 
 /** A device as seen from outside, and where it lives. */
 export interface PlacedDescription extends DeviceDescription {
+  /** The IOThread it lives on does not answer: nothing is known but its id, its model and its place. */
+  readonly silent?: true;
   /** Numbers of the IOThreads that serve it, the one it lives on first. */
   readonly iothreads: readonly number[];
 }

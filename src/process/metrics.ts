@@ -11,6 +11,7 @@ import type { DmaStatistics } from "../memory/dma_memory.ts";
 import {
   FALLBACK,
   type FamilyShape,
+  IOTHREAD_UP,
   LOOP_FAMILIES,
   METRIC_FAMILIES,
   ruleFor,
@@ -159,16 +160,19 @@ function addProcess(to: Collector): void {
 /**
  * Makes a snapshot of what the IOThreads told.
  *
- * @param threads By number
+ * @param threads By number; null for one that does not answer
  */
 export function takeSnapshot(
-  threads: readonly ThreadMetrics[],
+  threads: readonly (ThreadMetrics | null)[],
 ): MetricsSnapshot {
   const collector = new Collector();
   collector.add(METRIC_FAMILIES.build, { version: denoJson.version }, 1);
   addProcess(collector);
-  threads.forEach(({ loop, devices }, i) => {
+  threads.forEach((thread, i) => {
     const iothread = `${i}`;
+    collector.add(IOTHREAD_UP, { iothread }, thread === null ? 0 : 1);
+    if (thread === null) return;
+    const { loop, devices } = thread;
     for (const [name, shape] of Object.entries(LOOP_FAMILIES)) {
       collector.add(shape, { iothread }, loop[name as keyof LoopCounters]);
     }

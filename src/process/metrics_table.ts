@@ -74,6 +74,12 @@ export const METRIC_FAMILIES = {
   },
 } as const satisfies Record<string, FamilyShape>;
 
+/** Whether there are values of an IOThread and its devices. */
+export const IOTHREAD_UP: FamilyShape = gauge(
+  "iothread_up",
+  "Whether the IOThread answers",
+);
+
 /** One family for each counter of an event loop. */
 export const LOOP_FAMILIES: Readonly<Record<keyof LoopCounters, FamilyShape>> =
   {

@@ -16,7 +16,7 @@ import type { Log } from "../log.ts";
 import type { CommandAnswer } from "../pci/device.ts";
 import { UnknownNameError } from "../unknown_name.ts";
 import { ControlSocket, type IOThreadDescription } from "./control.ts";
-import { IOThread } from "./iothread.ts";
+import { IOThread, settles } from "./iothread.ts";
 import { createLog } from "./logging.ts";
 import {
   type DeviceDescription,
@@ -24,6 +24,7 @@ import {
   type LogNotice,
   type PlacedDescription,
   POLL_MAX_US_DEFAULT,
+  type ReplyOf,
 } from "./messages.ts";
 import type { MetricsSnapshot } from "./metrics.ts";
 import type { MetricsEndpoint } from "./metrics_endpoint.ts";
@@ -123,7 +124,7 @@ function homeOf({ spec }: Placed): number {
   return spec.iothreads[0]!;
 }
 
-/** How long the IOThreads may take to stop before they are ended by force. */
+/** How long an IOThread may take for each step of its stop before it is ended by force. */
 const STOP_TIMEOUT_MS = 5000;
 
 /** A process that serves devices. */
@@ -161,6 +162,7 @@ export class Outboard {
     return new IOThread(index, {
       onLog: (record) => this.#onLog(record),
       onCrash: (message) => this.#onCrash(index, message),
+      onSilence: (silent) => this.#onSilence(index, silent),
     });
   }
 
@@ -182,6 +184,15 @@ export class Outboard {
     const what = lost === "" ? "" : `, and with it ${lost}`;
     this.#crash.reject(
       new Error(`Cannot go on: IOThread ${index} died${what}: ${message}`),
+    );
+  }
+
+  #onSilence(index: number, silent: boolean): void {
+    if (!silent) return this.#log.info(`IOThread ${index} answers again`);
+    const devices = this.#devicesOn(index).join(", ") || "none";
+    this.#log.warn(
+      `IOThread ${index} does not answer, something keeps it from all else; devices on it: ${devices}`,
+      { iothread: index },
     );
   }
 
@@ -312,24 +323,39 @@ export class Outboard {
     return this.#crash.promise;
   }
 
-  /** All devices with their clients, commands and counters, in the order they were asked for. */
+  /**
+   * All devices with their clients, commands and counters, in the order they were asked for. What an IOThread that does
+   * not answer within 2 s would tell is missing.
+   */
   async describe(): Promise<readonly PlacedDescription[]> {
+    const found = new Map<string, DeviceDescription>();
+    for (const devices of await this.#askAll("describe")) {
+      for (const device of devices ?? []) found.set(device.id, device);
+    }
+    return [...this.#devices.values()].flatMap((placed) => {
+      const { id, model, iothreads: all } = placed.spec;
+      const iothreads = [...new Set(all)];
+      const device = found.get(id);
+      if (device !== undefined) return [{ ...device, iothreads }];
+      if (!this.#iothreads[homeOf(placed)]!.silent) return [];
+      return [{
+        ...{ id, model, clientPid: null, commands: {} },
+        ...{ connection: {}, counters: {}, iothreads, silent: true as const },
+      }];
+    });
+  }
+
+  /** The answers of all IOThreads; null where there is none in time. */
+  async #askAll<K extends "describe" | "metrics">(
+    kind: K,
+  ): Promise<(ReplyOf[K] | null)[]> {
     // Threads answer in the order they are asked, so a device that is on its way is the only one they could miss.
     while (this.#transfers.size > 0) {
-      await Promise.allSettled(this.#transfers);
+      if (!await settles(Promise.allSettled(this.#transfers))) break;
     }
-    const found = new Map<string, DeviceDescription>();
-    await Promise.all(this.#iothreads.map(async (thread) => {
-      for (const device of await thread.request({ kind: "describe" })) {
-        found.set(device.id, device);
-      }
-    }));
-    return [...this.#devices].flatMap(([id, { spec }]) => {
-      const device = found.get(id);
-      return device === undefined
-        ? []
-        : [{ ...device, iothreads: [...new Set(spec.iothreads)] }];
-    });
+    return await Promise.all(
+      this.#iothreads.map((thread) => thread.ask(kind)),
+    );
   }
 
   /** The IOThreads: where they run, and what on them. */
@@ -464,18 +490,13 @@ export class Outboard {
     );
   }
 
-  /** What the process, its IOThreads and its devices have counted. Costs each IOThread one turn of its loop. */
+  /**
+   * What the process, its IOThreads and its devices have counted. Costs each IOThread one turn of its loop; of one that
+   * does not answer within 2 s there is nothing but that.
+   */
   async metrics(): Promise<MetricsSnapshot> {
     const { takeSnapshot } = await import("./metrics.ts");
-    // As for describe(): nobody would tell of a device between two threads.
-    while (this.#transfers.size > 0) {
-      await Promise.allSettled(this.#transfers);
-    }
-    return takeSnapshot(
-      await Promise.all(
-        this.#iothreads.map((thread) => thread.request({ kind: "metrics" })),
-      ),
-    );
+    return takeSnapshot(await this.#askAll("metrics"));
   }
 
   async #serveMetrics(endpoint: MetricsEndpoint): Promise<void> {
@@ -493,29 +514,25 @@ export class Outboard {
     this.#stopping = true;
     this.#control?.close();
     this.#metrics?.close();
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const timeout = new Promise<"late">((resolve) => {
-      timer = setTimeout(() => resolve("late"), STOP_TIMEOUT_MS);
-    });
     // A device that is between two threads could be stopped by neither.
-    await Promise.race([Promise.allSettled(this.#transfers), timeout]);
-    const closed = this.#iothreads.map((thread) =>
-      thread.request({ kind: "close" })
-    );
-    await Promise.race([Promise.allSettled(closed), timeout]);
-    await Promise.all(this.#iothreads.map(async (thread) => {
-      const stopped = thread.request({ kind: "stop" }).catch(() => {});
-      if (await Promise.race([stopped, timeout]) === "late") {
-        this.#log.warn(
-          `IOThread ${thread.index} did not stop in time and is ended`,
-        );
-      }
-      thread.terminate();
-    }));
+    await settles(Promise.allSettled(this.#transfers), STOP_TIMEOUT_MS);
+    await this.#endAll("close");
+    await this.#endAll("stop");
+    for (const thread of this.#iothreads) thread.terminate();
     this.#lines.length = 0;
     for (const thread of this.#iothreads) thread.closeSeat();
-    clearTimeout(timer);
     this.removeSockets();
+  }
+
+  /** Has all threads do so, side by side; one that does not in time is ended, and refuses what comes next at once. */
+  async #endAll(kind: "close" | "stop"): Promise<void> {
+    await Promise.all(this.#iothreads.map(async (thread) => {
+      if (await settles(thread.request({ kind }), STOP_TIMEOUT_MS)) return;
+      this.#log.warn(
+        `IOThread ${thread.index} did not stop in time and is ended`,
+      );
+      thread.terminate();
+    }));
   }
 
   /** Closes and removes the devices' sockets at once; the last thing of a stop, or all of one that is forced. */

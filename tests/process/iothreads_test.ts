@@ -21,6 +21,12 @@ async function inFolder(run: (folder: string) => Promise<void>): Promise<void> {
   }
 }
 
+async function getMetrics(path: string): Promise<string> {
+  using client = Deno.createHttpClient({ proxy: { transport: "unix", path } });
+  const response = await fetch("http://localhost/metrics", { client });
+  return await response.text();
+}
+
 function statusOf(task: string): string | null {
   try {
     return Deno.readTextFileSync(`${task}/status`);
@@ -122,6 +128,56 @@ Deno.test("a device answers while another IOThread is busy", () =>
     assertEquals(over, false);
     Deno.removeSync(gate);
     assertEquals(await work, ["done"]);
+  }));
+
+Deno.test("an IOThread that does not answer is named, costs the others nothing, and is the one that is ended", () =>
+  inFolder(async (folder) => {
+    const control = `${folder}/control`;
+    const metrics = `${folder}/metrics`;
+    const child = await startOutboard([
+      ...["--iothreads", "2", "--control", control, "--metrics", metrics],
+      ...["--device", fixture("counter"), "--socket", `${folder}/a`],
+      ...["--device", fixture("busy"), "--socket", `${folder}/b`],
+    ]);
+    const names = () => [...Deno.readDirSync(folder)].map((e) => e.name);
+    const hang = (gate: string) => {
+      const work = controlLine(control, `busy0 work ${folder}/${gate}`);
+      const working = until("it works", () => names().includes(gate));
+      return { work, working };
+    };
+    const first = hang("first");
+    await first.working;
+    const [list, counters, text] = await Promise.all([
+      controlLine(control, "list"),
+      controlLine(control, "counters counter0"),
+      getMetrics(metrics),
+    ]);
+    assertMatch(list[0]!, /^counter0 .* no client$/);
+    assertMatch(list.at(-1)!, /^busy0 .*: IOThread 1 does not answer$/);
+    assert(counters.includes("counter0 connection.clients 0"));
+    assertMatch(text, /^outboard_iothread_up\{iothread="0"\} 1$/m);
+    assertMatch(text, /^outboard_iothread_up\{iothread="1"\} 0$/m);
+    assert(!text.includes("busy0"), text);
+    assertEquals(await controlLine(control, "counters busy0"), [
+      "busy0: IOThread 1 does not answer",
+    ]);
+    assertEquals(child.stderr.match(/does not answer/g)?.length, 1);
+    assertMatch(child.stderr, /IOThread 1 does not answer.* on it: busy0$/m);
+    Deno.removeSync(`${folder}/first`);
+    assertEquals(await first.work, ["done"]);
+    await child.waitFor(
+      "say so",
+      () => child.stderr.includes("IOThread 1 answers again\n"),
+    );
+    const again = (await controlLine(control, "list")).join("\n");
+    assertMatch(again, /^busy0.*no client$/m);
+    const second = hang("second");
+    second.work.catch(() => {});
+    await second.working;
+    await child.stop();
+    assertMatch(child.stderr, /IOThread 1 did not stop in time and is ended/);
+    assert(!child.stderr.includes("IOThread 0 did not"), child.stderr);
+    Deno.removeSync(`${folder}/second`);
   }));
 
 Deno.test("the death of an IOThread ends the process and says which devices were on it", () =>

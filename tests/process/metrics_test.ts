@@ -71,8 +71,19 @@ Deno.test("takeSnapshot gives the counters of each IOThread its number", () => {
   ]);
   assertEquals(
     samples(snapshot, "outboard_iothread").length,
-    2 * Object.keys(LOOP).length,
+    2 * (Object.keys(LOOP).length + 1),
   );
+});
+
+Deno.test("takeSnapshot tells of an IOThread that does not answer nothing but that", () => {
+  const snapshot = takeSnapshot([null, { loop: LOOP, devices: [] }]);
+  assertEquals(samples(snapshot, "outboard_iothread_up"), [
+    "outboard_iothread_up{iothread=0} 0",
+    "outboard_iothread_up{iothread=1} 1",
+  ]);
+  assertEquals(samples(snapshot, "outboard_iothread_turns"), [
+    "outboard_iothread_turns{iothread=1} 1",
+  ]);
 });
 
 Deno.test("takeSnapshot tells where a device is and how it is set up", () => {

@@ -106,7 +106,11 @@ Deno.test("Outboard opens nothing when a device has no place, and says which fai
   }));
 
 Deno.test("IOThread closes where other threads reached it", async () => {
-  const thread = new IOThread(0, { onLog: () => {}, onCrash: () => {} });
+  const thread = new IOThread(0, {
+    onLog: () => {},
+    onCrash: () => {},
+    onSilence: () => {},
+  });
   const link = `/proc/self/fd/${(await thread.seat()).eventFd}`;
   await thread.request({ kind: "stop" });
   thread.terminate();
