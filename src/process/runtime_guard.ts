@@ -53,7 +53,7 @@ export function withoutRuntime<T>(run: () => T): T {
 }
 
 /**
- * Installs the guard on this thread, once. A promise of a model's that is rejected ends nothing.
+ * Installs the guard on this thread, once. A promise of a model's that is rejected, or a timer that throws, ends nothing.
  *
  * @param report Told, in one line, where a model made a promise, or a timer at the top level of its file: that cannot be
  * refused, as it may be waited for there
@@ -89,6 +89,13 @@ export function guardRuntime(report: (message: string) => void): void {
     tell(
       `Cannot wait for a promise (await, then, an async function): ${WHY}, so that it may never go on; use context.loop, or a Worker of your own and an eventfd that the loop watches`,
     );
+  });
+  addEventListener("error", (event) => {
+    // What a device reports at work is meant to end the thread.
+    const fault = depth > 0 ? null : modelFault(event.error);
+    if (fault === null) return;
+    event.preventDefault();
+    report(fault);
   });
   addEventListener("unhandledrejection", (event) => {
     const fault = modelFault(event.reason);

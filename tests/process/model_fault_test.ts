@@ -134,6 +134,28 @@ Deno.test("a model that hopes for its runtime is told so in one line for each ca
   }
 });
 
+Deno.test("a timer of a model's file that throws on an IOThread is one line, and ends nothing", async () => {
+  const file = new URL("./fixtures/early_model.ts", import.meta.url).pathname;
+  const folder = Deno.makeTempDirSync();
+  try {
+    const [socket, control] = [`${folder}/s`, `${folder}/c`];
+    const outboard = await startOutboard([
+      ...["--device", file, "--socket", socket, "--control", control],
+    ]);
+    // Each gives the runtime a turn.
+    await controlLine(control, "list");
+    await controlLine(control, "list");
+    // The last turn is at the end.
+    await outboard.stop();
+    const [first, second, ...rest] = outboard.stderr.trimEnd().split("\n");
+    assert(first!.includes("Cannot rely on setTimeout at the top"), first);
+    assert(second!.endsWith(`${file}:7:11: not in a thread`), second);
+    assertEquals(rest, []);
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
 Deno.test("a model that fails as it is closed is one line with its file and line", async () => {
   const folder = Deno.makeTempDirSync();
   try {
