@@ -69,7 +69,7 @@ Deno.test("--exit-with-parent ends at once when what started it had ended before
     const child = new Deno.Command("setsid", {
       args: [
         ...["--fork", "sh", "-c"],
-        '(while kill -0 $$; do sleep 0.01; done 2>/dev/null; exec "$@") & echo $!',
+        '(while read -r _ _ _ parent _ < /proc/self/stat && [ $parent = $$ ]; do sleep 0.01; done; exec "$@") & echo $!',
         ...["sh", Deno.execPath(), "run", "-A", "--quiet", program],
         ...["--device", "virtio-net,net=none", "--socket", `${folder}/s`],
         ...["--exit-with-parent", "--log-format", "json"],
