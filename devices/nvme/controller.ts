@@ -500,9 +500,11 @@ export class NvmeController implements PciDevice, BlockClient {
       this.#parts.counters.add(NvmeCounter.controllerResets, 1);
       this.#resetController();
     }
-    if (registers.enabled && !this.#running && !registers.fatal) {
-      this.#enable();
-    }
+    // One that is ready and does not run has been shut down: it takes a reset to have it run again.
+    if (
+      registers.enabled && !registers.ready && !this.#running &&
+      !registers.fatal
+    ) this.#enable();
     if (registers.shutdownStatus === NvmeShst.OCCUR) this.#shutDown();
   }
 
@@ -593,7 +595,13 @@ export class NvmeController implements PciDevice, BlockClient {
     if (status !== IN_FLIGHT) this.#parts.engine.finish(command, status);
   }
 
+  /** The driver frees its queues, and the buffers of shadow doorbells, as soon as it sees this done. */
   #onShutdownFlushed(): void {
+    this.#parts.namespaces.drain();
+    this.#parts.engine.settle();
+    this.#parts.lines.flush(this.#parts.registers.interruptMask);
+    this.#running = false;
+    this.#parts.crew?.halt();
     this.#parts.registers.shutdownStatus = NvmeShst.CMPLT;
   }
 
@@ -643,8 +651,9 @@ export class NvmeController implements PciDevice, BlockClient {
 
   #endPolling(): boolean {
     this.#doorbellTimer?.endPolling();
-    const found = this.#parts.queues.endPolling() && this.#running &&
-      !this.#holding && !this.#stopped;
+    // What does not run touches no guest memory: it asks for doorbells when it runs.
+    const live = this.#running && !this.#stopped;
+    const found = this.#parts.queues.endPolling(live) && !this.#holding;
     if (found) this.#work.schedule();
     return found;
   }

@@ -78,7 +78,7 @@ export class Crew implements ForeignQueues {
     this.#callAll({ op: "halt" });
   }
 
-  /** Nothing that was fetched is with the storage any more, whatever thread has fetched it. */
+  /** What was fetched is completed, whatever thread has fetched it. */
   drain(): void {
     this.#callAll({ op: "drain" });
   }

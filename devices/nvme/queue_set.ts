@@ -448,10 +448,12 @@ export class QueueSet {
   /**
    * The tails are not polled any more: asks drivers to ring.
    *
+   * @param live Whether guest memory may be touched; nobody is asked otherwise
    * @returns Whether a submission queue got entries meanwhile
    */
-  endPolling(): boolean {
+  endPolling(live: boolean): boolean {
     this.#polled = false;
+    if (!live) return false;
     let found = false;
     for (let i = 0; i < this.#activeSqs.length; i++) {
       if (this.hasEntries(this.#activeSqs[i]!)) found = true;

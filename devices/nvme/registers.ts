@@ -142,6 +142,11 @@ export class NvmeRegisters {
     return shn === 1 || shn === 2;
   }
 
+  /** CSTS.RDY. */
+  get ready(): boolean {
+    return bit(this.csts, NVME_CSTS.RDY);
+  }
+
   /** Sets or clears CSTS.RDY. */
   setReady(on: boolean): void {
     this.csts = withBit(this.csts, NVME_CSTS.RDY, on);

@@ -225,7 +225,8 @@ export class NvmeSpreading implements Spreading {
       case "reset":
         return reset();
       case "drain":
-        return parts.namespaces.drain();
+        parts.namespaces.drain();
+        return parts.engine.settle();
       case "createCq":
         parts.queues.serveCq(message.ring, message.vector, message.interrupts);
         return;

@@ -335,6 +335,43 @@ Deno.test("mapped doorbells of a controller that is made while the loop polls ar
   assertEquals(rig.loop.timerCount, 1);
 });
 
+Deno.test("a controller that was shut down, disabled or stopped touches no guest memory when polling ends, or begins", () => {
+  const ways: Record<string, (rig: Rig) => void> = {
+    "shut down": ({ driver }) => driver.write(0x14, 0x0046_4001),
+    "disabled": ({ driver }) => driver.write(0x14, 0x0046_0000),
+    "stopped": ({ device }) => device.stop(),
+  };
+  for (const [name, end] of Object.entries(ways)) {
+    using rig = new Rig({ mode: "msix" });
+    const { driver } = rig;
+    driver.configureShadow();
+    const pair = rig.io();
+    for (let i = 0; i < 5; i++) {
+      assertEquals(driver.run({ opcode: 0, nsid: 1 }, pair).status, 0);
+    }
+    rig.loop.beginPolling();
+    for (let i = 0; i < 5; i++) {
+      driver.put(pair, { opcode: 0, nsid: 1 });
+      driver.ring(pair);
+      while (rig.loop.pollOnce()) rig.loop.settle();
+      driver.reap(pair);
+    }
+    end(rig);
+    rig.loop.settle();
+    if (name === "shut down") assertEquals(driver.csts >>> 2 & 3, 2, name);
+    // Whose memory is whose by now, the device cannot know.
+    const bytes = new Uint8Array(rig.ram.view.buffer);
+    bytes.fill(0xa5);
+    rig.loop.endPolling();
+    rig.loop.settle();
+    rig.loop.beginPolling();
+    rig.loop.pollOnce();
+    rig.loop.endPolling();
+    rig.loop.advance(5);
+    assert(bytes.every((b) => b === 0xa5), name);
+  }
+});
+
 Deno.test("Doorbells.arm asks only when something changes", () => {
   const memory = new ArrayMemory();
   const doorbells = new Doorbells(memory, 2, null);
