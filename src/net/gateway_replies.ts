@@ -24,6 +24,7 @@ import {
   ICMP_ECHO,
   ICMP_ECHOREPLY,
   internetChecksum,
+  internetSum,
   IP,
   IP_FRAGMENT_MASK,
   IPPROTO,
@@ -130,7 +131,7 @@ export class GatewayReplies {
     if (
       versionIhl >>> 4 !== 4 || headerBytes < IP.SIZE ||
       totalBytes < headerBytes || at + totalBytes > frame.length ||
-      internetChecksum(frame, at, at + headerBytes) !== 0 ||
+      internetChecksum(view, at, at + headerBytes) !== 0 ||
       (view.getUint16(at + IP.FRAGMENT) & IP_FRAGMENT_MASK) !== 0
     ) return null;
     const destination = view.getUint32(at + IP.DST);
@@ -166,7 +167,7 @@ export class GatewayReplies {
     view.setUint32(IP.DST, destination);
     view.setUint16(
       IP.CHECKSUM,
-      internetChecksum(frame, ETH.SIZE, ETH.SIZE + IP.SIZE),
+      internetChecksum(view, 0, IP.SIZE),
     );
     return frame;
   }
@@ -181,7 +182,7 @@ export class GatewayReplies {
       end - start < ICMP.SIZE ||
       view.getUint8(start + ICMP.TYPE) !== ICMP_ECHO ||
       view.getUint8(start + ICMP.CODE) !== 0 ||
-      internetChecksum(frame, start, end) !== 0
+      internetChecksum(view, start, end) !== 0
     ) return null;
     const source = view.getUint32(ETH.SIZE + IP.SRC);
     const reply = this.#ipFrame(frame, IPPROTO.ICMP, source, end - start);
@@ -190,7 +191,7 @@ export class GatewayReplies {
     const out = new DataView(reply.buffer, at);
     out.setUint8(ICMP.TYPE, ICMP_ECHOREPLY);
     out.setUint16(ICMP.CHECKSUM, 0);
-    out.setUint16(ICMP.CHECKSUM, internetChecksum(reply, at, reply.length));
+    out.setUint16(ICMP.CHECKSUM, internetChecksum(out, 0, end - start));
     return reply;
   }
 
@@ -364,9 +365,8 @@ function finishUdp(
   udp.setUint16(UDP.DST_PORT, destinationPort);
   udp.setUint16(UDP.LENGTH, length);
   // The pseudo-header: addresses, protocol, length.
-  let sum = IPPROTO.UDP + length;
-  for (let i: number = IP.SRC; i < IP.SIZE; i += 2) sum += ip.getUint16(i);
+  const sum = internetSum(ip, IP.SRC, IP.SIZE, IPPROTO.UDP + length);
   // A sum of 0 means "none" on the wire and is sent as its other form.
-  const checksum = internetChecksum(frame, at, frame.length, sum);
+  const checksum = internetChecksum(udp, 0, length, sum);
   udp.setUint16(UDP.CHECKSUM, checksum === 0 ? 0xffff : checksum);
 }

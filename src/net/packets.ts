@@ -144,20 +144,39 @@ export const DHCP_OPTION = {
 } as const;
 
 /**
+ * The sum of a range's words that {@linkcode internetChecksum} complements (RFC 1071).
+ *
+ * @param sum What was summed up before
+ */
+export function internetSum(
+  view: DataView,
+  start: number,
+  end: number,
+  sum = 0,
+): number {
+  let at = start;
+  // Two words at once: 2^16 is 1 in what follows.
+  for (; at + 4 <= end; at += 4) sum += view.getUint32(at);
+  if (at + 2 <= end) {
+    sum += view.getUint16(at);
+    at += 2;
+  }
+  if (at < end) sum += view.getUint8(at) * 256;
+  while (sum > 0xffff) sum = sum % 0x1_0000 + Math.floor(sum / 0x1_0000);
+  return sum;
+}
+
+/**
  * The Internet checksum (RFC 1071) of a range.
  *
  * @param sum What was summed up before, as of a pseudo-header
  * @returns The checksum to be stored; 0 over a range that holds a right one
  */
 export function internetChecksum(
-  bytes: Uint8Array,
+  view: DataView,
   start: number,
   end: number,
   sum = 0,
 ): number {
-  for (let i = start; i < end; i += 2) {
-    sum += bytes[i]! * 256 + (i + 1 < end ? bytes[i + 1]! : 0);
-  }
-  while (sum > 0xffff) sum = (sum & 0xffff) + Math.floor(sum / 0x1_0000);
-  return ~sum & 0xffff;
+  return ~internetSum(view, start, end, sum) & 0xffff;
 }

@@ -53,7 +53,7 @@ export function putLeaseRequest(
   view.setUint32(IP_AT + IP.DST, 0xffff_ffff);
   view.setUint16(
     IP_AT + IP.CHECKSUM,
-    internetChecksum(bytes, IP_AT, UDP_AT),
+    internetChecksum(view, IP_AT, UDP_AT),
   );
   view.setUint16(UDP_AT + UDP.SRC_PORT, BOOTP_PORT.CLIENT);
   view.setUint16(UDP_AT + UDP.DST_PORT, BOOTP_PORT.SERVER);

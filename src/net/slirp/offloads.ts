@@ -9,6 +9,8 @@ import { NetOffload, type NetOffloads } from "../backend.ts";
 import {
   ETH,
   ETH_P_IP,
+  internetChecksum,
+  internetSum,
   IP,
   IP_FRAGMENT_MASK,
   IPPROTO,
@@ -39,25 +41,6 @@ const VERSION_4_IHL_5 = 0x45;
 const DATA_OFFSET_5 = 0x50;
 const PACKET_MAX = 0xffff;
 
-/** The sum of 16-bit words in network order, in as many bits as it takes; a byte that is left over is an upper one. */
-function sumWords(view: DataView, start: number, end: number): number {
-  let sum = 0;
-  let at = start;
-  // Two words at once: 2^16 is 1 in what follows.
-  for (; at + 4 <= end; at += 4) sum += view.getUint32(at);
-  if (at + 2 <= end) {
-    sum += view.getUint16(at);
-    at += 2;
-  }
-  return at < end ? sum + view.getUint8(at) * 256 : sum;
-}
-
-/** A sum in 16 bits (RFC 1071). */
-function fold(sum: number): number {
-  while (sum > 0xffff) sum = sum % 0x1_0000 + Math.floor(sum / 0x1_0000);
-  return sum;
-}
-
 /**
  * Completes the checksum of a frame that the driver left to us (virtio 1.3, section 5.1.6.2.1).
  *
@@ -76,7 +59,7 @@ export function completeChecksum(
   const start = at + HDR.SIZE + view.getUint16(at + HDR.CSUM_START, true);
   const field = start + view.getUint16(at + HDR.CSUM_OFFSET, true);
   if (field + 2 > end) return;
-  const sum = ~fold(sumWords(view, start, end)) & 0xffff;
+  const sum = internetChecksum(view, start, end);
   // In UDP 0 would mean that there is none.
   view.setUint16(field, sum === 0 ? 0xffff : sum);
 }
@@ -182,12 +165,12 @@ function lengthen(view: DataView, at: number, length: number): void {
   view.setUint16(ip + IP.CHECKSUM, 0);
   view.setUint16(
     ip + IP.CHECKSUM,
-    ~fold(sumWords(view, ip, ip + IP.SIZE)) & 0xffff,
+    internetChecksum(view, ip, ip + IP.SIZE),
   );
-  const addresses = sumWords(view, ip + IP.SRC, ip + IP.SIZE);
+  const rest = IPPROTO.TCP + length - IP.SIZE;
   view.setUint16(
     at + TCP_AT + TCP.CHECKSUM,
-    fold(addresses + IPPROTO.TCP + length - IP.SIZE),
+    internetSum(view, ip + IP.SRC, ip + IP.SIZE, rest),
   );
 }
 
