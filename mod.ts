@@ -27,8 +27,8 @@ export {
   setU64,
   u64,
   withBit,
-} from "./src/bits.ts";
-export { Errno, ErrnoError } from "./src/errno.ts";
+} from "./src/core/bits.ts";
+export { Errno, ErrnoError } from "./src/core/errno.ts";
 export type {
   BottomHalf,
   FdHandler,
@@ -37,8 +37,8 @@ export type {
   Poller,
   PollHooks,
   Timer,
-} from "./src/event_loop.ts";
-export type { Log } from "./src/log.ts";
+} from "./src/loop/event_loop.ts";
+export type { Log } from "./src/core/log.ts";
 export {
   Access,
   type GuestMemory,
@@ -78,7 +78,7 @@ export {
   type Spreading,
   type SpreadingListener,
 } from "./src/pci/spreading.ts";
-export { StateReader } from "./src/state_reader.ts";
+export { StateReader } from "./src/core/state_reader.ts";
 export type { VirtioDevice, VirtioTransport } from "./src/virtio/device.ts";
 export { Features, VIRTIO_F } from "./src/virtio/features.ts";
 export {
@@ -92,13 +92,16 @@ export {
   type VirtioOptions,
   virtioOptionTable,
 } from "./src/virtio/options.ts";
-export { Chain, type Virtqueue } from "./src/virtio/queue.ts";
-export type { SessionCounters, SessionOptions } from "./src/virtio/session.ts";
+export { Chain, type Virtqueue } from "./src/virtio/queue/queue.ts";
+export type {
+  SessionCounters,
+  SessionOptions,
+} from "./src/virtio/session/session.ts";
 export {
   VirtioPci,
   type VirtioPciHandOver,
   type VirtioPciOptions,
-} from "./src/virtio/virtio_pci.ts";
+} from "./src/transport/virtio_pci/virtio_pci.ts";
 
 if (import.meta.main) {
   // Not awaited: a model that imports this module would wait for it, and it for the model.

@@ -7,12 +7,12 @@
  */
 
 import type { DeviceContext } from "../mod.ts";
-import { EventLoop } from "../src/event_loop.ts";
+import { EventLoop } from "../src/loop/event_loop.ts";
 import { DmaMemory } from "../src/memory/dma_memory.ts";
 import { Access } from "../src/memory/guest_memory.ts";
 import { PciFunction, PciInterrupts } from "../src/pci/mod.ts";
 import { fakeContext, VirtioDriver } from "../src/testing/mod.ts";
-import { GuestRam } from "../src/vfio_user/client/mod.ts";
+import { GuestRam } from "../src/transport/vfio_user/client/mod.ts";
 import { LocalPci } from "../tests/devices/local_pci.ts";
 import { NetLoad } from "./net_load.ts";
 import type { Figure } from "./report.ts";

@@ -16,7 +16,7 @@ import {
   GuestRam,
   PciClient,
   VfioUserClient,
-} from "../src/vfio_user/client/mod.ts";
+} from "../src/transport/vfio_user/client/mod.ts";
 import {
   residentMiB,
   type ThreadTime,

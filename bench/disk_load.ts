@@ -16,7 +16,7 @@ import {
   type GuestRam,
   PciClient,
   type VfioUserClient,
-} from "../src/vfio_user/client/mod.ts";
+} from "../src/transport/vfio_user/client/mod.ts";
 import { percentile } from "./report.ts";
 
 const SAMPLES = 1 << 16;

@@ -18,7 +18,10 @@ import {
   NO_VECTOR,
   VirtioDriver,
 } from "../src/testing/mod.ts";
-import { type BellKind, PciClient } from "../src/vfio_user/client/mod.ts";
+import {
+  type BellKind,
+  PciClient,
+} from "../src/transport/vfio_user/client/mod.ts";
 import { type Figure, median, percentile } from "./report.ts";
 import { type Served, withDevice, withRam } from "./serving.ts";
 import { type BenchSettings, count } from "./settings.ts";

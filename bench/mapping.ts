@@ -7,7 +7,7 @@
  */
 
 import { DiskOp } from "../src/testing/disk_driver.ts";
-import { GuestRam } from "../src/vfio_user/client/mod.ts";
+import { GuestRam } from "../src/transport/vfio_user/client/mod.ts";
 import { CONTROLLERS } from "./disk_load.ts";
 import { residentMiB } from "./proc.ts";
 import { atMost, type Figure } from "./report.ts";

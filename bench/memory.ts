@@ -14,7 +14,10 @@
 
 import { DiskOp } from "../src/testing/disk_driver.ts";
 import { VirtioDriver } from "../src/testing/mod.ts";
-import { type GuestRam, PciClient } from "../src/vfio_user/client/mod.ts";
+import {
+  type GuestRam,
+  PciClient,
+} from "../src/transport/vfio_user/client/mod.ts";
 import { CONTROLLERS, runDiskLoad } from "./disk_load.ts";
 import { benchMapping } from "./mapping.ts";
 import { NetLoad } from "./net_load.ts";

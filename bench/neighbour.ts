@@ -7,7 +7,7 @@
  * @module
  */
 
-import { VfioUserClient } from "../src/vfio_user/client/mod.ts";
+import { VfioUserClient } from "../src/transport/vfio_user/client/mod.ts";
 import { hostLibslirp, isSkip } from "../tests/guest/provision.ts";
 import {
   type Load,

@@ -4,23 +4,23 @@
  * @module
  */
 
-import { setU64 } from "../src/bits.ts";
-import { createEventFd } from "../src/libc/mod.ts";
+import { setU64 } from "../src/core/bits.ts";
+import { createEventFd } from "../src/os/mod.ts";
 import { NetDriver, VirtioDriver } from "../src/testing/mod.ts";
-import { ethernet, udp } from "../tests/net/frames.ts";
+import { ethernet, udp } from "../tests/backend/net/frames.ts";
 import {
   type DmaMapping,
   GuestRam,
   PciClient,
   VfioUserClient,
-} from "../src/vfio_user/client/mod.ts";
+} from "../src/transport/vfio_user/client/mod.ts";
 import {
   VFIO_PCI_MSIX_IRQ_INDEX,
   VFIO_USER_REGION_WRITE_MULTI,
   WRITE_MULTI,
   WRITE_MULTI_ENTRY,
-} from "../src/vfio_user/defs.ts";
-import { ETH_P_IP } from "../src/net/packets.ts";
+} from "../src/transport/vfio_user/defs.ts";
+import { ETH_P_IP } from "../src/backend/net/frame/packets.ts";
 import { WIDE_BAR, WIDE_VECTORS } from "./wide_device.ts";
 
 /** A kind of device that such a client has. */

@@ -10,7 +10,7 @@
  */
 
 import { VirtioDriver } from "../src/testing/mod.ts";
-import { PciClient } from "../src/vfio_user/client/mod.ts";
+import { PciClient } from "../src/transport/vfio_user/client/mod.ts";
 import { NetLoad } from "./net_load.ts";
 import { atLeast, type Figure, rate } from "./report.ts";
 import { withDevice, withRam } from "./serving.ts";

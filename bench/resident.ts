@@ -6,7 +6,10 @@
  */
 
 import { DiskOp } from "../src/testing/disk_driver.ts";
-import { GuestRam, type VfioUserClient } from "../src/vfio_user/client/mod.ts";
+import {
+  GuestRam,
+  type VfioUserClient,
+} from "../src/transport/vfio_user/client/mod.ts";
 import { CONTROLLERS, type OpenDisk, runDiskLoad } from "./disk_load.ts";
 import { residentMiB } from "./proc.ts";
 import { atMost, type Figure } from "./report.ts";

@@ -13,7 +13,7 @@ import {
   type ClientOptions,
   GuestRam,
   VfioUserClient,
-} from "../src/vfio_user/client/mod.ts";
+} from "../src/transport/vfio_user/client/mod.ts";
 
 /** A served device. */
 export interface ServedDevice {

@@ -10,7 +10,10 @@
 import { DiskOp } from "../src/testing/disk_driver.ts";
 import { VirtioDriver } from "../src/testing/mod.ts";
 import type { OutboardProcess } from "../src/testing/outboard_process.ts";
-import { type GuestRam, PciClient } from "../src/vfio_user/client/mod.ts";
+import {
+  type GuestRam,
+  PciClient,
+} from "../src/transport/vfio_user/client/mod.ts";
 import { CONTROLLERS, runDiskLoad } from "./disk_load.ts";
 import { type Collection, parseGcTrace } from "./gc_trace.ts";
 import { NetLoad } from "./net_load.ts";

@@ -14,7 +14,7 @@ import {
   type VirtioOptions,
   VirtioPci,
 } from "../mod.ts";
-import type { NetBackend, NetPeer } from "../src/net/backend.ts";
+import type { NetBackend, NetPeer } from "../src/backend/net/contract.ts";
 
 /** How many frames are offered per wake-up before the loop gets its turn. */
 const BURST = 256;

@@ -9,9 +9,9 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../src/errno.ts";
-import { setU64 } from "../src/bits.ts";
-import { EventLoop } from "../src/event_loop.ts";
+import { Errno, ErrnoError } from "../src/core/errno.ts";
+import { setU64 } from "../src/core/bits.ts";
+import { EventLoop } from "../src/loop/event_loop.ts";
 import {
   type Fd,
   IoUring,
@@ -21,18 +21,18 @@ import {
   readv,
   Sqe,
   SQE_FIXED_FILE,
-} from "../src/libc/mod.ts";
+} from "../src/os/mod.ts";
 import { DmaMemory } from "../src/memory/dma_memory.ts";
 import type { ScatterGather } from "../src/memory/scatter_gather.ts";
-import { TapEngine } from "../src/net/option_table.ts";
-import { TapQueue } from "../src/net/tap_queue.ts";
-import { TapSender } from "../src/net/tap_sender.ts";
+import { TapEngine } from "../src/backend/net/option_table.ts";
+import { TapQueue } from "../src/backend/net/tap/queue.ts";
+import { TapSender } from "../src/backend/net/tap/sender.ts";
 import { RecordingLog } from "../src/testing/fake_context.ts";
-import { NetworkNamespace } from "../tests/net/netns.ts";
+import { NetworkNamespace } from "../tests/backend/net/netns.ts";
 import {
   ETH_P_EXPERIMENTAL,
   PacketSocket,
-} from "../tests/net/packet_socket.ts";
+} from "../tests/backend/net/packet_socket.ts";
 import { type Figure, leftOut, median } from "./report.ts";
 import { type BenchSettings, count } from "./settings.ts";
 

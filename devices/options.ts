@@ -4,7 +4,7 @@
  * @module
  */
 
-import { UnknownNameError } from "../src/unknown_name.ts";
+import { UnknownNameError } from "../src/core/unknown_name.ts";
 import type { OptionSpec } from "./model.ts";
 
 /** Options as a model's `parse` is given them; a repeated key has all its values. */

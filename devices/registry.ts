@@ -5,9 +5,13 @@
  */
 
 import { stripVTControlCharacters } from "node:util";
-import { UnknownNameError } from "../src/unknown_name.ts";
-import { isAsync, nameModelFile, placeInModel } from "../src/model_fault.ts";
-import { encodePlainData } from "../src/plain_data.ts";
+import { UnknownNameError } from "../src/core/unknown_name.ts";
+import {
+  isAsync,
+  nameModelFile,
+  placeInModel,
+} from "../src/core/model_fault.ts";
+import { encodePlainData } from "../src/core/plain_data.ts";
 import type { DeviceModel, OptionSpec } from "./model.ts";
 import { checkOptions } from "./options.ts";
 

@@ -4,13 +4,13 @@
  * @module
  */
 
-import type { BlockOptions } from "../../src/block/option_table.ts";
-import { parseBlockOptions } from "../../src/block/options.ts";
-import { resizeStorage, SHRINK } from "../../src/block/resize.ts";
-import { formatSize } from "../../src/block/size.ts";
+import type { BlockOptions } from "../../src/backend/block/option_table.ts";
+import { parseBlockOptions } from "../../src/backend/block/options.ts";
+import { resizeStorage, SHRINK } from "../../src/backend/block/resize.ts";
+import { formatSize } from "../../src/backend/block/size.ts";
 import type { CommandAnswer, DeviceCommand } from "../../src/pci/device.ts";
 import { parseOptionParts, splitAtCommas } from "../options.ts";
-import { type Namespace, type NamespaceSet, NSID_MAX } from "./namespace.ts";
+import { type Namespace, type NamespaceSet, NSID_MAX } from "./io/namespace.ts";
 
 /** What the commands act on. */
 export interface NamespaceHost {

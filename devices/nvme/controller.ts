@@ -4,11 +4,14 @@
  * @module
  */
 
-import type { BlockClient, BlockRequest } from "../../src/block/backend.ts";
-import type { BlockOptions } from "../../src/block/option_table.ts";
-import { formatSize } from "../../src/block/size.ts";
-import type { BottomHalf, Poller, Timer } from "../../src/event_loop.ts";
-import { LookTimer } from "../../src/event_loop/look_timer.ts";
+import type {
+  BlockClient,
+  BlockRequest,
+} from "../../src/backend/block/contract.ts";
+import type { BlockOptions } from "../../src/backend/block/option_table.ts";
+import { formatSize } from "../../src/backend/block/size.ts";
+import type { BottomHalf, Poller, Timer } from "../../src/loop/event_loop.ts";
+import { LookTimer } from "../../src/loop/look_timer.ts";
 import type {
   AccessWidth,
   DeviceCommand,
@@ -17,9 +20,9 @@ import type {
   PciSpec,
   ResetReason,
 } from "../../src/pci/device.ts";
-import { field } from "../../src/bits.ts";
+import { field } from "../../src/core/bits.ts";
 import { RING_ABSENCE_MS } from "../../src/memory/guest_memory.ts";
-import type { Command } from "./command.ts";
+import type { Command } from "./command/command.ts";
 import { namespaceCommands } from "./commands.ts";
 import { NvmeCounter } from "./counters.ts";
 import {
@@ -32,13 +35,17 @@ import {
   NvmeSc,
   NvmeShst,
 } from "./defs.ts";
-import { headDoorbell } from "./doorbells.ts";
-import { NvmeEvent } from "./events.ts";
-import { isUnmetQuestion } from "./log_pages.ts";
-import { Namespace, NamespaceSet, type NamespaceStorage } from "./namespace.ts";
+import { headDoorbell } from "./queue/doorbells.ts";
+import { NvmeEvent } from "./admin/events.ts";
+import { isUnmetQuestion } from "./admin/log_pages.ts";
+import {
+  Namespace,
+  NamespaceSet,
+  type NamespaceStorage,
+} from "./io/namespace.ts";
 import { ControllerParts, type NvmeControllerOptions } from "./parts.ts";
 import { DOORBELL_PAGE_BYTES, makeSpec } from "./pci_spec.ts";
-import type { CompletionQueue, SubmissionQueue } from "./queue.ts";
+import type { CompletionQueue, SubmissionQueue } from "./queue/queue.ts";
 import { RegisterEffect } from "./registers.ts";
 import { NvmeSpreading } from "./spreading.ts";
 import { type NvmeHandOver, type NvmeState, parseNvmeState } from "./state.ts";

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { StateReader } from "../../src/state_reader.ts";
+import { StateReader } from "../../src/core/state_reader.ts";
 
 /** Counters of a controller, in the order they are shown; each is an index of {@linkcode NvmeCounters.values}. */
 export const NvmeCounter = {
@@ -54,7 +54,7 @@ export type CountersState = Readonly<Record<string, number>>;
 /**
  * Checks saved counters.
  *
- * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when they cannot be
+ * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when they cannot be
  */
 export function parseCountersState(value: unknown): CountersState {
   const reader = new StateReader(value, "the counters");

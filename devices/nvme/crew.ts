@@ -4,12 +4,12 @@
  * @module
  */
 
-import type { BlockBackend } from "../../src/block/backend.ts";
-import type { BlockOptions } from "../../src/block/option_table.ts";
+import type { BlockBackend } from "../../src/backend/block/contract.ts";
+import type { BlockOptions } from "../../src/backend/block/option_table.ts";
 import type { SpreadingListener } from "../../src/pci/spreading.ts";
-import type { FeaturesState } from "./features.ts";
-import type { RingSpec } from "./queue.ts";
-import type { ForeignQueues } from "./queue_set.ts";
+import type { FeaturesState } from "./admin/features.ts";
+import type { RingSpec } from "./queue/queue.ts";
+import type { ForeignQueues } from "./queue/queue_set.ts";
 import type { SharedWords } from "./shared_words.ts";
 import type { TwinLogs, TwinMessage } from "./twin_message.ts";
 

@@ -4,14 +4,14 @@
  * @module
  */
 
-import { openBlockBackend } from "../../src/block/open.ts";
-import { BlockKind } from "../../src/block/option_table.ts";
-import type { Log } from "../../src/log.ts";
+import { openBlockBackend } from "../../src/backend/block/open.ts";
+import { BlockKind } from "../../src/backend/block/option_table.ts";
+import type { Log } from "../../src/core/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import type { DeviceModel } from "../model.ts";
 import { NvmeController } from "./controller.ts";
-import { deriveNqn, deriveSerial } from "./identity.ts";
-import type { NamespaceStorage } from "./namespace.ts";
+import { deriveNqn, deriveSerial } from "./admin/identity.ts";
+import type { NamespaceStorage } from "./io/namespace.ts";
 import {
   type NamespaceOptions,
   NVME_OPTIONS,
@@ -22,7 +22,7 @@ import {
 import type { NvmeHandOver } from "./state.ts";
 
 export { NvmeController, type NvmeControllerOptions } from "./controller.ts";
-export type { NamespaceStorage } from "./namespace.ts";
+export type { NamespaceStorage } from "./io/namespace.ts";
 export { type NamespaceOptions, type NvmeOptions } from "./options.ts";
 
 /** The serial number that was given, or one that lasts as long as the storage does. */

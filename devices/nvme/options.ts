@@ -8,14 +8,14 @@ import {
   BLOCK_OPTIONS,
   BlockKind,
   type BlockOptions,
-} from "../../src/block/option_table.ts";
+} from "../../src/backend/block/option_table.ts";
 import {
   type BlockOptionValues,
   parseBlockOptions,
-} from "../../src/block/options.ts";
+} from "../../src/backend/block/options.ts";
 import type { OptionSpec } from "../model.ts";
 import { unknownOption } from "../options.ts";
-import { NSID_MAX } from "./namespace.ts";
+import { NSID_MAX } from "./io/namespace.ts";
 
 /** The most I/O queue pairs. */
 export const QUEUES_MAX = 64;

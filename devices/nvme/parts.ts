@@ -4,27 +4,27 @@
  * @module
  */
 
-import type { BlockBackend } from "../../src/block/backend.ts";
-import type { BlockOptions } from "../../src/block/option_table.ts";
-import { formatSize } from "../../src/block/size.ts";
+import type { BlockBackend } from "../../src/backend/block/contract.ts";
+import type { BlockOptions } from "../../src/backend/block/option_table.ts";
+import { formatSize } from "../../src/backend/block/size.ts";
 import type { DeviceContext, SharedMemory } from "../../src/pci/device.ts";
-import { AdminCommands } from "./admin.ts";
-import type { Command } from "./command.ts";
+import { AdminCommands } from "./admin/admin.ts";
+import type { Command } from "./command/command.ts";
 import type { Crew } from "./crew.ts";
 import { NvmeCounters } from "./counters.ts";
-import { DataPointer } from "./data_pointer.ts";
+import { DataPointer } from "./command/data_pointer.ts";
 import { IN_FLIGHT, NVME_PAGE_SHIFT_MIN, NvmeSc } from "./defs.ts";
-import { Doorbells } from "./doorbells.ts";
-import { Engine } from "./engine.ts";
-import { AsyncEvents } from "./events.ts";
-import { Features } from "./features.ts";
-import { type ControllerIdentity, Identify } from "./identify.ts";
-import { InterruptLines } from "./interrupt_lines.ts";
-import { IoCommands } from "./io.ts";
-import { LogPages } from "./log_pages.ts";
-import type { NamespaceSet } from "./namespace.ts";
+import { Doorbells } from "./queue/doorbells.ts";
+import { Engine } from "./command/engine.ts";
+import { AsyncEvents } from "./admin/events.ts";
+import { Features } from "./admin/features.ts";
+import { type ControllerIdentity, Identify } from "./admin/identify.ts";
+import { InterruptLines } from "./queue/interrupt_lines.ts";
+import { IoCommands } from "./io/io.ts";
+import { LogPages } from "./admin/log_pages.ts";
+import type { NamespaceSet } from "./io/namespace.ts";
 import { interruptVectors } from "./pci_spec.ts";
-import { QueueSet } from "./queue_set.ts";
+import { QueueSet } from "./queue/queue_set.ts";
 import { NvmeRegisters } from "./registers.ts";
 import { NVME_STATE_VERSION, type NvmeState } from "./state.ts";
 

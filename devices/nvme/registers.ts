@@ -5,10 +5,10 @@
  * @module
  */
 
-import { bit, field, withBit } from "../../src/bits.ts";
+import { bit, field, withBit } from "../../src/core/bits.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import { RegisterMap, type RegisterName } from "../../src/pci/register_map.ts";
-import { StateReader } from "../../src/state_reader.ts";
+import { StateReader } from "../../src/core/state_reader.ts";
 import {
   NVME_CC,
   NVME_CSTS,
@@ -87,7 +87,7 @@ export interface RegistersState {
 /**
  * Checks the state of registers.
  *
- * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it cannot be
+ * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
  */
 export function parseRegistersState(value: unknown): RegistersState {
   const reader = new StateReader(value, "the registers");

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { BlockOptions } from "../../src/block/option_table.ts";
+import type { BlockOptions } from "../../src/backend/block/option_table.ts";
 import type { Interrupts } from "../../src/pci/device.ts";
 import {
   FOR_HOME,
@@ -13,7 +13,7 @@ import {
 } from "../../src/pci/spreading.ts";
 import { Crew } from "./crew.ts";
 import { NvmeSc } from "./defs.ts";
-import { NvmeEvent } from "./events.ts";
+import { NvmeEvent } from "./admin/events.ts";
 import type { ControllerParts } from "./parts.ts";
 import { HomeLine, TwinLine } from "./shared_line.ts";
 import { sharedWordCount, SharedWords } from "./shared_words.ts";

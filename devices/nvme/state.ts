@@ -4,20 +4,20 @@
  * @module
  */
 
-import { bit, field } from "../../src/bits.ts";
-import type { BlockOptions } from "../../src/block/option_table.ts";
-import { StateReader } from "../../src/state_reader.ts";
+import { bit, field } from "../../src/core/bits.ts";
+import type { BlockOptions } from "../../src/backend/block/option_table.ts";
+import { StateReader } from "../../src/core/state_reader.ts";
 import { type CountersState, parseCountersState } from "./counters.ts";
 import { NVME_CC, NVME_CSTS, NVME_MPS_MAX } from "./defs.ts";
-import { type DoorbellsState, parseDoorbellsState } from "./doorbells.ts";
-import { type EventsState, parseEventsState } from "./events.ts";
-import { type FeaturesState, parseFeaturesState } from "./features.ts";
-import { type LogPagesState, parseLogPagesState } from "./log_pages.ts";
+import { type DoorbellsState, parseDoorbellsState } from "./queue/doorbells.ts";
+import { type EventsState, parseEventsState } from "./admin/events.ts";
+import { type FeaturesState, parseFeaturesState } from "./admin/features.ts";
+import { type LogPagesState, parseLogPagesState } from "./admin/log_pages.ts";
 import {
   parseQueueSetState,
   type QueueLimits,
   type QueueSetState,
-} from "./queue_state.ts";
+} from "./queue/queue_state.ts";
 import { parseRegistersState, type RegistersState } from "./registers.ts";
 
 /** The version of {@linkcode NvmeState}. */
@@ -77,7 +77,7 @@ export interface NvmeStateLimits extends QueueLimits {
 /**
  * Checks a saved state, all of it.
  *
- * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it is none of such a controller
+ * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when it is none of such a controller
  */
 export function parseNvmeState(
   value: unknown,

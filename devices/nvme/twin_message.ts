@@ -4,9 +4,9 @@
  * @module
  */
 
-import type { BlockOptions } from "../../src/block/option_table.ts";
-import type { FeaturesState } from "./features.ts";
-import type { RingSpec } from "./queue.ts";
+import type { BlockOptions } from "../../src/backend/block/option_table.ts";
+import type { FeaturesState } from "./admin/features.ts";
+import type { RingSpec } from "./queue/queue.ts";
 
 /** One call; each is answered when it is done. Plain data. */
 export type TwinMessage =

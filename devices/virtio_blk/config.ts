@@ -4,13 +4,13 @@
  * @module
  */
 
-import { isPowerOfTwo, setU64 } from "../../src/bits.ts";
-import type { BlockInfo } from "../../src/block/backend.ts";
+import { isPowerOfTwo, setU64 } from "../../src/core/bits.ts";
+import type { BlockInfo } from "../../src/backend/block/contract.ts";
 import {
   BLOCK_OPTIONS,
   type BlockOptions,
-} from "../../src/block/option_table.ts";
-import { parseBlockOptions } from "../../src/block/options.ts";
+} from "../../src/backend/block/option_table.ts";
+import { parseBlockOptions } from "../../src/backend/block/options.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import { Features } from "../../src/virtio/features.ts";
 import {

@@ -10,10 +10,10 @@ import {
   BlockOp,
   type BlockRequest,
   PENDING,
-} from "../../src/block/backend.ts";
-import { formatSize } from "../../src/block/size.ts";
-import { Errno } from "../../src/errno.ts";
-import type { BottomHalf } from "../../src/event_loop.ts";
+} from "../../src/backend/block/contract.ts";
+import { formatSize } from "../../src/backend/block/size.ts";
+import { Errno } from "../../src/core/errno.ts";
+import type { BottomHalf } from "../../src/loop/event_loop.ts";
 import { Access } from "../../src/memory/guest_memory.ts";
 import type {
   AccessWidth,
@@ -22,7 +22,7 @@ import type {
 } from "../../src/pci/device.ts";
 import type { VirtioDevice, VirtioTransport } from "../../src/virtio/device.ts";
 import type { Features } from "../../src/virtio/features.ts";
-import type { Virtqueue } from "../../src/virtio/queue.ts";
+import type { Virtqueue } from "../../src/virtio/queue/queue.ts";
 import { resizeCommand } from "./commands.ts";
 import {
   BlkConfig,

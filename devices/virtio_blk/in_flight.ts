@@ -4,9 +4,9 @@
  * @module
  */
 
-import { BlockRequest } from "../../src/block/backend.ts";
+import { BlockRequest } from "../../src/backend/block/contract.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
-import { Chain } from "../../src/virtio/queue.ts";
+import { Chain } from "../../src/virtio/queue/queue.ts";
 import { VIRTIO_BLK_RANGE } from "./defs.ts";
 
 /** Where a {@linkcode Slot} is in its life. */

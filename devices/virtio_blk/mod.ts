@@ -4,17 +4,17 @@
  * @module
  */
 
-import type { BlockBackend } from "../../src/block/backend.ts";
-import { openBlockBackend } from "../../src/block/open.ts";
-import { BlockKind } from "../../src/block/option_table.ts";
-import { formatSize } from "../../src/block/size.ts";
-import type { Log } from "../../src/log.ts";
+import type { BlockBackend } from "../../src/backend/block/contract.ts";
+import { openBlockBackend } from "../../src/backend/block/open.ts";
+import { BlockKind } from "../../src/backend/block/option_table.ts";
+import { formatSize } from "../../src/backend/block/size.ts";
+import type { Log } from "../../src/core/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import { mapsNotify, ringFeatures } from "../../src/virtio/options.ts";
 import {
   VirtioPci,
   type VirtioPciHandOver,
-} from "../../src/virtio/virtio_pci.ts";
+} from "../../src/transport/virtio_pci/virtio_pci.ts";
 import type { DeviceModel } from "../model.ts";
 import {
   parseVirtioBlkOptions,

@@ -4,8 +4,11 @@
  * @module
  */
 
-import { BlockOp, type BlockRequest } from "../../src/block/backend.ts";
-import { Errno } from "../../src/errno.ts";
+import {
+  BlockOp,
+  type BlockRequest,
+} from "../../src/backend/block/contract.ts";
+import { Errno } from "../../src/core/errno.ts";
 import type { GuestMemory } from "../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../src/memory/scatter_gather.ts";
 import {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { StateReader } from "../../src/state_reader.ts";
+import { StateReader } from "../../src/core/state_reader.ts";
 
 /** The version of {@linkcode VirtioBlkState}. */
 export const VIRTIO_BLK_STATE_VERSION = 1;
@@ -29,7 +29,7 @@ export interface VirtioBlkHandOver {
 /**
  * Checks a saved state.
  *
- * @throws {import("../../src/errno.ts").ErrnoError} EINVAL when it is none of a disk
+ * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when it is none of a disk
  */
 export function parseVirtioBlkState(value: unknown): VirtioBlkState {
   const reader = new StateReader(value, "the disk");

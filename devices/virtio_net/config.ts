@@ -4,14 +4,14 @@
  * @module
  */
 
-import { isPowerOfTwo } from "../../src/bits.ts";
-import { QUEUE_PAIRS_MAX } from "../../src/net/backend.ts";
+import { isPowerOfTwo } from "../../src/core/bits.ts";
+import { QUEUE_PAIRS_MAX } from "../../src/backend/net/contract.ts";
 import {
   NET_OPTIONS,
   NetKind,
   type NetOptions,
-} from "../../src/net/option_table.ts";
-import { parseNetOptions } from "../../src/net/options.ts";
+} from "../../src/backend/net/option_table.ts";
+import { parseNetOptions } from "../../src/backend/net/options.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import {
   isVirtioOption,

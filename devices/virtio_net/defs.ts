@@ -5,7 +5,7 @@
  * @module
  */
 
-export * from "../../src/net/vnet_header.ts";
+export * from "../../src/backend/net/frame/vnet_header.ts";
 
 /** Device type of a network card (virtio 1.3, section 5). */
 export const VIRTIO_ID_NET = 1;

@@ -4,8 +4,8 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../../src/errno.ts";
-import type { Log } from "../../src/log.ts";
+import { Errno, ErrnoError } from "../../src/core/errno.ts";
+import type { Log } from "../../src/core/log.ts";
 import type {
   AccessWidth,
   CommandAnswer,
@@ -16,14 +16,14 @@ import {
   type NetBackend,
   NetOffload,
   type NetPeer,
-} from "../../src/net/backend.ts";
+} from "../../src/backend/net/contract.ts";
 import { FOR_HOME } from "../../src/pci/spreading.ts";
 import type { VirtioDevice, VirtioTransport } from "../../src/virtio/device.ts";
 import { Features } from "../../src/virtio/features.ts";
-import type { Virtqueue } from "../../src/virtio/queue.ts";
-import { CoalescingControl } from "./coalescing_control.ts";
+import type { Virtqueue } from "../../src/virtio/queue/queue.ts";
+import { CoalescingControl } from "./control/coalescing_control.ts";
 import { formatMac, NetConfig } from "./config.ts";
-import { ControlQueue, CTRL_QUEUE_SIZE } from "./control.ts";
+import { ControlQueue, CTRL_QUEUE_SIZE } from "./control/control.ts";
 import { NetCounters } from "./counters.ts";
 import {
   PCI_CLASS_NETWORK_ETHERNET,
@@ -34,9 +34,9 @@ import {
   VIRTIO_NET_S_LINK_UP,
 } from "./defs.ts";
 import { areRequirementsMet } from "./feature_rules.ts";
-import { ReceiveFilter } from "./filter.ts";
+import { ReceiveFilter } from "./control/filter.ts";
 import { givenOffloads, NO_OFFLOADS, offloadFeatures } from "./offloads.ts";
-import { QueuePairs } from "./queue_pairs.ts";
+import { QueuePairs } from "./queue/queue_pairs.ts";
 import {
   macFromText,
   NET_STATE_VERSION,

@@ -4,11 +4,11 @@
  * @module
  */
 
-import { openNetBackend } from "../../src/net/open.ts";
-import { NetKind } from "../../src/net/option_table.ts";
+import { openNetBackend } from "../../src/backend/net/open.ts";
+import { NetKind } from "../../src/backend/net/option_table.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import { mapsNotify, ringFeatures } from "../../src/virtio/options.ts";
-import { VirtioPci } from "../../src/virtio/virtio_pci.ts";
+import { VirtioPci } from "../../src/transport/virtio_pci/virtio_pci.ts";
 import type { DeviceModel } from "../model.ts";
 import {
   formatMac,

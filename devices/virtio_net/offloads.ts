@@ -4,7 +4,10 @@
  * @module
  */
 
-import { NetOffload, type NetOffloads } from "../../src/net/backend.ts";
+import {
+  NetOffload,
+  type NetOffloads,
+} from "../../src/backend/net/contract.ts";
 import { Features } from "../../src/virtio/features.ts";
 import { VIRTIO_NET_F } from "./defs.ts";
 

@@ -4,10 +4,10 @@
  * @module
  */
 
-import { StateReader } from "../../src/state_reader.ts";
-import type { SessionCounters } from "../../src/virtio/session.ts";
+import { StateReader } from "../../src/core/state_reader.ts";
+import type { SessionCounters } from "../../src/virtio/session/session.ts";
 import { formatMac } from "./config.ts";
-import type { CoalescingLimits } from "./coalescing.ts";
+import type { CoalescingLimits } from "./queue/coalescing.ts";
 import { ETH_ALEN, VLAN_N_VID } from "./defs.ts";
 
 /** The version of {@linkcode NetState} and {@linkcode NetHandOver}. */

@@ -16,21 +16,21 @@ import {
   LOG_LEVELS,
   type LogFormat,
   type LogLevel,
-} from "../process/logging.ts";
+} from "../runtime/logging/logging.ts";
 import {
   type MetricsEndpoint,
   parseMetricsEndpoint,
-} from "../process/metrics_endpoint.ts";
-import { POLL_MAX_US_DEFAULT } from "../process/messages.ts";
-import type { Endpoint } from "../process/sockets.ts";
-import type { SocketPath } from "../socket_file.ts";
-import { UnknownNameError } from "../unknown_name.ts";
+} from "../runtime/metrics/endpoint.ts";
+import { POLL_MAX_US_DEFAULT } from "../runtime/iothread/messages.ts";
+import type { Endpoint } from "../runtime/sockets.ts";
+import type { SocketPath } from "../os/socket/socket_file.ts";
+import { UnknownNameError } from "../core/unknown_name.ts";
 import {
   IOTHREADS_DEFAULT,
   type IOThreadsArgument,
   parseIOThreads,
 } from "./iothreads.ts";
-import { HELLO_TIMEOUT_MS } from "../vfio_user/defs.ts";
+import { HELLO_TIMEOUT_MS } from "../transport/vfio_user/defs.ts";
 import { UsageError } from "./usage_error.ts";
 
 export { UsageError };

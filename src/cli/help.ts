@@ -6,7 +6,7 @@
 
 import type { OptionSpec } from "../../devices/model.ts";
 import { builtinModels, type ModelText } from "../../devices/registry.ts";
-import type { ServedDevice } from "../process/run.ts";
+import type { ServedDevice } from "../runtime/run.ts";
 
 /** Options that every device has, whatever its model. */
 export const COMMON_DEVICE_OPTIONS: readonly OptionSpec[] = [

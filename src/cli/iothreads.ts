@@ -4,7 +4,7 @@
  * @module
  */
 
-import { IOTHREADS_MAX } from "../process/bounds.ts";
+import { IOTHREADS_MAX } from "../runtime/iothread/bounds.ts";
 import { UsageError } from "./usage_error.ts";
 
 /** What `--iothreads` asks for. */

@@ -17,10 +17,10 @@ import {
   createLog,
   type LogFormat,
   oneLine,
-} from "../process/logging.ts";
-import type { Outboard, RunDevice } from "../process/run.ts";
-import { messageForPeople } from "../process/suggestion.ts";
-import { UnknownNameError } from "../unknown_name.ts";
+} from "../runtime/logging/logging.ts";
+import type { Outboard, RunDevice } from "../runtime/run.ts";
+import { messageForPeople } from "../runtime/control/suggestion.ts";
+import { UnknownNameError } from "../core/unknown_name.ts";
 import {
   type Command,
   type DeviceArgument,
@@ -127,7 +127,7 @@ function optionError(model: string, error: Error): UsageError {
 }
 
 async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
-  const { CONTROL_WORDS } = await import("../process/control_commands.ts");
+  const { CONTROL_WORDS } = await import("../runtime/control/commands.ts");
   const devices: RunDevice[] = [];
   const counts = new Map<string, number>();
   for (const { device, endpoint } of command.devices) {
@@ -187,7 +187,7 @@ function announce(outboard: Outboard, format: LogFormat): void {
 
 async function serve(outboard: Outboard, command: RunCommand): Promise<void> {
   const devices = await devicesOf(command);
-  const { placeDevices } = await import("../process/placement.ts");
+  const { placeDevices } = await import("../runtime/iothread/placement.ts");
   await asUsage(() => placeDevices(devices, command.iothreads.count));
   await outboard.serve({
     devices,
@@ -207,9 +207,9 @@ async function run(
   // Only here: questions are answered without any permission.
   const [{ Outboard }, { runUntilSignal, StopSignal }, { parentEnded }] =
     await Promise.all([
-      import("../process/run.ts"),
-      import("../process/until_signal.ts"),
-      import("../process/parents.ts"),
+      import("../runtime/run.ts"),
+      import("../runtime/until_signal.ts"),
+      import("../runtime/parents.ts"),
     ]);
   const { count, cpus } = command.iothreads;
   const outboard = new Outboard({

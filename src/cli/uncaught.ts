@@ -4,8 +4,8 @@
  * @module
  */
 
-import { modelFault } from "../model_fault.ts";
-import { createLog } from "../process/logging.ts";
+import { modelFault } from "../core/model_fault.ts";
+import { createLog } from "../runtime/logging/logging.ts";
 import { UsageError } from "./usage_error.ts";
 
 /**

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { alignUp, PAGE_SIZE } from "../bits.ts";
+import { alignUp, PAGE_SIZE } from "../core/bits.ts";
 import {
   Access,
   type GuestMemory,

@@ -4,8 +4,8 @@
  * @module
  */
 
-import { PAGE_SIZE } from "../bits.ts";
-import { Errno, ErrnoError } from "../errno.ts";
+import { PAGE_SIZE } from "../core/bits.ts";
+import { Errno, ErrnoError } from "../core/errno.ts";
 import {
   type FdStat,
   freeBytes,
@@ -15,7 +15,7 @@ import {
   Prot,
   statFd,
   SyscallError,
-} from "../libc/mod.ts";
+} from "../os/mod.ts";
 import { Access } from "./guest_memory.ts";
 import { Backing } from "./region.ts";
 

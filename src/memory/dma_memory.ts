@@ -5,9 +5,9 @@
  * @module
  */
 
-import { u64 } from "../bits.ts";
-import { Errno } from "../errno.ts";
-import { NativeBuffer, viewMemory } from "../libc/mod.ts";
+import { u64 } from "../core/bits.ts";
+import { Errno } from "../core/errno.ts";
+import { NativeBuffer, viewMemory } from "../os/mod.ts";
 import { ClientFiles, type InheritedFile } from "./client_files.ts";
 import type {
   Access,

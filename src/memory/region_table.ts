@@ -5,8 +5,8 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../errno.ts";
-import { hex, high32, PAGE_SIZE, u64 } from "../bits.ts";
+import { Errno, ErrnoError } from "../core/errno.ts";
+import { hex, high32, PAGE_SIZE, u64 } from "../core/bits.ts";
 import {
   Access,
   type MemoryListener,

@@ -4,8 +4,8 @@
  * @module
  */
 
-import { Errno } from "../errno.ts";
-import { high32, u64 } from "../bits.ts";
+import { Errno } from "../core/errno.ts";
+import { high32, u64 } from "../core/bits.ts";
 
 // struct iovec { void *iov_base; size_t iov_len; } as four 32-bit words
 const WORDS = 4;

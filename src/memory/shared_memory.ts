@@ -4,8 +4,13 @@
  * @module
  */
 
-import { createMemfd, Fd, Mapping } from "../libc/mod.ts";
-import type { SharedMemory } from "../pci/device.ts";
+import { createMemfd, Fd, Mapping } from "../os/mod.ts";
+
+/** Memory of the device that clients may map into their own address space. */
+export interface SharedMemory {
+  /** The bytes, zero at first; what a client writes appears here. */
+  readonly bytes: Uint8Array<ArrayBuffer>;
+}
 
 /** Memory of a device in a memfd. Its creator owns it. */
 export class MemfdMemory implements SharedMemory, Disposable {
@@ -18,7 +23,7 @@ export class MemfdMemory implements SharedMemory, Disposable {
   /**
    * @param name For /proc, up to 249 bytes
    * @param lengthBytes Whole pages
-   * @throws {import("../libc/mod.ts").SyscallError}
+   * @throws {import("../os/mod.ts").SyscallError}
    */
   constructor(name: string, lengthBytes: number) {
     this.#fd = createMemfd(name, lengthBytes);
@@ -42,7 +47,7 @@ export class MemfdMemory implements SharedMemory, Disposable {
    *
    * @param fd A file that the caller keeps the length of; may be closed afterwards
    * @param offset Where in the file, page-aligned
-   * @throws {import("../libc/mod.ts").SyscallError}
+   * @throws {import("../os/mod.ts").SyscallError}
    */
   relocate(fd: number, offset: number): void {
     const content = this.bytes.slice();
@@ -53,7 +58,7 @@ export class MemfdMemory implements SharedMemory, Disposable {
   /**
    * Shows a part of another file in place of what was in the memory. Otherwise as {@linkcode MemfdMemory.relocate}.
    *
-   * @throws {import("../libc/mod.ts").SyscallError}
+   * @throws {import("../os/mod.ts").SyscallError}
    */
   show(fd: number, offset: number): void {
     this.#mapping.replace(fd, offset);
@@ -64,7 +69,7 @@ export class MemfdMemory implements SharedMemory, Disposable {
    * Shows a memfd of the same length, which it owns from here on, in place of what was in the memory.
    *
    * @param fd From {@linkcode MemfdMemory.handOver}
-   * @throws {import("../libc/mod.ts").SyscallError} The memfd is then still the caller's
+   * @throws {import("../os/mod.ts").SyscallError} The memfd is then still the caller's
    */
   adopt(fd: number): void {
     this.show(fd, 0);

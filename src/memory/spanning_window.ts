@@ -4,7 +4,7 @@
  * @module
  */
 
-import { PAGE_SIZE } from "../bits.ts";
+import { PAGE_SIZE } from "../core/bits.ts";
 import type { MemoryWindow } from "./guest_memory.ts";
 import type { MappedWindow } from "./mapped_window.ts";
 

@@ -4,8 +4,8 @@
  * @module
  */
 
-import { StateReader } from "../state_reader.ts";
-import { hex, high32, low32 } from "../bits.ts";
+import { StateReader } from "../core/state_reader.ts";
+import { hex, high32, low32 } from "../core/bits.ts";
 import {
   type ConfigImage,
   placeCapabilities,

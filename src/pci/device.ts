@@ -4,20 +4,17 @@
  * @module
  */
 
-import type { Loop } from "../event_loop.ts";
-import type { Log } from "../log.ts";
+import type { Loop } from "../loop/event_loop.ts";
+import type { Log } from "../core/log.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
+import type { SharedMemory } from "../memory/shared_memory.ts";
 import type { PostedWrites } from "./posted_writes.ts";
 import type { Spreading } from "./spreading.ts";
 
+export type { SharedMemory } from "../memory/shared_memory.ts";
+
 /** Width of a register access in bytes. Wider transfers are split, lowest address first. */
 export type AccessWidth = 1 | 2 | 4;
-
-/** Memory of the device that clients may map into their own address space. */
-export interface SharedMemory {
-  /** The bytes, zero at first; what a client writes appears here. */
-  readonly bytes: Uint8Array<ArrayBuffer>;
-}
 
 /** A part of a BAR that clients may map: accesses to it never reach the model's readBar and writeBar. */
 export interface MmapArea {

@@ -4,11 +4,11 @@
  * @module
  */
 
-import { hex } from "../bits.ts";
-import { Errno } from "../errno.ts";
-import type { Log } from "../log.ts";
-import { ModelError } from "../model_fault.ts";
-import { StateReader } from "../state_reader.ts";
+import { hex } from "../core/bits.ts";
+import { Errno } from "../core/errno.ts";
+import type { Log } from "../core/log.ts";
+import { ModelError } from "../core/model_fault.ts";
+import { StateReader } from "../core/state_reader.ts";
 import { accessWidth, loadWidth, storeWidth } from "./access.ts";
 import { ConfigEffect, ConfigSpace, type ConfigState } from "./config_space.ts";
 import {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { StateReader } from "../state_reader.ts";
+import { StateReader } from "../core/state_reader.ts";
 import type { ConfigSpace } from "./config_space.ts";
 import { IrqIndex } from "./defs.ts";
 import type { Interrupts, PciSpec } from "./device.ts";

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { StateReader } from "../state_reader.ts";
+import { StateReader } from "../core/state_reader.ts";
 import { loadWidth, storeWidth } from "./access.ts";
 import {
   PCI_MSIX_ENTRY_CTRL_MASKBIT,

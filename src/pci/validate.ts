@@ -4,8 +4,8 @@
  * @module
  */
 
-import { hex, isPowerOfTwo, PAGE_SIZE } from "../bits.ts";
-import { Errno, ErrnoError } from "../errno.ts";
+import { hex, isPowerOfTwo, PAGE_SIZE } from "../core/bits.ts";
+import { Errno, ErrnoError } from "../core/errno.ts";
 import {
   PCI_CFG_SPACE_SIZE,
   PCI_MSIX_ENTRY_SIZE,
@@ -16,7 +16,7 @@ import {
   PciMsix,
   PciPm,
 } from "./defs.ts";
-import { isAsync, ModelError } from "../model_fault.ts";
+import { isAsync, ModelError } from "../core/model_fault.ts";
 import type { BarSpec, CapabilitySpec, PciDevice, PciSpec } from "./device.ts";
 
 /** What precedes the body of a vendor-specific capability: id, next, length. */

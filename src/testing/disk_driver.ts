@@ -5,7 +5,7 @@
  * @module
  */
 
-import { high32 } from "../bits.ts";
+import { high32 } from "../core/bits.ts";
 import type { DriverMemory } from "./driver_memory.ts";
 import type { Bell, PciAccess } from "./pci_access.ts";
 import { F } from "./virtio_defs.ts";

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { alignUp, setU64 } from "../bits.ts";
+import { alignUp, setU64 } from "../core/bits.ts";
 
 /** A free piece, by offset. */
 interface FreePiece {

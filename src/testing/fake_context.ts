@@ -5,8 +5,8 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../errno.ts";
-import type { Log } from "../log.ts";
+import { Errno, ErrnoError } from "../core/errno.ts";
+import type { Log } from "../core/log.ts";
 import { ArrayMemory } from "../memory/array_memory.ts";
 import type { DeviceContext, Interrupts, SharedMemory } from "../pci/device.ts";
 import type { PostedWrites } from "../pci/posted_writes.ts";

@@ -4,9 +4,25 @@
  * @module
  */
 
-import { createMemfd, type Fd, Mapping } from "../libc/mod.ts";
-import type { VfioUserClient } from "../vfio_user/client/client.ts";
+import { createMemfd, type Fd, Mapping } from "../os/mod.ts";
 import { DriverMemory } from "./driver_memory.ts";
+
+/** Whoever lends memory to a server: a client of the tests. */
+export interface MemoryLender {
+  /** Lends a range. */
+  dmaMap(mapping: {
+    readonly iova: number;
+    readonly lengthBytes: number;
+    readonly readable: boolean;
+    readonly writable: boolean;
+    /** What the server asks for by message. */
+    readonly bytes: Uint8Array;
+    /** What holds the range; absent where the server is to ask. */
+    readonly fd?: number;
+  }): void;
+  /** Takes a range back. */
+  dmaUnmap(iova: number, lengthBytes: number): void;
+}
 
 /** How guest memory is lent to the server. */
 export interface ShareOptions {
@@ -46,7 +62,7 @@ export class GuestRam implements Disposable {
   }
 
   /** Lends all of it to a server. */
-  share(client: VfioUserClient, options: ShareOptions = {}): void {
+  share(client: MemoryLender, options: ShareOptions = {}): void {
     client.dmaMap({
       iova: this.memory.iova,
       lengthBytes: this.memory.lengthBytes,
@@ -58,7 +74,7 @@ export class GuestRam implements Disposable {
   }
 
   /** Takes it back. */
-  unshare(client: VfioUserClient): void {
+  unshare(client: MemoryLender): void {
     client.dmaUnmap(this.memory.iova, this.memory.lengthBytes);
   }
 

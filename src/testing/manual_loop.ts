@@ -12,8 +12,8 @@ import type {
   Poller,
   PollHooks,
   Timer,
-} from "../event_loop.ts";
-import { Polling } from "../event_loop/polling.ts";
+} from "../loop/event_loop.ts";
+import { Polling } from "../loop/polling.ts";
 
 interface Watched {
   events: number;

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { high32 } from "../bits.ts";
+import { high32 } from "../core/bits.ts";
 import type { DriverMemory } from "./driver_memory.ts";
 import type { DriverRing } from "./driver_ring.ts";
 

@@ -6,7 +6,7 @@
 
 import type { AccessWidth, DeviceCommand } from "../pci/device.ts";
 import type { Features } from "./features.ts";
-import type { Virtqueue } from "./queue.ts";
+import type { Virtqueue } from "./queue/queue.ts";
 
 /** What a device model may ask of its transport. */
 export interface VirtioTransport {

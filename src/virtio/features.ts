@@ -4,7 +4,7 @@
  * @module
  */
 
-import { bit } from "../bits.ts";
+import { bit } from "../core/bits.ts";
 
 /** Feature bits that belong to every device type. */
 export const VIRTIO_F = {

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../errno.ts";
+import { Errno, ErrnoError } from "../core/errno.ts";
 import { Features, VIRTIO_F } from "./features.ts";
 
 /** One row of the option table, for help and for parsing. */

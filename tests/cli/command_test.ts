@@ -1,9 +1,9 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { listenUnix } from "../../src/libc/mod.ts";
-import { libc } from "../../src/libc/symbols.ts";
+import { listenUnix } from "../../src/os/mod.ts";
+import { libc } from "../../src/os/symbols.ts";
 import { startOutboard } from "../../src/testing/outboard_process.ts";
 import { PATIENCE_MS } from "../until.ts";
-import { connectClient } from "../vfio_user/remote.ts";
+import { connectClient } from "../transport/vfio_user/remote.ts";
 
 const ticker = new URL("../../examples/ticker.ts", import.meta.url).pathname;
 const program = `${import.meta.dirname}/../../mod.ts`;

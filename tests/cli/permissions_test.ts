@@ -3,7 +3,7 @@ import { fileURLToPath } from "node:url";
 import { startOutboard } from "../../src/testing/outboard_process.ts";
 import { controlLine } from "../guest/control_line.ts";
 import { freeTcpPort } from "../ports.ts";
-import { connectClient } from "../vfio_user/remote.ts";
+import { connectClient } from "../transport/vfio_user/remote.ts";
 
 const checkout = fileURLToPath(new URL("../..", import.meta.url));
 
@@ -50,7 +50,7 @@ function casesIn(folder: string): Record<string, Case> {
   Deno.chmodSync(program, 0o755);
   const model = `${folder}/model.ts`;
   Deno.copyFileSync(
-    `${checkout}/tests/process/fixtures/counter_model.ts`,
+    `${checkout}/tests/runtime/fixtures/counter_model.ts`,
     model,
   );
   const port = freeTcpPort();

@@ -1,10 +1,10 @@
 import { assert, assertEquals } from "@std/assert";
 import { UncaughtErrors } from "../../src/cli/uncaught.ts";
 import { startOutboard } from "../../src/testing/mod.ts";
-import { VfioUserClient } from "../../src/vfio_user/client/mod.ts";
+import { VfioUserClient } from "../../src/transport/vfio_user/client/mod.ts";
 
 const FILE =
-  new URL("../process/fixtures/late_model.ts", import.meta.url).pathname;
+  new URL("../runtime/fixtures/late_model.ts", import.meta.url).pathname;
 const source = Deno.readTextFileSync(FILE).split("\n");
 
 /** Where the fixture has a piece of text first. */

@@ -14,7 +14,7 @@ import {
   parseModelOptions,
 } from "../../devices/registry.ts";
 import type { DeviceModel } from "../../devices/model.ts";
-import { UnknownNameError } from "../../src/unknown_name.ts";
+import { UnknownNameError } from "../../src/core/unknown_name.ts";
 import { model } from "./fixtures/by_name.ts";
 
 const FIXTURES = new URL("./fixtures/", import.meta.url);

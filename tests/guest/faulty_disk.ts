@@ -17,7 +17,7 @@ import {
   type BlockRequest,
   openBlockBackend,
   parseBlockOptions,
-} from "../../src/block/mod.ts";
+} from "../../src/backend/block/mod.ts";
 import {
   type DeviceContext,
   type DeviceModel,

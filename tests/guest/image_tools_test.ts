@@ -1,7 +1,7 @@
 /** Images that QEMU's own tools and we open at the same time. */
 
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
-import { Controller, FILE, Folder, Host } from "../block/rig.ts";
+import { Controller, FILE, Folder, Host } from "../backend/block/rig.ts";
 import { guestTests } from "./harness.ts";
 import type { Kit } from "./provision.ts";
 import { TextSink } from "./text_sink.ts";

@@ -9,7 +9,7 @@ import { ProvisionError, runProgram, type Skip } from "./apt.ts";
 import { linkedLibraries } from "./elf.ts";
 import { ownReleaseTree } from "./own_release.ts";
 import { skipOnFailure } from "./tree.ts";
-import { LIBSLIRP_SONAME } from "../../src/net/slirp/symbols.ts";
+import { LIBSLIRP_SONAME } from "../../src/backend/net/slirp/symbols.ts";
 
 /** Where the host finds libslirp; without a folder, in the system's own. */
 export interface HostLibslirp {

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { connectClient } from "../vfio_user/remote.ts";
+import { connectClient } from "../transport/vfio_user/remote.ts";
 import { guestTest } from "./harness.ts";
 import { treeCommand } from "./provision.ts";
 import { Serving } from "./serving.ts";

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { Errno, ErrnoError } from "../../src/errno.ts";
+import { Errno, ErrnoError } from "../../src/core/errno.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { Access } from "../../src/memory/guest_memory.ts";
 

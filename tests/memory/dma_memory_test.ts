@@ -1,12 +1,12 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno, ErrnoError } from "../../src/errno.ts";
+import { Errno, ErrnoError } from "../../src/core/errno.ts";
 import {
   createMemfd,
   type Fd,
   Mapping,
   statFd,
   truncateFd,
-} from "../../src/libc/mod.ts";
+} from "../../src/os/mod.ts";
 import { DmaMemory } from "../../src/memory/dma_memory.ts";
 import { Access } from "../../src/memory/guest_memory.ts";
 import { openFds, sharedMappings } from "../resources.ts";

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { Errno } from "../../src/errno.ts";
+import { Errno } from "../../src/core/errno.ts";
 import { ScatterGather } from "../../src/memory/scatter_gather.ts";
 
 function make(capacity: number): ScatterGather {

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { Errno } from "../../src/errno.ts";
+import { Errno } from "../../src/core/errno.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { DmaMemory } from "../../src/memory/dma_memory.ts";
 import { Access } from "../../src/memory/guest_memory.ts";

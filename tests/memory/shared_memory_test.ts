@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { createMemfd } from "../../src/libc/mod.ts";
+import { createMemfd } from "../../src/os/mod.ts";
 import { MemfdMemory } from "../../src/memory/shared_memory.ts";
 import { openFds, sharedMappings } from "../resources.ts";
 

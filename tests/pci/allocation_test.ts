@@ -1,5 +1,5 @@
 import { assert } from "@std/assert";
-import { silentLog } from "../../src/log.ts";
+import { silentLog } from "../../src/core/log.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import {
   type AccessWidth,

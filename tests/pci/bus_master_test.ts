@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { silentLog } from "../../src/log.ts";
+import { silentLog } from "../../src/core/log.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { Access } from "../../src/memory/guest_memory.ts";
 import { IrqIndex, PciFunction, PciInterrupts } from "../../src/pci/mod.ts";

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { silentLog } from "../../src/log.ts";
+import { silentLog } from "../../src/core/log.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../src/pci/mod.ts";
 import { CAP, RecordingDevice, RecordingSink } from "./sample.ts";

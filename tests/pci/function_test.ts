@@ -1,6 +1,6 @@
 import { assertEquals, assertStrictEquals, assertThrows } from "@std/assert";
-import { Errno, ErrnoError } from "../../src/errno.ts";
-import { type Log, silentLog } from "../../src/log.ts";
+import { Errno, ErrnoError } from "../../src/core/errno.ts";
+import { type Log, silentLog } from "../../src/core/log.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../src/pci/mod.ts";
 import {

@@ -6,7 +6,7 @@ import {
   PciInterrupts,
   type PciSpec,
 } from "../../src/pci/mod.ts";
-import { silentLog } from "../../src/log.ts";
+import { silentLog } from "../../src/core/log.ts";
 import {
   allowMastering,
   CAP,

@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { ErrnoError } from "../../src/errno.ts";
+import { ErrnoError } from "../../src/core/errno.ts";
 import {
   type BarSpec,
   type CapabilitySpec,
@@ -7,7 +7,7 @@ import {
   type PciSpec,
   validatePciSpec,
 } from "../../src/pci/mod.ts";
-import { ModelError } from "../../src/model_fault.ts";
+import { ModelError } from "../../src/core/model_fault.ts";
 import { validatePciDevice } from "../../src/pci/validate.ts";
 import { sampleSpec, twoPages } from "./sample.ts";
 

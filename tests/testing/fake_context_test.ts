@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { ErrnoError } from "../../src/errno.ts";
+import { ErrnoError } from "../../src/core/errno.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { fakeContext } from "../../src/testing/fake_context.ts";
 

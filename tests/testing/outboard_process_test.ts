@@ -4,10 +4,13 @@ import {
   startOutboard,
   VirtioDriver,
 } from "../../src/testing/mod.ts";
-import { GuestRam, PciClient } from "../../src/vfio_user/client/mod.ts";
+import {
+  GuestRam,
+  PciClient,
+} from "../../src/transport/vfio_user/client/mod.ts";
 import { openFds } from "../resources.ts";
 import { PATIENCE_MS } from "../until.ts";
-import { connectClient } from "../vfio_user/remote.ts";
+import { connectClient } from "../transport/vfio_user/remote.ts";
 
 /** Runs a test with a program of its own in place of Outboard. */
 async function withProgram(

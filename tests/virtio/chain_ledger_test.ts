@@ -1,8 +1,11 @@
 import { assert, assertEquals } from "@std/assert";
 import { Access } from "../../src/memory/guest_memory.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
-import { assumedBytes, ChainLedger } from "../../src/virtio/chain_ledger.ts";
-import { Chain } from "../../src/virtio/queue.ts";
+import {
+  assumedBytes,
+  ChainLedger,
+} from "../../src/virtio/queue/chain_ledger.ts";
+import { Chain } from "../../src/virtio/queue/queue.ts";
 
 /** A chain with so many bytes of each kind. */
 function chainOf(readableBytes: number, writableBytes: number): Chain {

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import * as defs from "../../src/virtio/defs.ts";
-import { COMMON_CONFIG_REGISTERS } from "../../src/virtio/common_config.ts";
+import { COMMON_CONFIG_REGISTERS } from "../../src/transport/virtio_pci/common_config.ts";
 
 // Numbers from Linux' uapi headers (virtio_ring.h, virtio_config.h, virtio_pci.h), typed in anew.
 

@@ -3,7 +3,7 @@
  * ring order, so that every ring format can lay them out in its own way.
  */
 
-import { Errno } from "../../src/errno.ts";
+import { Errno } from "../../src/core/errno.ts";
 import { BASE, DATA, LENGTH, TABLES } from "./ring_fixture.ts";
 
 /** A descriptor of a chain; in the ring, all but the last are followed by the one after it. */

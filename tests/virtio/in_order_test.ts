@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
-import type { Chain } from "../../src/virtio/queue.ts";
-import type { Ring } from "../../src/virtio/ring.ts";
+import type { Chain } from "../../src/virtio/queue/queue.ts";
+import type { Ring } from "../../src/virtio/queue/ring.ts";
 import { AVAIL, USED, WRITE } from "./naive_packed_ring.ts";
 import {
   DATA,

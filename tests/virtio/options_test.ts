@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { ErrnoError } from "../../src/errno.ts";
+import { ErrnoError } from "../../src/core/errno.ts";
 import {
   isVirtioOption,
   mapsNotify,

@@ -1,9 +1,9 @@
 import { assertEquals } from "@std/assert";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
-import { offWrap, PackedEvents } from "../../src/virtio/packed_events.ts";
-import { RingCore } from "../../src/virtio/ring_core.ts";
-import { PACKED_LAYOUT } from "../../src/virtio/ring_layout.ts";
+import { offWrap, PackedEvents } from "../../src/virtio/queue/packed_events.ts";
+import { RingCore } from "../../src/virtio/queue/ring_core.ts";
+import { PACKED_LAYOUT } from "../../src/virtio/queue/ring_layout.ts";
 
 // struct pvirtq_event_suppress { le16 off_wrap; le16 flags } (2.8.14), and the flags of 2.8.10.
 const ENABLE = 0;

@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno } from "../../src/errno.ts";
+import { Errno } from "../../src/core/errno.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { Features } from "../../src/virtio/features.ts";
-import { PackedQueue } from "../../src/virtio/packed_queue.ts";
+import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
 import { AVAIL, EVENT, USED, WRITE } from "./naive_packed_ring.ts";
 import {
   BASE,

@@ -3,11 +3,11 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import type { Features } from "../../src/virtio/features.ts";
-import { PackedQueue } from "../../src/virtio/packed_queue.ts";
-import { Chain } from "../../src/virtio/queue.ts";
-import type { Ring } from "../../src/virtio/ring.ts";
-import type { SplitRingState } from "../../src/virtio/ring_state.ts";
-import { SplitQueue } from "../../src/virtio/split_queue.ts";
+import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
+import { Chain } from "../../src/virtio/queue/queue.ts";
+import type { Ring } from "../../src/virtio/queue/ring.ts";
+import type { SplitRingState } from "../../src/virtio/queue/ring_state.ts";
+import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
 import type { Buffer } from "./naive_ring.ts";
 import {
   BASE,

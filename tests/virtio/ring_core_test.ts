@@ -2,13 +2,13 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Access } from "../../src/memory/guest_memory.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
-import { Chain } from "../../src/virtio/queue.ts";
-import { RingCore } from "../../src/virtio/ring_core.ts";
+import { Chain } from "../../src/virtio/queue/queue.ts";
+import { RingCore } from "../../src/virtio/queue/ring_core.ts";
 import {
   PACKED_LAYOUT,
   type RingLayout,
   SPLIT_LAYOUT,
-} from "../../src/virtio/ring_layout.ts";
+} from "../../src/virtio/queue/ring_layout.ts";
 
 const EINVAL = 22;
 const PAGE = 0x1000;

@@ -2,9 +2,9 @@
 
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
-import { Chain } from "../../src/virtio/queue.ts";
-import { SplitQueue } from "../../src/virtio/split_queue.ts";
-import { PackedQueue } from "../../src/virtio/packed_queue.ts";
+import { Chain } from "../../src/virtio/queue/queue.ts";
+import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
+import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
 import { NaivePackedRing, type PackedPlaces } from "./naive_packed_ring.ts";
 import { NaiveRing, type RingPlaces } from "./naive_ring.ts";
 

@@ -3,8 +3,8 @@
 import { assert, assertEquals } from "@std/assert";
 import { validatePciSpec } from "../../src/pci/mod.ts";
 import { parseVirtioOptions, ringFeatures } from "../../src/virtio/options.ts";
-import { PackedQueue } from "../../src/virtio/packed_queue.ts";
-import { SplitQueue } from "../../src/virtio/split_queue.ts";
+import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
+import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
 import { NaivePackedRing } from "./naive_packed_ring.ts";
 import { BASE, DATA } from "./ring_fixture.ts";
 import {
@@ -14,7 +14,7 @@ import {
   REG,
   RING_RESET,
   STATUS,
-} from "./pci_fixture.ts";
+} from "../transport/virtio_pci/pci_fixture.ts";
 
 const VERSION_1 = 32;
 const RING_PACKED = 34;

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
-import { SessionInterrupts } from "../../src/virtio/session_interrupts.ts";
-import { sessionCounters } from "../../src/virtio/session_types.ts";
+import { SessionInterrupts } from "../../src/virtio/session/interrupts.ts";
+import { sessionCounters } from "../../src/virtio/session/types.ts";
 
 class Rig {
   readonly sent: (number | string)[] = [];

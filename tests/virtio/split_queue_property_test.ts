@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { Chain } from "../../src/virtio/queue.ts";
+import { Chain } from "../../src/virtio/queue/queue.ts";
 import { DATA, fixture, TABLES, turnRing } from "./ring_fixture.ts";
 import type { Buffer } from "./naive_ring.ts";
 

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno } from "../../src/errno.ts";
+import { Errno } from "../../src/core/errno.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
-import { needsEvent, SplitQueue } from "../../src/virtio/split_queue.ts";
+import { needsEvent, SplitQueue } from "../../src/virtio/queue/split_queue.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import {
   BASE,

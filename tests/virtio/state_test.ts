@@ -1,12 +1,12 @@
 /** Devices that are held, saved, and go on elsewhere. */
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { SplitQueue } from "../../src/virtio/split_queue.ts";
-import { PackedQueue } from "../../src/virtio/packed_queue.ts";
-import { Chain } from "../../src/virtio/queue.ts";
-import type { Ring } from "../../src/virtio/ring.ts";
+import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
+import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
+import { Chain } from "../../src/virtio/queue/queue.ts";
+import type { Ring } from "../../src/virtio/queue/ring.ts";
 import { ringFeatures, VIRTIO_DEFAULTS } from "../../src/virtio/options.ts";
-import { VirtioPci } from "../../src/virtio/virtio_pci.ts";
+import { VirtioPci } from "../../src/transport/virtio_pci/virtio_pci.ts";
 import { fakeContext } from "../../src/testing/fake_context.ts";
 import { EchoDevice } from "./echo_device.ts";
 import { NaivePackedRing } from "./naive_packed_ring.ts";
@@ -19,7 +19,7 @@ import {
   REG,
   RING_RESET,
   STATUS,
-} from "./pci_fixture.ts";
+} from "../transport/virtio_pci/pci_fixture.ts";
 import { BASE, DATA, fixture, packedFixture } from "./ring_fixture.ts";
 
 const VERSION_1 = 32;

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { textOf } from "../command_text.ts";
-import type { BlockInfo } from "../../../src/block/backend.ts";
+import type { BlockInfo } from "../../../src/backend/block/contract.ts";
 import type { Sqe } from "./naive_driver.ts";
 import { Rig, SC } from "./rig.ts";
 

@@ -4,11 +4,11 @@ import type {
   BlockClient,
   BlockInfo,
   BlockRequest,
-} from "../../../src/block/backend.ts";
-import { PENDING } from "../../../src/block/backend.ts";
+} from "../../../src/backend/block/contract.ts";
+import { PENDING } from "../../../src/backend/block/contract.ts";
 import { NvmeController } from "../../../devices/nvme/controller.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
-import type { BottomHalf, Loop } from "../../../src/event_loop.ts";
+import type { BottomHalf, Loop } from "../../../src/loop/event_loop.ts";
 import {
   FOR_HOME,
   type SpreadingListener,

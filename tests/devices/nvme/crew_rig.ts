@@ -10,7 +10,7 @@ import {
   NvmeController,
   type NvmeControllerOptions,
 } from "../../../devices/nvme/controller.ts";
-import type { BlockOptions } from "../../../src/block/option_table.ts";
+import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import type { ResetReason } from "../../../src/pci/device.ts";
 import {

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { DataPointer } from "../../../devices/nvme/data_pointer.ts";
+import { DataPointer } from "../../../devices/nvme/command/data_pointer.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { Access } from "../../../src/memory/guest_memory.ts";
 import { SC } from "./rig.ts";

@@ -1,7 +1,7 @@
 import { CountedWrites } from "../../../src/testing/mod.ts";
 import { assert, assertEquals } from "@std/assert";
-import { Doorbells } from "../../../devices/nvme/doorbells.ts";
-import { QueueSet } from "../../../devices/nvme/queue_set.ts";
+import { Doorbells } from "../../../devices/nvme/queue/doorbells.ts";
+import { QueueSet } from "../../../devices/nvme/queue/queue_set.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
 import { allowMastering } from "../../pci/sample.ts";

@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { Errno } from "../../../src/errno.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import { entry, generator } from "./fuzz_entries.ts";
 import { RAM_BYTES, RAM_IOVA, Rig } from "./rig.ts";
 

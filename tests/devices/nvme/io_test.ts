@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { BlockOp } from "../../../src/block/backend.ts";
-import { Errno } from "../../../src/errno.ts";
+import { BlockOp } from "../../../src/backend/block/contract.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import { RING_ABSENCE_MS } from "../../../src/memory/guest_memory.ts";
 import type { Pair, Sqe } from "./naive_driver.ts";
 import { RAM_BYTES, RAM_IOVA, Rig, SC } from "./rig.ts";

@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import type { BlockInfo } from "../../../src/block/backend.ts";
-import type { BlockOptions } from "../../../src/block/option_table.ts";
+import type { BlockInfo } from "../../../src/backend/block/contract.ts";
+import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
 import { textOf } from "../command_text.ts";
 import { CrewRig } from "./crew_rig.ts";
 import type { Pair, Sqe } from "./naive_driver.ts";

@@ -4,7 +4,7 @@ import {
   deriveNamespaceIds,
   deriveNqn,
   deriveSerial,
-} from "../../../devices/nvme/identity.ts";
+} from "../../../devices/nvme/admin/identity.ts";
 import {
   NVME_OPTIONS,
   parseNvmeOptions,

@@ -4,7 +4,7 @@ import {
   NvmeController,
   type NvmeControllerOptions,
 } from "../../../devices/nvme/controller.ts";
-import type { BlockInfo } from "../../../src/block/backend.ts";
+import type { BlockInfo } from "../../../src/backend/block/contract.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import {

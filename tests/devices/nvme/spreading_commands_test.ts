@@ -1,8 +1,8 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { nvmeModel } from "../../../devices/nvme/mod.ts";
-import { BlockOp } from "../../../src/block/backend.ts";
+import { BlockOp } from "../../../src/backend/block/contract.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
-import { Folder } from "../../block/rig.ts";
+import { Folder } from "../../backend/block/rig.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
 import { CrewRig } from "./crew_rig.ts";
 import { SC } from "./rig.ts";

@@ -6,14 +6,14 @@ import {
   type BlockInfo,
   type BlockRequest,
   PENDING,
-} from "../../../src/block/backend.ts";
+} from "../../../src/backend/block/contract.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { WriteOrder } from "../../../src/pci/posted_writes.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 import { Vring } from "../../../src/testing/vring.ts";
 import { Features } from "../../../src/virtio/features.ts";
-import { SplitQueue } from "../../../src/virtio/split_queue.ts";
+import { SplitQueue } from "../../../src/virtio/queue/split_queue.ts";
 import { heapGrowthPerOperation } from "../../resources.ts";
 import { header, T } from "./harness.ts";
 

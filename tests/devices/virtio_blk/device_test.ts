@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { textOf } from "../command_text.ts";
-import { BlockOp } from "../../../src/block/backend.ts";
-import { Errno } from "../../../src/errno.ts";
+import { BlockOp } from "../../../src/backend/block/contract.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import {
   BF,
   header,

@@ -21,7 +21,7 @@ import {
   type DriverQueue,
   VirtioDriver,
 } from "../../../src/testing/virtio_driver.ts";
-import { VirtioPci } from "../../../src/virtio/virtio_pci.ts";
+import { VirtioPci } from "../../../src/transport/virtio_pci/virtio_pci.ts";
 import { LocalPci } from "../local_pci.ts";
 import { RamDisk, type RamDiskOptions } from "./ram_disk.ts";
 

@@ -8,8 +8,8 @@ import {
 } from "../../../src/testing/fake_context.ts";
 import { STATUS } from "../../../src/testing/virtio_defs.ts";
 import { VirtioDriver } from "../../../src/testing/virtio_driver.ts";
-import { Moving, throughRing } from "../../block/moving.ts";
-import { Folder } from "../../block/rig.ts";
+import { Moving, throughRing } from "../../backend/block/moving.ts";
+import { Folder } from "../../backend/block/rig.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
 import { LocalPci } from "../local_pci.ts";
 import { BF, pattern, Rig, S } from "./harness.ts";

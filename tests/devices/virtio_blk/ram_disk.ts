@@ -12,8 +12,8 @@ import {
   BlockOp,
   type BlockRequest,
   PENDING,
-} from "../../../src/block/backend.ts";
-import { Errno } from "../../../src/errno.ts";
+} from "../../../src/backend/block/contract.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 
 /** A request as it arrived. */

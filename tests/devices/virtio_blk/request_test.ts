@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
-import { BlockOp } from "../../../src/block/backend.ts";
-import { Errno } from "../../../src/errno.ts";
+import { BlockOp } from "../../../src/backend/block/contract.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import { F } from "../../../src/testing/virtio_defs.ts";
 import {
   BF,

@@ -1,18 +1,18 @@
 import { assert, assertEquals } from "@std/assert";
 import { VirtioNet } from "../../../devices/virtio_net/device.ts";
-import { Errno } from "../../../src/errno.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import type {
   NetBackend,
   NetOffloads,
   NetPeer,
-} from "../../../src/net/backend.ts";
+} from "../../../src/backend/net/contract.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { Features } from "../../../src/virtio/features.ts";
-import { SplitQueue } from "../../../src/virtio/split_queue.ts";
+import { SplitQueue } from "../../../src/virtio/queue/split_queue.ts";
 import { Vring } from "../../../src/testing/vring.ts";
 import { heapGrowthPerOperation } from "../../resources.ts";
 import { frame, MAC, NF, OF } from "./harness.ts";

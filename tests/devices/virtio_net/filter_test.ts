@@ -5,7 +5,7 @@ import {
   FILTER_BYTES,
   MAC_TABLE_ENTRIES,
   ReceiveFilter,
-} from "../../../devices/virtio_net/filter.ts";
+} from "../../../devices/virtio_net/control/filter.ts";
 
 const OWN = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 const OTHER = [0x52, 0x54, 0x00, 0x12, 0x34, 0x57];

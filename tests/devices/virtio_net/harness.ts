@@ -8,7 +8,7 @@ import { assert, assertEquals } from "@std/assert";
 import { VirtioNet } from "../../../devices/virtio_net/device.ts";
 import { parseNetHandOver } from "../../../devices/virtio_net/state.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
-import type { NetOffloads } from "../../../src/net/backend.ts";
+import type { NetOffloads } from "../../../src/backend/net/contract.ts";
 import {
   type PciDevice,
   PciFunction,
@@ -27,7 +27,7 @@ import {
   VirtioDriver,
 } from "../../../src/testing/virtio_driver.ts";
 import type { Features } from "../../../src/virtio/features.ts";
-import { VirtioPci } from "../../../src/virtio/virtio_pci.ts";
+import { VirtioPci } from "../../../src/transport/virtio_pci/virtio_pci.ts";
 import { LocalPci } from "../local_pci.ts";
 import {
   type GivenScript,

@@ -3,7 +3,7 @@ import fc from "fast-check";
 import {
   HeaderKind,
   sanitizeHeader,
-} from "../../../devices/virtio_net/header.ts";
+} from "../../../devices/virtio_net/queue/header.ts";
 
 const CSUM = 1;
 const TSO4 = 2;

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno } from "../../../src/errno.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import { F } from "../../../src/testing/virtio_defs.ts";
 import type { DriverQueue } from "../../../src/testing/virtio_driver.ts";
 import { frame, HDR_BYTES, NF, OF, Rig } from "./harness.ts";

@@ -2,11 +2,11 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { VirtioNet } from "../../../devices/virtio_net/device.ts";
-import { Errno } from "../../../src/errno.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
-import type { NetBackend, NetPeer } from "../../../src/net/backend.ts";
+import type { NetBackend, NetPeer } from "../../../src/backend/net/contract.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
 import {
   type DriverRing,
@@ -20,7 +20,7 @@ import {
   parseVirtioOptions,
   ringFeatures,
 } from "../../../src/virtio/options.ts";
-import { VirtioPci } from "../../../src/virtio/virtio_pci.ts";
+import { VirtioPci } from "../../../src/transport/virtio_pci/virtio_pci.ts";
 import { LocalPci } from "../local_pci.ts";
 
 const MRG_RXBUF = 15;

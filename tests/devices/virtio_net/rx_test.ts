@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { Errno } from "../../../src/errno.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import { F } from "../../../src/testing/virtio_defs.ts";
 import { frame, NF, Rig, taggedFrame, VECTOR } from "./harness.ts";

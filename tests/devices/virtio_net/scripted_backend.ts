@@ -5,14 +5,14 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { Errno } from "../../../src/errno.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import type {
   NetBackend,
   NetOffloads,
   NetPeer,
-} from "../../../src/net/backend.ts";
+} from "../../../src/backend/net/contract.ts";
 
 /** A frame with the header that its sender put before it. */
 export interface HeadedFrame {

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { Errno } from "../../../src/errno.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import { F, STATUS } from "../../../src/testing/virtio_defs.ts";
 import type { DriverQueue } from "../../../src/testing/virtio_driver.ts";
 import { ringFeatures, VIRTIO_DEFAULTS } from "../../../src/virtio/options.ts";

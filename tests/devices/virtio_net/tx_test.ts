@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { Errno } from "../../../src/errno.ts";
+import { Errno } from "../../../src/core/errno.ts";
 import { F } from "../../../src/testing/mod.ts";
 import {
   ALL_OFFLOADS,

@@ -1,0 +1,226 @@
+/**
+ * Asynchronous events (NVM Express 1.4, section 5.2).
+ *
+ * @module
+ */
+
+import { StateReader } from "../../../src/core/state_reader.ts";
+import type { Command } from "../command/command.ts";
+import {
+  IN_FLIGHT,
+  NVME_AER_ERROR_INVALID_DB_REG,
+  NVME_AER_ERROR_INVALID_DB_VALUE,
+  NVME_AER_NOTICE_NS_CHANGED,
+  NVME_AER_SMART_TEMPERATURE,
+  NvmeAer,
+  NvmeLog,
+  NvmeSc,
+} from "../defs.ts";
+
+/** Async Event Request commands that may be outstanding; AERL is one less. */
+export const ASYNC_EVENTS_MAX = 4;
+
+/** An event that can happen. */
+interface EventKind {
+  readonly type: number;
+  readonly info: number;
+  /** The log page that tells more; reading it lets events of the type through again. */
+  readonly log: number;
+}
+
+/** Every event, in the order in which they are told. */
+export const NvmeEvent = {
+  INVALID_DOORBELL_REGISTER: 0,
+  INVALID_DOORBELL_VALUE: 1,
+  TEMPERATURE: 2,
+  NAMESPACE_CHANGED: 3,
+} as const;
+
+/** An event of {@linkcode NvmeEvent}. */
+export type NvmeEvent = typeof NvmeEvent[keyof typeof NvmeEvent];
+
+const KINDS: readonly EventKind[] = [
+  {
+    type: NvmeAer.ERROR,
+    info: NVME_AER_ERROR_INVALID_DB_REG,
+    log: NvmeLog.ERROR,
+  },
+  {
+    type: NvmeAer.ERROR,
+    info: NVME_AER_ERROR_INVALID_DB_VALUE,
+    log: NvmeLog.ERROR,
+  },
+  {
+    type: NvmeAer.SMART,
+    info: NVME_AER_SMART_TEMPERATURE,
+    log: NvmeLog.SMART,
+  },
+  {
+    type: NvmeAer.NOTICE,
+    info: NVME_AER_NOTICE_NS_CHANGED,
+    log: NvmeLog.CHANGED_NS,
+  },
+];
+
+const EVENT_NAMES = Object.keys(NvmeEvent) as (keyof typeof NvmeEvent)[];
+const TYPE_NAMES = Object.keys(NvmeAer) as (keyof typeof NvmeAer)[];
+
+/** A command that waits for an event, as it is saved. */
+export interface HeldState {
+  readonly cid: number;
+  /** As in its entry. */
+  readonly nsid: number;
+}
+
+/** Events as they are saved. */
+export interface EventsState {
+  /** Commands that wait for an event, the oldest first. */
+  readonly held: readonly HeldState[];
+  /** Events that wait for a command, by the names of {@linkcode NvmeEvent}. */
+  readonly pending: readonly string[];
+  /** Types that were told and whose log page was not read since, by the names of {@linkcode NvmeAer}. */
+  readonly heldBack: readonly string[];
+}
+
+/**
+ * Checks the state of events.
+ *
+ * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
+ */
+export function parseEventsState(value: unknown): EventsState {
+  const reader = new StateReader(value, "the events");
+  const held = reader.list("held").map((each) => {
+    const command = new StateReader(each, "an event request");
+    return {
+      cid: command.integer("cid", 0xffff),
+      nsid: command.integer("nsid", 0xffff_ffff),
+    };
+  });
+  if (held.length > ASYNC_EVENTS_MAX) {
+    throw reader.refused(`its state has ${held.length} commands that wait`);
+  }
+  if (new Set(held.map(({ cid }) => cid)).size < held.length) {
+    throw reader.refused("its state has a command twice");
+  }
+  const known = (name: string, names: readonly string[]) => {
+    const list = reader.texts(name);
+    const other = list.find((each) => !names.includes(each));
+    if (other === undefined) return list;
+    throw reader.refused(`it knows no ${other}`);
+  };
+  return {
+    held,
+    pending: known("pending", EVENT_NAMES),
+    heldBack: known("heldBack", TYPE_NAMES),
+  };
+}
+
+/**
+ * Events that wait for a command, and commands that wait for an event.
+ *
+ * ```text
+ *   an event:  — --raise--> pending --next--> told (its type is held back) --acknowledge--> —
+ * ```
+ */
+export class AsyncEvents {
+  readonly #held: Command[] = [];
+  readonly #pending: boolean[] = KINDS.map(() => false);
+  /** By type: told, and its log page not read since. */
+  readonly #heldBack: boolean[] = [false, false, false];
+
+  /** Whether {@linkcode AsyncEvents.next} has something. */
+  get deliverable(): boolean {
+    return this.#held.length > 0 && this.#nextKind() >= 0;
+  }
+
+  /** How many commands wait for an event. */
+  get waiting(): number {
+    return this.#held.length;
+  }
+
+  /** Events and the commands that wait for them. */
+  save(): EventsState {
+    return {
+      held: this.#held.map(({ cid, nsid }) => ({ cid, nsid })),
+      pending: EVENT_NAMES.filter((name) => this.#pending[NvmeEvent[name]]!),
+      heldBack: TYPE_NAMES.filter((name) => this.#heldBack[NvmeAer[name]]!),
+    };
+  }
+
+  /** Takes over events; the commands come by {@linkcode AsyncEvents.hold}. */
+  load({ pending, heldBack }: EventsState): void {
+    for (const name of EVENT_NAMES) {
+      this.#pending[NvmeEvent[name]] = pending.includes(name);
+    }
+    for (const name of TYPE_NAMES) {
+      this.#heldBack[NvmeAer[name]] = heldBack.includes(name);
+    }
+  }
+
+  /** An event happened. Until it was told, happening again changes nothing. */
+  raise(event: NvmeEvent): void {
+    this.#pending[event] = true;
+  }
+
+  /**
+   * An Async Event Request command.
+   *
+   * @returns IN_FLIGHT, or a status when there are too many
+   */
+  hold(command: Command): number {
+    if (this.#held.length === ASYNC_EVENTS_MAX) return NvmeSc.ASYNC_LIMIT;
+    this.#held.push(command);
+    return IN_FLIGHT;
+  }
+
+  /** Whether the command waits here for an event. */
+  holds(command: Command): boolean {
+    return this.#held.includes(command);
+  }
+
+  /**
+   * Takes a command away.
+   *
+   * @returns Whether it was here
+   */
+  cancel(command: Command): boolean {
+    const at = this.#held.indexOf(command);
+    if (at >= 0) this.#held.splice(at, 1);
+    return at >= 0;
+  }
+
+  /** The command that tells the next event, with the event as its result; see {@linkcode AsyncEvents.deliverable}. */
+  next(): Command {
+    const at = this.#nextKind();
+    const { type, info, log } = KINDS[at]!;
+    this.#pending[at] = false;
+    this.#heldBack[type] = true;
+    const command = this.#held.shift()!;
+    command.dw0 = type | info << 8 | log << 16;
+    return command;
+  }
+
+  /** A log page was read: events that it tells about are known. */
+  acknowledge(log: number): void {
+    for (const [at, kind] of KINDS.entries()) {
+      if (kind.log !== log) continue;
+      this.#heldBack[kind.type] = false;
+      // The page held whatever changed since the event was told.
+      if (at === NvmeEvent.NAMESPACE_CHANGED) this.#pending[at] = false;
+    }
+  }
+
+  /** No events and no commands. */
+  reset(): void {
+    this.#held.length = 0;
+    this.#pending.fill(false);
+    this.#heldBack.fill(false);
+  }
+
+  #nextKind(): number {
+    for (let i = 0; i < KINDS.length; i++) {
+      if (this.#pending[i]! && !this.#heldBack[KINDS[i]!.type]!) return i;
+    }
+    return -1;
+  }
+}

@@ -1,0 +1,443 @@
+/**
+ * Features (NVM Express 1.4, section 5.21).
+ *
+ * @module
+ */
+
+import { bit, field } from "../../../src/core/bits.ts";
+import { StateReader } from "../../../src/core/state_reader.ts";
+import {
+  NVME_AEN_BIT_NS_ATTR,
+  NVME_AEN_CFG_TEMPERATURE,
+  NVME_NSID_ALL,
+  NvmeFeat,
+  NvmeSc,
+  SQE,
+} from "../defs.ts";
+import { TEMPERATURE_KELVIN } from "./log_pages.ts";
+import type { NamespaceSet } from "../io/namespace.ts";
+
+/** Select field of Get Features. */
+const Select = { CURRENT: 0, DEFAULT: 1, SAVED: 2, SUPPORTED: 3 } as const;
+
+/** Get Features with Select 3: the feature can be changed; each namespace has a value of its own. */
+const CHANGEABLE = 1 << 2;
+const NAMESPACE_SPECIFIC = 1 << 1;
+/** Error recovery: errors for blocks that are deallocated, which no namespace offers (NSFEAT). */
+const DULBE_BIT = 16;
+/** Bytes of `struct nvme_feat_host_behavior`, the data of Host Behavior Support. */
+export const HOST_BEHAVIOR_BYTES = 512;
+/** Its first byte: the driver knows what Command Retry Delay is. Everything else is reserved. */
+const HOST_BEHAVIOR_ACRE = 0;
+/** Set Features, cdw10: save. */
+const SAVE_BIT = 31;
+/** Arbitration burst that means no limit. */
+const AB_UNLIMITED = 7;
+const ARBITRATION_DEFAULT = 3;
+const TEMPERATURE_OVER_DEFAULT = 343;
+/** Temperature threshold: sensor "all". */
+const TMPSEL_ALL = 0xf;
+/** What no queue count may be (section 5.21.1.7). */
+const QUEUES_INVALID = 0xffff;
+/** Vector configuration: no coalescing, which the admin vector starts with. */
+const COALESCING_DISABLED = 1 << 16;
+const COALESCING_DISABLED_BIT = 16;
+/** Interrupt coalescing: the unit of the aggregation time, in milliseconds. */
+const AGGREGATION_TIME_MS = 0.1;
+const U32_MAX = 0xffff_ffff;
+
+/** Values that are merely kept, by feature. */
+const PLAIN: Readonly<Record<number, number>> = {
+  [NvmeFeat.ARBITRATION]: ARBITRATION_DEFAULT,
+  [NvmeFeat.IRQ_COALESCE]: 0,
+  [NvmeFeat.WRITE_ATOMIC]: 0,
+  [NvmeFeat.ASYNC_EVENT]: 0,
+};
+
+/** The names of those. */
+const PLAIN_NAMES = (Object.keys(NvmeFeat) as (keyof typeof NvmeFeat)[])
+  .filter((name) => NvmeFeat[name] in PLAIN);
+
+/** Features as they are saved. */
+export interface FeaturesState {
+  /** Values that are one word, by the names of {@linkcode NvmeFeat}. */
+  readonly values: Readonly<Record<string, number>>;
+  /** Interrupt vector configuration, by vector. */
+  readonly vectors: readonly number[];
+  /** Error recovery of those namespaces that have another value than 0. */
+  readonly errorRecovery: readonly {
+    readonly nsid: number;
+    readonly value: number;
+  }[];
+  readonly writeCache: boolean;
+  /** Host Behavior Support: advanced command retry. */
+  readonly commandRetry: boolean;
+  /** Thresholds in kelvins. */
+  readonly temperatureOver: number;
+  readonly temperatureUnder: number;
+}
+
+/**
+ * Checks the state of features.
+ *
+ * @param vectors Interrupt vectors
+ * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
+ */
+export function parseFeaturesState(
+  value: unknown,
+  vectors: number,
+): FeaturesState {
+  const reader = new StateReader(value, "the features");
+  const values = new StateReader(reader.value("values"), "the features");
+  return {
+    values: Object.fromEntries(
+      PLAIN_NAMES.map((name) => [name, values.integer(name, U32_MAX)]),
+    ),
+    vectors: reader.integers("vectors", 0x1_ffff, vectors),
+    errorRecovery: reader.list("errorRecovery").map((each) => {
+      const one = new StateReader(each, "error recovery");
+      return {
+        nsid: one.integer("nsid", U32_MAX),
+        value: one.integer("value", U32_MAX),
+      };
+    }),
+    writeCache: reader.flag("writeCache"),
+    commandRetry: reader.flag("commandRetry"),
+    temperatureOver: reader.integer("temperatureOver", 0xffff),
+    temperatureUnder: reader.integer("temperatureUnder", 0xffff),
+  };
+}
+
+/** What features have an effect on. */
+export interface FeatureEffects {
+  /** Whether there is a volatile write cache. */
+  readonly volatileCache: () => boolean;
+  /** Sets the write cache of all namespaces. @returns Whether it could be done */
+  readonly setWriteCache: (on: boolean) => boolean;
+  /** Whether I/O queues exist. */
+  readonly hasIoQueues: () => boolean;
+  readonly namespaces: NamespaceSet;
+}
+
+/** The features of a controller. */
+export class Features {
+  readonly #effects: FeatureEffects;
+  readonly #queues: number;
+  readonly #vectors: number;
+  readonly #plain = new Map<number, number>();
+  readonly #vectorConfig: Uint32Array;
+  /** By namespace id; 0 where there is none. */
+  readonly #errorRecovery = new Map<number, number>();
+  #writeCache = true;
+  #commandRetry = false;
+  #temperatureOver = TEMPERATURE_OVER_DEFAULT;
+  #temperatureUnder = 0;
+  /**
+   * Interrupt coalescing: how many completions of a vector are told at once; 0 when it is off. Threshold (0's based) and
+   * time must both be given (section 5.21.1.8).
+   */
+  coalescedEntries = 0;
+  /** Interrupt coalescing: how long a completion may wait to be told, in milliseconds. */
+  coalescingMs = 0;
+  /** Result of the last {@linkcode Features.get} or {@linkcode Features.set}. */
+  dw0 = 0;
+
+  /** @param queues I/O queue pairs @param vectors Interrupt vectors */
+  constructor(effects: FeatureEffects, queues: number, vectors: number) {
+    this.#effects = effects;
+    this.#queues = queues;
+    this.#vectors = vectors;
+    this.#vectorConfig = new Uint32Array(vectors);
+    this.#setDefaults();
+  }
+
+  /** Commands that are fetched from a queue before it is the next one's turn. */
+  get arbitrationBurst(): number {
+    const ab = this.#plain.get(NvmeFeat.ARBITRATION)! & 7;
+    return ab === AB_UNLIMITED ? Infinity : 1 << ab;
+  }
+
+  /** Whether completions of a vector may wait for others. */
+  coalesces(vector: number): boolean {
+    return !bit(this.#vectorConfig[vector]!, COALESCING_DISABLED_BIT);
+  }
+
+  /** Whether completed writes may wait for a Flush. */
+  get writeCache(): boolean {
+    return this.#writeCache;
+  }
+
+  /** Whether the driver wants to know that namespaces change. */
+  get namespaceNotices(): boolean {
+    return bit(this.#plain.get(NvmeFeat.ASYNC_EVENT)!, NVME_AEN_BIT_NS_ATTR);
+  }
+
+  /** Whether the driver wants to know of temperatures. */
+  get temperatureNotices(): boolean {
+    return bit(
+      this.#plain.get(NvmeFeat.ASYNC_EVENT)!,
+      NVME_AEN_CFG_TEMPERATURE,
+    );
+  }
+
+  /** Whether the temperature is past a threshold. */
+  get temperatureAlarm(): boolean {
+    return TEMPERATURE_KELVIN >= this.#temperatureOver ||
+      TEMPERATURE_KELVIN <= this.#temperatureUnder;
+  }
+
+  /** A controller reset: nothing is saved, so everything is as at first. */
+  reset(): void {
+    this.#setDefaults();
+    if (this.#writeCache) return;
+    this.#writeCache = true;
+    this.#effects.setWriteCache(true);
+  }
+
+  /** Get Features. @returns A status; the value is {@linkcode Features.dw0} */
+  get(sqe: Uint32Array): number {
+    const cdw10 = sqe[SQE.CDW10]!;
+    const fid = cdw10 & 0xff;
+    const select = field(cdw10, 10, 8);
+    if (select > Select.SUPPORTED) return NvmeSc.INVALID_FIELD;
+    if (fid === NvmeFeat.ERR_RECOVERY) {
+      return this.#getErrorRecovery(sqe[SQE.NSID]!, select);
+    }
+    const value = select === Select.CURRENT
+      ? this.#current(fid, sqe[SQE.CDW11]!)
+      : this.#default(fid, sqe[SQE.CDW11]!);
+    if (value === null) return NvmeSc.INVALID_FIELD;
+    if (select === Select.SUPPORTED) {
+      this.dw0 = fid === NvmeFeat.KATO ? 0 : CHANGEABLE;
+    } else this.dw0 = value;
+    return NvmeSc.SUCCESS;
+  }
+
+  /**
+   * The data that goes with {@linkcode Features.get}: of Host Behavior Support, and null of what is told in the completion
+   * alone.
+   */
+  dataOf(sqe: Uint32Array): Uint8Array | null {
+    const cdw10 = sqe[SQE.CDW10]!;
+    const select = field(cdw10, 10, 8);
+    if ((cdw10 & 0xff) !== NvmeFeat.HOST_BEHAVIOR) return null;
+    if (select === Select.SUPPORTED) return null;
+    const bytes = new Uint8Array(HOST_BEHAVIOR_BYTES);
+    const on = select === Select.CURRENT && this.#commandRetry;
+    bytes[HOST_BEHAVIOR_ACRE] = on ? 1 : 0;
+    return bytes;
+  }
+
+  /** Set Features of Host Behavior Support, after {@linkcode Features.set}. @returns A status */
+  setHostBehavior(bytes: Uint8Array): number {
+    const acre = bytes[HOST_BEHAVIOR_ACRE]!;
+    if (acre > 1) return NvmeSc.INVALID_FIELD;
+    this.#commandRetry = acre === 1;
+    return NvmeSc.SUCCESS;
+  }
+
+  /** Set Features. @returns A status; the result is {@linkcode Features.dw0} */
+  set(sqe: Uint32Array): number {
+    const cdw10 = sqe[SQE.CDW10]!;
+    const cdw11 = sqe[SQE.CDW11]!;
+    const nsid = sqe[SQE.NSID]!;
+    const fid = cdw10 & 0xff;
+    this.dw0 = 0;
+    if (this.#current(fid, cdw11) === null) return NvmeSc.INVALID_FIELD;
+    if (bit(cdw10, SAVE_BIT)) return NvmeSc.FEATURE_NOT_SAVEABLE;
+    if (fid === NvmeFeat.ERR_RECOVERY) {
+      return this.#setErrorRecovery(nsid, cdw11);
+    }
+    if (nsid !== 0 && nsid !== NVME_NSID_ALL) return NvmeSc.FEATURE_NOT_PER_NS;
+    switch (fid) {
+      case NvmeFeat.POWER_MGMT:
+        // There is one power state, 0.
+        return field(cdw11, 4, 0) === 0 ? NvmeSc.SUCCESS : NvmeSc.INVALID_FIELD;
+      case NvmeFeat.TEMP_THRESH:
+        return this.#setThreshold(cdw11);
+      case NvmeFeat.VOLATILE_WC:
+        return this.#setWriteCache(bit(cdw11, 0));
+      case NvmeFeat.NUM_QUEUES:
+        return this.#setQueues(cdw11);
+      case NvmeFeat.KATO:
+        // There is no Keep Alive (KAS), so the timer is off for good.
+        return cdw11 === 0 ? NvmeSc.SUCCESS : NvmeSc.FEATURE_NOT_CHANGEABLE;
+      case NvmeFeat.HOST_BEHAVIOR:
+        // Its value is data: see setHostBehavior.
+        return NvmeSc.SUCCESS;
+      case NvmeFeat.IRQ_CONFIG:
+        this.#vectorConfig[cdw11 & 0xffff] = cdw11 & 0x1_ffff;
+        return NvmeSc.SUCCESS;
+      default:
+        this.#plain.set(fid, cdw11);
+        this.#updateCoalescing();
+        return NvmeSc.SUCCESS;
+    }
+  }
+
+  /** What the driver has chosen. */
+  save(): FeaturesState {
+    return {
+      values: Object.fromEntries(
+        PLAIN_NAMES.map((name) => [name, this.#plain.get(NvmeFeat[name])!]),
+      ),
+      vectors: [...this.#vectorConfig],
+      errorRecovery: Array.from(
+        this.#errorRecovery,
+        ([nsid, value]) => ({ nsid, value }),
+      ),
+      writeCache: this.#writeCache,
+      commandRetry: this.#commandRetry,
+      temperatureOver: this.#temperatureOver,
+      temperatureUnder: this.#temperatureUnder,
+    };
+  }
+
+  /** Takes over what a driver has chosen. */
+  load(state: FeaturesState): void {
+    for (const name of PLAIN_NAMES) {
+      this.#plain.set(NvmeFeat[name], state.values[name]!);
+    }
+    this.#vectorConfig.set(state.vectors);
+    this.#errorRecovery.clear();
+    for (const { nsid, value } of state.errorRecovery) {
+      this.#errorRecovery.set(nsid, value);
+    }
+    this.#temperatureOver = state.temperatureOver;
+    this.#temperatureUnder = state.temperatureUnder;
+    this.#commandRetry = state.commandRetry;
+    this.#writeCache = state.writeCache;
+    this.#effects.setWriteCache(state.writeCache);
+    this.#updateCoalescing();
+  }
+
+  /** The value now, or null for a feature or a part of one that there is not. */
+  #current(fid: number, cdw11: number): number | null {
+    switch (fid) {
+      case NvmeFeat.POWER_MGMT:
+      case NvmeFeat.ERR_RECOVERY:
+      case NvmeFeat.KATO:
+      case NvmeFeat.HOST_BEHAVIOR:
+        return 0;
+      case NvmeFeat.TEMP_THRESH: {
+        const sensor = field(cdw11, 19, 16);
+        if (sensor !== 0 && sensor !== TMPSEL_ALL) return null;
+        const kind = field(cdw11, 21, 20);
+        if (kind > 1) return null;
+        return kind === 0 ? this.#temperatureOver : this.#temperatureUnder;
+      }
+      case NvmeFeat.VOLATILE_WC:
+        if (!this.#effects.volatileCache()) return null;
+        return this.#writeCache ? 1 : 0;
+      case NvmeFeat.NUM_QUEUES:
+        return this.#queueCounts();
+      case NvmeFeat.IRQ_CONFIG: {
+        const vector = cdw11 & 0xffff;
+        return vector < this.#vectors ? this.#vectorConfig[vector]! : null;
+      }
+      default:
+        return this.#plain.get(fid) ?? null;
+    }
+  }
+
+  #default(fid: number, cdw11: number): number | null {
+    const current = this.#current(fid, cdw11);
+    if (current === null) return null;
+    switch (fid) {
+      case NvmeFeat.TEMP_THRESH:
+        return field(cdw11, 21, 20) === 0 ? TEMPERATURE_OVER_DEFAULT : 0;
+      case NvmeFeat.VOLATILE_WC:
+        return 1;
+      case NvmeFeat.IRQ_CONFIG:
+        return defaultVectorConfig(cdw11 & 0xffff);
+      default:
+        return PLAIN[fid] ?? current;
+    }
+  }
+
+  /** Error recovery is each namespace's; without one it is that of the first. */
+  #getErrorRecovery(nsid: number, select: number): number {
+    const { namespaces } = this.#effects;
+    const isAny = nsid === 0 || nsid === NVME_NSID_ALL;
+    const its = isAny ? namespaces.all[0]?.nsid ?? 0 : nsid;
+    if (!isAny && namespaces.get(nsid) === null) return this.#missing(nsid);
+    if (select === Select.SUPPORTED) {
+      this.dw0 = CHANGEABLE | NAMESPACE_SPECIFIC;
+    } else {
+      const value = this.#errorRecovery.get(its) ?? 0;
+      this.dw0 = select === Select.CURRENT ? value : 0;
+    }
+    return NvmeSc.SUCCESS;
+  }
+
+  #setErrorRecovery(nsid: number, cdw11: number): number {
+    if (bit(cdw11, DULBE_BIT)) return NvmeSc.INVALID_FIELD;
+    const { namespaces } = this.#effects;
+    const isAll = nsid === 0 || nsid === NVME_NSID_ALL;
+    const those = namespaces.all.filter((ns) => isAll || ns.nsid === nsid);
+    if (those.length === 0 && !isAll) return this.#missing(nsid);
+    for (const ns of those) this.#errorRecovery.set(ns.nsid, cdw11);
+    return NvmeSc.SUCCESS;
+  }
+
+  #missing(nsid: number): number {
+    return this.#effects.namespaces.isValid(nsid)
+      ? NvmeSc.INVALID_FIELD
+      : NvmeSc.INVALID_NS;
+  }
+
+  #setThreshold(cdw11: number): number {
+    const kelvin = cdw11 & 0xffff;
+    if (field(cdw11, 21, 20) === 0) this.#temperatureOver = kelvin;
+    else this.#temperatureUnder = kelvin;
+    return NvmeSc.SUCCESS;
+  }
+
+  #setWriteCache(on: boolean): number {
+    if (on === this.#writeCache) return NvmeSc.SUCCESS;
+    if (!this.#effects.setWriteCache(on)) {
+      return NvmeSc.FEATURE_NOT_CHANGEABLE;
+    }
+    this.#writeCache = on;
+    return NvmeSc.SUCCESS;
+  }
+
+  /** The driver asks for so many queues, and is told how many it gets: all there are, whatever it asked for. */
+  #setQueues(cdw11: number): number {
+    if (this.#effects.hasIoQueues()) return NvmeSc.CMD_SEQ_ERROR;
+    if ((cdw11 & 0xffff) === QUEUES_INVALID) return NvmeSc.INVALID_FIELD;
+    if (cdw11 >>> 16 === QUEUES_INVALID) return NvmeSc.INVALID_FIELD;
+    this.dw0 = this.#queueCounts();
+    return NvmeSc.SUCCESS;
+  }
+
+  #queueCounts(): number {
+    return (this.#queues - 1) | (this.#queues - 1) << 16;
+  }
+
+  #setDefaults(): void {
+    for (const [fid, value] of Object.entries(PLAIN)) {
+      this.#plain.set(Number(fid), value);
+    }
+    for (let i = 0; i < this.#vectors; i++) {
+      this.#vectorConfig[i] = defaultVectorConfig(i);
+    }
+    this.#temperatureOver = TEMPERATURE_OVER_DEFAULT;
+    this.#temperatureUnder = 0;
+    this.#commandRetry = false;
+    this.#errorRecovery.clear();
+    this.#updateCoalescing();
+  }
+
+  #updateCoalescing(): void {
+    const value = this.#plain.get(NvmeFeat.IRQ_COALESCE)!;
+    const threshold = field(value, 7, 0);
+    const time = field(value, 15, 8);
+    this.coalescedEntries = threshold === 0 || time === 0 ? 0 : threshold + 1;
+    this.coalescingMs = time * AGGREGATION_TIME_MS;
+  }
+}
+
+function defaultVectorConfig(vector: number): number {
+  return vector === 0 ? COALESCING_DISABLED : vector;
+}

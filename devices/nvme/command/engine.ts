@@ -1,0 +1,292 @@
+/**
+ * The data path of a controller: fetches commands, has them executed, posts their completions.
+ *
+ * @module
+ */
+
+import type { BlockRequest } from "../../../src/backend/block/contract.ts";
+import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
+import { Command, CommandPool, CommandState } from "./command.ts";
+import { NvmeCounter, type NvmeCounters } from "../counters.ts";
+import { IN_FLIGHT, NvmeAdmin, NvmeSc, SQE, withDnr } from "../defs.ts";
+import type { SubmissionQueue } from "../queue/queue.ts";
+import type { QueueSet } from "../queue/queue_set.ts";
+
+/** I/O commands in flight at once, of all queues together. */
+export const IO_COMMANDS = 256;
+/** Admin commands in flight at once: a full house of I/O never keeps them waiting. */
+export const ADMIN_COMMANDS = 32;
+/** Commands that are fetched before the loop gets its turn. */
+const BUDGET = 128;
+
+/** What an {@linkcode Engine} works with. */
+export interface EngineOptions {
+  readonly memory: GuestMemory;
+  readonly queues: QueueSet;
+  readonly counters: NvmeCounters;
+  /** The most segments of a command. */
+  readonly segments: number;
+  /** Commands that a queue may have fetched before it is the next one's turn. */
+  readonly burst: () => number;
+  /** Executes commands; each returns a status or IN_FLIGHT. */
+  readonly startAdmin: (command: Command, sqe: Uint32Array) => number;
+  readonly startIo: (command: Command, sqe: Uint32Array) => number;
+  readonly resumeIo: (command: Command, result: number) => number;
+  /** A command failed. */
+  readonly onError: (command: Command) => void;
+  /** What the controller began on its own account has ended. */
+  readonly onInternal: (command: Command) => void;
+  /** Something is to be done in a bottom half. */
+  readonly wake: () => void;
+}
+
+/**
+ * Commands from the submission queues to the completion queues.
+ *
+ * A result of the back end is only noted when it comes; going on with a command and posting completions happen in
+ * {@linkcode Engine.settle}, which runs in a bottom half. So nothing touches guest memory while memory is unmapped
+ * or the controller is stopped, and completions go out in batches.
+ */
+export class Engine {
+  readonly #options: EngineOptions;
+  readonly #sqe = new Uint32Array(SQE.WORDS);
+  readonly #commands: readonly Command[];
+  readonly #admin: CommandPool;
+  readonly #io: CommandPool;
+  /** For flushing at shutdown; never in a pool, so that it is always there. */
+  readonly #internal: Command;
+  /** A ring of the tags of commands that are returned or done, one longer than there can be. */
+  readonly #ring: Uint16Array;
+  #first = 0;
+  #end = 0;
+  /** Whose turn it is. */
+  #turn = 0;
+  /** Whether a queue that is wanted was found out of reach, since somebody set it to false. */
+  awaitsMemory = false;
+
+  constructor(options: EngineOptions) {
+    this.#options = options;
+    const total = IO_COMMANDS + ADMIN_COMMANDS + 1;
+    this.#commands = Array.from(
+      { length: total },
+      (_, tag) => new Command(options.memory, options.segments, tag),
+    );
+    this.#io = new CommandPool(this.#commands.slice(0, IO_COMMANDS));
+    this.#admin = new CommandPool(this.#commands.slice(IO_COMMANDS, -1));
+    this.#internal = this.#commands[total - 1]!;
+    this.#ring = new Uint16Array(total + 1);
+  }
+
+  /** Commands that are not free. */
+  inFlight(): Command[] {
+    return this.#commands.filter(({ state }) => state !== CommandState.FREE);
+  }
+
+  /** The command that has this identifier in a submission queue, while its completion is not posted. */
+  find(sqid: number, cid: number): Command | null {
+    return this.#commands.find((command) =>
+      command.state !== CommandState.FREE && command.sq?.qid === sqid &&
+      command.cid === cid && command.ownsCid
+    ) ?? null;
+  }
+
+  /** How many commands are not free. */
+  get busy(): number {
+    let count = 0;
+    for (const { state } of this.#commands) {
+      if (state !== CommandState.FREE) count++;
+    }
+    return count;
+  }
+
+  /** A command that was fetched elsewhere and waits for an event; it has no room in its completion queue. */
+  restore(sq: SubmissionQueue, cid: number, nsid: number): Command {
+    sq.takeCid(cid);
+    const command = this.#admin.take()!;
+    command.sq = sq;
+    command.cid = cid;
+    command.ownsCid = true;
+    command.nsid = nsid;
+    command.opcode = NvmeAdmin.ASYNC_EVENT;
+    command.reserved = false;
+    sq.inFlight++;
+    return command;
+  }
+
+  /** The command that belongs to nobody, when it is free. */
+  takeInternal(): Command | null {
+    const command = this.#internal;
+    if (command.state !== CommandState.FREE) return null;
+    command.state = CommandState.BUSY;
+    command.sq = null;
+    return command;
+  }
+
+  /** A request is done; see {@linkcode Engine.settle}. */
+  returned(request: BlockRequest, result: number): void {
+    const command = this.#commands[request.tag]!;
+    // After a reset nobody waits for it.
+    if (command.state !== CommandState.BUSY) return;
+    command.state = CommandState.RETURNED;
+    command.result = result;
+    if (command !== this.#internal) this.#push(command);
+    this.#options.wake();
+  }
+
+  /** A command has its status. */
+  finish(command: Command, status: number): void {
+    command.status = status === NvmeSc.SUCCESS ? status : withDnr(status);
+    command.state = CommandState.DONE;
+    if (command !== this.#internal) this.#push(command);
+  }
+
+  /**
+   * Fetches and starts commands, queue by queue.
+   *
+   * @returns Whether the budget ran out while there may be more
+   */
+  fetch(): boolean {
+    const queues = this.#options.queues.submission;
+    const burst = this.#options.burst();
+    let left = BUDGET;
+    let idle = 0;
+    while (left > 0 && idle < queues.length) {
+      if (this.#turn >= queues.length) this.#turn = 0;
+      const got = this.#fetchFrom(
+        queues[this.#turn]!,
+        burst < left ? burst : left,
+      );
+      // A command may have created or deleted queues.
+      if (this.#options.queues.submission !== queues) return true;
+      this.#turn++;
+      left -= got;
+      idle = got === 0 ? idle + 1 : 0;
+    }
+    return left === 0;
+  }
+
+  /** Goes on with what was returned and posts what is done, in the order in which it came. */
+  settle(): void {
+    while (this.#first !== this.#end) {
+      const command = this.#commands[this.#ring[this.#first]!]!;
+      if (command.state === CommandState.DONE) {
+        // A ring that cannot be reached holds up the others; it is back or gone with the next change of memory.
+        if (!this.#complete(command)) {
+          this.awaitsMemory = true;
+          return;
+        }
+        this.#pop();
+        continue;
+      }
+      this.#pop();
+      command.state = CommandState.BUSY;
+      const status = this.#options.resumeIo(command, command.result);
+      if (status !== IN_FLIGHT) this.finish(command, status);
+    }
+  }
+
+  /** Goes on with what the controller began on its own account, which takes no guest memory. */
+  settleInternal(): void {
+    const command = this.#internal;
+    if (command.state === CommandState.RETURNED) {
+      command.state = CommandState.BUSY;
+      const status = this.#options.resumeIo(command, command.result);
+      if (status !== IN_FLIGHT) this.finish(command, status);
+    }
+    if (command.state !== CommandState.DONE) return;
+    this.#free(command);
+    this.#options.onInternal(command);
+  }
+
+  /** Whether requests of the back ends use a part of a range of guest memory. */
+  uses(iova: number, lengthBytes: number): boolean {
+    for (const { state, request } of this.#commands) {
+      if (
+        state === CommandState.BUSY &&
+        request.buffers.overlaps(iova, lengthBytes)
+      ) return true;
+    }
+    return false;
+  }
+
+  /** Forgets every command; none may be with a back end. */
+  reset(): void {
+    this.#first = this.#end = 0;
+    for (const command of this.#commands) {
+      if (command.state !== CommandState.FREE) this.#free(command);
+    }
+  }
+
+  #fetchFrom(sq: SubmissionQueue, most: number): number {
+    const { queues, counters } = this.#options;
+    const pool = sq.qid === 0 ? this.#admin : this.#io;
+    let count = 0;
+    while (count < most && !sq.ending && queues.hasEntries(sq)) {
+      if (pool.available === 0) break;
+      if (!queues.hasRoom(sq.cq)) {
+        counters.add(NvmeCounter.completionQueueFull, 1);
+        break;
+      }
+      if (sq.fetch(this.#sqe) < 0) {
+        this.awaitsMemory = true;
+        break;
+      }
+      this.#start(sq, pool.take()!);
+      count++;
+    }
+    return count;
+  }
+
+  #start(sq: SubmissionQueue, command: Command): void {
+    const sqe = this.#sqe;
+    const cid = sqe[SQE.CDW0]! >>> 16;
+    command.sq = sq;
+    command.cid = cid;
+    command.nsid = sqe[SQE.NSID]!;
+    command.reserved = true;
+    sq.cq.reserved++;
+    sq.inFlight++;
+    command.ownsCid = sq.takeCid(cid);
+    const status = command.ownsCid
+      ? this.#execute(sq, command)
+      : NvmeSc.CMDID_CONFLICT;
+    if (status !== IN_FLIGHT) this.finish(command, status);
+  }
+
+  #execute(sq: SubmissionQueue, command: Command): number {
+    if (sq.qid !== 0) return this.#options.startIo(command, this.#sqe);
+    this.#options.counters.add(NvmeCounter.adminCommands, 1);
+    return this.#options.startAdmin(command, this.#sqe);
+  }
+
+  /** Posts a completion. @returns Whether it could be posted */
+  #complete(command: Command): boolean {
+    const sq = command.sq!;
+    const { cq } = sq;
+    if (!cq.ready()) return false;
+    // Before the driver sees it, and puts a command on a queue of another thread that fails too.
+    if (command.status !== NvmeSc.SUCCESS) this.#options.onError(command);
+    cq.post(command.dw0, sq.head | sq.qid << 16, command.cid, command.status);
+    if (command.reserved) cq.reserved--;
+    if (command.ownsCid) sq.releaseCid(command.cid);
+    this.#free(command);
+    const deletion = this.#options.queues.completed(sq);
+    if (deletion !== null) this.finish(deletion, NvmeSc.SUCCESS);
+    return true;
+  }
+
+  #free(command: Command): void {
+    if (command === this.#internal) command.state = CommandState.FREE;
+    else if (command.request.tag < IO_COMMANDS) this.#io.give(command);
+    else this.#admin.give(command);
+  }
+
+  #push(command: Command): void {
+    this.#ring[this.#end] = command.request.tag;
+    if (++this.#end === this.#ring.length) this.#end = 0;
+  }
+
+  #pop(): void {
+    if (++this.#first === this.#ring.length) this.#first = 0;
+  }
+}

@@ -1,0 +1,186 @@
+/**
+ * A namespace: blocks of a back end under a number.
+ *
+ * @module
+ */
+
+import type {
+  BlockBackend,
+  BlockClient,
+  BlockRequest,
+} from "../../../src/backend/block/contract.ts";
+import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
+import { deriveNamespaceIds, type NamespaceIds } from "../admin/identity.ts";
+
+/** The largest namespace id: NN of Identify Controller, whichever namespaces there are by now. */
+export const NSID_MAX = 32;
+const SECTOR_SHIFT = 9;
+
+/** Storage and the namespace id it gets. */
+export interface NamespaceStorage {
+  /** 1 to {@linkcode NSID_MAX}. */
+  readonly nsid: number;
+  /** The controller closes it. */
+  readonly backend: BlockBackend;
+  /** What it was opened with; a controller whose storage does not say so cannot be moved. */
+  readonly block?: BlockOptions;
+}
+
+/** Storage with a namespace id. */
+export class Namespace implements BlockClient {
+  /** 1 and up. */
+  readonly nsid: number;
+  readonly backend: BlockBackend;
+  /** What its storage was opened with. */
+  readonly block: BlockOptions | undefined;
+  /** Whether it was taken away: commands that have got it end as if there were none. */
+  removed = false;
+  /** Names that outlive this process. */
+  ids: NamespaceIds;
+  /** Bytes of a logical block, as a power of two. */
+  readonly lbaShift: number;
+  /** Logical blocks. */
+  blocks: number;
+  readonly #owner: BlockClient & { onNamespaceChanged(ns: Namespace): void };
+  #uncommitted = false;
+
+  /** @param owner Told of completions and changes */
+  constructor(
+    { nsid, backend, block }: NamespaceStorage,
+    serial: string,
+    owner: BlockClient & { onNamespaceChanged(ns: Namespace): void },
+  ) {
+    this.nsid = nsid;
+    this.backend = backend;
+    this.block = block;
+    this.ids = deriveNamespaceIds(serial, nsid);
+    this.#owner = owner;
+    const { logicalBlockBytes, sizeBytes } = backend.info;
+    let shift = SECTOR_SHIFT;
+    while (2 ** shift < logicalBlockBytes) shift++;
+    this.lbaShift = shift;
+    this.blocks = Math.floor(sizeBytes / logicalBlockBytes);
+  }
+
+  /** Length of all of its blocks. */
+  get sizeBytes(): number {
+    return this.blocks * 2 ** this.lbaShift;
+  }
+
+  /**
+   * Whether blocks lie inside, without rounding: the start is 64 bits wide.
+   *
+   * @param slbaLow Low word of the first block @param slbaHigh High word
+   * @param count How many
+   */
+  contains(slbaLow: number, slbaHigh: number, count: number): boolean {
+    // Exact below 2^53; from there on rounded, but not down to the size of any storage, and nothing wraps.
+    return slbaHigh * 0x1_0000_0000 + slbaLow + count <= this.blocks;
+  }
+
+  /** Hands a request to the back end; see {@linkcode BlockBackend.submit}. */
+  submit(request: BlockRequest): number {
+    this.#uncommitted = true;
+    return this.backend.submit(request);
+  }
+
+  /** Lets the back end begin with what was submitted. */
+  commit(): void {
+    if (!this.#uncommitted) return;
+    this.#uncommitted = false;
+    this.backend.commit();
+  }
+
+  onComplete(request: BlockRequest, result: number): void {
+    this.#owner.onComplete(request, result);
+  }
+
+  onResize(): void {
+    this.blocks = Math.floor(
+      this.backend.info.sizeBytes / 2 ** this.lbaShift,
+    );
+    this.#owner.onNamespaceChanged(this);
+  }
+}
+
+/** The namespaces of a controller, by number. */
+export class NamespaceSet {
+  #all: readonly Namespace[];
+  readonly #byId: (Namespace | null)[] = new Array(NSID_MAX + 1).fill(null);
+
+  constructor(namespaces: readonly Namespace[]) {
+    this.#all = namespaces.toSorted((a, b) => a.nsid - b.nsid);
+    for (const ns of namespaces) this.#byId[ns.nsid] = ns;
+  }
+
+  /** In order of their numbers. */
+  get all(): readonly Namespace[] {
+    return this.#all;
+  }
+
+  /** The namespace, or null for a number that none has. */
+  get(nsid: number): Namespace | null {
+    return this.#byId[nsid] ?? null;
+  }
+
+  /** Whether the number could be a namespace's (section 6.1.2). */
+  isValid(nsid: number): boolean {
+    return nsid >= 1 && nsid <= NSID_MAX;
+  }
+
+  /** One more, under a number that is free. */
+  add(ns: Namespace): void {
+    this.#all = [...this.#all, ns].sort((a, b) => a.nsid - b.nsid);
+    this.#byId[ns.nsid] = ns;
+  }
+
+  /**
+   * Takes one away and closes its storage. Commands that are in flight there touch guest memory no more when this returns,
+   * and are reported as ever.
+   */
+  remove(ns: Namespace): void {
+    ns.removed = true;
+    this.#all = this.#all.filter((each) => each !== ns);
+    this.#byId[ns.nsid] = null;
+    ns.commit();
+    ns.backend.drain();
+    ns.backend.close();
+  }
+
+  /** Whether any of them may lose completed writes until a flush. */
+  get volatileCache(): boolean {
+    return this.all.some((ns) => ns.backend.info.volatileCache);
+  }
+
+  /**
+   * Switches the write cache of all that have one.
+   *
+   * @returns Whether it could be done
+   */
+  setWriteCache(on: boolean): boolean {
+    let done = true;
+    for (const { backend } of this.all) {
+      if (!backend.info.volatileCache) continue;
+      if (backend.setWriteCache(on) < 0) done = false;
+    }
+    return done;
+  }
+
+  /** Gives all of them the names that follow from another serial number of their controller. */
+  rename(serial: string): void {
+    for (const ns of this.all) ns.ids = deriveNamespaceIds(serial, ns.nsid);
+  }
+
+  /** Lets every back end begin with what was submitted. */
+  commit(): void {
+    for (let i = 0; i < this.all.length; i++) this.all[i]!.commit();
+  }
+
+  /** Waits until no request touches guest memory any more. */
+  drain(): void {
+    for (const ns of this.all) {
+      ns.commit();
+      ns.backend.drain();
+    }
+  }
+}

@@ -1,0 +1,199 @@
+/**
+ * From posted completions to interrupts: one per completion queue and batch (NVM Express 1.4, section 7.5), or fewer
+ * where the driver has asked for that (sections 5.21.1.8 and 5.21.1.9).
+ *
+ * @module
+ */
+
+import { bit } from "../../../src/core/bits.ts";
+import type { Loop, Timer } from "../../../src/loop/event_loop.ts";
+import type { Interrupts } from "../../../src/pci/device.ts";
+import { NvmeCounter, type NvmeCounters } from "../counters.ts";
+import type { Features } from "../admin/features.ts";
+import type { CompletionQueue } from "./queue.ts";
+import type { QueueSet } from "./queue_set.ts";
+
+/** The only vector of the pin and of MSI. */
+const SHARED_VECTOR = 0;
+
+/** What {@linkcode InterruptLines} work with. */
+export interface InterruptLinesOptions {
+  readonly interrupts: Interrupts;
+  readonly loop: Loop;
+  readonly queues: QueueSet;
+  readonly features: Features;
+  readonly counters: NvmeCounters;
+  /** How many vectors there are. */
+  readonly vectors: number;
+  /** Completions have waited long enough: {@linkcode InterruptLines.flush} is to be called. */
+  readonly wake: () => void;
+}
+
+/**
+ * Raises interrupts.
+ *
+ * With MSI-X a batch is a message. The pin and MSI are one vector for all queues, whatever vector a queue was created
+ * with, and bit 0 of INTMS masks it: with the pin the line is up while a queue holds completions that it told about and
+ * that the driver has not consumed; with MSI a message that was masked is sent when the mask is lifted and there is
+ * still something to consume.
+ *
+ * With interrupt coalescing a completion waits until its vector has as many as the threshold says, or until the time is
+ * over. The time is taken across all vectors, as the standard allows: one timer runs while anything waits, and is left
+ * running when a threshold was reached meanwhile, since stopping it for each batch would cost more than it spares. So a
+ * completion is never told later than it should be, but may be told sooner. Completions of the admin queue and of commands
+ * that failed do not wait, and what the driver has consumed by itself needs no interrupt.
+ */
+export class InterruptLines {
+  readonly #options: InterruptLinesOptions;
+  #interrupts: Interrupts;
+  /** By vector: completions that wait to be told. */
+  readonly #waiting: Uint32Array<ArrayBuffer>;
+  readonly #timer: Timer;
+  #armed = false;
+  /** Whether nothing may wait any longer. */
+  #due = false;
+
+  constructor(options: InterruptLinesOptions) {
+    this.#options = options;
+    this.#interrupts = options.interrupts;
+    this.#waiting = new Uint32Array(options.vectors);
+    this.#timer = options.loop.timer(() => {
+      this.#armed = false;
+      this.hurry();
+    });
+  }
+
+  /** Raises interrupts here from now on: with others that share the line. */
+  redirect(interrupts: Interrupts): void {
+    this.#interrupts = interrupts;
+  }
+
+  /**
+   * Tells about what was posted.
+   *
+   * @param mask INTMS
+   */
+  flush(mask: number): void {
+    const { queues, features } = this.#options;
+    const { mode } = this.#interrupts;
+    if (features.coalescedEntries > 0) this.#countWaiting();
+    const masked = mode !== "msix" && bit(mask, SHARED_VECTOR);
+    const kept = mode === "intx"
+      ? this.#updateLine(queues.completion, masked)
+      : this.#sendMessages(queues.completion, masked);
+    this.#due = false;
+    if (!kept || this.#armed) return;
+    this.#armed = true;
+    this.#timer.arm(features.coalescingMs);
+  }
+
+  /** Whether the line follows what drivers consume, so that they must tell. */
+  get usesPin(): boolean {
+    return this.#interrupts.mode === "intx";
+  }
+
+  /** The driver has written INTMS or INTMC. */
+  maskChanged(mask: number): void {
+    // What is untold and no longer masked is told now; MSI-X knows no such mask.
+    if (this.#interrupts.mode !== "msix") this.flush(mask);
+  }
+
+  /** What waits is to be told soon. */
+  hurry(): void {
+    this.#due = true;
+    this.#options.wake();
+  }
+
+  /** Nothing is to be told any more. */
+  reset(): void {
+    this.#timer.cancel();
+    this.#armed = this.#due = false;
+    this.#interrupts.setLevel(false);
+  }
+
+  /** Stops its timer for good. */
+  close(): void {
+    this.#timer.close();
+  }
+
+  /** @returns Whether completions are kept for later */
+  #sendMessages(
+    queues: readonly CompletionQueue[],
+    masked: boolean,
+  ): boolean {
+    if (masked) return false;
+    let kept = false;
+    for (let i = 0; i < queues.length; i++) {
+      const cq = queues[i]!;
+      if (cq.untold === 0) continue;
+      if (this.#keeps(cq)) {
+        kept = true;
+        continue;
+      }
+      const told = cq.untold;
+      cq.told();
+      if (cq.interrupts) this.#raise(cq.vector, told);
+    }
+    return kept;
+  }
+
+  #raise(vector: number, completions: number): void {
+    this.#count(completions);
+    const isShared = this.#interrupts.mode === "msi";
+    this.#interrupts.raise(isShared ? SHARED_VECTOR : vector);
+  }
+
+  #count(completions: number): void {
+    const { counters } = this.#options;
+    counters.add(NvmeCounter.interrupts, 1);
+    counters.add(NvmeCounter.coalescedInterrupts, completions - 1);
+  }
+
+  /** @returns Whether completions are kept for later */
+  #updateLine(queues: readonly CompletionQueue[], masked: boolean): boolean {
+    let level = false;
+    let anyKept = false;
+    for (let i = 0; i < queues.length; i++) {
+      const cq = queues[i]!;
+      if (!cq.interrupts) continue;
+      if (cq.occupied > 0) this.#options.queues.watchHead(cq);
+      if (masked) continue;
+      const kept = cq.untold > 0 && this.#keeps(cq);
+      if (kept) anyKept = true;
+      else if (cq.untold > 0) {
+        this.#count(cq.untold);
+        cq.told();
+      }
+      if (cq.occupied > (kept ? cq.untold : 0)) level = true;
+    }
+    this.#interrupts.setLevel(level);
+    return anyKept;
+  }
+
+  /** Counts what waits, by vector: the threshold is about vectors, which queues may share. */
+  #countWaiting(): void {
+    const { queues } = this.#options;
+    const { completion } = queues;
+    this.#waiting.fill(0);
+    for (let i = 0; i < completion.length; i++) {
+      const cq = completion[i]!;
+      if (cq.untold === 0 || !this.#coalesces(cq)) continue;
+      queues.updateHead(cq);
+      if (cq.occupied === 0) cq.told();
+      else if (cq.untold > cq.occupied) cq.untold = cq.occupied;
+      this.#waiting[cq.vector] = this.#waiting[cq.vector]! + cq.untold;
+    }
+  }
+
+  #coalesces(cq: CompletionQueue): boolean {
+    return cq.qid !== 0 && cq.interrupts &&
+      this.#options.features.coalesces(cq.vector);
+  }
+
+  /** Whether the completions of a queue wait for more, or for the time to pass. */
+  #keeps(cq: CompletionQueue): boolean {
+    const { coalescedEntries } = this.#options.features;
+    return coalescedEntries > 0 && !this.#due && !cq.urgent &&
+      this.#coalesces(cq) && this.#waiting[cq.vector]! < coalescedEntries;
+  }
+}

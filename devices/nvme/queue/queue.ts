@@ -1,0 +1,323 @@
+/**
+ * Submission and completion queues (NVM Express 1.4, section 4.1), the controller's side: rings of entries, without
+ * doorbells, commands or interrupts.
+ *
+ * @module
+ */
+
+import { u64 } from "../../../src/core/bits.ts";
+import {
+  Access,
+  type GuestMemory,
+  type MemoryWindow,
+} from "../../../src/memory/guest_memory.ts";
+import { MappedWindow } from "../../../src/memory/mapped_window.ts";
+import type { Command } from "../command/command.ts";
+import { CQE, CQE_BYTES, NvmeSc, SQE, SQE_BYTES } from "../defs.ts";
+import type {
+  CompletionQueueState,
+  SubmissionQueueState,
+} from "./queue_state.ts";
+
+const CIDS = 0x1_0000;
+const UNRESOLVED = -1;
+/** Stands for a ring that is not resolved; it is never accessed. */
+const NO_WINDOW: MemoryWindow = new MappedWindow(new ArrayBuffer(0), 0, 0);
+/** No doorbell value: what a queue has not rejected yet. */
+const NOTHING = -1;
+
+/** What a ring is made of. */
+export interface RingSpec {
+  /** Queue id; 0 for the admin queue. */
+  readonly qid: number;
+  /** Entries, 2–65536. */
+  readonly size: number;
+  /** Address of the first entry. */
+  readonly iova: number;
+}
+
+/**
+ * A completion queue.
+ *
+ * Entries from `head` to `tail` are the driver's to read. Room for a completion is reserved before its command is
+ * fetched, so an entry that the driver has not consumed is never overwritten and {@linkcode CompletionQueue.post}
+ * never finds the queue full.
+ *
+ * Memory ordering: a driver looks at the phase bit in the last word of an entry, and takes the entry as a whole when
+ * that has turned. So the first three words are stored plainly and the last by Atomics.store, which is sequentially
+ * consistent and thus a release: whoever sees the new phase sees the other words, the data that the command
+ * transferred, and everything else stored before.
+ */
+export class CompletionQueue {
+  readonly qid: number;
+  readonly size: number;
+  /** Interrupt vector. */
+  readonly vector: number;
+  /** Whether completions interrupt. */
+  readonly interrupts: boolean;
+  /** Whether another thread serves it: then this is merely a note that it exists. */
+  foreign = false;
+  /** Submission queues that complete here. */
+  users = 0;
+  /** Where the driver is, as far as it has told. */
+  head = 0;
+  /** Where the next entry goes. */
+  tail = 0;
+  /** Entries that commands in flight will need. */
+  reserved = 0;
+  /** Entries that were posted and that no interrupt has told about. */
+  untold = 0;
+  /** Whether one of those is of a command that failed. */
+  urgent = false;
+  /** The doorbell value that was refused last. */
+  rejected = NOTHING;
+  readonly #memory: GuestMemory;
+  readonly #iova: number;
+  #phase = 1;
+  #window: MemoryWindow = NO_WINDOW;
+  #generation = UNRESOLVED;
+
+  /** @param memory Where the ring is */
+  constructor(
+    memory: GuestMemory,
+    ring: RingSpec,
+    vector: number,
+    interrupts: boolean,
+  ) {
+    this.#memory = memory;
+    this.qid = ring.qid;
+    this.size = ring.size;
+    this.#iova = ring.iova;
+    this.vector = vector;
+    this.interrupts = interrupts;
+  }
+
+  /** Entries that the driver has not consumed, as far as it has told. */
+  get occupied(): number {
+    const used = this.tail - this.head;
+    return used < 0 ? used + this.size : used;
+  }
+
+  /** Entries that could be reserved now. */
+  get room(): number {
+    return this.size - 1 - this.occupied - this.reserved;
+  }
+
+  /** Whether the ring can be reached: a single comparison once it was found. */
+  ready(): boolean {
+    return this.#generation === this.#memory.generation || this.#resolve();
+  }
+
+  /**
+   * The driver has consumed entries up to `head`.
+   *
+   * @returns Whether that can be
+   */
+  consumeTo(head: number): boolean {
+    if (head >= this.size) return false;
+    const taken = head - this.head;
+    if ((taken < 0 ? taken + this.size : taken) > this.occupied) return false;
+    this.head = head;
+    return true;
+  }
+
+  /**
+   * Posts a completion, for which there must be room; see {@linkcode CompletionQueue.ready}.
+   *
+   * @param sqhdSqid Head of the submission queue, and its id in the upper half
+   * @param status Its 15 bits
+   */
+  post(dw0: number, sqhdSqid: number, cid: number, status: number): void {
+    const at = this.tail * CQE_BYTES;
+    const window = this.#window;
+    window.setU32(at + CQE.DW0, dw0);
+    window.setU32(at + CQE.DW1, 0);
+    window.setU32(at + CQE.SQHD_SQID, sqhdSqid);
+    window.storeU32(
+      at + CQE.CID_STATUS,
+      cid | this.#phase << 16 | status << 17,
+    );
+    this.untold++;
+    if (status !== NvmeSc.SUCCESS) this.urgent = true;
+    if (++this.tail === this.size) {
+      this.tail = 0;
+      this.#phase ^= 1;
+    }
+  }
+
+  /** An interrupt tells about everything that was posted. */
+  told(): void {
+    this.untold = 0;
+    this.urgent = false;
+  }
+
+  /** What it is and where it is; nothing may be reserved. */
+  save(): CompletionQueueState {
+    return {
+      qid: this.qid,
+      size: this.size,
+      iova: this.#iova,
+      vector: this.vector,
+      interrupts: this.interrupts,
+      head: this.head,
+      tail: this.tail,
+      phase: this.#phase,
+      untold: this.untold,
+      urgent: this.urgent,
+      rejected: this.rejected === NOTHING ? null : this.rejected,
+    };
+  }
+
+  /** Goes on from where another was. */
+  load(state: CompletionQueueState): void {
+    this.head = state.head;
+    this.tail = state.tail;
+    this.#phase = state.phase;
+    this.untold = state.untold;
+    this.urgent = state.urgent;
+    this.rejected = state.rejected ?? NOTHING;
+  }
+
+  #resolve(): boolean {
+    this.#window = NO_WINDOW;
+    this.#generation = UNRESOLVED;
+    const window = this.#memory.window(
+      this.#iova,
+      this.size * CQE_BYTES,
+      Access.WRITE,
+    );
+    if (window === null) return false;
+    this.#window = window;
+    this.#generation = this.#memory.generation;
+    return true;
+  }
+}
+
+/** Whether a submission queue can be there. */
+export function isReadable(
+  memory: GuestMemory,
+  iova: number,
+  size: number,
+): boolean {
+  return memory.covers(iova, size * SQE_BYTES, Access.READ);
+}
+
+/** A submission queue. Entries from `head` to `tail` are the controller's to fetch. */
+export class SubmissionQueue {
+  readonly qid: number;
+  readonly size: number;
+  /** Where its completions go. */
+  readonly cq: CompletionQueue;
+  /** The next entry to fetch. */
+  head = 0;
+  /** The entry after the last that was submitted, as far as the driver has told. */
+  tail = 0;
+  /** The tail that was found and waits for register writes, if one does. */
+  waitingTail = 0;
+  /** Commands that were fetched and are not completed. */
+  inFlight = 0;
+  /** Whether it is being deleted: nothing is fetched any more. */
+  ending = false;
+  /** The Delete command that waits for those in flight; null where another thread has it. */
+  deleting: Command | null = null;
+  /** The doorbell value that was refused last. */
+  rejected = NOTHING;
+  readonly #memory: GuestMemory;
+  readonly #baseLow: number;
+  readonly #baseHigh: number;
+  readonly #address = new Uint32Array(2);
+  /** A bit for each command identifier that is in use. */
+  readonly #cids = new Uint32Array(CIDS / 32);
+
+  /** @param memory Where the ring is */
+  constructor(memory: GuestMemory, ring: RingSpec, cq: CompletionQueue) {
+    this.#memory = memory;
+    this.qid = ring.qid;
+    this.size = ring.size;
+    this.cq = cq;
+    this.#baseLow = ring.iova >>> 0;
+    this.#baseHigh = Math.floor(ring.iova / 0x1_0000_0000);
+  }
+
+  /** Whether nothing is to be fetched, as far as the driver has told. */
+  get empty(): boolean {
+    return this.head === this.tail;
+  }
+
+  /**
+   * The driver has submitted entries up to `tail`.
+   *
+   * @returns Whether that can be
+   */
+  submitTo(tail: number): boolean {
+    if (tail >= this.size) return false;
+    const added = tail - this.tail;
+    const waiting = this.tail - this.head;
+    const free = this.size - 1 - (waiting < 0 ? waiting + this.size : waiting);
+    if ((added < 0 ? added + this.size : added) > free) return false;
+    this.tail = tail;
+    return true;
+  }
+
+  /**
+   * Copies the next entry out and moves on; the queue must not be empty.
+   *
+   * @param sqe Sixteen words
+   * @returns 0, or −EFAULT when the ring cannot be reached (nothing is then taken)
+   */
+  fetch(sqe: Uint32Array): number {
+    const low = this.#baseLow + this.head * SQE_BYTES;
+    this.#address[0] = low;
+    this.#address[1] = this.#baseHigh + (low >= 0x1_0000_0000 ? 1 : 0);
+    const result = this.#memory.readWords(this.#address, sqe, 0, SQE.WORDS);
+    if (result < 0) return result;
+    if (++this.head === this.size) this.head = 0;
+    return 0;
+  }
+
+  /**
+   * Marks a command identifier as used.
+   *
+   * @returns Whether it was free
+   */
+  takeCid(cid: number): boolean {
+    const mask = 1 << (cid & 31);
+    if ((this.#cids[cid >>> 5]! & mask) !== 0) return false;
+    this.#cids[cid >>> 5]! |= mask;
+    return true;
+  }
+
+  /** Marks a command identifier as free. */
+  releaseCid(cid: number): void {
+    this.#cids[cid >>> 5]! &= ~(1 << (cid & 31));
+  }
+
+  /** Whether all of it is memory that may be read. */
+  ready(): boolean {
+    return isReadable(
+      this.#memory,
+      u64(this.#baseLow, this.#baseHigh),
+      this.size,
+    );
+  }
+
+  /** What it is and where it is, apart from commands that wait for an event. */
+  save(): SubmissionQueueState {
+    return {
+      qid: this.qid,
+      size: this.size,
+      iova: u64(this.#baseLow, this.#baseHigh),
+      cqid: this.cq.qid,
+      head: this.head,
+      tail: this.tail,
+      rejected: this.rejected === NOTHING ? null : this.rejected,
+    };
+  }
+
+  /** Goes on from where another was. */
+  load(state: SubmissionQueueState): void {
+    this.head = state.head;
+    this.tail = state.tail;
+    this.rejected = state.rejected ?? NOTHING;
+  }
+}

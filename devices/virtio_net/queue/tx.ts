@@ -1,0 +1,311 @@
+/**
+ * The transmit side: from the driver's buffers straight into the back end.
+ *
+ * @module
+ */
+
+import { Errno } from "../../../src/core/errno.ts";
+import type { BottomHalf, Loop, Timer } from "../../../src/loop/event_loop.ts";
+import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
+import { ScatterGather } from "../../../src/memory/scatter_gather.ts";
+import type { NetBackend } from "../../../src/backend/net/contract.ts";
+import { Chain, type Virtqueue } from "../../../src/virtio/queue/queue.ts";
+import type { Notifier } from "./coalescing.ts";
+import { NetCounter, type NetCounters } from "../counters.ts";
+import {
+  ETH_HLEN,
+  GSO_FRAME_BYTES,
+  VIRTIO_NET_HDR,
+  VLAN_HLEN,
+} from "../defs.ts";
+import { HeaderKind, sanitizeHeader } from "./header.ts";
+import { canSegment } from "../offloads.ts";
+
+/** Frames that are moved before the loop gets its turn. */
+const BUDGET = 64;
+
+/** So many frames at a time are a rush: more will come. */
+const RUSH_FRAMES = 2;
+
+/** IOV_MAX: what one writev(2) takes. */
+const SEGMENTS_MAX = 1024;
+
+/** What a {@linkcode Transmitter} works with. */
+export interface TransmitterOptions {
+  readonly memory: GuestMemory;
+  readonly loop: Loop;
+  readonly backend: NetBackend;
+  /** Which queue pair this is. */
+  readonly pair: number;
+  readonly counters: NetCounters;
+  /** Largest IP packet in bytes. */
+  readonly mtu: number;
+  /** The most descriptors in a chain. */
+  readonly chainSegments: number;
+  /** Passes interrupts on. */
+  readonly notifier: Notifier;
+  /** How long the queue is left alone in a rush, in milliseconds; 0 for not at all. */
+  readonly delayMs: number;
+  /** The driver broke a rule. */
+  readonly fail: (reason: string) => void;
+}
+
+/**
+ * Empties the transmit queue.
+ *
+ * ```text
+ *   idle --start--> running ⇄ blocked (the back end takes no more; goes on at onWritable)
+ * ```
+ * In a rush of frames the driver is not asked to notify: the queue is looked at again after a while, until that finds it
+ * quiet. A frame that the back end cannot take stays in the available ring, so there is nothing to give up on a reset.
+ */
+export class Transmitter {
+  readonly #options: TransmitterOptions;
+  readonly #chain: Chain;
+  /** Our copies of headers, which the driver cannot change any more; where the back end keeps them, one for each frame. */
+  readonly #headers: Uint8Array<ArrayBuffer>[] = [];
+  /** The same as lists, for a back end with headers. */
+  readonly #headerLists: ScatterGather[] = [];
+  /** What such a back end gets: our header, the driver's frame. */
+  readonly #list: ScatterGather;
+  readonly #more: BottomHalf;
+  /** Runs in a rush. */
+  #again: Timer | null = null;
+  readonly #delayMs: number;
+  /** Length of the largest frame that goes over a wire, VLAN tag included. */
+  readonly #plainMaxBytes: number;
+  /** Frames and bytes that the back end took of this queue. */
+  readonly #taken = new Float64Array(2);
+  /** What the driver may leave to us, a set of NetOffload. */
+  #offloads = 0;
+  #maxBytes = 0;
+  #queue: Virtqueue | null = null;
+  /** Changes when the queue is taken away, so that a call in progress can tell. */
+  #epoch = 0;
+  #linkUp: boolean;
+  #blocked = false;
+  #busy = false;
+  /** Frames that the back end may have kept since it was last flushed. */
+  #kept = 0;
+
+  constructor(options: TransmitterOptions, linkUp: boolean) {
+    this.#options = options;
+    this.#delayMs = options.delayMs;
+    this.#linkUp = linkUp;
+    this.#chain = new Chain(options.memory, options.chainSegments);
+    this.#more = options.loop.bottomHalf(() => this.run());
+    const { memory } = options;
+    this.#list = memory.createScatterGather(
+      Math.min(options.chainSegments + 1, SEGMENTS_MAX),
+    );
+    if (options.backend.hasVnetHeader) this.#makeHeaders(memory);
+    else this.#headers.push(new Uint8Array(VIRTIO_NET_HDR.SIZE));
+    this.#plainMaxBytes = ETH_HLEN + VLAN_HLEN + options.mtu;
+  }
+
+  #makeHeaders(memory: GuestMemory): void {
+    const { SIZE } = VIRTIO_NET_HDR;
+    const scratch = memory.createScratch(BUDGET * SIZE);
+    const all = memory.createScatterGather(1);
+    scratch.append(BUDGET * SIZE, all);
+    const frames = this.#options.backend.flush === undefined ? 1 : BUDGET;
+    for (let i = 0; i < frames; i++) {
+      this.#headers.push(scratch.bytes.subarray(i * SIZE, (i + 1) * SIZE));
+      const list = new ScatterGather(new Uint32Array(4));
+      list.push(all.base(0) + i * SIZE, SIZE);
+      this.#headerLists.push(list);
+    }
+  }
+
+  /** Frames that the back end took of this queue. */
+  get packets(): number {
+    return this.#taken[0]!;
+  }
+
+  /** Their bytes. */
+  get bytes(): number {
+    return this.#taken[1]!;
+  }
+
+  /** What was taken so far, where the queue was before. */
+  countFrom(packets: number, bytes: number): void {
+    this.#taken[0] = packets;
+    this.#taken[1] = bytes;
+  }
+
+  /**
+   * Takes a queue into service.
+   *
+   * @param offloads What the driver may leave to us, a set of NetOffload
+   */
+  start(queue: Virtqueue, offloads: number): void {
+    this.#queue = queue;
+    this.#blocked = false;
+    this.#offloads = offloads;
+    this.#maxBytes = canSegment(offloads)
+      ? Math.max(GSO_FRAME_BYTES + VLAN_HLEN, this.#plainMaxBytes)
+      : this.#plainMaxBytes;
+  }
+
+  /** Forgets the queue. */
+  stop(): void {
+    this.#queue = null;
+    this.#drop();
+  }
+
+  /** The driver resets the queue. */
+  resetQueue(): void {
+    this.#drop();
+  }
+
+  #drop(): void {
+    this.#epoch++;
+    this.#blocked = false;
+    this.#more.cancel();
+    this.#again?.cancel();
+  }
+
+  /** Sends frames, or throws them away while the link is down. */
+  setLink(up: boolean): void {
+    this.#linkUp = up;
+    // Whatever waited for the back end: there is another reason to look at it now.
+    if (this.#blocked) this.onWritable();
+  }
+
+  /** The back end may take frames again. */
+  onWritable(): void {
+    if (!this.#blocked) return;
+    this.#blocked = false;
+    this.#more.schedule();
+  }
+
+  /** The driver has added frames, or has not finished before. */
+  run(): void {
+    const queue = this.#queue;
+    // A back end may call from inside send().
+    if (queue === null || this.#busy || this.#blocked || !queue.enabled) return;
+    this.#busy = true;
+    try {
+      this.#runBatch(queue);
+    } finally {
+      // Nothing is kept between calls, also when the queue was taken away meanwhile.
+      this.#flush();
+      this.#busy = false;
+    }
+  }
+
+  #runBatch(queue: Virtqueue): void {
+    const epoch = this.#epoch;
+    let left = BUDGET;
+    let got = 0;
+    do {
+      const before = left;
+      queue.disableNotifications();
+      while (left > 0 && (got = queue.pop(this.#chain)) > 0) {
+        const result = this.#send(this.#chain.readable);
+        if (epoch !== this.#epoch) return;
+        if (result === -Errno.EAGAIN) {
+          queue.unpop(1);
+          this.#block();
+          break;
+        }
+        queue.push(this.#chain.head, 0);
+        left--;
+      }
+      // The driver may use its buffers anew from here on.
+      this.#flush();
+      this.#options.notifier.published(queue, queue.publish(), before - left);
+      if (got < 0) return this.#options.fail(queue.lastError);
+      if (this.#blocked) return;
+      if (left === 0) return this.#more.schedule();
+      if (this.#delayMs > 0 && BUDGET - left >= RUSH_FRAMES) {
+        return this.#lookSoon();
+      }
+    } while (queue.enableNotifications());
+  }
+
+  /**
+   * Frames come thick and fast: instead of being notified of each handful, which costs the driver more than the frames
+   * themselves, look again by ourselves.
+   */
+  #lookSoon(): void {
+    this.#again ??= this.#options.loop.timer(() => this.run());
+    this.#again.arm(this.#delayMs);
+  }
+
+  #flush(): void {
+    if (this.#kept === 0) return;
+    this.#kept = 0;
+    const { backend, counters } = this.#options;
+    const lost = backend.flush!();
+    if (lost > 0) counters.add(NetCounter.txErrors, lost);
+  }
+
+  #block(): void {
+    this.#blocked = true;
+    this.#options.counters.add(NetCounter.txBlocked, 1);
+  }
+
+  /** @returns −EAGAIN when the frame is to be tried again; otherwise it is done with */
+  #send(list: ScatterGather): number {
+    const counters = this.#options.counters;
+    const reason = this.#reasonToDrop(list);
+    if (reason >= 0) {
+      counters.add(reason, 1);
+      return 0;
+    }
+    const frameBytes = list.lengthBytes - VIRTIO_NET_HDR.SIZE;
+    const cuts = frameBytes > this.#plainMaxBytes;
+    const out = this.#compose(list);
+    const result = out === null ? -Errno.E2BIG : this.#sendOut(out);
+    if (result === -Errno.EAGAIN) return result;
+    if (result < 0) {
+      counters.add(NetCounter.txErrors, 1);
+      return 0;
+    }
+    counters.add(NetCounter.txPackets, 1);
+    counters.add(NetCounter.txBytes, frameBytes);
+    if (cuts) counters.add(NetCounter.txGsoPackets, 1);
+    this.#taken[0]!++;
+    this.#taken[1]! += frameBytes;
+    return 0;
+  }
+
+  #sendOut(frame: ScatterGather): number {
+    const { backend, pair } = this.#options;
+    if (backend.flush === undefined) return backend.send(frame, pair);
+    this.#kept++;
+    return backend.send(frame, pair, true);
+  }
+
+  /** @returns The frame as the back end takes it; null when it is in too many pieces */
+  #compose(list: ScatterGather): ScatterGather | null {
+    list.consume(VIRTIO_NET_HDR.SIZE);
+    if (this.#headerLists.length === 0) return list;
+    const out = this.#list;
+    out.clear();
+    out.append(this.#headerLists[this.#kept]!);
+    return out.append(list) < 0 ? null : out;
+  }
+
+  /** @returns A {@linkcode NetCounter}, or −1 for a frame that is to be sent */
+  #reasonToDrop(list: ScatterGather): number {
+    const frameBytes = list.lengthBytes - VIRTIO_NET_HDR.SIZE;
+    if (frameBytes < ETH_HLEN) return NetCounter.txDroppedShort;
+    if (frameBytes > this.#maxBytes) return NetCounter.txDroppedOversized;
+    if (!this.#linkUp) return NetCounter.txDroppedLinkDown;
+    const header = this
+      .#headers[this.#headerLists.length > 0 ? this.#kept : 0]!;
+    this.#options.memory.gather(list, header, VIRTIO_NET_HDR.SIZE);
+    switch (sanitizeHeader(header, frameBytes, this.#offloads, false)) {
+      case HeaderKind.GSO:
+        return -1;
+      case HeaderKind.PLAIN:
+        return frameBytes > this.#plainMaxBytes
+          ? NetCounter.txDroppedOversized
+          : -1;
+      default:
+        return NetCounter.txDroppedBadHeader;
+    }
+  }
+}

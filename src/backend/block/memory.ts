@@ -1,0 +1,331 @@
+/**
+ * Blocks in memory, gone with the process.
+ *
+ * @module
+ */
+
+import { Errno, ErrnoError } from "../../core/errno.ts";
+import {
+  clearWords,
+  copyWords,
+  createMemfd,
+  dupFd,
+  fallocate,
+  FallocateMode,
+  Fd,
+  Mapping,
+  statFd,
+  truncateFd,
+} from "../../os/mod.ts";
+import { Words } from "../../os/symbols.ts";
+import {
+  type BlockBackend,
+  type BlockClient,
+  type BlockInfo,
+  BlockOp,
+  type BlockRequest,
+} from "./contract.ts";
+import type { MemoryHandOver } from "./hand_over.ts";
+import type { MemoryBlockOptions } from "./option_table.ts";
+import { formatSize } from "./size.ts";
+
+/** Clearing more than this is left to the kernel, which takes the pages away instead. */
+const CLEAR_MAX_BYTES = 64 * 1024;
+const PAGE_BYTES = 4096;
+const HUGE_PAGE_BYTES = 2 * 1024 * 1024;
+const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
+
+const Count = {
+  READ_BYTES: 5,
+  WRITTEN_BYTES: 6,
+  FAILED: 7,
+  SIZE: 8,
+} as const;
+
+/** A memfd, mapped once; every request is done when it is submitted. */
+export class MemoryBackend implements BlockBackend {
+  readonly #pages: string;
+  readonly #options: MemoryBlockOptions;
+  readonly #fd: Fd;
+  #mapping: Mapping;
+  #info: BlockInfo;
+  #client: BlockClient | null = null;
+  readonly #counts = new Float64Array(Count.SIZE);
+  readonly #base = new Float64Array(1);
+  readonly #copy = new Words(3);
+  readonly #range = new Words(2);
+
+  /**
+   * @param inherited What a predecessor gave, which this goes on with
+   * @throws {import("../../os/mod.ts").SyscallError} ENOMEM and the like
+   */
+  constructor(
+    options: MemoryBlockOptions,
+    inherited: MemoryHandOver | null = null,
+  ) {
+    this.#options = options;
+    this.#info = inherited?.info ?? this.#describe(options.sizeBytes);
+    const { sizeBytes } = this.#info;
+    this.#pages = options.sizeBytes >= HUGE_PAGE_BYTES && hasHugePages()
+      ? " on huge pages"
+      : "";
+    this.#fd = inherited === null
+      ? createMemfd("outboard-disk", sizeBytes)
+      : new Fd(inherited.fd);
+    try {
+      this.#mapping = inherited === null
+        ? this.#map(sizeBytes)
+        : new Mapping({ hva: inherited.hva, lengthBytes: sizeBytes });
+    } catch (error) {
+      if (inherited === null) this.#fd.close();
+      throw error;
+    }
+    this.#base[0] = this.#mapping.hva;
+    if (inherited !== null) this.#counts.set(inherited.counters);
+  }
+
+  get description(): string {
+    return `memory of ${formatSize(this.#info.sizeBytes)}${this.#pages}`;
+  }
+
+  get info(): BlockInfo {
+    return this.#info;
+  }
+
+  start(client: BlockClient): void {
+    this.#client = client;
+  }
+
+  submit(request: BlockRequest): number {
+    const { op } = request;
+    this.#counts[op] = this.#counts[op]! + 1;
+    if (this.#options.readonly && op !== BlockOp.READ && op !== BlockOp.FLUSH) {
+      return this.#ended(-Errno.EROFS);
+    }
+    if (op !== BlockOp.FLUSH && !this.#lies(request)) {
+      return this.#ended(-Errno.EINVAL);
+    }
+    switch (op) {
+      case BlockOp.READ:
+      case BlockOp.WRITE:
+        this.#transfer(request, op === BlockOp.WRITE);
+        return 0;
+      case BlockOp.FLUSH:
+        return 0;
+      case BlockOp.DISCARD:
+        return this.#options.discard ? this.#ended(this.#punch(request)) : 0;
+      case BlockOp.WRITE_ZEROES:
+        return this.#ended(this.#clear(request));
+      default:
+        return op satisfies never;
+    }
+  }
+
+  commit(): void {}
+
+  drain(): void {}
+
+  setWriteCache(_on: boolean): number {
+    // Nothing here outlasts the process, with or without a cache.
+    return 0;
+  }
+
+  resize(sizeBytes: number): void {
+    const { readonly, logicalBlockBytes } = this.#options;
+    if (readonly) {
+      throw new ErrnoError(
+        Errno.EROFS,
+        `Cannot resize ${this.description}: it is open with readonly=on`,
+      );
+    }
+    if (
+      !Number.isSafeInteger(sizeBytes) || sizeBytes < logicalBlockBytes ||
+      sizeBytes % logicalBlockBytes !== 0
+    ) {
+      throw new ErrnoError(
+        Errno.EINVAL,
+        `Cannot resize ${this.description}: ${sizeBytes} bytes are no multiple of its block of ${logicalBlockBytes}`,
+      );
+    }
+    if (sizeBytes === this.#info.sizeBytes) return;
+    // In this order no page of the mapping in use lies beyond the file: touching one would be fatal.
+    if (sizeBytes > this.#info.sizeBytes) {
+      truncateFd(this.#fd.number, sizeBytes);
+    }
+    try {
+      this.#remap(sizeBytes);
+    } finally {
+      // Also back to what it was.
+      truncateFd(this.#fd.number, this.#info.sizeBytes);
+    }
+    this.#client?.onResize();
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    const at = (index: number) => this.#counts[index]!;
+    return {
+      reads: at(BlockOp.READ),
+      writes: at(BlockOp.WRITE),
+      flushes: at(BlockOp.FLUSH),
+      discards: at(BlockOp.DISCARD),
+      writeZeroes: at(BlockOp.WRITE_ZEROES),
+      readBytes: at(Count.READ_BYTES),
+      writtenBytes: at(Count.WRITTEN_BYTES),
+      failed: at(Count.FAILED),
+    };
+  }
+
+  handOver(): MemoryHandOver {
+    return {
+      kind: "memory",
+      fd: this.#fd.release(),
+      hva: this.#mapping.release(),
+      info: this.#info,
+      counters: [...this.#counts],
+    };
+  }
+
+  share(): MemoryHandOver {
+    using fd = dupFd(this.#fd.number);
+    const { sizeBytes } = this.#info;
+    const mapping = this.#map(sizeBytes);
+    return {
+      kind: "memory",
+      fd: fd.release(),
+      hva: mapping.release(),
+      info: this.#info,
+      counters: Array.from(this.#counts, () => 0),
+    };
+  }
+
+  rescan(): boolean {
+    const { sizeBytes } = statFd(this.#fd.number);
+    if (sizeBytes === this.#info.sizeBytes) return false;
+    this.#remap(sizeBytes);
+    this.#client?.onResize();
+    return true;
+  }
+
+  close(): void {
+    this.#mapping.close();
+    this.#fd.close();
+  }
+
+  #remap(sizeBytes: number): void {
+    const mapping = this.#map(sizeBytes);
+    this.#mapping.close();
+    this.#mapping = mapping;
+    this.#base[0] = mapping.hva;
+    this.#info = this.#describe(sizeBytes);
+  }
+
+  #map(lengthBytes: number): Mapping {
+    try {
+      const mapping = new Mapping({ fd: this.#fd.number, lengthBytes });
+      mapping.preferHugePages();
+      return mapping;
+    } catch (error) {
+      if (!(error instanceof ErrnoError)) throw error;
+      throw new ErrnoError(
+        error.errno,
+        `Cannot keep a disk of ${
+          formatSize(lengthBytes)
+        } in memory: this process has no room for it, choose a smaller size or file=`,
+        { cause: error },
+      );
+    }
+  }
+
+  #describe(sizeBytes: number): BlockInfo {
+    const { readonly, logicalBlockBytes, physicalBlockBytes, discard } =
+      this.#options;
+    return {
+      sizeBytes,
+      logicalBlockBytes,
+      physicalBlockBytes: physicalBlockBytes ?? PAGE_BYTES,
+      optimalBytes: 0,
+      readonly,
+      volatileCache: false,
+      discardGranularityBytes: discard && !readonly ? PAGE_BYTES : 0,
+      maxTransferBytes: MAX_TRANSFER_BYTES,
+    };
+  }
+
+  #ended(result: number): number {
+    if (result < 0) {
+      this.#counts[Count.FAILED] = this.#counts[Count.FAILED]! + 1;
+    }
+    return result;
+  }
+
+  /** The controller checks that, but here a mistake would be a write to memory of somebody else. */
+  #lies(request: BlockRequest): boolean {
+    const { op, offset, lengthBytes } = request;
+    return offset >= 0 && offset + lengthBytes <= this.#info.sizeBytes &&
+      (op > BlockOp.WRITE || request.buffers.lengthBytes === lengthBytes);
+  }
+
+  #transfer(request: BlockRequest, writes: boolean): void {
+    // SAFETY: the range lies in the storage and is as long as the segments together; the controller translated those,
+    // and they stay mapped until this returns.
+    const { words, count } = request.buffers;
+    const { halves } = this.#copy;
+    // Words of the destination, and of the source behind them.
+    const disk = writes ? 0 : 2;
+    const guest = 2 - disk;
+    let at = this.#base[0]! + request.offset;
+    halves[5] = 0;
+    for (let i = 0; i < count * 4; i += 4) {
+      const length = words[i + 2]!;
+      halves[disk] = at >>> 0;
+      halves[disk + 1] = Math.floor(at / 0x1_0000_0000);
+      halves[guest] = words[i]!;
+      halves[guest + 1] = words[i + 1]!;
+      halves[4] = length;
+      copyWords(this.#copy);
+      at += length;
+    }
+    const bytes = writes ? Count.WRITTEN_BYTES : Count.READ_BYTES;
+    this.#counts[bytes] = this.#counts[bytes]! + request.lengthBytes;
+  }
+
+  #clear(request: BlockRequest): number {
+    const { lengthBytes } = request;
+    // No promise is lost with the pages: memory that is there and memory that will be are the same to a guest.
+    if (request.mayUnmap || lengthBytes > CLEAR_MAX_BYTES) {
+      return this.#punch(request);
+    }
+    const { halves } = this.#copy;
+    const at = this.#base[0]! + request.offset;
+    halves[0] = at >>> 0;
+    halves[1] = Math.floor(at / 0x1_0000_0000);
+    halves[4] = lengthBytes;
+    halves[5] = 0;
+    clearWords(this.#copy);
+    return 0;
+  }
+
+  #punch(request: BlockRequest): number {
+    const { offset, lengthBytes } = request;
+    if (lengthBytes === 0) return 0;
+    const { halves } = this.#range;
+    halves[0] = offset >>> 0;
+    halves[1] = Math.floor(offset / 0x1_0000_0000);
+    halves[2] = lengthBytes >>> 0;
+    halves[3] = Math.floor(lengthBytes / 0x1_0000_0000);
+    const mode = FallocateMode.PUNCH_HOLE | FallocateMode.KEEP_SIZE;
+    return fallocate(this.#fd.number, mode, this.#range);
+  }
+}
+
+/** Whether the system gives huge pages to a memfd that asks; taken not to where that may not be read. */
+function hasHugePages(): boolean {
+  const path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+  const { state } = Deno.permissions.querySync({ name: "read", path });
+  if (state !== "granted") return false;
+  try {
+    return !/\[(never|deny)\]/.test(Deno.readTextFileSync(path));
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,181 @@
+/**
+ * The contract between a network card and what it is plugged into.
+ *
+ * Frames are Ethernet frames without preamble and FCS. Data moves between guest memory and the back end by the
+ * kernel or by C, never byte by byte in JavaScript.
+ *
+ * @module
+ */
+
+import type { Loop } from "../../loop/event_loop.ts";
+import type { Log } from "../../core/log.ts";
+import type { GuestMemory } from "../../memory/guest_memory.ts";
+import type { ScatterGather } from "../../memory/scatter_gather.ts";
+
+/** The most queue pairs a card can have. */
+export const QUEUE_PAIRS_MAX = 8;
+
+/** Work on frames that one side leaves to the other; bits of a set, valued as the kernel's TUN_F_*. */
+export const NetOffload = {
+  /** The checksum behind the header's `csum_start` is to be completed. */
+  CSUM: 0x01,
+  /** TCP over IPv4 is to be cut into segments. */
+  TSO4: 0x02,
+  /** TCP over IPv6 is to be cut into segments. */
+  TSO6: 0x04,
+  /** Segments to be cut may carry ECN's CWR. */
+  ECN: 0x08,
+  /** UDP is to be cut into IP fragments. */
+  UFO: 0x10,
+  /** UDP over IPv4 is to be cut into datagrams. */
+  USO4: 0x20,
+  /** UDP over IPv6 is to be cut into datagrams. */
+  USO6: 0x40,
+} as const;
+
+/** What a back end with virtio-net headers can do about offloads; sets of {@linkcode NetOffload}. */
+export interface NetOffloads {
+  /** What {@linkcode NetBackend.send} takes. */
+  readonly take: number;
+  /** What {@linkcode NetBackend.receive} can give, once {@linkcode NetBackend.setOffloads} asks for it. */
+  readonly give: number;
+}
+
+/** What a back end calls on its card; on the card's event loop. */
+export interface NetPeer {
+  /**
+   * Frames are waiting: call {@linkcode NetBackend.receive} until it has no more.
+   *
+   * @param pair Which queue pair they are for; 0 when left out
+   */
+  onReadable(pair?: number): void;
+  /**
+   * {@linkcode NetBackend.send} refused with −EAGAIN before and may succeed now.
+   *
+   * @param pair Which queue pair may go on; 0 when left out
+   */
+  onWritable(pair?: number): void;
+  /** {@linkcode NetBackend.linkUp} has changed. */
+  onLinkChange?(): void;
+}
+
+/** What a back end is opened with. */
+export interface NetContext {
+  readonly loop: Loop;
+  readonly log: Log;
+  /** Whose segments the scatter-gather lists hold (for back ends that must look at bytes). */
+  readonly memory: GuestMemory;
+  /** Largest IP packet the card is configured for, in bytes. */
+  readonly mtu: number;
+  /** The card's address, 6 bytes. */
+  readonly mac: Uint8Array;
+  /** How many queue pairs the card has, up to {@linkcode QUEUE_PAIRS_MAX}; 1 when absent. */
+  readonly queuePairs?: number;
+}
+
+/**
+ * A host-side network.
+ *
+ * ```text
+ *   open → idle --start--> running --stop--> idle … → closed
+ * ```
+ * A card transmits with {@linkcode send} and receives with {@linkcode receive}. It is level-triggered: `onReadable` is called
+ * again while frames wait, unless the card pauses reception because the driver gave it no buffers.
+ */
+export interface NetBackend {
+  /** For people, such as `tap tap0`. */
+  readonly description: string;
+  /**
+   * Whether each frame travels behind a 12-byte virtio-net header (struct virtio_net_hdr_v1) of its own: the kernel
+   * does that on a TAP. Otherwise the card strips and adds it.
+   */
+  readonly hasVnetHeader: boolean;
+  /**
+   * Whether there is something at the other end: its peer is there, its interface was not deleted. Always when absent.
+   * The back end takes frames all the same.
+   */
+  readonly linkUp?: boolean;
+  /** Offloads by way of those headers; none when absent. */
+  readonly offloads?: NetOffloads;
+  /**
+   * How many queue pairs it has, each with frames of its own; 1 when absent. Frames of one flow are given on the pair
+   * that last sent frames of that flow (virtio 1.3, section 5.1.6.5.6).
+   */
+  readonly queuePairs?: number;
+  /**
+   * Chooses what {@linkcode receive} may give from now on; nothing until it is called. Frames that wait already are as
+   * they are.
+   *
+   * @param give A subset of {@linkcode NetOffloads.give}; nothing without CSUM
+   * @returns 0 or −errno
+   */
+  setOffloads?(give: number): number;
+  /**
+   * Chooses how many pairs receive from now on; the first only until it is called. {@linkcode send} takes frames of all
+   * pairs all the time.
+   *
+   * @param count 1 to {@linkcode queuePairs}
+   * @returns 0 or −errno
+   */
+  setQueuePairs?(count: number): number;
+  /** Begins to call `peer`. */
+  start(peer: NetPeer): void;
+  /** Calls nothing any more; waiting frames are dropped. */
+  stop(): void;
+  /**
+   * Sends one frame (behind its header, if {@linkcode hasVnetHeader}). The list may be consumed.
+   *
+   * @param pair Which queue pair it comes from; 0 when left out
+   * @param more The caller calls {@linkcode flush} before anything else happens to this back end, to the frame's
+   * buffers or to guest memory: until then they are as they are, and the frame may wait for others to go with it
+   * @returns ≥ 0 when the frame was taken (or dropped for good), −EAGAIN when it must be tried again after `onWritable`,
+   * another −errno when it was dropped by an error
+   */
+  send(frame: ScatterGather, pair?: number, more?: boolean): number;
+  /**
+   * Frames that {@linkcode send} took with `more`, of whichever pair, are on their way when it returns, in order, or
+   * dropped. Nothing waits when it is absent.
+   *
+   * @returns How many of them were dropped by an error
+   */
+  flush?(): number;
+  /**
+   * Receives one frame into the list, which has room for the largest one wherever the driver gave that much. The list
+   * is left as it is: not consumed, not truncated.
+   *
+   * @param pair Which queue pair to take from; 0 when left out
+   * @returns Length in bytes including the header, if any (more than the list has room for, when the frame was cut and the
+   * back end knows its true length); −EAGAIN when there is none; another −errno when a frame was lost
+   */
+  receive(into: ScatterGather, pair?: number): number;
+  /**
+   * Pauses or resumes `onReadable`.
+   *
+   * @param pair Of which queue pair; 0 when left out
+   */
+  setReceiving(on: boolean, pair?: number): void;
+  /** Counters by name, for metrics. */
+  counters?(): Readonly<Record<string, number>>;
+  /**
+   * Gives what it has opened, and the frames that wait, to a back end of the same kind on another thread of this
+   * process. Called whether it is started or not; it calls nothing any more, only close is called afterwards, and that
+   * leaves open what was given away.
+   *
+   * The successor of one that was started drops nothing at its first start: what waits, and what comes until then, is
+   * kept (a stop drops it, as ever). The count of pairs is as it was, and so are offloads and counters.
+   *
+   * @returns Plain data for {@linkcode openNetBackend}: only its `version` and `kind` are anybody else's business
+   * @throws {Error} When it cannot be moved; it is as before
+   */
+  handOver?(): unknown;
+  /**
+   * Lets a back end of the same kind on another thread serve some of its pairs, beside this one, which does not serve
+   * them any more and goes on to choose for all.
+   *
+   * @returns Plain data for {@linkcode openNetBackend}
+   * @throws {import("../../os/mod.ts").SyscallError}
+   */
+  share?(pairs: readonly number[]): unknown;
+  /** Releases everything. */
+  close(): void;
+}

@@ -1,0 +1,203 @@
+/**
+ * The built-in gateway: a network that gives the guest an address and answers its pings, and leads nowhere. It stands
+ * in for libslirp where that is not installed.
+ *
+ * @module
+ */
+
+import { Errno, ErrnoError } from "../../../core/errno.ts";
+import type { BottomHalf } from "../../../loop/event_loop.ts";
+import type { GuestMemory } from "../../../memory/guest_memory.ts";
+import type { ScatterGather } from "../../../memory/scatter_gather.ts";
+import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
+import { type Given, takeGiven } from "../given.ts";
+import { GatewayReplies } from "./replies.ts";
+import type { UserNetOptions } from "../option_table.ts";
+
+/** The longest frame taken: 64 KiB of IP behind an Ethernet and a VLAN header. */
+const FRAME_MAX = 65535 + 18;
+/** How many answers wait for the card; a guest that asks without listening loses the rest. */
+const QUEUE_MAX = 64;
+
+/** What marks its state. */
+export const GATEWAY_KIND = "gateway";
+
+/** It leases one address to whoever asks and keeps no table: the answers under way are all that a guest could miss. */
+interface GivenGateway extends Given {
+  readonly frames: readonly Uint8Array<ArrayBuffer>[];
+  readonly answered: number;
+  readonly ignored: number;
+  readonly rxDropped: number;
+  readonly txErrors: number;
+}
+
+/**
+ * A gateway in TypeScript. It sees a handful of frames in a guest's life, so it allocates as it likes.
+ */
+export class GatewayBackend implements NetBackend {
+  readonly description = "user (built-in gateway)";
+  readonly hasVnetHeader = false;
+  readonly #memory: GuestMemory;
+  readonly #replies: GatewayReplies;
+  readonly #notify: BottomHalf;
+  readonly #queue: Uint8Array<ArrayBuffer>[] = [];
+  #peer: NetPeer | null = null;
+  #receiving = true;
+  #answered = 0;
+  #ignored = 0;
+  #rxDropped = 0;
+  #txErrors = 0;
+
+  /**
+   * @param inherited What a predecessor gave, if there was one
+   * @throws {ErrnoError} EOPNOTSUPP when ports are to be forwarded or files served, which takes libslirp
+   */
+  constructor(
+    options: UserNetOptions,
+    context: NetContext,
+    inherited?: unknown,
+  ) {
+    refuseWhatTakesLibslirp(options);
+    this.#memory = context.memory;
+    this.#replies = new GatewayReplies(options, context.mtu);
+    this.#notify = context.loop.bottomHalf(() => {
+      if (this.#peer === null || !this.#receiving) return;
+      if (this.#queue.length === 0) return;
+      this.#peer.onReadable();
+      this.#wake();
+    });
+    if (inherited !== undefined) this.#inherit(inherited);
+  }
+
+  start(peer: NetPeer): void {
+    this.#peer = peer;
+    this.#wake();
+  }
+
+  stop(): void {
+    this.#peer = null;
+    this.#queue.length = 0;
+    this.#notify.cancel();
+  }
+
+  send(frame: ScatterGather): number {
+    const bytes = this.#gather(frame);
+    if (bytes === null) {
+      this.#txErrors++;
+      return -Errno.EINVAL;
+    }
+    const reply = this.#replies.reply(bytes);
+    if (reply === null) this.#ignored++;
+    else if (this.#peer === null || this.#queue.length >= QUEUE_MAX) {
+      this.#rxDropped++;
+    } else {
+      this.#queue.push(reply);
+      this.#answered++;
+      this.#wake();
+    }
+    return 0;
+  }
+
+  receive(into: ScatterGather): number {
+    const frame = this.#queue.shift();
+    if (frame === undefined) return -Errno.EAGAIN;
+    if (into.lengthBytes < frame.length) {
+      this.#rxDropped++;
+      return -Errno.EMSGSIZE;
+    }
+    try {
+      let done = 0;
+      for (let i = 0; done < frame.length; i++) {
+        const length = Math.min(into.length(i), frame.length - done);
+        const part = frame.subarray(done, done + length);
+        this.#memory.bytes(into.base(i), length).set(part);
+        done += length;
+      }
+      return frame.length;
+    } catch (error) {
+      if (!(error instanceof ErrnoError)) throw error;
+      this.#rxDropped++;
+      return -error.errno;
+    }
+  }
+
+  setReceiving(on: boolean): void {
+    this.#receiving = on;
+    if (on) this.#wake();
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    return {
+      answered: this.#answered,
+      ignored: this.#ignored,
+      rxDropped: this.#rxDropped,
+      txErrors: this.#txErrors,
+    };
+  }
+
+  handOver(): unknown {
+    const given: GivenGateway = {
+      version: 1,
+      kind: GATEWAY_KIND,
+      frames: this.#queue.splice(0),
+      answered: this.#answered,
+      ignored: this.#ignored,
+      rxDropped: this.#rxDropped,
+      txErrors: this.#txErrors,
+    };
+    this.stop();
+    return given;
+  }
+
+  close(): void {
+    this.stop();
+  }
+
+  #inherit(inherited: unknown): void {
+    const given = takeGiven<GivenGateway>(inherited, GATEWAY_KIND);
+    this.#queue.push(...given.frames);
+    this.#answered = given.answered;
+    this.#ignored = given.ignored;
+    this.#rxDropped = given.rxDropped;
+    this.#txErrors = given.txErrors;
+  }
+
+  #wake(): void {
+    if (this.#queue.length > 0 && this.#receiving) this.#notify.schedule();
+  }
+
+  /** A copy of the frame, which the guest cannot change while it is looked at; null when it is too long. */
+  #gather(frame: ScatterGather): Uint8Array<ArrayBuffer> | null {
+    if (frame.lengthBytes > FRAME_MAX) return null;
+    const bytes = new Uint8Array(frame.lengthBytes);
+    try {
+      let done = 0;
+      for (let i = 0; i < frame.count; i++) {
+        const length = frame.length(i);
+        bytes.set(this.#memory.bytes(frame.base(i), length), done);
+        done += length;
+      }
+      return bytes;
+    } catch (error) {
+      if (error instanceof ErrnoError) return null;
+      throw error;
+    }
+  }
+}
+
+/** What to install, for people. */
+export const INSTALL_LIBSLIRP =
+  "install libslirp 4.7 or later (apt install libslirp0, or dnf install libslirp)";
+
+function refuseWhatTakesLibslirp(options: UserNetOptions): void {
+  const refuse = (what: string) => {
+    throw new ErrnoError(
+      Errno.EOPNOTSUPP,
+      `Cannot ${what}: the built-in gateway leads nowhere, ${INSTALL_LIBSLIRP}`,
+    );
+  };
+  if (options.hostForwards.length > 0) refuse("forward host ports");
+  if (options.tftp !== null || options.bootFile !== null) {
+    refuse("serve files by TFTP");
+  }
+}

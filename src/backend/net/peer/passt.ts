@@ -1,0 +1,143 @@
+/**
+ * passt, which gives the guest the host's own network without any privilege: how it is found and started.
+ *
+ * @module
+ */
+
+import { environmentVariable } from "../../../core/environment.ts";
+import { Errno, ErrnoError } from "../../../core/errno.ts";
+import { formatExitStatus } from "../../../os/mod.ts";
+import type { PasstNetOptions } from "../option_table.ts";
+import type { PeerProgram } from "./backend.ts";
+import {
+  PEER_SOCKET_FD,
+  peerEnvironment,
+  type PeerProcess,
+  type StartedPeer,
+  startPeer,
+} from "./process.ts";
+
+/** What marks the state of a card on passt. */
+export const PASST_KIND = "passt";
+/** A passt that does not like its options or its host says so and ends within this time, unless the machine is busy. */
+const START_MS = 200;
+/** The environment variable that names the passt to start, where the option does not. */
+export const PASST_VARIABLE = "OUTBOARD_PASST";
+
+/** What it says of itself whatever happens: no news, and no reason for its end. */
+const USUAL = [
+  /^Don't run as root/,
+  /^Started as root/,
+  /^Can't run AVX2 build/,
+  /^Failed to send \d+ bytes to syslog/,
+  /^No IPv[46] nameserver/,
+];
+
+function isProgram(path: string): boolean {
+  try {
+    const { isFile, mode } = Deno.statSync(path);
+    return isFile && ((mode ?? 0) & 0o111) !== 0;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return false;
+  }
+}
+
+/**
+ * Finds the program: a path as it is, a name in PATH.
+ *
+ * @throws {ErrnoError} ENOENT, with the remedy
+ */
+export function findPasst(program: string | null): string {
+  const name = program ?? environmentVariable(PASST_VARIABLE) ?? "passt";
+  const candidates = name.includes("/")
+    ? [name]
+    : (environmentVariable("PATH") ?? "/usr/local/bin:/usr/bin:/bin").split(":")
+      .map((folder) => `${folder === "" ? "." : folder}/${name}`);
+  const found = candidates.find(isProgram);
+  if (found !== undefined) return found;
+  throw new ErrnoError(
+    Errno.ENOENT,
+    name === "passt"
+      ? "Cannot use net=passt: passt is not installed, install it (apt install passt, or dnf install passt) " +
+        `or name it with passt=PATH or ${PASST_VARIABLE}`
+      : `Cannot use net=passt: ${name} is no program, name the one to start with passt=PATH or ${PASST_VARIABLE}`,
+  );
+}
+
+/** Its command line, for a card with that MTU. */
+export function passtArguments(
+  options: PasstNetOptions,
+  mtu: number,
+): string[] {
+  return [
+    "passt",
+    // It then stays our child, and ends with the connection.
+    ...["--foreground", "--quiet", "--one-off"],
+    ...["--fd", `${PEER_SOCKET_FD}`],
+    ...["--mtu", `${mtu}`],
+    ...options.tcpPorts.flatMap((spec) => ["--tcp-ports", spec]),
+    ...options.udpPorts.flatMap((spec) => ["--udp-ports", spec]),
+  ];
+}
+
+/** Arguments for a card with that MTU, and a program that was found at first and is started again. */
+export class Passt implements PeerProgram {
+  readonly kind = PASST_KIND;
+  readonly name = "passt";
+  readonly description: string;
+  readonly #program: string;
+  readonly #args: readonly string[];
+  readonly #startMs: number;
+
+  /**
+   * @param inherited What a predecessor gave, if there was one
+   * @param startMs How long to wait for an end at once
+   * @throws {ErrnoError} ENOENT, with the remedy
+   */
+  constructor(
+    options: PasstNetOptions,
+    mtu: number,
+    inherited?: unknown,
+    startMs: number = START_MS,
+  ) {
+    this.#program = inherited as string | undefined ??
+      findPasst(options.program);
+    this.#args = passtArguments(options, mtu);
+    this.#startMs = startMs;
+    this.description = `passt (${this.#program})`;
+  }
+
+  start(): StartedPeer {
+    return startPeer({
+      program: this.#program,
+      args: this.#args,
+      env: peerEnvironment(["PATH", "LD_LIBRARY_PATH"]),
+    });
+  }
+
+  /** A port that is taken and the like is known at once, and the user is still there to read it. */
+  awaitStart(process: PeerProcess): void {
+    const status = process.waitForExit(this.#startMs);
+    if (status === null) return;
+    const why = this.reasonIn(process.said) || formatExitStatus(status);
+    throw new ErrnoError(
+      Errno.EIO,
+      `Cannot use net=passt: ${this.#program} ends at once and says: ${why}`,
+    );
+  }
+
+  reasonIn(said: string): string {
+    const lines = said.split("\n").map((line) => line.trim());
+    const telling = lines.filter((line) =>
+      line !== "" && !USUAL.some((pattern) => pattern.test(line))
+    );
+    return telling.slice(-3).join("; ");
+  }
+
+  handOver(): string {
+    return this.#program;
+  }
+
+  close(): void {}
+}

@@ -1,0 +1,165 @@
+/**
+ * User-mode networking by libslirp, as a program that a card is plugged into.
+ *
+ * @module
+ */
+
+import { Errno, ErrnoError, errnoName } from "../../../core/errno.ts";
+import { Fd, formatExitStatus } from "../../../os/mod.ts";
+import type { Log } from "../../../core/log.ts";
+import type { UserNetOptions } from "../option_table.ts";
+import type { PeerProgram } from "../peer/backend.ts";
+import {
+  peerEnvironment,
+  type PeerProcess,
+  type StartedPeer,
+  startPeer,
+} from "../peer/process.ts";
+import { SLIRP_OFFLOADS } from "./offloads.ts";
+import { createSlirpPage, SlirpPage } from "./page.ts";
+import { IF_MTU_MAX, IF_MTU_MIN } from "./symbols.ts";
+import { EXIT_NO_LIBRARY, READY, type SlirpTask } from "./task.ts";
+
+/** What marks the state of a card on libslirp. */
+export const SLIRP_KIND = "slirp";
+
+/** A start takes a tenth of a second; a machine that is that busy gets nothing else done either. */
+const START_MS = 30_000;
+/** So long it may take to end after its last words. */
+const END_MS = 5000;
+
+/** What the runtime wants to know of its surroundings: where what it has compiled before lies. */
+const VARIABLES = [
+  ...["PATH", "LD_LIBRARY_PATH"],
+  ...["HOME", "DENO_DIR", "XDG_CACHE_HOME"],
+];
+
+/** There is no libslirp on this machine. */
+export class NoLibslirpError extends ErrnoError {
+  /** Why, for people. */
+  readonly reason: string;
+
+  /** @param reason For people */
+  constructor(reason: string) {
+    super(Errno.ENOENT, `Cannot use libslirp: ${reason}`);
+    this.reason = reason;
+  }
+}
+
+interface GivenSlirp {
+  readonly page: number;
+  readonly version: string;
+}
+
+/** What of a program's words is fit for a log. */
+function plain(text: string): string {
+  // deno-lint-ignore no-control-regex
+  return text.replaceAll(/[\x00-\x1f\x7f-\x9f]+/g, " ").trim();
+}
+
+/** libslirp in a process of its own. */
+export class Slirp implements PeerProgram {
+  readonly kind = SLIRP_KIND;
+  readonly name = "libslirp's process";
+  readonly offloads = SLIRP_OFFLOADS;
+  readonly #task: SlirpTask;
+  readonly #fd: Fd;
+  readonly #page: SlirpPage;
+  #version = "";
+
+  /**
+   * @param library File, or name for the dynamic linker; null for the usual one
+   * @param inherited What a predecessor gave, if there was one; still good when this throws
+   * @throws {ErrnoError} EINVAL for an MTU that libslirp cannot have
+   */
+  constructor(
+    options: UserNetOptions,
+    mtu: number,
+    library: string | null,
+    inherited?: unknown,
+  ) {
+    if (mtu < IF_MTU_MIN || mtu > IF_MTU_MAX) {
+      throw new ErrnoError(
+        Errno.EINVAL,
+        `Cannot use an MTU of ${mtu} with net=user: ${IF_MTU_MIN} to ${IF_MTU_MAX} are possible`,
+      );
+    }
+    this.#task = { options, mtu, library };
+    const given = inherited as GivenSlirp | undefined;
+    const fd = given === undefined ? createSlirpPage() : new Fd(given.page);
+    try {
+      this.#page = new SlirpPage(fd.number);
+    } catch (error) {
+      if (given === undefined) fd.close();
+      throw error;
+    }
+    this.#fd = fd;
+    this.#version = given?.version ?? "";
+  }
+
+  get description(): string {
+    return `user (libslirp ${this.#version})`;
+  }
+
+  start(): StartedPeer {
+    const program = Deno.execPath();
+    return startPeer({
+      program,
+      args: [
+        ...[program, "run", "--quiet", "--no-prompt", "--no-config"],
+        ...["--allow-ffi", import.meta.resolve("./helper.ts")],
+        JSON.stringify(this.#task),
+      ],
+      env: { ...peerEnvironment(VARIABLES), NO_COLOR: "1" },
+      fds: [this.#fd.number],
+    });
+  }
+
+  awaitStart(process: PeerProcess): void {
+    const ready = process.waitForWords(READY, START_MS);
+    if (ready !== null) {
+      this.#version = ready[1]!;
+      return;
+    }
+    const status = process.waitForExit(END_MS) ?? process.end();
+    const words = this.reasonIn(process.said);
+    if (status.code === EXIT_NO_LIBRARY) throw new NoLibslirpError(words);
+    if (status.code !== null && errnoName(status.code) in Errno) {
+      throw new ErrnoError(status.code, words.replace(/ \(E\w+\)$/, ""));
+    }
+    throw new ErrnoError(
+      Errno.EIO,
+      `Cannot use net=user: ${this.name} does not run (${
+        formatExitStatus(status)
+      }) and says: ${words}`,
+    );
+  }
+
+  reasonIn(said: string): string {
+    const lines = said.split("\n").map(plain);
+    const telling = lines.filter((line) => line !== "" && !READY.test(line));
+    return telling.slice(-3).join("; ");
+  }
+
+  onWords(text: string, log: Log): void {
+    const words = this.reasonIn(text);
+    if (words !== "") log.warn(`libslirp: ${words}`);
+  }
+
+  setOffloads(give: number): void {
+    this.#page.offloads = give;
+  }
+
+  counters(): Record<string, number> {
+    return this.#page.counters();
+  }
+
+  handOver(): GivenSlirp {
+    return { page: this.#fd.release(), version: this.#version };
+  }
+
+  close(): void {
+    this.#page.close();
+    this.#fd.close();
+  }
+}

@@ -1,0 +1,271 @@
+/**
+ * A card plugged into a datagram socket, as QEMU's `-netdev dgram`: one frame a datagram.
+ *
+ * @module
+ */
+
+import { Errno, ErrnoError } from "../../../core/errno.ts";
+import type { FdWatch, Timer } from "../../../loop/event_loop.ts";
+import {
+  bindUnixDatagram,
+  Epoll,
+  Fd,
+  openUdp,
+  sockaddrUn,
+  socketError,
+  SyscallError,
+} from "../../../os/mod.ts";
+import type { ScatterGather } from "../../../memory/scatter_gather.ts";
+import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
+import { FrameMessage } from "./frame_message.ts";
+import { type Given, PARKED_EVENTS, takeGiven } from "../given.ts";
+import { type DgramNetOptions, formatEndpoint } from "../option_table.ts";
+import {
+  makeSocketFile,
+  removeSocketFile,
+  type SocketFile,
+} from "../../../os/socket/socket_file.ts";
+
+/** How many datagrams are thrown away before the loop gets its turn. */
+const DISCARD_MAX = 256;
+/** Nothing tells when a UNIX socket's queue (of 10 datagrams by default) has room again: it is looked after. */
+const RETRY_FIRST_MS = 0.1;
+const RETRY_MAX_MS = 10;
+
+const KIND = "dgram";
+
+interface GivenDgram extends Given {
+  readonly fd: number;
+  /** Of the local address; null for UDP. */
+  readonly file: SocketFile | null;
+  readonly running: boolean;
+  readonly txDropped: number;
+  readonly txUnreachable: number;
+  readonly rxErrors: number;
+}
+
+/** Frames by sendmsg(2) and recvmsg(2) between guest memory and the kernel, without a copy in between. */
+export class DgramBackend implements NetBackend {
+  readonly description: string;
+  readonly hasVnetHeader = false;
+  readonly #fd: Fd;
+  readonly #file: SocketFile | null;
+  readonly #message: FrameMessage;
+  readonly #watch: FdWatch;
+  readonly #retry: Timer;
+  readonly #isUnix: boolean;
+  /** Room for no byte: what is received into it is thrown away. */
+  readonly #nowhere: ScatterGather;
+  #retryMs = RETRY_FIRST_MS;
+  #peer: NetPeer | null = null;
+  #receiving = true;
+  #refused = false;
+  /** What waits is to be kept for the first start. */
+  #keeping = false;
+  #closed = false;
+  #txDropped = 0;
+  #txUnreachable = 0;
+  #rxErrors = 0;
+
+  /**
+   * @param inherited What a predecessor gave, if there was one
+   * @throws {ErrnoError} With the remedy, when the socket cannot be had
+   */
+  constructor(
+    options: DgramNetOptions,
+    context: NetContext,
+    inherited?: unknown,
+  ) {
+    const { local, remote } = options;
+    const { loop, memory } = context;
+    this.description = `dgram ${formatEndpoint(local)} to ${
+      formatEndpoint(remote)
+    }`;
+    this.#isUnix = local.family === "unix";
+    this.#nowhere = memory.createScatterGather(1);
+    const destination = remote.family === "unix"
+      ? sockaddrUn(remote.path)
+      : null;
+    if (inherited !== undefined) {
+      const given = takeGiven<GivenDgram>(inherited, KIND);
+      this.#fd = new Fd(given.fd);
+      this.#file = given.file;
+      this.#keeping = given.running;
+      this.#txDropped = given.txDropped;
+      this.#txUnreachable = given.txUnreachable;
+      this.#rxErrors = given.rxErrors;
+    } else if (local.family === "unix" && remote.family === "unix") {
+      const { made, file } = makeSocketFile(local, bindUnixDatagram);
+      this.#fd = made;
+      this.#file = file;
+    } else if (local.family === "inet" && remote.family === "inet") {
+      this.#fd = openOrExplain(() => openUdp(local.address, remote.address));
+      this.#file = null;
+    } else {
+      throw new ErrnoError(
+        Errno.EINVAL,
+        `Cannot open ${this.description}: both ends must be of one family`,
+      );
+    }
+    this.#message = new FrameMessage(destination);
+    this.#retry = loop.timer(() => this.#tellWritable());
+    this.#watch = loop.watch(
+      this.#fd.number,
+      this.#events(),
+      (events) => this.#onEvents(events),
+    );
+  }
+
+  start(peer: NetPeer): void {
+    if (!this.#keeping) this.#discard();
+    this.#keeping = false;
+    this.#peer = peer;
+    this.#update();
+  }
+
+  stop(): void {
+    this.#peer = null;
+    this.#keeping = false;
+    this.#refused = false;
+    this.#retry.cancel();
+    if (!this.#closed) this.#update();
+  }
+
+  send(frame: ScatterGather): number {
+    const n = this.#message.send(this.#fd.number, frame);
+    if (n >= 0) {
+      this.#retryMs = RETRY_FIRST_MS;
+      return n;
+    }
+    if (n === -Errno.EAGAIN && this.#peer !== null) {
+      this.#refused = true;
+      if (this.#isUnix) {
+        this.#retry.arm(this.#retryMs);
+        this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MAX_MS);
+      } else this.#update();
+      return n;
+    }
+    // The other side is not there (yet, or any more): lost, as on a wire.
+    if (n === -Errno.ECONNREFUSED || n === -Errno.ENOENT) this.#txUnreachable++;
+    else this.#txDropped++;
+    return n === -Errno.EAGAIN ? -Errno.ENOBUFS : n;
+  }
+
+  receive(into: ScatterGather): number {
+    const n = this.#message.receive(this.#fd.number, into);
+    if (n < 0 && n !== -Errno.EAGAIN) {
+      // Of UDP: an earlier frame was not delivered. None was taken off the queue, and the card is called again.
+      this.#rxErrors++;
+      return -Errno.EAGAIN;
+    }
+    return n;
+  }
+
+  setReceiving(on: boolean): void {
+    this.#receiving = on;
+    this.#update();
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    return {
+      txDropped: this.#txDropped,
+      txUnreachable: this.#txUnreachable,
+      rxErrors: this.#rxErrors,
+    };
+  }
+
+  handOver(): unknown {
+    const running = this.#peer !== null || this.#keeping;
+    this.stop();
+    this.#watch.close();
+    return {
+      version: 1,
+      kind: KIND,
+      fd: this.#fd.release(),
+      file: this.#file,
+      running,
+      txDropped: this.#txDropped,
+      txUnreachable: this.#txUnreachable,
+      rxErrors: this.#rxErrors,
+    } satisfies GivenDgram;
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.stop();
+    this.#retry.close();
+    this.#watch.close();
+    this.#message.close();
+    // Given away, with its file?
+    if (this.#fd.number < 0) return;
+    this.#fd.close();
+    if (this.#file !== null) removeSocketFile(this.#file);
+  }
+
+  #events(): number {
+    if (this.#keeping) return PARKED_EVENTS;
+    const reading = this.#peer === null || this.#receiving;
+    const writing = this.#refused && !this.#isUnix;
+    return (reading ? Epoll.IN : 0) | (writing ? Epoll.OUT : 0);
+  }
+
+  #update(): void {
+    this.#watch.setEvents(this.#events());
+  }
+
+  #onEvents(events: number): void {
+    if (this.#keeping) return;
+    // Cannot be masked, and lasts until it is asked for.
+    if ((events & Epoll.ERR) !== 0 && socketError(this.#fd.number) !== 0) {
+      this.#rxErrors++;
+    }
+    if ((events & Epoll.OUT) !== 0) this.#tellWritable();
+    if ((events & Epoll.IN) === 0 || this.#closed) return;
+    if (this.#peer === null) this.#discard();
+    else if (this.#receiving) this.#peer.onReadable();
+  }
+
+  #tellWritable(): void {
+    if (!this.#refused) return;
+    this.#refused = false;
+    this.#update();
+    this.#peer?.onWritable();
+  }
+
+  /** What comes while nobody listens, so that nobody's queue fills up at the other end. */
+  #discard(): void {
+    for (let i = 0; i < DISCARD_MAX; i++) {
+      if (this.#message.receive(this.#fd.number, this.#nowhere) < 0) return;
+    }
+  }
+}
+
+function openOrExplain(open: () => Fd): Fd {
+  try {
+    return open();
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    const why = explain(error.errno);
+    if (why === null) throw error;
+    throw new ErrnoError(error.errno, `Cannot plug the card in: ${why}`, {
+      cause: error,
+    });
+  }
+}
+
+function explain(errno: number): string | null {
+  switch (errno) {
+    case Errno.EADDRINUSE:
+      return "the local port is in use, choose another";
+    case Errno.EADDRNOTAVAIL:
+      return "this host does not have the local address";
+    case Errno.EACCES:
+      return "ports this low need CAP_NET_BIND_SERVICE, choose one from 1024 up";
+    case Errno.EINVAL:
+    case Errno.ENETUNREACH:
+      return "the remote address cannot be reached from the local one";
+    default:
+      return null;
+  }
+}

@@ -1,0 +1,469 @@
+/**
+ * Brings one device and everything it needs together on an event loop.
+ *
+ * @module
+ */
+
+import type { DeviceModel } from "../../devices/model.ts";
+import { hex } from "../core/bits.ts";
+import { formatSize } from "../backend/block/size.ts";
+import type { EventLoop } from "../loop/event_loop.ts";
+import type { Log } from "../core/log.ts";
+import {
+  DmaMemory,
+  type DmaRange,
+  type MemoryBaggage,
+} from "../memory/dma_memory.ts";
+import { MemfdMemory } from "../memory/shared_memory.ts";
+import { closeFd } from "../os/mod.ts";
+import { describeModel } from "../core/model_fault.ts";
+import { validatePciDevice } from "../pci/validate.ts";
+import {
+  type CommandAnswer,
+  type DeviceContext,
+  type PciDevice,
+  PciFunction,
+  type PciFunctionState,
+  PciInterrupts,
+} from "../pci/mod.ts";
+import {
+  discardServer,
+  type ServerBaggage,
+  SocketWrites,
+  VfioUserServer,
+} from "../transport/vfio_user/mod.ts";
+import type { DeviceDescription } from "./iothread/messages.ts";
+import type { DeviceMetrics } from "./metrics/metrics.ts";
+import { type CrewPlan, SpreadDevice } from "./spread_device.ts";
+import type { ThreadCalls } from "./iothread/thread_calls.ts";
+
+/** Memory that a model asked for, on its way to another thread. */
+export interface SharedMemoryBaggage {
+  readonly name: string;
+  readonly lengthBytes: number;
+  /** The memfd that holds it; null for a part of a BAR, which is in the file of that. */
+  readonly fd: number | null;
+}
+
+/**
+ * A device on its way from one thread of this process to another: plain data that survives a structured clone, and owns
+ * the descriptors and mappings it names until a {@linkcode DeviceHost} was made of it.
+ */
+export interface HostBaggage {
+  /** Guest memory, still mapped. */
+  readonly memory: MemoryBaggage;
+  /** In the order in which the model asked for it. */
+  readonly shared: readonly SharedMemoryBaggage[];
+  /** Configuration space and interrupts. */
+  readonly pci: PciFunctionState;
+  /** What the model's {@linkcode PciDevice.save} gave. */
+  readonly state: unknown;
+  /** What the model's {@linkcode PciDevice.handOver} gave; undefined for a model without. */
+  readonly resources: unknown;
+  /** The client, with everything it brought. */
+  readonly server: ServerBaggage;
+}
+
+/**
+ * Closes and unmaps what nobody will take over any more: the client sees its connection end. What the model's back ends
+ * had open (`resources`) is known to the model alone and stays.
+ */
+export function discardBaggage(baggage: HostBaggage): void {
+  discardServer(baggage.server);
+  for (const { fd } of baggage.shared) if (fd !== null) closeFd(fd);
+  new DmaMemory({ inherited: baggage.memory }).close();
+}
+
+/** What to host. */
+export interface DeviceHostOptions {
+  /** Unique in the process. */
+  readonly id: string;
+  readonly model: DeviceModel<unknown>;
+  /** What the model's `parse` returned. */
+  readonly options: unknown;
+  readonly loop: EventLoop;
+  readonly log: Log;
+  /** A listening socket; stays the caller's. */
+  readonly listener: number;
+  /** How long a client may take until a version is agreed, in milliseconds. */
+  readonly helloTimeoutMs?: number;
+  /** Leave inaccessible pages where guest memory was, so that a stale use faults: for tests. */
+  readonly poisonUnmapped?: boolean;
+  /** Have every page of guest memory there when it is mapped. */
+  readonly prealloc?: boolean;
+  /**
+   * The same device as another thread of this process gave it away: goes on from there. When that fails the baggage still
+   * owns everything and may be tried again, here or on another thread.
+   */
+  readonly inherited?: HostBaggage;
+  /** Other threads that serve some of its queues; not together with `inherited`. */
+  readonly crew?: { readonly plan: CrewPlan; readonly calls: ThreadCalls };
+}
+
+const UNSHARED_ADVICE =
+  "guest RAM is not shared with this process, so the device cannot reach it: start QEMU with " +
+  "-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem " +
+  "(SIZE as in -m; or memory-backend-file with share=on)";
+
+/** What to tell of a driver that uses memory it takes for ordinary memory, which the client did not share. */
+function unreachableText({ iova, lengthBytes }: DmaRange): string {
+  return `the driver uses guest memory that is not shared with this process: ${
+    formatSize(lengthBytes)
+  } at ${
+    hex(iova)
+  }; if it is a DIMM, give its memory-backend-memfd or -file share=on (what fails next is not the driver's doing)`;
+}
+
+/** The kernel's limit for a process, or what it is where nobody changed it and it may not be read. */
+function mapsMax(): number {
+  try {
+    return Number(Deno.readTextFileSync("/proc/sys/vm/max_map_count"));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) return 65_530;
+    throw error;
+  }
+}
+
+/**
+ * How many mappings one client may have: the kernel gives a process so many (vm.max_map_count), and one client must
+ * not take them all.
+ */
+function dmaMapsMax(): number {
+  return Math.min(65_535, mapsMax() >> 2);
+}
+
+interface NamedMemory {
+  readonly name: string;
+  readonly memory: MemfdMemory;
+}
+
+/**
+ * A device, its memory and interrupts, and the server that offers it.
+ *
+ * ```text
+ *   made --listen--> serving ⇄ held --handOver--> closed here; a new one, made with the baggage, is serving elsewhere
+ *     └────────────────┴───────┴──close──▶ closed
+ * ```
+ */
+export class DeviceHost implements Disposable {
+  readonly id: string;
+  readonly #model: string;
+  readonly #log: Log;
+  readonly #pci: PciFunction;
+  readonly #device: PciDevice;
+  readonly #server: VfioUserServer;
+  readonly #memory: DmaMemory;
+  readonly #writes = new SocketWrites();
+  readonly #shared: NamedMemory[] = [];
+  /** How many of them hold what was inherited. */
+  #adopted = 0;
+  /** Who is to be told what becomes of the start. */
+  readonly #starting: ((started: boolean) => void)[] = [];
+  #clientPid: number | null = null;
+  #closed = false;
+
+  /** @throws {Error} When the model or a back end cannot be set up; nothing is left behind, and nothing inherited lost */
+  constructor(options: DeviceHostOptions) {
+    const { id, model, loop, log, inherited } = options;
+    this.id = id;
+    this.#model = model.name;
+    this.#log = log;
+    this.#memory = new DmaMemory({
+      poison: options.poisonUnmapped ?? false,
+      prealloc: options.prealloc ?? false,
+      ...(inherited === undefined ? {} : { inherited: inherited.memory }),
+    });
+    this.#memory.onUnreachable = (range) => log.warn(unreachableText(range));
+    const interrupts = new PciInterrupts();
+    let device: PciDevice | undefined;
+    let server: VfioUserServer | undefined;
+    try {
+      device = model.create(
+        this.#contextFor(loop, interrupts),
+        options.options,
+        inherited?.resources,
+      );
+      validatePciDevice(device, describeModel(model.name));
+      if (options.crew !== undefined) {
+        device = new SpreadDevice({
+          device,
+          memory: this.#memory,
+          interrupts,
+          loop,
+          writes: this.#writes,
+          ...options.crew,
+        });
+      }
+      this.#device = device;
+      this.#pci = new PciFunction(
+        device,
+        this.#memory,
+        interrupts,
+        log,
+        describeModel(model.name),
+      );
+      if (inherited !== undefined) this.#adopt(inherited);
+      server = this.#serve(options, interrupts);
+      this.#server = server;
+      if (inherited === undefined) return;
+      server.start();
+      this.#clientPid = server.clientPid;
+      // Nothing is received before the next turn, so that all is as it was when the device looks at it.
+      device.load?.(inherited.state);
+      this.#pci.release();
+    } catch (error) {
+      if (inherited === undefined) this.#abandon(server, device);
+      else this.#giveBack(inherited, server, device);
+      throw error;
+    }
+  }
+
+  /** Begins to take clients; one that was made with what another had does so by itself. */
+  listen(): void {
+    this.#server.start();
+    this.#tellStart(true);
+  }
+
+  #tellStart(started: boolean): void {
+    for (const tell of this.#starting.splice(0)) tell(started);
+  }
+
+  #contextFor(loop: EventLoop, interrupts: PciInterrupts): DeviceContext {
+    return {
+      memory: this.#memory,
+      interrupts,
+      loop,
+      posted: this.#writes,
+      log: this.#log,
+      random: (lengthBytes) =>
+        crypto.getRandomValues(new Uint8Array(lengthBytes)),
+      onStart: (tell) => this.#starting.push(tell),
+      createSharedMemory: (name, lengthBytes) => {
+        const memory = new MemfdMemory(name, lengthBytes);
+        this.#shared.push({ name, memory });
+        return memory;
+      },
+    };
+  }
+
+  #serve(
+    { loop, log, listener, helloTimeoutMs, inherited }: DeviceHostOptions,
+    interrupts: PciInterrupts,
+  ): VfioUserServer {
+    return new VfioUserServer({
+      loop,
+      log,
+      listener,
+      pci: this.#pci,
+      interrupts,
+      memory: this.#memory,
+      writes: this.#writes,
+      ...(helloTimeoutMs === undefined ? {} : { helloTimeoutMs }),
+      limits: { maxDmaMaps: dmaMapsMax() },
+      onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
+      onClient: (pid, _, reason) => this.#onClient(log, pid, reason),
+      ...(inherited === undefined ? {} : { inherited: inherited.server }),
+    });
+  }
+
+  /** @throws {Error} When the model made other memory than before */
+  #adopt({ shared, pci }: HostBaggage): void {
+    const describe = (memory: { name: string; lengthBytes: number }[]) =>
+      memory.map((it) => `${it.name} of ${it.lengthBytes} bytes`).join(", ") ||
+      "none";
+    const made = describe(this.#shared.map(({ name, memory }) => ({
+      name,
+      lengthBytes: memory.bytes.length,
+    })));
+    const given = describe([...shared]);
+    if (made !== given) {
+      throw new Error(
+        `Cannot go on with ${this.id}: it has shared memory ${made}, and had ${given}`,
+      );
+    }
+    for (const { fd } of shared) {
+      if (fd !== null) this.#shared[this.#adopted]!.memory.adopt(fd);
+      this.#adopted++;
+    }
+    this.#pci.load(pci);
+  }
+
+  /** Closes what a failed constructor has made. */
+  #abandon(
+    server: VfioUserServer | undefined,
+    device: PciDevice | undefined,
+  ): void {
+    server?.close();
+    try {
+      // What is no device may have none.
+      if (typeof device?.close === "function") device.close();
+    } catch (error) {
+      this.#log.error("cannot close the device that failed", { error });
+    }
+    this.#release();
+  }
+
+  /** As {@linkcode DeviceHost.#abandon}, but closes nothing that was inherited. */
+  #giveBack(
+    { shared }: HostBaggage,
+    server: VfioUserServer | undefined,
+    device: PciDevice | undefined,
+  ): void {
+    server?.handOver();
+    try {
+      device?.handOver?.();
+      device?.close();
+    } catch (error) {
+      this.#log.error("cannot close the device that failed", { error });
+    }
+    this.#shared.splice(0, this.#adopted).forEach(({ memory }, i) => {
+      if (shared[i]!.fd === null) memory.close();
+      else memory.handOver();
+    });
+    this.#memory.handOver();
+    this.#release();
+  }
+
+  /**
+   * Makes the device take no new requests; to be called again, turns of the loop later, until nothing is in flight.
+   * Registers go on being served. Undone by {@linkcode DeviceHost.release}.
+   *
+   * @returns How many requests are in flight
+   * @throws {Error} When the model cannot be moved
+   */
+  hold(): number {
+    const device = this.#device;
+    const missing = (["hold", "save", "load"] as const)
+      .filter((name) => device[name] === undefined);
+    if (missing.length > 0) {
+      throw new Error(
+        `Cannot move ${this.id}: its model ${this.#model} has no ${
+          missing.join(", no ")
+        }`,
+      );
+    }
+    return this.#pci.hold();
+  }
+
+  /** The device goes on after {@linkcode DeviceHost.hold}. */
+  release(): void {
+    this.#pci.release();
+  }
+
+  /**
+   * Gives the device to another thread of this process, between two turns of the loop. This host is then closed, and has
+   * closed nothing that it gave.
+   *
+   * @returns For {@linkcode DeviceHostOptions.inherited}, or {@linkcode discardBaggage}
+   * @throws {Error} When something is in flight still, or the model cannot be moved; the device is then held as before
+   */
+  handOver(): HostBaggage {
+    const inFlight = this.hold();
+    if (inFlight > 0) {
+      throw new Error(
+        `Cannot move ${this.id}: requests in flight: ${inFlight}`,
+      );
+    }
+    const device = this.#device;
+    const state = device.save!();
+    const pci = this.#pci.save();
+    const resources = device.handOver?.();
+    this.#closed = true;
+    const server = this.#server.handOver();
+    try {
+      device.close();
+    } catch (error) {
+      // It has given away all that matters: a leak here must not cost the device.
+      this.#log.error("cannot close what the device left behind", { error });
+    }
+    const shared = this.#shared.splice(0).map(({ name, memory }) => ({
+      name,
+      lengthBytes: memory.bytes.length,
+      fd: memory.handOver(),
+    }));
+    const memory = this.#memory.handOver();
+    return { memory, shared, pci, state, resources, server };
+  }
+
+  /** @param reason Why it has gone; none when it has come */
+  #onClient(log: Log, pid: number, reason?: string): void {
+    if (reason === undefined) {
+      this.#clientPid = pid;
+      const event = "CLIENT_CONNECTED";
+      return log.info(`client connected (pid ${pid})`, { pid, event });
+    }
+    this.#clientPid = null;
+    log.info(`client gone (pid ${pid}): ${reason}; waiting for the next`, {
+      pid,
+      reason,
+      event: "CLIENT_GONE",
+    });
+  }
+
+  /**
+   * Runs one of the device's commands.
+   *
+   * @throws {Error} With a message for the person who asked
+   */
+  command(name: string, args: readonly string[]): CommandAnswer {
+    const commands = this.#device.commands ?? {};
+    if (!Object.hasOwn(commands, name)) {
+      const known = Object.keys(commands).join(", ") || "none";
+      throw new Error(
+        `Cannot run "${name}" on ${this.id}: its commands are ${known}`,
+      );
+    }
+    const answer = commands[name]!.run(args);
+    if (typeof answer !== "string") return answer;
+    const text = answer.split("\n").filter((line) => line !== "").join("\n");
+    return { text, data: { text } };
+  }
+
+  /** The device as seen from outside. */
+  describe(): DeviceDescription {
+    const commands: Record<string, string> = {};
+    for (const [name, command] of Object.entries(this.#device.commands ?? {})) {
+      commands[name] = command.help;
+    }
+    return {
+      id: this.id,
+      model: this.#model,
+      clientPid: this.#clientPid,
+      commands,
+      connection: this.#server.counters(),
+      counters: this.#device.counters?.() ?? {},
+    };
+  }
+
+  /** What the device and its server have counted. */
+  metrics(): DeviceMetrics {
+    return {
+      id: this.id,
+      model: this.#model,
+      connected: this.#clientPid !== null,
+      info: this.#device.info?.() ?? {},
+      connection: this.#server.counters(),
+      device: this.#device.counters?.() ?? {},
+      memory: this.#memory.statistics(),
+    };
+  }
+
+  /** Drops the client, closes the device and frees everything; further calls do nothing. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#server.close();
+    this.#device.close();
+    this.#release();
+  }
+
+  #release(): void {
+    for (const { memory } of this.#shared.splice(0)) memory.close();
+    this.#memory.close();
+    this.#tellStart(false);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

@@ -1,0 +1,182 @@
+/**
+ * Metrics as data: what a process and its devices have counted, at one moment.
+ *
+ * @module
+ */
+
+import process from "node:process";
+import denoJson from "../../../deno.json" with { type: "json" };
+import type { LoopCounters } from "../../loop/event_loop.ts";
+import type { DmaStatistics } from "../../memory/dma_memory.ts";
+import {
+  FALLBACK,
+  type FamilyShape,
+  IOTHREAD_UP,
+  LOOP_FAMILIES,
+  METRIC_FAMILIES,
+  ruleFor,
+} from "./table.ts";
+import { labelName } from "./text.ts";
+
+/** What kind of value a family has: only growing, going up and down, or none but its labels. */
+export type MetricType = "counter" | "gauge" | "info";
+
+/** One value. */
+export interface MetricSample {
+  /** In the order they are to be shown. */
+  readonly labels: Readonly<Record<string, string>>;
+  /** In base units: seconds, bytes; 1 for an info. */
+  readonly value: number;
+}
+
+/** Values of one meaning, told apart by their labels. */
+export interface MetricFamily {
+  /** As OpenMetrics has it: without `_total` and `_info`, with the unit. */
+  readonly name: string;
+  /** One line for people. */
+  readonly help: string;
+  /** The kind of its values. */
+  readonly type: MetricType;
+  /** `seconds` or `bytes`; empty for numbers of things. */
+  readonly unit: "" | "seconds" | "bytes";
+  /** No two have the same labels. */
+  readonly samples: readonly MetricSample[];
+}
+
+/** Everything there was to count when it was asked for; plain data. */
+export interface MetricsSnapshot {
+  /** Families, each with all of its values. */
+  readonly families: readonly MetricFamily[];
+}
+
+/** What a device tells of itself; structured-clone-able. */
+export interface DeviceMetrics {
+  readonly id: string;
+  readonly model: string;
+  /** Whether it has a client. */
+  readonly connected: boolean;
+  /** How it is set up; see PciDevice.info. */
+  readonly info: Readonly<Record<string, string>>;
+  /** What its vfio-user server counts. */
+  readonly connection: Readonly<Record<string, number>>;
+  /** What the model counts. */
+  readonly device: Readonly<Record<string, number>>;
+  /** What its client lets it reach. */
+  readonly memory: DmaStatistics;
+}
+
+/** What an IOThread tells of itself and its devices; structured-clone-able. */
+export interface ThreadMetrics {
+  readonly loop: LoopCounters;
+  readonly devices: readonly DeviceMetrics[];
+}
+
+type Labels = Record<string, string>;
+
+/** Gathers samples by family. */
+class Collector {
+  readonly #families = new Map<FamilyShape, Map<string, MetricSample>>();
+
+  /** Adds a value; values with the same labels become their sum. */
+  add(shape: FamilyShape, labels: Labels, value: number): void {
+    let samples = this.#families.get(shape);
+    if (samples === undefined) {
+      samples = new Map();
+      this.#families.set(shape, samples);
+    }
+    const key = JSON.stringify(labels);
+    const before = shape.type === "info" ? 0 : samples.get(key)?.value ?? 0;
+    samples.set(key, { labels, value: before + value });
+  }
+
+  /** In order of name. */
+  families(): MetricFamily[] {
+    return [...this.#families]
+      .map(([shape, samples]) => ({ ...shape, samples: [...samples.values()] }))
+      .sort((a, b) => a.name < b.name ? -1 : 1);
+  }
+}
+
+function addCounters(
+  to: Collector,
+  scope: "connection" | "device",
+  counters: Readonly<Record<string, number>>,
+  device: Labels,
+): void {
+  for (const [name, value] of Object.entries(counters)) {
+    // A model from outside may count in whatever it likes; one line that is no counter would cost all the others.
+    if (typeof value !== "number" || !(value >= 0)) continue;
+    const rule = ruleFor(scope, name);
+    if (rule === undefined) to.add(FALLBACK, { ...device, name }, value);
+    else to.add(rule.family, { ...device, ...rule.labels }, value);
+  }
+}
+
+/** Adds what a model says of itself: no label twice, and none that is not its to say. */
+function withInfo(labels: Labels, info: Readonly<Record<string, string>>) {
+  const all = { ...labels };
+  for (const [name, text] of Object.entries(info)) {
+    const label = labelName(name);
+    if (!Object.hasOwn(all, label)) all[label] = String(text);
+  }
+  return all;
+}
+
+function addDevice(
+  to: Collector,
+  device: DeviceMetrics,
+  iothread: string,
+): void {
+  const labels = { device: device.id, model: device.model, iothread };
+  to.add(METRIC_FAMILIES.device, withInfo(labels, device.info), 1);
+  // A device keeps its counters when it moves, so they do not say where it is.
+  const { iothread: _, ...own } = labels;
+  to.add(METRIC_FAMILIES.connected, own, device.connected ? 1 : 0);
+  to.add(METRIC_FAMILIES.dmaMaps, own, device.memory.ranges);
+  to.add(METRIC_FAMILIES.dmaBytes, own, device.memory.lengthBytes);
+  addCounters(to, "connection", device.connection, own);
+  addCounters(to, "device", device.device, own);
+}
+
+/** Open descriptors of the process; null without the permission to look, which only all permissions give. */
+function openDescriptors(): number | null {
+  try {
+    return Array.from(Deno.readDirSync("/proc/self/fd")).length;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) return null;
+    throw error;
+  }
+}
+
+function addProcess(to: Collector): void {
+  const { user, system } = process.cpuUsage();
+  const fds = openDescriptors();
+  to.add(METRIC_FAMILIES.cpuSeconds, {}, (user + system) / 1e6);
+  to.add(METRIC_FAMILIES.residentBytes, {}, Deno.memoryUsage().rss);
+  if (fds !== null) to.add(METRIC_FAMILIES.openFds, {}, fds);
+  to.add(METRIC_FAMILIES.startTime, {}, performance.timeOrigin / 1000);
+}
+
+/**
+ * Makes a snapshot of what the IOThreads told.
+ *
+ * @param threads By number; null for one that does not answer
+ */
+export function takeSnapshot(
+  threads: readonly (ThreadMetrics | null)[],
+): MetricsSnapshot {
+  const collector = new Collector();
+  collector.add(METRIC_FAMILIES.build, { version: denoJson.version }, 1);
+  addProcess(collector);
+  threads.forEach((thread, i) => {
+    const iothread = `${i}`;
+    collector.add(IOTHREAD_UP, { iothread }, thread === null ? 0 : 1);
+    if (thread === null) return;
+    const { loop, devices } = thread;
+    for (const [name, shape] of Object.entries(LOOP_FAMILIES)) {
+      collector.add(shape, { iothread }, loop[name as keyof LoopCounters]);
+    }
+    for (const device of devices) addDevice(collector, device, iothread);
+  });
+  return { families: collector.families() };
+}

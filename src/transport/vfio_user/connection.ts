@@ -1,0 +1,482 @@
+/**
+ * Messages over a UNIX stream socket: framing, descriptors, and queues that never block the loop.
+ *
+ * @module
+ */
+
+import { Errno, errnoName } from "../../core/errno.ts";
+import type { BottomHalf, FdWatch, Loop } from "../../loop/event_loop.ts";
+import { Epoll, type Fd, MessageHeader, NativeBuffer } from "../../os/mod.ts";
+import type { ConnectionBaggage } from "./baggage.ts";
+import {
+  HEADER,
+  VFIO_USER_F_ERROR,
+  VFIO_USER_F_NO_REPLY,
+  VFIO_USER_F_TYPE_MASK,
+  VFIO_USER_F_TYPE_REPLY,
+} from "./defs.ts";
+import { FdList } from "./fd_list.ts";
+import { SocketWrites } from "./posted_writes.ts";
+
+/** How many messages are handled before others on the loop have their turn. */
+export const MESSAGES_PER_TURN = 64;
+
+/**
+ * How many bytes are received and sent before others have their turn; the message that reaches it is the last. A
+ * large access to a register takes as many calls of the device model as it has words.
+ */
+export const BYTES_PER_TURN = 65_536;
+
+/** How long messages are handled before others on the loop have their turn, in milliseconds; a step may take longer. */
+const TURN_MS = 2;
+
+/** The room to receive into beside the largest message, in bytes. */
+const RECEIVE_SLACK = 65_536;
+
+/** What a connection tells its owner. */
+export interface ConnectionHandler {
+  /**
+   * A whole message is in {@linkcode Connection.incoming}, its descriptors in {@linkcode Connection.fds};
+   * descriptors that are not taken are closed on return. Must not throw.
+   *
+   * @param at Offset of its header
+   * @param sizeBytes Its size, header included
+   * @returns Whether it is done; if not it is given again in a later turn of the loop, before any other
+   */
+  onMessage(at: number, sizeBytes: number): boolean;
+  /** The connection has ended; called once, and nothing is called afterwards. */
+  onClose(reason: string): void;
+}
+
+interface QueuedFds {
+  at: number;
+  readonly fds: readonly number[];
+}
+
+/**
+ * One connected socket.
+ *
+ * ```text
+ *  receiving ⇄ paused (the queue of unsent messages is full: nothing is read)
+ *      └───────────┴→ closed, or handed over
+ * ```
+ *
+ * A message to send is composed in {@linkcode Connection.outgoing} at {@linkcode Connection.outAt} and sent with
+ * {@linkcode Connection.send}, in one sendmsg. What the socket does not take waits and leaves when it can.
+ */
+export class Connection {
+  /** Received bytes. */
+  readonly incoming: DataView<ArrayBuffer>;
+  /** Bytes to send. */
+  readonly outgoing: DataView<ArrayBuffer>;
+  /** The largest message either way, in bytes. */
+  readonly maxMessageBytes: number;
+  readonly #loop: Loop;
+  readonly #fd: Fd;
+  readonly #handler: ConnectionHandler;
+  readonly #watch: FdWatch;
+  readonly #again: BottomHalf;
+  readonly #writes: SocketWrites;
+  readonly #header = new MessageHeader();
+  readonly #receiveBuffer: NativeBuffer;
+  readonly #sendBuffer: NativeBuffer;
+  readonly #queuedFds: QueuedFds[] = [];
+  #fds = new FdList();
+  #laterFds = new FdList();
+  /** Offset of the message that #laterFds belong to, −1 for none. */
+  #laterAt = -1;
+  /** Unhandled bytes are from #start to #end. */
+  #start = 0;
+  #end = 0;
+  /** Whether whole messages may be among them. */
+  #backlog = false;
+  /** Unsent bytes are from #sendStart to #sendEnd. */
+  #sendStart = 0;
+  #sendEnd = 0;
+  /** Bytes left of the message at #sendStart once a part of it is sent; 0 when it is whole. */
+  #sendLeft = 0;
+  /** Bytes received and sent in this turn. */
+  #turnBytes = 0;
+  #turnEndsMs = 0;
+  #running = false;
+  #closeReason: string | null = null;
+
+  /**
+   * @param fd A nonblocking connected stream socket; owned from here on
+   * @param maxMessageBytes The largest message, header included
+   * @param inherited What {@linkcode Connection.handOver} gave with this socket, to go on from there
+   * @param writes Counts what is received and handled
+   * @throws {ErrnoError} When there is no memory or the socket cannot be watched; it is then still the caller's
+   */
+  constructor(
+    loop: Loop,
+    fd: Fd,
+    maxMessageBytes: number,
+    handler: ConnectionHandler,
+    inherited?: ConnectionBaggage,
+    writes: SocketWrites = new SocketWrites(),
+  ) {
+    this.#loop = loop;
+    this.#fd = fd;
+    this.#writes = writes;
+    this.#handler = handler;
+    this.maxMessageBytes = maxMessageBytes;
+    const owned: Disposable[] = [this.#header];
+    try {
+      this.#receiveBuffer = new NativeBuffer(maxMessageBytes + RECEIVE_SLACK);
+      owned.push(this.#receiveBuffer);
+      this.#sendBuffer = new NativeBuffer(2 * maxMessageBytes);
+      owned.push(this.#sendBuffer);
+      this.#watch = loop.watch(
+        fd.number,
+        inherited !== undefined && inherited.unsent.length > 0
+          ? Epoll.IN | Epoll.OUT
+          : Epoll.IN,
+        (events) => this.#run(events),
+      );
+    } catch (error) {
+      for (const resource of owned) resource[Symbol.dispose]();
+      throw error;
+    }
+    this.incoming = this.#receiveBuffer.view;
+    this.outgoing = this.#sendBuffer.view;
+    this.#again = loop.bottomHalf(() => this.#run(0));
+    writes.begin(fd.number, inherited?.received.length ?? 0);
+    if (inherited !== undefined) this.#adopt(inherited);
+  }
+
+  #adopt(inherited: ConnectionBaggage): void {
+    const { received, fds, later, unsent, sendLeft, queuedFds } = inherited;
+    this.#receiveBuffer.bytes.set(received);
+    this.#end = received.length;
+    this.#fds.adopt(fds);
+    if (later !== null) {
+      this.#laterFds.adopt(later);
+      this.#laterAt = later.at;
+    }
+    this.#sendBuffer.bytes.set(unsent);
+    this.#sendEnd = unsent.length;
+    this.#sendLeft = sendLeft;
+    for (const entry of queuedFds) this.#queuedFds.push({ ...entry });
+    if (received.length === 0) return;
+    // The socket need not say anything more for whole messages to be handled; and until they are, nothing may be
+    // received behind them.
+    this.#backlog = true;
+    this.#again.schedule();
+  }
+
+  /**
+   * Gives socket, descriptors and bytes to a connection of another thread of this process. This one is then closed, and
+   * its owner is told nothing. Only between two turns of the loop, and not on a closed connection.
+   */
+  handOver(): ConnectionBaggage {
+    const received = this.#receiveBuffer.bytes.slice(this.#start, this.#end);
+    const unsent = this.#sendBuffer.bytes.slice(this.#sendStart, this.#sendEnd);
+    const laterAt = this.#laterAt - this.#start;
+    const baggage: ConnectionBaggage = {
+      received,
+      fds: this.#fds.handOver(),
+      later: this.#laterAt < 0
+        ? null
+        : { ...this.#laterFds.handOver(), at: laterAt },
+      unsent,
+      sendLeft: this.#sendLeft,
+      queuedFds: this.#queuedFds.map(({ at, fds }) => ({
+        at: at - this.#sendStart,
+        fds: [...fds],
+      })),
+      fd: this.#fd.number,
+    };
+    this.#watch.close();
+    this.#again.cancel();
+    this.#writes.end();
+    this.#fd.release();
+    this.#closeReason = "it was handed over";
+    this.#header.close();
+    this.#receiveBuffer.close();
+    this.#sendBuffer.close();
+    return baggage;
+  }
+
+  /** Descriptors of the message at hand. */
+  get fds(): FdList {
+    return this.#fds;
+  }
+
+  /** Where to compose the next message in {@linkcode Connection.outgoing}; there is room for the largest. */
+  get outAt(): number {
+    return this.#sendEnd;
+  }
+
+  /** Whether the connection has ended. */
+  get closed(): boolean {
+    return this.#closeReason !== null;
+  }
+
+  /** Whether the messages handled in this turn of the loop have taken their time. */
+  get turnOver(): boolean {
+    return this.#loop.now() >= this.#turnEndsMs;
+  }
+
+  /** Bytes that wait to be sent. */
+  get queuedBytes(): number {
+    return this.#sendEnd - this.#sendStart;
+  }
+
+  /**
+   * Sends the message composed at {@linkcode Connection.outAt}, now or when the socket takes it.
+   *
+   * @param fds Descriptors to go along; they stay the caller's and must stay open while the connection lasts
+   */
+  send(sizeBytes: number, fds?: readonly number[]): void {
+    if (this.closed) return;
+    const at = this.#sendEnd;
+    this.#sendEnd += sizeBytes;
+    this.#turnBytes += sizeBytes;
+    if (fds !== undefined && fds.length > 0) this.#queuedFds.push({ at, fds });
+    // With messages waiting, this one must wait too, for order.
+    if (at === this.#sendStart) this.#flush();
+  }
+
+  /** Ends the connection; everything received and not handled, and everything not sent, is dropped. */
+  close(reason: string): void {
+    if (this.closed) return;
+    this.#closeReason = reason;
+    this.#watch.close();
+    this.#again.cancel();
+    this.#writes.end();
+    this.#fd.close();
+    // A handler further up the stack may still look at the buffers.
+    if (!this.#running) this.#finish();
+  }
+
+  #finish(): void {
+    this.#fds.closeAll();
+    this.#laterFds.closeAll();
+    this.#header.close();
+    this.#receiveBuffer.close();
+    this.#sendBuffer.close();
+    this.#handler.onClose(this.#closeReason!);
+  }
+
+  #run(events: number): void {
+    if (this.closed) return;
+    this.#running = true;
+    try {
+      if (this.#sendStart !== this.#sendEnd) this.#flush();
+      if (
+        (events & (Epoll.IN | Epoll.HUP | Epoll.ERR)) !== 0 && !this.#backlog
+      ) this.#receive();
+      this.#handleMessages();
+      if (!this.closed) {
+        this.#writes.settle(this.#backlog ? this.#end - this.#start : 0);
+      }
+    } finally {
+      this.#running = false;
+      if (this.closed) this.#finish();
+    }
+  }
+
+  #receive(): void {
+    if (this.closed) return;
+    const at = this.#end;
+    this.#writes.beginReceive();
+    const n = this.#header.receive(
+      this.#fd.number,
+      this.#receiveBuffer,
+      at,
+      this.#receiveBuffer.lengthBytes - at,
+    );
+    this.#writes.endReceive(n > 0 ? n : 0);
+    if (n <= 0) {
+      if (n === 0) this.close("it closed the connection");
+      else if (n !== -Errno.EAGAIN) {
+        this.close(`cannot receive: ${errnoName(-n)}`);
+      }
+      return;
+    }
+    this.#end = at + n;
+    if (this.#header.fdCount > 0 || this.#header.fdsTruncated) {
+      this.#takeFds();
+    }
+  }
+
+  /**
+   * Gives the descriptors just received to the message that starts last in the bytes just received: the kernel
+   * ends a receive after the bytes that descriptors were sent with. Where none starts, it is the one in progress.
+   */
+  #takeFds(): void {
+    let last = this.#start;
+    for (let at = this.#start; at < this.#end;) {
+      last = at;
+      if (this.#end - at < HEADER.FLAGS) break;
+      const size = this.incoming.getUint32(at + HEADER.MSG_SIZE, true);
+      if (size < HEADER.SIZE || size > this.maxMessageBytes) break;
+      at += size;
+    }
+    const list = last === this.#start ? this.#fds : this.#laterFds;
+    // Nothing is received while a whole message waits, so only the one at #start can have begun before.
+    if (last !== this.#start) this.#laterAt = last;
+    if (this.#header.fdsTruncated) list.truncated = true;
+    const { fds, fdCount } = this.#header;
+    let dropped = false;
+    for (let i = 0; i < fdCount; i++) if (!list.add(fds[i]!)) dropped = true;
+    if (dropped) this.close("it sent too many file descriptors");
+  }
+
+  #handleMessages(): void {
+    let budget = MESSAGES_PER_TURN;
+    this.#turnBytes = 0;
+    this.#turnEndsMs = this.#loop.now() + TURN_MS;
+    let started = false;
+    while (!this.closed) {
+      if (this.#laterAt === this.#start && this.#laterAt >= 0) this.#swapFds();
+      const available = this.#end - this.#start;
+      if (available < HEADER.SIZE) break;
+      const at = this.#start;
+      const size = this.incoming.getUint32(at + HEADER.MSG_SIZE, true);
+      if (size < HEADER.SIZE || size > this.maxMessageBytes) {
+        this.#refuse(at, size < HEADER.SIZE ? Errno.EINVAL : Errno.EMSGSIZE);
+        return;
+      }
+      if (available < size) break;
+      if (!this.#hasRoom()) {
+        this.#backlog = true;
+        // Until some of the queue has left.
+        this.#watch.setEvents(Epoll.OUT);
+        return;
+      }
+      if (
+        budget-- === 0 || this.#turnBytes >= BYTES_PER_TURN ||
+        (started && this.turnOver)
+      ) return this.#goOnLater();
+      started = true;
+      this.#turnBytes += size;
+      const done = this.#handler.onMessage(at, size);
+      if (!done && !this.closed) return this.#goOnLater();
+      this.#fds.closeAll();
+      this.#start = at + size;
+    }
+    this.#backlog = false;
+    if (!this.closed) this.#makeRoom();
+  }
+
+  #goOnLater(): void {
+    this.#backlog = true;
+    this.#again.schedule();
+  }
+
+  #swapFds(): void {
+    const empty = this.#fds;
+    this.#fds = this.#laterFds;
+    this.#laterFds = empty;
+    this.#laterAt = -1;
+  }
+
+  /** Moves a partial message to the front when the rest of it may not fit behind. */
+  #makeRoom(): void {
+    if (this.#start === this.#end) {
+      this.#start = 0;
+      this.#end = 0;
+    } else if (
+      this.#start > 0 &&
+      this.#receiveBuffer.lengthBytes - this.#start < this.maxMessageBytes
+    ) {
+      this.#receiveBuffer.bytes.copyWithin(0, this.#start, this.#end);
+      this.#end -= this.#start;
+      this.#start = 0;
+    }
+  }
+
+  /** The next message cannot be found: says why, as far as the socket takes it, and ends the connection. */
+  #refuse(at: number, errno: number): void {
+    const flags = this.incoming.getUint32(at + HEADER.FLAGS, true);
+    const isReply = (flags & VFIO_USER_F_TYPE_MASK) === VFIO_USER_F_TYPE_REPLY;
+    if ((flags & VFIO_USER_F_NO_REPLY) === 0 && !isReply && this.#hasRoom()) {
+      this.sendError(at, errno);
+    }
+    this.close(
+      errno === Errno.EMSGSIZE
+        ? `it sent a message above ${this.maxMessageBytes} bytes`
+        : "it sent a message shorter than its header",
+    );
+  }
+
+  /** Sends the header-only reply that says a message failed. */
+  sendError(at: number, errno: number): void {
+    const out = this.outgoing;
+    const to = this.outAt;
+    const { incoming } = this;
+    out.setUint16(to, incoming.getUint16(at + HEADER.MSG_ID, true), true);
+    out.setUint16(
+      to + HEADER.CMD,
+      incoming.getUint16(at + HEADER.CMD, true),
+      true,
+    );
+    out.setUint32(to + HEADER.MSG_SIZE, HEADER.SIZE, true);
+    out.setUint32(
+      to + HEADER.FLAGS,
+      VFIO_USER_F_TYPE_REPLY | VFIO_USER_F_ERROR,
+      true,
+    );
+    out.setUint32(to + HEADER.ERROR_NO, errno, true);
+    this.send(HEADER.SIZE);
+  }
+
+  /** Whether the largest message fits behind what waits to be sent. */
+  #hasRoom(): boolean {
+    const capacity = this.#sendBuffer.lengthBytes;
+    if (capacity - this.#sendEnd >= this.maxMessageBytes) return true;
+    const queued = this.#sendEnd - this.#sendStart;
+    if (capacity - queued < this.maxMessageBytes) return false;
+    const moved = this.#sendStart;
+    this.#sendBuffer.bytes.copyWithin(0, moved, this.#sendEnd);
+    this.#sendStart = 0;
+    this.#sendEnd = queued;
+    for (const entry of this.#queuedFds) entry.at -= moved;
+    return true;
+  }
+
+  /**
+   * Sends what waits, one message a call: the kernel then never splits one within its header, which some clients
+   * take for a broken stream.
+   */
+  #flush(): void {
+    while (this.#sendStart !== this.#sendEnd) {
+      const at = this.#sendStart;
+      const whole = this.#sendLeft === 0;
+      if (whole) {
+        this.#sendLeft = this.outgoing.getUint32(at + HEADER.MSG_SIZE, true);
+      }
+      const asked = this.#sendLeft;
+      const queued = this.#queuedFds[0];
+      const fds = queued !== undefined && queued.at === at && whole
+        ? queued.fds
+        : undefined;
+      const n = this.#header.send(
+        this.#fd.number,
+        this.#sendBuffer,
+        at,
+        asked,
+        fds,
+      );
+      if (n < 0) {
+        if (whole) this.#sendLeft = 0;
+        if (n === -Errno.EAGAIN) this.#watch.setEvents(Epoll.IN | Epoll.OUT);
+        else this.close(`cannot send: ${errnoName(-n)}`);
+        return;
+      }
+      // Descriptors go with the first byte.
+      if (fds !== undefined && n > 0) this.#queuedFds.shift();
+      this.#sendStart = at + n;
+      this.#sendLeft = asked - n;
+      if (n < asked) {
+        this.#watch.setEvents(Epoll.IN | Epoll.OUT);
+        return;
+      }
+    }
+    this.#sendStart = 0;
+    this.#sendEnd = 0;
+    this.#watch.setEvents(Epoll.IN);
+  }
+}

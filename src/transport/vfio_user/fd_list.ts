@@ -1,0 +1,74 @@
+/**
+ * The file descriptors that came with one message.
+ *
+ * @module
+ */
+
+import { closeFd, SCM_MAX_FD } from "../../os/mod.ts";
+import type { FdsBaggage } from "./baggage.ts";
+
+/** Descriptors of a message, each owned by the list until somebody takes it. */
+export class FdList {
+  readonly #fds = new Int32Array(SCM_MAX_FD);
+  #count = 0;
+  /** Whether descriptors were lost on the way, because this process may open no more. */
+  truncated = false;
+
+  /** How many came; taken ones count. */
+  get count(): number {
+    return this.#count;
+  }
+
+  /**
+   * Adds a descriptor, or closes it when the list is full.
+   *
+   * @returns Whether it was added
+   */
+  add(fd: number): boolean {
+    if (this.#count === this.#fds.length) {
+      closeFd(fd);
+      return false;
+    }
+    this.#fds[this.#count++] = fd;
+    return true;
+  }
+
+  /** The number of descriptor `i`, which stays the list's; −1 when it was taken or never came. */
+  peek(i: number): number {
+    return i < this.#count ? this.#fds[i]! : -1;
+  }
+
+  /** Takes descriptor `i`: the caller closes it. −1 when it was taken before or never came. */
+  take(i: number): number {
+    if (i >= this.#count) return -1;
+    const fd = this.#fds[i]!;
+    this.#fds[i] = -1;
+    return fd;
+  }
+
+  /** Gives all of them away; the list is empty afterwards. */
+  handOver(): FdsBaggage {
+    const { truncated } = this;
+    const fds = Array.from(this.#fds.subarray(0, this.#count));
+    this.#count = 0;
+    this.truncated = false;
+    return { fds, truncated };
+  }
+
+  /** Takes over what an empty list is to hold. */
+  adopt({ fds, truncated }: FdsBaggage): void {
+    this.#fds.set(fds);
+    this.#count = fds.length;
+    this.truncated = truncated;
+  }
+
+  /** Closes what was not taken and empties the list. */
+  closeAll(): void {
+    if (this.#count === 0 && !this.truncated) return;
+    for (let i = 0; i < this.#count; i++) {
+      if (this.#fds[i]! >= 0) closeFd(this.#fds[i]!);
+    }
+    this.#count = 0;
+    this.truncated = false;
+  }
+}

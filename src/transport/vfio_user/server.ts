@@ -1,0 +1,268 @@
+/**
+ * The server of one device: takes clients, one at a time.
+ *
+ * @module
+ */
+
+import { ErrnoError } from "../../core/errno.ts";
+import type { EventLoop, FdWatch, Timer } from "../../loop/event_loop.ts";
+import type { Log } from "../../core/log.ts";
+import {
+  acceptUnix,
+  Epoll,
+  Fd,
+  peerPid,
+  setNonblocking,
+} from "../../os/mod.ts";
+import type { DmaMemory } from "../../memory/dma_memory.ts";
+import type { PciFunction } from "../../pci/function.ts";
+import type { PciInterrupts } from "../../pci/interrupts.ts";
+import type { ServerBaggage, SessionBaggage } from "./baggage.ts";
+import { HELLO_TIMEOUT_MS, VERSION_DEFAULTS } from "./defs.ts";
+import { SocketWrites } from "./posted_writes.ts";
+import { RegionFiles } from "./region_files.ts";
+import { type Counters, Session } from "./session.ts";
+import type { ServerLimits } from "./version.ts";
+
+/** While somebody is served, the first who waits is worth a word. */
+const OTHERS = Epoll.IN | Epoll.ONESHOT;
+
+/** How long to leave waiting clients alone after accepting one has failed. */
+const ACCEPT_RETRY_MS = 100;
+
+const DEFAULT_LIMITS: ServerLimits = {
+  maxDataXferSize: VERSION_DEFAULTS.max_data_xfer_size,
+  maxDmaMaps: VERSION_DEFAULTS.max_dma_maps,
+  // More than 16 would make QEMU refuse us.
+  maxMsgFds: 16,
+};
+
+/** What a server works with. */
+export interface VfioUserServerOptions {
+  /** The loop that the device lives on. */
+  readonly loop: EventLoop;
+  /** For messages to people. */
+  readonly log: Log;
+  /** A listening UNIX stream socket; stays the caller's, and is made nonblocking. */
+  readonly listener: number;
+  /** The function to offer. */
+  readonly pci: PciFunction;
+  /** Its interrupts. */
+  readonly interrupts: PciInterrupts;
+  /** Its guest memory, which clients fill. */
+  readonly memory: DmaMemory;
+  /** How long a client may take until a version is agreed, in milliseconds; {@linkcode HELLO_TIMEOUT_MS} unless told. */
+  readonly helloTimeoutMs?: number;
+  /** Counts what clients send, for the function; its own without it. */
+  readonly writes?: SocketWrites;
+  /** What clients may ask for at most. */
+  readonly limits?: Partial<ServerLimits>;
+  /** A client maps its main memory without sharing it, so the device will not reach it; once a client at most. */
+  readonly onUnsharedMemory?: () => void;
+  /** A client has come, or gone for a reason that is told in words for people. */
+  readonly onClient?: (
+    pid: number,
+    event: "connected" | "gone",
+    reason?: string,
+  ) => void;
+  /**
+   * What {@linkcode VfioUserServer.handOver} gave on another thread of this process, to go on from there: with the same
+   * client, who is not announced again. Everything in it is still the caller's when making or starting the server fails.
+   */
+  readonly inherited?: ServerBaggage;
+}
+
+/**
+ * Offers a PCI function over vfio-user.
+ *
+ * ```text
+ *   created --start--> waiting ⇄ serving --close--> closed
+ *                                      --handOver--> a server on another thread
+ * ```
+ * One client is served at a time; others wait in the backlog of the socket and disturb nobody. When a client has
+ * gone the device is reset and kept for the next one.
+ */
+export class VfioUserServer implements Disposable {
+  readonly #options: VfioUserServerOptions;
+  readonly #limits: ServerLimits;
+  readonly #files: RegionFiles;
+  readonly #writes: SocketWrites;
+  readonly #counters: Counters & { clients: number } = {
+    clients: 0,
+    messages: 0,
+    errors: 0,
+    strayReplies: 0,
+    regionReads: 0,
+    regionWrites: 0,
+    interrupts: 0,
+    doorbells: 0,
+  };
+  #session: Session | null = null;
+  #clientPid = 0;
+  /** Whether it was said that another client is waiting: the watch of the listener, one-shot then, has fired. */
+  #othersTold = false;
+  #watch: FdWatch | null = null;
+  #retry: Timer | null = null;
+  #acceptFailed = false;
+  #closed = false;
+
+  /** @throws {ErrnoError} When the mappable parts of a BAR cannot be offered */
+  constructor(options: VfioUserServerOptions) {
+    this.#options = options;
+    this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
+    this.#writes = options.writes ?? new SocketWrites();
+    this.#files = new RegionFiles(options.pci, options.inherited?.files);
+    if (options.inherited === undefined) return;
+    Object.assign(this.#counters, options.inherited.counters);
+    this.#acceptFailed = options.inherited.acceptFailed;
+  }
+
+  /**
+   * Begins to take clients, or goes on with the one inherited.
+   *
+   * @throws {Error} When that one cannot be served; {@linkcode VfioUserServer.handOver} then undoes the rest
+   */
+  start(): void {
+    if (this.#watch !== null || this.#closed) return;
+    const { loop, listener, inherited } = this.#options;
+    setNonblocking(listener);
+    this.#retry = loop.timer(() => this.#listen());
+    const client = inherited?.client ?? null;
+    this.#watch = loop.watch(
+      listener,
+      client === null ? Epoll.IN : client.othersTold ? 0 : OTHERS,
+      () => this.#onWaiting(),
+    );
+    if (client === null) return;
+    const { pid, session, othersTold } = client;
+    this.#session = this.#open(new Fd(session.connection.fd), pid, session);
+    this.#othersTold = othersTold;
+  }
+
+  /** The client's process, if there is a client. */
+  get clientPid(): number | null {
+    return this.#session === null ? null : this.#clientPid;
+  }
+
+  /**
+   * Gives client and files to a server of another thread of this process, between two turns of the loop. This one is
+   * then closed, and has closed nothing that it gave. The listening socket and guest memory are the caller's to hand over.
+   */
+  handOver(): ServerBaggage {
+    this.#closed = true;
+    this.#watch?.close();
+    this.#retry?.close();
+    // Of a client that has gone there is nothing to hand over.
+    this.#session?.finish();
+    const session = this.#session;
+    this.#session = null;
+    return {
+      files: this.#files.handOver(),
+      counters: this.counters(),
+      client: session === null ? null : {
+        pid: this.#clientPid,
+        session: session.handOver(),
+        othersTold: this.#othersTold,
+      },
+      acceptFailed: this.#acceptFailed,
+    };
+  }
+
+  /** Drops the client and takes no more; the listening socket stays open. Further calls do nothing. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#watch?.close();
+    this.#retry?.close();
+    this.#session?.close("the server is closing");
+    this.#session?.finish();
+    this.#files.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** What was counted since the server was made, over all clients. */
+  counters(): Readonly<Record<string, number>> {
+    return { ...this.#counters };
+  }
+
+  #listen(): void {
+    if (!this.#closed) this.#watch?.setEvents(Epoll.IN);
+  }
+
+  #onWaiting(): void {
+    const { log, listener } = this.#options;
+    if (this.#session !== null) {
+      // The watch is one-shot while somebody is served, so this is said once a client.
+      this.#othersTold = true;
+      log.info("another client is waiting until the present one has gone");
+      return;
+    }
+    let fd: Fd | null;
+    try {
+      fd = acceptUnix(listener);
+    } catch (error) {
+      this.#onAcceptFailed(error);
+      return;
+    }
+    if (fd === null) return;
+    this.#acceptFailed = false;
+    this.#serve(fd);
+  }
+
+  /** Whoever waits goes on waiting, and so would the loop find it without end: it looks away for a while. */
+  #onAcceptFailed(error: unknown): void {
+    this.#watch?.setEvents(0);
+    this.#retry?.arm(ACCEPT_RETRY_MS);
+    if (this.#acceptFailed) return;
+    this.#acceptFailed = true;
+    const reason = error instanceof ErrnoError ? error.code : String(error);
+    this.#options.log.error(
+      `cannot accept a client (${reason}), trying again until it works`,
+      { error },
+    );
+  }
+
+  #serve(fd: Fd): void {
+    try {
+      this.#session = this.#open(fd, peerPid(fd.number));
+    } catch (error) {
+      fd.close();
+      this.#onAcceptFailed(error);
+      return;
+    }
+    this.#counters.clients++;
+    this.#othersTold = false;
+    this.#watch?.setEvents(OTHERS);
+    this.#options.onClient?.(this.#clientPid, "connected");
+  }
+
+  #open(fd: Fd, pid: number, inherited?: SessionBaggage): Session {
+    const { loop, log, pci, interrupts, memory } = this.#options;
+    this.#clientPid = pid;
+    return new Session({
+      loop,
+      log,
+      fd,
+      pci,
+      interrupts,
+      memory,
+      files: this.#files,
+      limits: this.#limits,
+      writes: this.#writes,
+      helloTimeoutMs: this.#options.helloTimeoutMs ?? HELLO_TIMEOUT_MS,
+      counters: this.#counters,
+      onUnsharedMemory: () => this.#options.onUnsharedMemory?.(),
+      onClose: (reason) => this.#onGone(pid, reason),
+      ...(inherited === undefined ? {} : { inherited }),
+    });
+  }
+
+  #onGone(pid: number, reason: string): void {
+    this.#session = null;
+    this.#options.onClient?.(pid, "gone", reason);
+    this.#listen();
+  }
+}

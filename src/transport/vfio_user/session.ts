@@ -1,0 +1,480 @@
+/**
+ * One client: its commands and everything it brought, from the first message to the last.
+ *
+ * @module
+ */
+
+import { Errno, ErrnoError } from "../../core/errno.ts";
+import type { BottomHalf, Loop, Timer } from "../../loop/event_loop.ts";
+import type { Log } from "../../core/log.ts";
+import type { Fd } from "../../os/mod.ts";
+import { modelFault } from "../../core/model_fault.ts";
+import type { DmaMemory } from "../../memory/dma_memory.ts";
+import type { PciFunction } from "../../pci/function.ts";
+import type { PciInterrupts } from "../../pci/interrupts.ts";
+import type { CommandsBaggage, SessionBaggage } from "./baggage.ts";
+import { Connection, type ConnectionHandler } from "./connection.ts";
+import {
+  commandName,
+  DEVICE_INFO,
+  HEADER,
+  REGION_ACCESS,
+  VFIO_DEVICE_FLAGS_PCI,
+  VFIO_DEVICE_FLAGS_RESET,
+  VFIO_PCI_NUM_IRQS,
+  VFIO_PCI_NUM_REGIONS,
+  VFIO_USER_DEVICE_GET_INFO,
+  VFIO_USER_DEVICE_GET_IRQ_INFO,
+  VFIO_USER_DEVICE_GET_REGION_INFO,
+  VFIO_USER_DEVICE_GET_REGION_IO_FDS,
+  VFIO_USER_DEVICE_RESET,
+  VFIO_USER_DEVICE_SET_IRQS,
+  VFIO_USER_DMA_MAP,
+  VFIO_USER_DMA_UNMAP,
+  VFIO_USER_F_NO_REPLY,
+  VFIO_USER_F_TYPE_COMMAND,
+  VFIO_USER_F_TYPE_MASK,
+  VFIO_USER_F_TYPE_REPLY,
+  VFIO_USER_REGION_READ,
+  VFIO_USER_REGION_WRITE,
+  VFIO_USER_REGION_WRITE_MULTI,
+  VFIO_USER_VERSION,
+} from "./defs.ts";
+import { DmaCommands, unmapUntil } from "./dma.ts";
+import { Doorbells } from "./doorbells.ts";
+import { Irqs } from "./irqs.ts";
+import type { SocketWrites } from "./posted_writes.ts";
+import type { RegionFiles } from "./region_files.ts";
+import { Regions } from "./regions.ts";
+import { checkArgsz, invalid, type Request, UNFINISHED } from "./request.ts";
+import { type Agreement, negotiate, type ServerLimits } from "./version.ts";
+
+/** How long what a client left is unmapped before others on the loop have their turn, in milliseconds. */
+const FORGET_MS = 2;
+
+/** The smallest buffer for a message: room for JSON, lists of areas, and the padded requests of SPDK. */
+const MESSAGE_BYTES_MIN = 65_536;
+
+/** What a server counts, over all its clients. */
+export interface Counters {
+  /** Messages received. */
+  messages: number;
+  /** Commands answered with an error. */
+  errors: number;
+  /** Replies that nobody waited for. */
+  strayReplies: number;
+  /** Region reads. */
+  regionReads: number;
+  /** Region writes; one REGION_WRITE_MULTI counts once. */
+  regionWrites: number;
+  /** Interrupts delivered. */
+  interrupts: number;
+  /** Doorbells rung by eventfd. */
+  doorbells: number;
+}
+
+/** What a session works with. */
+export interface SessionOptions {
+  readonly loop: Loop;
+  readonly log: Log;
+  /** The connected socket; the session owns it. */
+  readonly fd: Fd;
+  readonly pci: PciFunction;
+  readonly interrupts: PciInterrupts;
+  readonly memory: DmaMemory;
+  readonly files: RegionFiles;
+  readonly limits: ServerLimits;
+  /** How long the client may take until a version is agreed, in milliseconds. */
+  readonly helloTimeoutMs: number;
+  /** Counts what the client sends. */
+  readonly writes: SocketWrites;
+  readonly counters: Counters;
+  /** The client's main memory is not shared. */
+  readonly onUnsharedMemory: () => void;
+  /** The client has gone; everything it brought is gone too. */
+  readonly onClose: (reason: string) => void;
+  /** What {@linkcode Session.handOver} gave with this socket, to go on from there. */
+  readonly inherited?: SessionBaggage;
+}
+
+/** What exists once a version is agreed. */
+interface Commands {
+  readonly agreement: Agreement;
+  readonly dma: DmaCommands;
+  readonly irqs: Irqs;
+  readonly regions: Regions;
+  readonly doorbells: Doorbells;
+}
+
+/**
+ * The conversation with one client.
+ *
+ * ```text
+ *   connected --VERSION--> negotiated --> closed, or handed over to another thread
+ * ```
+ * Each command is handled and answered before the next is looked at. What a command makes the device do happens in
+ * bottom halves, after the answer has left: the client may hold a lock while it waits.
+ *
+ * An error is answered by a header and nothing more, as the protocol text demands and QEMU and SPDK expect. The
+ * client of cloud-hypervisor waits for the payload of success even then and hangs; it cannot be told from others
+ * in time, and it makes no mistakes in its ordinary run.
+ */
+export class Session implements ConnectionHandler {
+  readonly #options: SessionOptions;
+  readonly #connection: Connection;
+  readonly #request: Request;
+  readonly #counters: Counters;
+  #commands: Commands | null = null;
+  /** Whether the command at hand failed by a fault of ours. */
+  #fault = false;
+  #warned = false;
+  /** Ends a client that agrees on no version: it keeps others from the device. */
+  readonly #hello: Timer;
+  /** Whether a part of the command at hand is done. */
+  #underway = false;
+  /** Goes on with what is to be done after the client has gone. */
+  readonly #forget: BottomHalf;
+  /** Why the client has gone, as long as something is to be done about it. */
+  #goneReason: string | null = null;
+
+  /**
+   * @throws {Error} When the connection cannot be served; the socket, and all that was inherited, is then still the
+   * caller's
+   */
+  constructor(options: SessionOptions) {
+    this.#options = options;
+    this.#counters = options.counters;
+    const maxMessageBytes = Math.max(
+      HEADER.SIZE + REGION_ACCESS.SIZE + options.limits.maxDataXferSize,
+      MESSAGE_BYTES_MIN,
+    );
+    this.#connection = new Connection(
+      options.loop,
+      options.fd,
+      maxMessageBytes,
+      this,
+      options.inherited?.connection,
+      options.writes,
+    );
+    const { incoming, outgoing, fds } = this.#connection;
+    this.#request = {
+      in: incoming,
+      at: 0,
+      lengthBytes: 0,
+      fds,
+      out: outgoing,
+      outAt: 0,
+      outFds: undefined,
+      isTurnOver: () => this.#connection.turnOver,
+    };
+    this.#forget = options.loop.bottomHalf(() => this.#forgetClient(false));
+    this.#hello = options.loop.timer(() => this.#onSilence());
+    if (options.inherited !== undefined) this.#adopt(options.inherited);
+    if (this.#commands === null) this.#hello.arm(options.helloTimeoutMs);
+  }
+
+  #onSilence(): void {
+    const seconds = this.#options.helloTimeoutMs / 1000;
+    this.close(`it has agreed on no version within ${seconds} s`);
+  }
+
+  #adopt({ commands, warned, underway }: SessionBaggage): void {
+    this.#warned = warned;
+    this.#underway = underway;
+    if (commands === null) return;
+    try {
+      this.#commands = this.#makeCommands(commands.agreement, commands);
+    } catch (error) {
+      this.#connection.handOver();
+      throw error;
+    }
+    this.#options.interrupts.connect(this.#commands.irqs);
+  }
+
+  /**
+   * Gives the client, with everything it brought but its memory, to a session of another thread of this process. The
+   * client notices nothing; the device is not reset and the owner not told.
+   */
+  handOver(): SessionBaggage {
+    this.#hello.close();
+    // First, so that nobody uses an eventfd while it changes hands.
+    this.#options.interrupts.connect(null);
+    const commands = this.#commands;
+    return {
+      connection: this.#connection.handOver(),
+      commands: commands === null ? null : {
+        agreement: commands.agreement,
+        sharedSeen: commands.dma.sharedSeen,
+        progress: commands.regions.progress,
+        irqs: commands.irqs.handOver(),
+        doorbells: commands.doorbells.handOver(),
+      },
+      warned: this.#warned,
+      underway: this.#underway,
+    };
+  }
+
+  /** Ends the session. */
+  close(reason: string): void {
+    this.#connection.close(reason);
+  }
+
+  /** Does what is left to be done after {@linkcode Session.close}, all at once. */
+  finish(): void {
+    if (this.#goneReason !== null) this.#forgetClient(true);
+  }
+
+  onMessage(at: number, sizeBytes: number): boolean {
+    const connection = this.#connection;
+    const { incoming } = connection;
+    const flags = incoming.getUint32(at + HEADER.FLAGS, true);
+    const command = incoming.getUint16(at + HEADER.CMD, true);
+    if (!this.#underway) this.#counters.messages++;
+    if ((flags & VFIO_USER_F_TYPE_MASK) !== VFIO_USER_F_TYPE_COMMAND) {
+      this.#dropStray(command);
+      return true;
+    }
+    const request = this.#request;
+    request.at = at + HEADER.SIZE;
+    request.lengthBytes = sizeBytes - HEADER.SIZE;
+    request.fds = connection.fds;
+    request.outAt = connection.outAt + HEADER.SIZE;
+    request.outFds = undefined;
+    const result = this.#execute(command, request);
+    this.#underway = result === UNFINISHED;
+    if (this.#underway) return false;
+    this.#commands?.regions.end();
+    if (result < 0) this.#counters.errors++;
+    if ((flags & VFIO_USER_F_NO_REPLY) === 0) {
+      if (result < 0) connection.sendError(at, -result);
+      else this.#reply(at, command, result);
+    }
+    if (this.#fault) connection.close("its command failed in the device");
+    return true;
+  }
+
+  onClose(reason: string): void {
+    const { interrupts, pci } = this.#options;
+    this.#hello.close();
+    // What fails at one step must not keep the next client from a clean start.
+    const isQuiet = this.#attempt(
+      "disconnect interrupts",
+      () => interrupts.connect(null),
+    );
+    if (isQuiet) this.#commands?.irqs.close();
+    // Eventfds that another thread may be signalling are better lost.
+    else this.#commands?.irqs.handOver();
+    this.#commands?.doorbells.close();
+    this.#attempt("reset the device", () => pci.reset("client_gone"));
+    this.#goneReason = reason;
+    this.#forgetClient(false);
+  }
+
+  /**
+   * Unmaps what the client brought, in as many turns of the loop as it takes, and lets the next one in.
+   *
+   * @param atOnce In one
+   */
+  #forgetClient(atOnce: boolean): void {
+    const { loop, memory, files } = this.#options;
+    const reason = this.#goneReason!;
+    const until = atOnce ? Infinity : loop.now() + FORGET_MS;
+    let left = false;
+    this.#attempt("unmap guest memory", () => {
+      left = !unmapUntil(memory, () => loop.now() >= until);
+    });
+    if (left) return this.#forget.schedule();
+    this.#forget.cancel();
+    this.#goneReason = null;
+    this.#attempt("renew mappable memory", () => files.renew());
+    this.#options.onClose(reason);
+  }
+
+  #attempt(what: string, step: () => void): boolean {
+    try {
+      step();
+      return true;
+    } catch (error) {
+      this.#options.log.error(`cannot ${what} after the client has gone`, {
+        error,
+      });
+      return false;
+    }
+  }
+
+  /** @returns Length of the reply's payload, or −errno */
+  #execute(command: number, request: Request): number {
+    try {
+      // The kernel could not give us all descriptors: going on without them would be a different command.
+      if (request.fds.truncated) return -Errno.EMFILE;
+      if (this.#commands === null) {
+        if (command === VFIO_USER_VERSION) return this.#negotiate(request);
+        throw invalid(
+          `Cannot ${commandName(command)}: no version is agreed yet`,
+        );
+      }
+      return this.#dispatch(this.#commands, command, request);
+    } catch (error) {
+      if (error instanceof ErrnoError) {
+        this.#note(command, error);
+        return -error.errno;
+      }
+      this.#fault = true;
+      this.#logFault(commandName(command), error);
+      return -Errno.EIO;
+    }
+  }
+
+  #dispatch(commands: Commands, command: number, request: Request): number {
+    switch (command) {
+      case VFIO_USER_REGION_READ:
+        if (!this.#underway) this.#counters.regionReads++;
+        return commands.regions.read(request);
+      case VFIO_USER_REGION_WRITE:
+        if (!this.#underway) this.#counters.regionWrites++;
+        return commands.regions.write(request);
+      case VFIO_USER_REGION_WRITE_MULTI:
+        if (!this.#underway) this.#counters.regionWrites++;
+        return commands.regions.writeMulti(request);
+      case VFIO_USER_DMA_MAP:
+        return commands.dma.map(request);
+      case VFIO_USER_DMA_UNMAP:
+        return commands.dma.unmap(request);
+      case VFIO_USER_DEVICE_GET_INFO:
+        return deviceInfo(request);
+      case VFIO_USER_DEVICE_GET_REGION_INFO:
+        return commands.regions.info(request);
+      case VFIO_USER_DEVICE_GET_REGION_IO_FDS:
+        return commands.doorbells.describe(request);
+      case VFIO_USER_DEVICE_GET_IRQ_INFO:
+        return commands.irqs.info(request);
+      case VFIO_USER_DEVICE_SET_IRQS:
+        return commands.irqs.set(request);
+      case VFIO_USER_DEVICE_RESET:
+        this.#options.pci.reset("device_reset");
+        return 0;
+      case VFIO_USER_VERSION:
+        throw invalid("Cannot agree on a version: one is agreed already");
+      default:
+        // DMA_READ and DMA_WRITE go the other way; DEVICE_FEATURE and MIG_DATA_* need migration.
+        throw invalid(`Cannot do ${commandName(command)}: not supported`);
+    }
+  }
+
+  #negotiate(request: Request): number {
+    const { in: view, at, lengthBytes, out, outAt, fds } = request;
+    if (fds.count > 0) {
+      throw invalid("Cannot agree on a version: descriptors came along");
+    }
+    const { log, interrupts } = this.#options;
+    const { agreement, reply } = negotiate(
+      new Uint8Array(view.buffer, view.byteOffset + at, lengthBytes),
+      this.#options.limits,
+    );
+    for (let i = 0; i < reply.length; i++) out.setUint8(outAt + i, reply[i]!);
+    this.#commands = this.#makeCommands(agreement);
+    this.#hello.cancel();
+    interrupts.connect(this.#commands.irqs);
+    if (log.debugEnabled) log.debug("version agreed", { ...agreement });
+    return reply.length;
+  }
+
+  #makeCommands(agreement: Agreement, inherited?: CommandsBaggage): Commands {
+    const { loop, log, pci, interrupts, memory, files } = this.#options;
+    const irqs = new Irqs(
+      loop,
+      log,
+      interrupts,
+      this.#counters,
+      inherited?.irqs,
+    );
+    let doorbells: Doorbells;
+    try {
+      doorbells = new Doorbells(
+        loop,
+        agreement,
+        pci,
+        this.#options.writes,
+        (region, doorbell) => this.#ring(region, doorbell),
+        inherited?.doorbells,
+      );
+    } catch (error) {
+      irqs.handOver();
+      throw error;
+    }
+    const dma = new DmaCommands(
+      memory,
+      agreement.maxDmaMaps,
+      this.#options.onUnsharedMemory,
+      log,
+      inherited?.sharedSeen,
+    );
+    const regions = new Regions(pci, files, agreement, inherited?.progress);
+    return { agreement, dma, irqs, regions, doorbells };
+  }
+
+  #ring(region: number, doorbell: number): void {
+    this.#counters.doorbells++;
+    try {
+      this.#options.pci.device.ringDoorbell!(region, doorbell);
+    } catch (error) {
+      this.#logFault("a doorbell", error);
+      this.close("its doorbell failed in the device");
+    }
+  }
+
+  /** Something failed that no client can have caused. */
+  #logFault(what: string, error: unknown): void {
+    const { log, pci } = this.#options;
+    const fault = modelFault(error, pci.name);
+    if (fault !== null) return log.error(`${what} failed in ${fault}`);
+    const stack = error instanceof Error ? error.stack : undefined;
+    log.error(`${what} failed: internal error`, { error, stack });
+  }
+
+  #reply(at: number, command: number, lengthBytes: number): void {
+    const { incoming, outgoing, outAt } = this.#connection;
+    const sizeBytes = HEADER.SIZE + lengthBytes;
+    const id = incoming.getUint16(at + HEADER.MSG_ID, true);
+    outgoing.setUint16(outAt + HEADER.MSG_ID, id, true);
+    outgoing.setUint16(outAt + HEADER.CMD, command, true);
+    outgoing.setUint32(outAt + HEADER.MSG_SIZE, sizeBytes, true);
+    outgoing.setUint32(outAt + HEADER.FLAGS, VFIO_USER_F_TYPE_REPLY, true);
+    outgoing.setUint32(outAt + HEADER.ERROR_NO, 0, true);
+    this.#connection.send(sizeBytes, this.#request.outFds);
+  }
+
+  #dropStray(command: number): void {
+    this.#counters.strayReplies++;
+    if (this.#options.log.debugEnabled) {
+      this.#options.log.debug(
+        `dropped a reply to ${commandName(command)}: nobody waits for it`,
+      );
+    }
+  }
+
+  /** The first refused command of a client is worth a warning, the others only a debug message. */
+  #note(command: number, error: ErrnoError): void {
+    const { log } = this.#options;
+    const text = `refused ${commandName(command)}: ${error.message}`;
+    if (this.#warned) log.debug(text);
+    else log.warn(text);
+    this.#warned = true;
+  }
+}
+
+/**
+ * DEVICE_GET_INFO.
+ *
+ * @throws {ErrnoError} EINVAL
+ */
+function deviceInfo(request: Request): number {
+  checkArgsz(request, "describe the device", DEVICE_INFO.SIZE);
+  const { out, outAt } = request;
+  const flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET;
+  out.setUint32(outAt + DEVICE_INFO.ARGSZ, DEVICE_INFO.SIZE, true);
+  out.setUint32(outAt + DEVICE_INFO.FLAGS, flags, true);
+  out.setUint32(outAt + DEVICE_INFO.NUM_REGIONS, VFIO_PCI_NUM_REGIONS, true);
+  out.setUint32(outAt + DEVICE_INFO.NUM_IRQS, VFIO_PCI_NUM_IRQS, true);
+  return DEVICE_INFO.SIZE;
+}

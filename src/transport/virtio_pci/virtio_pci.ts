@@ -1,0 +1,280 @@
+/**
+ * Virtio over PCI (virtio 1.3, section 4.1): makes a virtio device model a PCI device model. Modern only.
+ *
+ * @module
+ */
+
+import type {
+  AccessWidth,
+  DeviceCommand,
+  DeviceContext,
+  PciDevice,
+  PciSpec,
+  ResetReason,
+} from "../../pci/device.ts";
+import {
+  FOR_ALL,
+  FOR_HOME,
+  type RegisterWrite,
+  type Spreading,
+} from "../../pci/spreading.ts";
+import { StateReader } from "../../core/state_reader.ts";
+import { CommonConfig, type CommonConfigState } from "./common_config.ts";
+import { VIRTIO_PCI_ISR } from "../../virtio/defs.ts";
+import type { VirtioDevice, VirtioTransport } from "../../virtio/device.ts";
+import { IsrStatus } from "./isr_status.ts";
+import { NotifyStructure } from "./notify_structure.ts";
+import {
+  VIRTIO_PCI_MODERN_BAR,
+  VIRTIO_PCI_MODERN_LAYOUT,
+  virtioPciSpec,
+} from "./pci_spec.ts";
+import { VirtioSession } from "../../virtio/session/session.ts";
+import type { SessionState } from "../../virtio/session/state.ts";
+import type {
+  SessionCounters,
+  SessionOptions,
+} from "../../virtio/session/types.ts";
+import { isSpreadable, VirtioSpreading } from "./spreading.ts";
+
+export {
+  VIRTIO_PCI_MODERN_BAR,
+  VIRTIO_PCI_MODERN_LAYOUT,
+  VIRTIO_PCI_MSIX_BAR,
+} from "./pci_spec.ts";
+
+/** How a virtio-pci device differs from the usual. */
+export interface VirtioPciOptions extends SessionOptions {
+  /** Whether it has MSI-X; it does unless told. */
+  readonly msix?: boolean;
+  /** Size of the MSI-X table, 1–2048; one vector for each queue and one for the configuration by default. */
+  readonly vectors?: number;
+  /** Whether clients map the notify structure, which is then polled; there are no eventfds for it. */
+  readonly mapNotify?: boolean;
+}
+
+/** See {@linkcode VirtioPci.save}. */
+interface VirtioPciState {
+  readonly version: 1;
+  /** The ISR status register. */
+  readonly isr: number;
+  /** Registers of the common configuration. */
+  readonly common: CommonConfigState;
+  /** Status, features, queues, and the device model. */
+  readonly session: SessionState;
+}
+
+/** What {@linkcode VirtioPci.handOver} adds to what the device model gives. */
+export interface VirtioPciHandOver {
+  /** For {@linkcode SessionOptions.counters}. */
+  readonly sessionCounters: SessionCounters;
+}
+
+const STATE_VERSION = 1;
+const LAYOUT = VIRTIO_PCI_MODERN_LAYOUT;
+const MSIX_VECTORS_MAX = 2048;
+
+/**
+ * A virtio device on the PCI bus: registers, capabilities and interrupts around a {@linkcode VirtioSession}.
+ *
+ * Register writes return at once: whatever a driver's notification asks of the device model happens in a bottom half.
+ */
+export class VirtioPci implements PciDevice {
+  readonly spec: PciSpec;
+  /**
+   * Status, features and queues.
+   *
+   * @internal
+   */
+  readonly session: VirtioSession;
+  readonly spreading?: Spreading;
+  readonly commands?: Readonly<Record<string, DeviceCommand>>;
+  /** See {@linkcode PciDevice.hold}. Absent, as the next two, when the device model has no save or no load. */
+  readonly hold?: () => number;
+  /** See {@linkcode PciDevice.save}. */
+  readonly save?: () => unknown;
+  /** See {@linkcode PciDevice.load}. */
+  readonly load?: (state: unknown) => void;
+  readonly #common: CommonConfig;
+  readonly #isr: IsrStatus;
+  readonly #notify: NotifyStructure;
+  /** Where writes by way of configuration space go: to whoever stands before this device, if anyone does. */
+  #writeIndirectly: RegisterWrite = (bar, offset, width, value) =>
+    this.writeBar(bar, offset, width, value);
+
+  /**
+   * Makes the device model and what surrounds it.
+   *
+   * @param create Makes the device model; it may keep the transport but use it only after it has returned
+   * @throws {RangeError} When the model has more queues, or the options more vectors, than there can be
+   */
+  constructor(
+    context: DeviceContext,
+    create: (transport: VirtioTransport) => VirtioDevice,
+    options: VirtioPciOptions = {},
+  ) {
+    this.session = new VirtioSession(context, create, {
+      notifyUsed: (index) => this.#isr.notifyUsed(index),
+      notifyConfig: () => this.#isr.notifyConfig(),
+      onReset: () => this.#resetRegisters(),
+    }, options);
+    const { session } = this;
+    const { device } = session;
+    const vectors = checkedVectors(device, options);
+    this.#common = new CommonConfig(session, vectors);
+    this.#isr = new IsrStatus(context.interrupts, this.#common);
+    this.#notify = new NotifyStructure(
+      context,
+      session,
+      LAYOUT.NOTIFY,
+      options.mapNotify ?? false,
+    );
+    this.spec = virtioPciSpec({
+      device,
+      vectors,
+      notify: this.#notify,
+      read: (bar, offset, width) => this.readBar(bar, offset, width),
+      write: (bar, offset, width, value) =>
+        this.#writeIndirectly(bar, offset, width, value),
+    });
+    if (device.commands !== undefined) this.commands = device.commands;
+    if (isSpreadable(device)) {
+      this.spreading = new VirtioSpreading(session, device, {
+        targetOfWrite: (bar, offset) => this.#targetOfWrite(bar, offset),
+        raiseLine: () => this.#isr.raiseLine(),
+        redirectWrites: (write) => this.#writeIndirectly = write,
+      });
+    }
+    if (device.save !== undefined && device.load !== undefined) {
+      this.hold = () => session.hold();
+      this.save = () => this.#save();
+      this.load = (state) => this.#load(state);
+    }
+  }
+
+  readBar(bar: number, offset: number, width: AccessWidth): number {
+    if (bar !== VIRTIO_PCI_MODERN_BAR) return 0;
+    if (offset < LAYOUT.ISR) return this.#common.read(offset, width);
+    if (offset < LAYOUT.DEVICE) {
+      return offset === LAYOUT.ISR ? this.#isr.read() : 0;
+    }
+    if (offset < LAYOUT.NOTIFY) {
+      return this.session.readConfig(offset - LAYOUT.DEVICE, width);
+    }
+    return 0;
+  }
+
+  writeBar(
+    bar: number,
+    offset: number,
+    width: AccessWidth,
+    value: number,
+  ): void {
+    if (bar !== VIRTIO_PCI_MODERN_BAR) return;
+    if (offset >= LAYOUT.NOTIFY) {
+      this.#notify.write(offset, width, value);
+    } else if (offset >= LAYOUT.DEVICE) {
+      this.session.writeConfig(offset - LAYOUT.DEVICE, width, value);
+    } else if (offset < LAYOUT.ISR) {
+      this.#common.write(offset, width, value);
+      // The status may have been written.
+      this.#notify.lookIfRunning();
+    }
+  }
+
+  ringDoorbell(bar: number, doorbell: number): void {
+    if (bar === VIRTIO_PCI_MODERN_BAR) this.session.kick(doorbell);
+  }
+
+  reset(_reason: ResetReason): void {
+    this.session.reset();
+  }
+
+  stop(): void {
+    this.#notify.stop();
+    this.session.stop();
+  }
+
+  start(): void {
+    this.session.start();
+    this.#notify.lookIfRunning();
+  }
+
+  /** What the device model hands over, an object, and {@linkcode VirtioPciHandOver} with it. */
+  handOver(): object & VirtioPciHandOver {
+    const given = this.session.device.handOver?.();
+    this.session.collectCounters();
+    this.session.leave();
+    return { ...given, sessionCounters: { ...this.session.counters } };
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    this.session.collectCounters();
+    return { ...this.session.device.counters?.(), ...this.session.counters };
+  }
+
+  info(): Readonly<Record<string, string>> {
+    return { doorbells: this.#notify.mapped ? "mmap" : "message" };
+  }
+
+  close(): void {
+    this.#notify.close();
+    this.session.close();
+  }
+
+  #save(): VirtioPciState {
+    return {
+      version: STATE_VERSION,
+      isr: this.#isr.value,
+      common: this.#common.save(),
+      session: this.session.save(),
+    };
+  }
+
+  #load(value: unknown): void {
+    const state = new StateReader(value, "the virtio device");
+    state.version(STATE_VERSION);
+    this.#isr.load(
+      state.integer("isr", VIRTIO_PCI_ISR.QUEUE | VIRTIO_PCI_ISR.CONFIG),
+    );
+    this.#common.load(state.value("common"));
+    this.session.load(state.value("session"));
+  }
+
+  #targetOfWrite(bar: number, offset: number): number {
+    if (bar !== VIRTIO_PCI_MODERN_BAR) return FOR_HOME;
+    if (offset < LAYOUT.ISR) return FOR_ALL;
+    if (offset < LAYOUT.DEVICE) return FOR_HOME;
+    if (offset < LAYOUT.NOTIFY) return FOR_ALL;
+    const queue = this.#notify.queueAt(offset);
+    return queue < this.session.queues.length ? queue : FOR_HOME;
+  }
+
+  #resetRegisters(): void {
+    this.#common.reset();
+    this.#notify.reset();
+    this.#isr.reset();
+  }
+}
+
+/** The size of the MSI-X table, 0 without one, once it is known that the device has its place. */
+function checkedVectors(
+  device: VirtioDevice,
+  options: VirtioPciOptions,
+): number {
+  const queues = device.queueSizes.length;
+  const vectors = options.vectors ?? Math.min(queues + 1, MSIX_VECTORS_MAX);
+  if (
+    !Number.isInteger(vectors) || vectors < 1 || vectors > MSIX_VECTORS_MAX
+  ) {
+    throw new RangeError(
+      `Cannot make a device with ${vectors} MSI-X vectors: 1 to ${MSIX_VECTORS_MAX} are possible`,
+    );
+  }
+  if (device.configLengthBytes > LAYOUT.STRUCTURE_SIZE) {
+    throw new RangeError(
+      `Cannot place ${device.configLengthBytes} bytes of device configuration: there is room for ${LAYOUT.STRUCTURE_SIZE}`,
+    );
+  }
+  return options.msix === false ? 0 : vectors;
+}

@@ -1,0 +1,410 @@
+/**
+ * The half of a virtio device that no transport and no device type has a say in: status, features, queues and
+ * who may touch them when.
+ *
+ * @module
+ */
+
+import { isPowerOfTwo } from "../../core/bits.ts";
+import type { DeviceContext } from "../../pci/device.ts";
+import { VIRTIO_CONFIG_S } from "../defs.ts";
+import type { VirtioDevice, VirtioTransport } from "../device.ts";
+import { DeviceConfig } from "./device_config.ts";
+import { DeviceStatus } from "./device_status.ts";
+import { Features, VIRTIO_F } from "../features.ts";
+import { Negotiation } from "./negotiation.ts";
+import { ringFeatures, VIRTIO_DEFAULTS } from "../options.ts";
+import type { Virtqueue } from "../queue/queue.ts";
+import type { QueueAddresses, Ring } from "../queue/ring.ts";
+import { SessionInterrupts } from "./interrupts.ts";
+import { SessionQueues } from "./queues.ts";
+import { loadParts, saveParts, type SessionParts } from "./parts.ts";
+import { parseSessionState, refusedState, type SessionState } from "./state.ts";
+import {
+  KickPath,
+  type SessionCounters,
+  sessionCounters,
+  type SessionLimits,
+  type SessionOptions,
+  type SessionSignals,
+} from "./types.ts";
+
+export * from "./types.ts";
+
+/** Ring features that are offered unless someone chooses. */
+export const RING_FEATURES: Features = ringFeatures(VIRTIO_DEFAULTS);
+
+const VERSION_1 = Features.of(VIRTIO_F.VERSION_1);
+
+/**
+ * Status, features and queues of one virtio device (virtio 1.3, sections 2.1, 2.2, 2.4, 2.6.1 and 3.1).
+ *
+ * ```text
+ *   reset --FEATURES_OK--> negotiated --DRIVER_OK--> running --fail, FAILED--> halted
+ *     ↑___________________________|__________________|__________________________|
+ * ```
+ * The queues are touched in `running` only, and there not while the session is stopped. While it holds, in any state,
+ * they give nothing new, but what comes back is shown to the driver. Register writes change state and schedule bottom
+ * halves; the device model is notified from those.
+ */
+export class VirtioSession implements VirtioTransport {
+  /** The device model. */
+  readonly device: VirtioDevice;
+  /** Counts since the device was made. */
+  readonly counters: SessionCounters;
+  readonly #context: DeviceContext;
+  readonly #signals: SessionSignals;
+  readonly #status = new DeviceStatus();
+  readonly #negotiation: Negotiation;
+  readonly #config: DeviceConfig;
+  readonly #queues: SessionQueues;
+  readonly #interrupts: SessionInterrupts;
+  /** Whether the device model was told to start, and not to reset since. */
+  #started = false;
+  #limits: SessionLimits | null = null;
+
+  /** @param create Makes the device model; it may keep the transport but use it only after it has returned */
+  constructor(
+    context: DeviceContext,
+    create: (transport: VirtioTransport) => VirtioDevice,
+    signals: SessionSignals,
+    options: SessionOptions = {},
+  ) {
+    this.#context = context;
+    this.#signals = signals;
+    this.counters = sessionCounters(options.counters);
+    this.device = create(this);
+    const rings = options.ringFeatures ?? RING_FEATURES;
+    this.#negotiation = new Negotiation(
+      this.device,
+      this.device.features.union(rings).union(VERSION_1),
+      context.log,
+    );
+    this.#config = new DeviceConfig(this.device);
+    this.#queues = new SessionQueues(context, this.device, {
+      status: this.#status,
+      counters: this.counters,
+      polled: options.polled ?? false,
+      fail: (reason) => this.fail(reason),
+    });
+    this.#interrupts = new SessionInterrupts(
+      signals,
+      this.counters,
+      this.queues.length,
+    );
+  }
+
+  /** What the driver may choose from. */
+  get offered(): Features {
+    return this.#negotiation.offered;
+  }
+
+  /** Its queues, of the format that was negotiated; split until then. */
+  get queues(): readonly Ring[] {
+    return this.#queues.rings;
+  }
+
+  /** The device status as the driver reads it. */
+  get status(): number {
+    return this.#status.value;
+  }
+
+  /** The bits the driver has accepted, final once FEATURES_OK is set. */
+  get accepted(): Features {
+    return this.#negotiation.accepted;
+  }
+
+  /** Whether the queues may be touched, apart from {@linkcode stop}. */
+  get running(): boolean {
+    return this.#status.running;
+  }
+
+  /** Whether {@linkcode stop} was called last. */
+  get stopped(): boolean {
+    return this.#queues.stopped;
+  }
+
+  /** The configuration generation, which covers what {@linkcode readConfig} has returned. */
+  get configGeneration(): number {
+    return this.#config.generation;
+  }
+
+  /**
+   * Serves some queues only: the others are known, and are touched by another session of the same device. Before anything
+   * else is done.
+   */
+  limit(limits: SessionLimits): void {
+    this.#limits = limits;
+    this.#queues.limit(limits);
+  }
+
+  /** Replaces word `select` of the accepted features; too late once FEATURES_OK is set. */
+  acceptFeatures(select: number, word: number): void {
+    if (!this.#status.negotiated) this.#negotiation.accept(select, word);
+  }
+
+  /** The driver writes the device status (section 2.1): 0 resets, bits are set one after the other. */
+  writeStatus(value: number): void {
+    if (value === 0) return this.reset();
+    const status = this.#status;
+    const set = status.write(value, () => this.#negotiation.check());
+    if ((set & VIRTIO_CONFIG_S.FEATURES_OK) !== 0) {
+      this.#queues.choose(this.accepted);
+    }
+    if ((set & VIRTIO_CONFIG_S.FAILED) !== 0) this.#queues.halt();
+    if ((set & VIRTIO_CONFIG_S.DRIVER_OK) !== 0 && !status.halted) {
+      this.#started = true;
+      this.#queues.leaveForeign();
+      this.#queues.keepOrder(this.accepted);
+      this.device.start(this.accepted, this.queues);
+      if (this.#failMissing()) return;
+      // The driver may have made buffers available before, without a notification (3.1.1, step 7).
+      this.#queues.kickAll();
+    }
+  }
+
+  /** Whether a driver may give a queue this size: a power of two, unless it is a packed one (4.1.4.3). */
+  acceptsQueueSize(index: number, size: number): boolean {
+    const queue = this.queues[index];
+    if (queue === undefined || size < 1 || size > queue.maxSize) return false;
+    return isPowerOfTwo(size) ||
+      (this.#status.negotiated && this.accepted.has(VIRTIO_F.RING_PACKED));
+  }
+
+  /**
+   * The driver enables a queue.
+   *
+   * Before FEATURES_OK the layout of the ring is not known, so that is a violation (section 3.1.1, steps 5 to 7).
+   */
+  enableQueue(index: number, addresses: QueueAddresses): void {
+    const queue = this.queues[index];
+    if (queue === undefined || queue.enabled || this.#status.halted) return;
+    if (!this.#status.negotiated) {
+      this.fail(`queue ${index} is enabled before FEATURES_OK (3.1.1)`);
+      return;
+    }
+    if (queue.enable(this.accepted, addresses) < 0) {
+      this.fail(`queue ${index}: ${queue.lastError}`);
+      return;
+    }
+    this.#queues.admit(index);
+    this.#failMissing();
+  }
+
+  /** A ring is to be in memory that the device reaches from when it is to be used (section 2.7.13.1 and 2.8.21). */
+  #failMissing(): boolean {
+    const missing = this.#queues.missing();
+    if (missing !== null) this.fail(missing);
+    return missing !== null;
+  }
+
+  /** The driver resets one queue (section 2.6.1); false when RING_RESET was not negotiated. */
+  resetQueue(index: number): boolean {
+    const queue = this.queues[index];
+    if (queue === undefined || !this.accepted.has(VIRTIO_F.RING_RESET)) {
+      return false;
+    }
+    if (!this.#status.negotiated) return false;
+    this.#queues.cancel(index);
+    this.#interrupts.forget(index);
+    if (queue.enabled && this.#started) this.device.resetQueue(queue);
+    queue.disable();
+    return true;
+  }
+
+  /** The driver notifies a queue; the device model hears of it in a bottom half. */
+  kick(index: number, path: KickPath = KickPath.EVENTFD): void {
+    this.#queues.kick(index, path);
+  }
+
+  /**
+   * The driver notifies a queue and says how far it has come. When the device has come as far there is nothing to look
+   * at: it was faster than the notification. A driver that lies keeps its own chains waiting.
+   *
+   * @param next As {@linkcode Ring.hasTaken} wants it; does not count without NOTIFICATION_DATA
+   */
+  kickWithData(index: number, next: number, path: KickPath): void {
+    if (this.accepted.has(VIRTIO_F.NOTIFICATION_DATA)) {
+      this.#queues.kickUpTo(index, next, path);
+    } else {
+      this.#queues.kick(index, path);
+    }
+  }
+
+  /**
+   * Looks at every queue for new chains, without a notification.
+   *
+   * @returns Whether there were any
+   */
+  poll(): boolean {
+    return this.#queues.poll();
+  }
+
+  /** The queues are polled from here on: drivers need not notify. */
+  beginPolling(): void {
+    this.#queues.beginPolling();
+  }
+
+  /**
+   * The queues are not polled any more.
+   *
+   * @returns Whether there are new chains, which are then served soon
+   */
+  endPolling(): boolean {
+    return this.#queues.endPolling();
+  }
+
+  /** Everything as it was when the device was made (section 2.4.1). */
+  reset(): void {
+    const began = this.status !== 0;
+    this.#status.reset();
+    this.#negotiation.reset();
+    this.#started = false;
+    this.#interrupts.forgetAll();
+    this.#queues.cancelAll();
+    if (began) {
+      this.counters.resets++;
+      this.device.reset();
+    }
+    this.#queues.reset();
+    this.#signals.onReset();
+    this.#limits?.onReset();
+  }
+
+  /** Stops touching guest memory and notifying the driver; what happens meanwhile is made up for. */
+  stop(): void {
+    if (this.stopped) return;
+    this.#queues.stop();
+    this.device.pause?.();
+    this.#queues.suspend();
+  }
+
+  /**
+   * Finds nothing new in the queues until {@linkcode start}; what is in flight goes on to its end. Registers are served, so
+   * that the driver may well reset and start the device meanwhile. To be called again until nothing is in flight.
+   *
+   * @returns How many chains the driver waits for, or how many requests the device model says are in flight if those are
+   * more. Of a halted device only the latter count: it gives nothing back
+   */
+  hold(): number {
+    this.#queues.hold();
+    const inFlight = this.device.hold?.() ?? 0;
+    return Math.max(inFlight, this.#queues.inFlight);
+  }
+
+  /**
+   * Everything that a driver could tell the device by, and where it is in its queues. Changes nothing.
+   *
+   * @throws {Error} When the device model cannot tell, or {@linkcode hold} has not come to 0
+   */
+  save(): SessionState {
+    const { device } = this;
+    if (device.save === undefined) {
+      throw new Error("Cannot save the device: its model has no save");
+    }
+    return { ...saveParts(this.#parts), device: device.save() };
+  }
+
+  /**
+   * Takes over what {@linkcode save} gave, on a device just made, which is then stopped and held until {@linkcode start}.
+   *
+   * @throws {Error} When it is not a state of such a device, which is then good for nothing but being closed
+   */
+  load(value: unknown): void {
+    const { device } = this;
+    const state = parseSessionState(value, this.queues.length);
+    if (device.load === undefined) {
+      throw refusedState("its model has no load");
+    }
+    this.stop();
+    this.hold();
+    loadParts(this.#parts, state);
+    if (this.running) {
+      this.#started = true;
+      this.#queues.keepOrder(this.accepted);
+      device.start(this.accepted, this.queues);
+    }
+    device.load(state.device);
+  }
+
+  /** Goes on after {@linkcode stop}, {@linkcode hold} or {@linkcode load}. */
+  start(): void {
+    if (!this.stopped && !this.#queues.held) return;
+    this.#queues.start();
+    this.device.resume?.();
+    this.#interrupts.pay(this.running);
+    this.#queues.kickAll();
+  }
+
+  /** Leaves guest memory alone for good, because the device is somewhere else now: only {@linkcode close} may follow. */
+  leave(): void {
+    this.#queues.stop();
+    this.#queues.suspend();
+  }
+
+  /** Ends everything; the device model is closed too. */
+  close(): void {
+    this.#queues.close();
+    this.device.close();
+  }
+
+  /** Reads device configuration; what lies beyond it is 0. */
+  readConfig(offset: number, width: 1 | 2 | 4): number {
+    return this.#config.read(offset, width);
+  }
+
+  /** Writes device configuration; what lies beyond it is ignored. */
+  writeConfig(offset: number, width: 1 | 2 | 4, value: number): void {
+    this.#config.write(offset, width, value);
+  }
+
+  interrupt(queue: Virtqueue): void {
+    if (!this.running) return;
+    if (this.stopped) this.#interrupts.owe(queue.index);
+    else this.#interrupts.send(queue.index);
+  }
+
+  configChanged(): void {
+    this.#config.markChanged();
+    if (this.running) this.#notifyConfig();
+  }
+
+  sharedStateChanged(): void {
+    this.#limits?.onSharedState();
+  }
+
+  fail(reason: string): void {
+    if (this.#status.has(VIRTIO_CONFIG_S.NEEDS_RESET)) return;
+    const first = this.counters.failures++ === 0;
+    const message =
+      `The driver broke the rules and must reset the device: ${reason}`;
+    // A hostile driver can fail and reset for ever; it shall not fill the disk.
+    const properties = { event: "DEVICE_FAILED", reason };
+    if (first) this.#context.log.warn(message, properties);
+    else this.#context.log.debug(message, properties);
+    this.#status.requireReset();
+    this.#queues.halt();
+    if (this.#status.has(VIRTIO_CONFIG_S.DRIVER_OK)) this.#notifyConfig();
+    this.#limits?.onFailure(reason);
+  }
+
+  /** Adds what the queues have counted since to {@linkcode counters}. */
+  collectCounters(): void {
+    this.#queues.collectCounters();
+  }
+
+  get #parts(): SessionParts {
+    return {
+      status: this.#status,
+      negotiation: this.#negotiation,
+      config: this.#config,
+      interrupts: this.#interrupts,
+      queues: this.#queues,
+    };
+  }
+
+  #notifyConfig(): void {
+    if (this.stopped) this.#interrupts.oweConfig();
+    else this.#interrupts.sendConfig();
+  }
+}

@@ -1,0 +1,99 @@
+/**
+ * What a session is made with, tells and counts.
+ *
+ * @module
+ */
+
+import type { Features } from "../features.ts";
+
+/** How a transport reaches the driver. */
+export interface SessionSignals {
+  /** Sends a used buffer notification for a queue. */
+  notifyUsed(queueIndex: number): void;
+  /** Sends a configuration change notification. */
+  notifyConfig(): void;
+  /** The device is being reset: the transport's registers are reset with it. */
+  onReset(): void;
+}
+
+/** How a session behaves. */
+export interface SessionOptions {
+  /** Features of the transport and the rings that are offered; VERSION_1 is added. RING_FEATURES unless told. */
+  readonly ringFeatures?: Features;
+  /** Whether the event loop polls all the time, so that drivers need not notify. */
+  readonly polled?: boolean;
+  /** What was counted where the device came from; counting goes on from there. */
+  readonly counters?: Partial<SessionCounters>;
+}
+
+/** What a session that serves some of its queues is limited by, and whom it tells. */
+export interface SessionLimits {
+  /** Whether this session serves a queue, with the features accepted by now. */
+  isMine(queue: number): boolean;
+  /** State of the device model changed that other sessions of the device must hear of. */
+  onSharedState(): void;
+  /** The driver broke a rule. */
+  onFailure(reason: string): void;
+  /** The device was reset, by whomever. */
+  onReset(): void;
+  /** The driver notified a queue that is not ours. */
+  onForeignKick(queue: number): void;
+}
+
+/** How a notification came. */
+export const KickPath = {
+  /** By an eventfd. */
+  EVENTFD: 0,
+  /** By a register write in a message. */
+  MESSAGE: 1,
+  /** By a store to a page that the client maps. */
+  PAGE: 2,
+} as const;
+/** One of {@linkcode KickPath}. */
+export type KickPath = typeof KickPath[keyof typeof KickPath];
+
+/** What a VirtioSession counts. */
+export interface SessionCounters {
+  /** Notifications by the driver. */
+  kicks: number;
+  /** Of those, by eventfd. */
+  eventFdKicks: number;
+  /** Of those, by message. */
+  messageKicks: number;
+  /** Of those, by a store to a mapped page. */
+  pageKicks: number;
+  /** How often polling found new chains, without a notification. */
+  polledKicks: number;
+  /** Notifications of what the device had taken already, as their data say. */
+  lateKicks: number;
+  /** Used buffer notifications by the device. */
+  interrupts: number;
+  /** Used buffers that the driver did not want to be notified of, in batches. */
+  suppressedInterrupts: number;
+  /** Configuration change notifications. */
+  configInterrupts: number;
+  /** How often the driver broke a rule. */
+  failures: number;
+  /** How often the device was reset. */
+  resets: number;
+}
+
+/** Counters that go on from what was counted before. */
+export function sessionCounters(
+  before: Partial<SessionCounters> = {},
+): SessionCounters {
+  return {
+    kicks: 0,
+    eventFdKicks: 0,
+    messageKicks: 0,
+    pageKicks: 0,
+    polledKicks: 0,
+    lateKicks: 0,
+    interrupts: 0,
+    suppressedInterrupts: 0,
+    configInterrupts: 0,
+    failures: 0,
+    resets: 0,
+    ...before,
+  };
+}

@@ -1,0 +1,104 @@
+/**
+ * A card that moves between two event loops, as between two IOThreads.
+ *
+ * @module
+ */
+
+import type { Loop } from "../../../src/loop/event_loop.ts";
+import { Errno, ErrnoError } from "../../../src/core/errno.ts";
+import type { NetBackend } from "../../../src/backend/net/contract.ts";
+import { openNetBackend } from "../../../src/backend/net/open.ts";
+import {
+  type OptionValues,
+  parseNetOptions,
+} from "../../../src/backend/net/options.ts";
+import { Card, type Host } from "./card.ts";
+
+/** How often a test has its card move. */
+export const MOVES = 20;
+
+/** What a back end gives, as it arrives on another thread. */
+export function give(backend: NetBackend): unknown {
+  return structuredClone(backend.handOver!());
+}
+
+/** A card with two homes, and what it received in both. */
+export class Traveller implements Disposable {
+  readonly hosts: readonly [Host, Host];
+  readonly values: OptionValues;
+  card: Card;
+  moves = 0;
+
+  constructor(hosts: readonly [Host, Host], values: OptionValues) {
+    this.hosts = hosts;
+    this.values = values;
+    this.card = new Card(hosts[0], this.#open(hosts[0]));
+  }
+
+  /** Where it is. */
+  get host(): Host {
+    return this.hosts[this.moves % 2]!;
+  }
+
+  /** Moves to the other loop; the old back end is closed before or after the new one is made, by turns. */
+  move(): void {
+    const old = this.card;
+    const given = give(old.backend);
+    this.moves++;
+    const early = this.moves % 3 === 0;
+    if (early) old.backend.close();
+    this.card = new Card(this.host, this.#open(this.host, given));
+    this.card.received.push(...old.received);
+    if (!early) old.backend.close();
+  }
+
+  /** Turns its loop until that many frames have come, and takes them. */
+  take(count: number): Uint8Array[] {
+    this.card.turnUntil(
+      `${count} frames`,
+      () => this.card.received.length >= count,
+    );
+    return this.card.received.splice(0);
+  }
+
+  /**
+   * Tries to move to a loop that cannot watch anything.
+   *
+   * @returns What was said to that
+   */
+  moveInVain(): string {
+    const old = this.card;
+    const given = give(old.backend);
+    const { context } = this.hosts[(this.moves + 1) % 2]!;
+    const loop: Loop = {
+      now: () => context.loop.now(),
+      watch: () => {
+        throw new ErrnoError(Errno.ENOSPC, "Cannot watch: no room");
+      },
+      watchEventFd: (fd, handler) => context.loop.watchEventFd(fd, handler),
+      bottomHalf: (callback) => context.loop.bottomHalf(callback),
+      timer: (callback) => context.loop.timer(callback),
+      poll: (handler) => context.loop.poll(handler),
+    };
+    let message = "";
+    try {
+      const options = parseNetOptions(this.values);
+      openNetBackend(options, { ...context, loop }, given).close();
+    } catch (error) {
+      message = (error as Error).message;
+    }
+    this.card = new Card(this.host, this.#open(this.host, given));
+    this.card.received.push(...old.received);
+    old.backend.close();
+    return message;
+  }
+
+  #open(host: Host, inherited?: unknown): NetBackend {
+    const options = parseNetOptions(this.values);
+    return openNetBackend(options, host.context, inherited);
+  }
+
+  [Symbol.dispose](): void {
+    this.card.backend.close();
+  }
+}

@@ -1,0 +1,55 @@
+import { assert, assertEquals } from "@std/assert";
+import plugin, { importProblem, LAYERS } from "../../lint/layers.ts";
+
+Deno.test("importProblem lets imports point downwards and to the side", () => {
+  for (
+    const [from, specifier] of [
+      ["src/pci/function.ts", "../core/bits.ts"],
+      ["src/pci/function.ts", "./device.ts"],
+      ["devices/nvme/mod.ts", "../../src/backend/block/open.ts"],
+      ["src/runtime/run.ts", "../../devices/registry.ts"],
+      ["mod.ts", "./src/cli/main.ts"],
+      ["src/core/log.ts", "node:util"],
+      ["tests/until.ts", "../src/runtime/run.ts"],
+    ] as const
+  ) assertEquals(importProblem(from, specifier), null, `${from} ${specifier}`);
+});
+
+Deno.test("importProblem refuses imports that point upwards, to a sibling or out of the rooms", () => {
+  for (
+    const [from, specifier, reason] of [
+      ["src/core/bits.ts", "../os/mod.ts", "src/os/ is above src/core/"],
+      ["src/virtio/device.ts", "../transport/vfio_user/mod.ts", "is above"],
+      ["devices/registry.ts", "../src/runtime/run.ts", "is above"],
+      ["src/backend/net/open.ts", "../block/open.ts", "stands beside"],
+      ["src/core/bits.ts", "../../tests/until.ts", "is in no room"],
+    ] as const
+  ) {
+    const problem = importProblem(from, specifier);
+    assert(problem?.includes(reason), `${from} ${specifier}: ${problem}`);
+  }
+});
+
+Deno.test("every folder of src and devices belongs to a room", () => {
+  const root = `${import.meta.dirname}/../..`;
+  for (const { name } of Deno.readDirSync(`${root}/src`)) {
+    assert(LAYERS.includes(`src/${name}/`), name);
+  }
+});
+
+Deno.test("the linter reports an import that points upwards, of every form", () => {
+  const root = `${import.meta.dirname}/../..`;
+  const file = `${Deno.realPathSync(root)}/src/core/fixture.ts`;
+  for (
+    const source of [
+      `import { Fd } from "../os/mod.ts";`,
+      `export { Fd } from "../os/mod.ts";`,
+      `export * from "../os/mod.ts";`,
+      `import type { Fd } from "../os/mod.ts";`,
+      `await import("../os/mod.ts");`,
+    ]
+  ) {
+    const found = Deno.lint.runPlugin(plugin, file, source);
+    assertEquals(found.map(({ id }) => id), ["outboard/imports-point-down"]);
+  }
+});

@@ -1,0 +1,83 @@
+/**
+ * An NVMe controller of another process, driven over its socket by the driver of the unit tests.
+ *
+ * @module
+ */
+
+import { assert } from "@std/assert";
+import type { ManualLoop } from "../../src/testing/manual_loop.ts";
+import type { InterruptLines } from "../../src/testing/mod.ts";
+import {
+  type GuestRam,
+  PciClient,
+} from "../../src/transport/vfio_user/client/mod.ts";
+import type { VfioUserClient } from "../../src/transport/vfio_user/client/mod.ts";
+import { NaiveDriver } from "../devices/nvme/naive_driver.ts";
+
+const CC = 0x14;
+const CSTS = 0x1c;
+const WAIT_MS = 20_000;
+
+/** A driver that waits for the other process where it would let a loop settle. */
+export class RemoteNvme {
+  readonly driver: NaiveDriver;
+  readonly pci: PciClient;
+  lines!: InterruptLines;
+  readonly #vectors: number;
+  #configured = false;
+
+  /** @param vectors MSI-X vectors to use; 0 for the pin */
+  constructor(client: VfioUserClient, ram: GuestRam, vectors: number) {
+    const pci = this.pci = new PciClient(client);
+    this.#vectors = vectors;
+    this.setUpPci();
+    const driver = this.driver = new NaiveDriver(
+      {
+        spec: undefined as never,
+        readBar: (bar, offset, width) => pci.readBar(bar, offset, width),
+        writeBar: (bar, offset, width, value) => {
+          pci.writeBar(bar, offset, width, value);
+          if (offset === CC) this.#configured = true;
+        },
+        reset: () => client.reset(),
+        close: () => {},
+      },
+      ram.memory,
+      { settle: () => this.#wait() } as unknown as ManualLoop,
+    );
+    driver.enable();
+  }
+
+  /** What a reset of the device takes away. */
+  setUpPci(): void {
+    this.pci.setEnabled(true);
+    if (this.#vectors > 0) this.lines = this.pci.enableMsix(this.#vectors);
+  }
+
+  /** Waits until something is so. */
+  until(isSo: () => boolean, what: string): void {
+    const deadline = performance.now() + WAIT_MS;
+    while (!isSo()) {
+      assert(performance.now() < deadline, `${what}: not within ${WAIT_MS} ms`);
+    }
+  }
+
+  /** Until CSTS.RDY follows CC.EN, and until the admin commands that were told of are completed. */
+  #wait(): void {
+    const { driver } = this;
+    if (this.#configured) {
+      this.#configured = false;
+      const enabled = driver.read(CC) & 1;
+      this.until(() => (driver.read(CSTS) & 1) === enabled, "CSTS.RDY");
+      return;
+    }
+    const { admin } = driver;
+    if (admin.sqTail === admin.cqHead) return;
+    const at = driver.ram.offset(admin.cq) + admin.cqHead * 16 + 12;
+    const words = new Uint32Array(driver.ram.bytes.buffer);
+    this.until(
+      () => (Atomics.load(words, at / 4) >>> 16 & 1) === admin.phase,
+      "an admin command",
+    );
+  }
+}
