@@ -16,7 +16,7 @@ export interface MemoryLender {
     readonly readable: boolean;
     readonly writable: boolean;
     /** What the server asks for by message. */
-    readonly bytes: Uint8Array;
+    readonly bytes: Uint8Array<ArrayBuffer>;
     /** What holds the range; absent where the server is to ask. */
     readonly fd?: number;
   }): void;
