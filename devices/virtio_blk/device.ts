@@ -390,17 +390,13 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
    */
   #isEarly(slot: Slot, verdict: number): boolean {
     return this.#mayChangeCache && this.#config.writeback &&
-      verdict === Verdict.SUBMIT && this.#isAlive(slot) &&
+      verdict === Verdict.SUBMIT &&
       (slot.request.op === BlockOp.WRITE ||
         slot.request.op === BlockOp.WRITE_ZEROES);
   }
 
   /** @returns Whether the back end has something that it must be told to begin with */
   #begin(slot: Slot, verdict: number): boolean {
-    if (!this.#isAlive(slot)) {
-      this.#drop(slot);
-      return false;
-    }
     if (verdict === Verdict.SUBMIT) return this.#submit(slot);
     if (verdict === Verdict.BROKEN) {
       // What was served before it shall be seen.
@@ -446,8 +442,6 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
   #finish(slot: Slot, status: number): void {
     if (!this.#isAlive(slot)) return this.#drop(slot);
     const written = this.#status.complete(slot, status);
-    // Where guest memory is reached by messages, a reset may have come meanwhile.
-    if (!this.#isAlive(slot)) return this.#drop(slot);
     this.#counters.countRequest(slot, status);
     this.#queues[slot.queue]!.push(slot.chain.head, written);
     this.#dirty[slot.queue] = 1;
@@ -541,7 +535,6 @@ export class VirtioBlk implements VirtioDevice, BlockClient {
       return false;
     }
     this.#counters.add(BlkCounter.reissued, 1);
-    this.#parser.fillBuffers(slot);
     return this.#submit(slot);
   }
 

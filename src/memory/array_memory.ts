@@ -173,7 +173,7 @@ export class ArrayMemory implements GuestMemory {
     return this.#table.readWords(address, into, at, count);
   }
 
-  commit(_list: ScatterGather, _lengthBytes: number): number {
+  release(_list: ScatterGather, _writtenBytes: number): number {
     return 0;
   }
 

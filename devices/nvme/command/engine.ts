@@ -213,7 +213,9 @@ export class Engine {
   reset(): void {
     this.#first = this.#end = 0;
     for (const command of this.#commands) {
-      if (command.state !== CommandState.FREE) this.#free(command);
+      if (command.state === CommandState.FREE) continue;
+      this.#options.memory.release(command.request.buffers, 0);
+      this.#free(command);
     }
   }
 
@@ -264,6 +266,7 @@ export class Engine {
     const sq = command.sq!;
     const { cq } = sq;
     if (!cq.ready()) return false;
+    this.#release(command);
     // Before the driver sees it, and puts a command on a queue of another thread that fails too.
     if (command.status !== NvmeSc.SUCCESS) this.#options.onError(command);
     cq.post(command.dw0, sq.head | sq.qid << 16, command.cid, command.status);
@@ -273,6 +276,16 @@ export class Engine {
     const deletion = this.#options.queues.completed(sq);
     if (deletion !== null) this.finish(deletion, NvmeSc.SUCCESS);
     return true;
+  }
+
+  /** Gives the buffers of a command back, before the driver can have them. */
+  #release(command: Command): void {
+    const isDone = command.status === NvmeSc.SUCCESS;
+    const result = this.#options.memory.release(
+      command.request.buffers,
+      isDone ? command.writtenBytes : 0,
+    );
+    if (isDone && result < 0) command.status = withDnr(NvmeSc.DATA_XFER_ERROR);
   }
 
   #free(command: Command): void {

@@ -241,6 +241,7 @@ export class IoCommands {
     if (memory.gather(list, command.rangeBytes, lengthBytes) < lengthBytes) {
       return NvmeSc.DATA_XFER_ERROR;
     }
+    memory.release(list, 0);
     list.clear();
     for (let i = 0; i < count; i++) {
       const at = i * NVME_DSM_RANGE.WORDS;
@@ -363,6 +364,7 @@ export class IoCommands {
         }
         counters.add(NvmeCounter.reads, 1);
         counters.add(NvmeCounter.readBytes, command.request.lengthBytes);
+        command.writtenBytes = command.request.lengthBytes;
         return NvmeSc.SUCCESS;
       case NvmeCmd.WRITE:
         counters.add(NvmeCounter.writes, 1);

@@ -344,8 +344,9 @@ export class VirtioSession implements VirtioTransport {
 
   /** Ends everything; the device model is closed too. */
   close(): void {
-    this.#queues.close();
+    // The device first: no back end may have buffers that are released.
     this.device.close();
+    this.#queues.close();
   }
 
   /** Reads device configuration; what lies beyond it is 0. */
