@@ -273,6 +273,8 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#parts.lines.close();
     this.#work.cancel();
     for (const ns of this.#parts.namespaces.all) ns.backend.close();
+    this.#parts.io.reset();
+    this.#parts.engine.reset();
     // Whatever closing reported.
     this.#work.cancel();
   }

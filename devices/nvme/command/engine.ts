@@ -4,7 +4,10 @@
  * @module
  */
 
-import type { BlockRequest } from "../../../src/backend/block/contract.ts";
+import {
+  BlockOp,
+  type BlockRequest,
+} from "../../../src/backend/block/contract.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { Command, CommandPool, CommandState } from "./command.ts";
 import { NvmeCounter, type NvmeCounters } from "../counters.ts";
@@ -129,13 +132,21 @@ export class Engine {
     if (command.state !== CommandState.BUSY) return;
     command.state = CommandState.RETURNED;
     command.result = result;
+    // At once: what it has read may lie in memory that is about to be unmapped.
+    if (result === 0 && request.op === BlockOp.READ && command.readBytes > 0) {
+      command.result = this.#release(command, command.readBytes);
+      command.readBytes = 0;
+    }
     if (command !== this.#internal) this.#push(command);
     this.#options.wake();
   }
 
   /** A command has its status. */
   finish(command: Command, status: number): void {
-    command.status = status === NvmeSc.SUCCESS ? status : withDnr(status);
+    const isDone = status === NvmeSc.SUCCESS;
+    const result = this.#release(command, isDone ? command.readBytes : 0);
+    const final = result < 0 && isDone ? NvmeSc.DATA_XFER_ERROR : status;
+    command.status = final === NvmeSc.SUCCESS ? final : withDnr(final);
     command.state = CommandState.DONE;
     if (command !== this.#internal) this.#push(command);
   }
@@ -214,7 +225,7 @@ export class Engine {
     this.#first = this.#end = 0;
     for (const command of this.#commands) {
       if (command.state === CommandState.FREE) continue;
-      this.#options.memory.release(command.request.buffers, 0);
+      this.#release(command, 0);
       this.#free(command);
     }
   }
@@ -266,7 +277,6 @@ export class Engine {
     const sq = command.sq!;
     const { cq } = sq;
     if (!cq.ready()) return false;
-    this.#release(command);
     // Before the driver sees it, and puts a command on a queue of another thread that fails too.
     if (command.status !== NvmeSc.SUCCESS) this.#options.onError(command);
     cq.post(command.dw0, sq.head | sq.qid << 16, command.cid, command.status);
@@ -278,14 +288,12 @@ export class Engine {
     return true;
   }
 
-  /** Gives the buffers of a command back, before the driver can have them. */
-  #release(command: Command): void {
-    const isDone = command.status === NvmeSc.SUCCESS;
-    const result = this.#options.memory.release(
-      command.request.buffers,
-      isDone ? command.writtenBytes : 0,
-    );
-    if (isDone && result < 0) command.status = withDnr(NvmeSc.DATA_XFER_ERROR);
+  /** Releases the buffers of a command. @returns 0 or −errno */
+  #release({ request }: Command, writtenBytes: number): number {
+    const { buffers } = request;
+    const result = this.#options.memory.release(buffers, writtenBytes);
+    buffers.clear();
+    return result;
   }
 
   #free(command: Command): void {

@@ -151,6 +151,7 @@ export class IoCommands {
       return NvmeSc.NS_WRITE_PROTECTED;
     }
     const isFua = bit(sqe[SQE.CDW12]!, NVME_RW_FUA);
+    if (op === BlockOp.READ) command.readBytes = request.lengthBytes;
     request.op = op;
     request.durable = op === BlockOp.WRITE && isFua;
     if (op === BlockOp.READ && isFua) {
@@ -364,7 +365,6 @@ export class IoCommands {
         }
         counters.add(NvmeCounter.reads, 1);
         counters.add(NvmeCounter.readBytes, command.request.lengthBytes);
-        command.writtenBytes = command.request.lengthBytes;
         return NvmeSc.SUCCESS;
       case NvmeCmd.WRITE:
         counters.add(NvmeCounter.writes, 1);
