@@ -63,6 +63,14 @@ export type {
   SharedMemory,
   VendorCapability,
 } from "./src/pci/device.ts";
+export {
+  CONTROL_GROUP,
+  CONTROL_THREAD,
+  type QueueContext,
+  type QueueService,
+  type QueueThreads,
+  type QueueThreadsListener,
+} from "./src/pci/queue_threads.ts";
 export { type PostedWrites, WriteOrder } from "./src/pci/posted_writes.ts";
 export {
   type Register,
@@ -79,7 +87,15 @@ export {
   type SpreadingListener,
 } from "./src/pci/spreading.ts";
 export { StateReader } from "./src/core/state_reader.ts";
-export type { VirtioDevice, VirtioTransport } from "./src/virtio/device.ts";
+export type {
+  QueueHandler,
+  QueueSharing,
+  QueueThreadHandler,
+  QueueTransport,
+  VirtioDevice,
+  VirtioTransport,
+} from "./src/virtio/device.ts";
+export { VirtioQueueService } from "./src/virtio/session/queue_service.ts";
 export { Features, VIRTIO_F } from "./src/virtio/features.ts";
 export {
   type DoorbellMode,

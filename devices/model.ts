@@ -5,6 +5,7 @@
  */
 
 import type { DeviceContext, PciDevice } from "../src/pci/device.ts";
+import type { QueueContext, QueueService } from "../src/pci/queue_threads.ts";
 
 /** One `key=value` of `--device MODEL,key=value`, as data for help texts. */
 export interface OptionSpec {
@@ -64,4 +65,15 @@ export interface DeviceModel<Options = unknown> {
     options: Options,
     inherited?: unknown,
   ): PciDevice;
+  /**
+   * Makes what serves queues of a device on another thread than its own; absent where one thread serves all.
+   *
+   * @param grant What the device has given for it
+   * @throws {Error} With one line and the remedy; what was granted is then still the device's
+   */
+  serve?(
+    context: QueueContext,
+    options: Options,
+    grant: unknown,
+  ): QueueService;
 }

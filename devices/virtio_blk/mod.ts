@@ -6,7 +6,6 @@
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../src/backend/block/open.ts";
-import { BlockKind } from "../../src/backend/block/option_table.ts";
 import { formatSize } from "../../src/backend/block/size.ts";
 import type { Log } from "../../src/core/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
@@ -15,6 +14,11 @@ import {
   VirtioPci,
   type VirtioPciHandOver,
 } from "../../src/transport/virtio_pci/virtio_pci.ts";
+import type {
+  QueueContext,
+  QueueService,
+} from "../../src/pci/queue_threads.ts";
+import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
 import type { DeviceModel } from "../model.ts";
 import {
   parseVirtioBlkOptions,
@@ -22,6 +26,7 @@ import {
   type VirtioBlkOptions,
 } from "./config.ts";
 import { VirtioBlk } from "./device.ts";
+import { BlkQueues } from "./queues.ts";
 import type { VirtioBlkHandOver } from "./state.ts";
 
 export { VirtioBlk, type VirtioBlkParts } from "./device.ts";
@@ -53,7 +58,9 @@ function create(
         ringFeatures: ringFeatures(options.rings),
         mapNotify: mapsNotify(options.rings),
         msix: options.rings.msix,
-        counters: given?.sessionCounters ?? {},
+        ...(given === undefined
+          ? {}
+          : { counters: given.sessionCounters, kicks: given.kicks }),
       },
     );
     if (given === undefined) announce(log, backend);
@@ -64,6 +71,24 @@ function create(
     backend.close();
     throw error;
   }
+}
+
+function serve(
+  context: QueueContext,
+  options: VirtioBlkOptions,
+  grant: unknown,
+): QueueService {
+  return new VirtioQueueService(context, grant, (transport, given) => {
+    const backend = openBlockBackend(
+      options.block,
+      { ...context, onStart() {} },
+      given,
+    );
+    return new BlkQueues({
+      ...{ context, transport, backend, options },
+      onResize: () => {},
+    });
+  });
 }
 
 function announce(log: Log, backend: BlockBackend): void {
@@ -82,8 +107,6 @@ export const virtioBlkModel: DeviceModel<VirtioBlkOptions> = {
   help: "virtio disk",
   options: VIRTIO_BLK_OPTIONS,
   parse: parseVirtioBlkOptions,
-  // An NBD server promises what it does for one connection only.
-  maxIOThreads: ({ block, queues }) =>
-    block.kind === BlockKind.NBD ? 1 : queues,
   create,
+  serve,
 };

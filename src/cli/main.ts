@@ -147,7 +147,9 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
     } catch (error) {
       throw optionError(device.model, error as Error);
     }
-    checkSharing(id, iothreads, model.maxIOThreads?.(options) ?? 1);
+    if (model.serve === undefined) {
+      checkSharing(id, iothreads, model.maxIOThreads?.(options) ?? 1);
+    }
     // The IOThread need not share our working folder's meaning of a path.
     const reference = isModelPath(device.model)
       ? modelUrl(device.model)

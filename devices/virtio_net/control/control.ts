@@ -66,6 +66,8 @@ export interface ControlQueueOptions {
   readonly coalescing: CoalescingControl;
   /** The most descriptors in a chain: the queue may be at a number that is a larger queue's otherwise. */
   readonly chainSegments: number;
+  /** What commands have changed is to be in force before the driver sees that they are done. */
+  readonly apply: () => void;
   /** See VirtioTransport. */
   readonly interrupt: (queue: Virtqueue) => void;
   /** The driver broke a rule. */
@@ -114,7 +116,7 @@ export class ControlQueue {
   run(): void {
     const queue = this.#queue;
     if (queue === null || !queue.enabled) return;
-    const { interrupt, fail } = this.#options;
+    const { apply, interrupt, fail } = this.#options;
     let left = BUDGET;
     let got = 0;
     do {
@@ -123,6 +125,7 @@ export class ControlQueue {
         queue.push(this.#chain.head, this.#serve());
         left--;
       }
+      apply();
       if (queue.publish()) interrupt(queue);
       if (got < 0) return fail(queue.lastError);
       if (left === 0) return this.#more.schedule();

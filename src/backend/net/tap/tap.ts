@@ -236,6 +236,13 @@ export class TapBackend implements NetBackend, TapQueueListener {
     };
   }
 
+  reclaim(): void {
+    for (const pair of this.#lent) {
+      if (this.#peer !== null) this.#queues[pair]!.start();
+    }
+    this.#lent.clear();
+  }
+
   /** Detaches; an interface that was made on opening goes away. */
   close(): void {
     this.stop();
