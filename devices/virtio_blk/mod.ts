@@ -6,7 +6,8 @@
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../src/backend/block/open.ts";
-import { formatSize } from "../../src/backend/block/size.ts";
+import { blockDriver } from "../../src/backend/block/options.ts";
+import { formatSize } from "../../src/core/size.ts";
 import type { Log } from "../../src/core/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import { mapsNotify, ringFeatures } from "../../src/virtio/options.ts";
@@ -14,19 +15,9 @@ import {
   VirtioPci,
   type VirtioPciHandOver,
 } from "../../src/transport/virtio_pci/virtio_pci.ts";
-import type {
-  QueueContext,
-  QueueService,
-} from "../../src/pci/queue_threads.ts";
-import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
 import type { DeviceModel } from "../model.ts";
-import {
-  parseVirtioBlkOptions,
-  VIRTIO_BLK_OPTIONS,
-  type VirtioBlkOptions,
-} from "./config.ts";
+import { VIRTIO_BLK_OPTIONS, type VirtioBlkOptions } from "./config.ts";
 import { VirtioBlk } from "./device.ts";
-import { BlkQueues } from "./queues.ts";
 import type { VirtioBlkHandOver } from "./state.ts";
 
 export { VirtioBlk, type VirtioBlkParts } from "./device.ts";
@@ -58,9 +49,7 @@ function create(
         ringFeatures: ringFeatures(options.rings),
         mapNotify: mapsNotify(options.rings),
         msix: options.rings.msix,
-        ...(given === undefined
-          ? {}
-          : { counters: given.sessionCounters, kicks: given.kicks }),
+        counters: given?.sessionCounters ?? {},
       },
     );
     if (given === undefined) announce(log, backend);
@@ -71,24 +60,6 @@ function create(
     backend.close();
     throw error;
   }
-}
-
-function serve(
-  context: QueueContext,
-  options: VirtioBlkOptions,
-  grant: unknown,
-): QueueService {
-  return new VirtioQueueService(context, grant, (transport, given) => {
-    const backend = openBlockBackend(
-      options.block,
-      { ...context, onStart() {} },
-      given,
-    );
-    return new BlkQueues({
-      ...{ context, transport, backend, options },
-      onResize: () => {},
-    });
-  });
 }
 
 function announce(log: Log, backend: BlockBackend): void {
@@ -106,7 +77,7 @@ export const virtioBlkModel: DeviceModel<VirtioBlkOptions> = {
   name: "virtio-blk",
   help: "virtio disk",
   options: VIRTIO_BLK_OPTIONS,
-  parse: parseVirtioBlkOptions,
+  maxIOThreads: ({ block, queues }) =>
+    blockDriver(block).shareable ? queues : 1,
   create,
-  serve,
 };

@@ -172,10 +172,7 @@ export function parseNetState(value: unknown, pairs: number): NetState {
  */
 export function parseNetHandOver(
   value: unknown,
-): NetHandOver & {
-  readonly sessionCounters: Partial<SessionCounters>;
-  readonly kicks: readonly number[];
-} {
+): NetHandOver & { readonly sessionCounters: Partial<SessionCounters> } {
   const state = new StateReader(value, WHAT);
   state.version(NET_STATE_VERSION);
   return {
@@ -196,7 +193,6 @@ export function parseNetHandOver(
     }),
     backend: state.value("backend"),
     sessionCounters: readCounters(state.value("sessionCounters")),
-    kicks: state.value("kicks") as readonly number[],
   };
 }
 

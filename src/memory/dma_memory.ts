@@ -272,7 +272,7 @@ export class DmaMemory implements GuestMemory, Disposable {
     return result;
   }
 
-  release(_list: ScatterGather, _writtenBytes: number): number {
+  commit(_list: ScatterGather, _lengthBytes: number): number {
     return 0;
   }
 

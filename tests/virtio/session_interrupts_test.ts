@@ -9,6 +9,7 @@ class Rig {
     {
       notifyUsed: (queue) => this.sent.push(queue),
       notifyConfig: () => this.sent.push("config"),
+      onReset: () => this.sent.push("reset"),
     },
     this.counters,
     4,

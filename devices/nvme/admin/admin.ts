@@ -203,6 +203,8 @@ export class AdminCommands {
     const status = data.mapAdmin(sqe, lengthBytes, Access.WRITE, list);
     if (status !== NvmeSc.SUCCESS) return status;
     memory.scatter(list, bytes, lengthBytes);
-    return NvmeSc.SUCCESS;
+    return memory.commit(list, lengthBytes) < 0
+      ? NvmeSc.DATA_XFER_ERROR
+      : NvmeSc.SUCCESS;
   }
 }

@@ -30,9 +30,8 @@ export const SUBMIT = -2;
  */
 export class Comparer {
   readonly #memory: GuestMemory;
-  /** The driver's side, and what of it is not compared yet. */
+  /** The driver's side. */
   readonly #guest: ScatterGather;
-  readonly #left: ScatterGather;
   #ours: ScratchMemory | null = null;
   #theirs = new Uint8Array(0);
   #active: Command | null = null;
@@ -41,7 +40,6 @@ export class Comparer {
   constructor(memory: GuestMemory, segments: number) {
     this.#memory = memory;
     this.#guest = memory.createScatterGather(segments);
-    this.#left = memory.createScatterGather(segments);
   }
 
   /** Whether a command is being compared. */
@@ -63,8 +61,6 @@ export class Comparer {
     const { request } = command;
     this.#guest.clear();
     this.#guest.append(request.buffers);
-    this.#left.clear();
-    this.#left.append(request.buffers);
     command.step = 0;
     command.steps = this.#guest.lengthBytes;
     request.op = BlockOp.READ;
@@ -83,7 +79,7 @@ export class Comparer {
     const length = command.request.lengthBytes;
     const theirs = this.#theirs;
     const ours = this.#ours!.bytes;
-    if (this.#memory.gather(this.#left, theirs, length) !== length) {
+    if (this.#memory.gather(this.#guest, theirs, length) !== length) {
       return NvmeSc.DATA_XFER_ERROR;
     }
     for (let i = 0; i < length; i++) {
@@ -91,19 +87,15 @@ export class Comparer {
       command.blame(command.request.offset + i);
       return NvmeSc.COMPARE_FAILED;
     }
-    this.#left.consume(length);
+    this.#guest.consume(length);
     command.step += length;
     if (command.step === command.steps) return NvmeSc.SUCCESS;
     command.request.offset += length;
     return this.#readChunk(command);
   }
 
-  /** The command has a status, and its buffers again. */
+  /** The command has a status. */
   end(): void {
-    if (this.#active === null) return;
-    const { buffers } = this.#active.request;
-    buffers.clear();
-    buffers.append(this.#guest);
     this.#active = null;
   }
 

@@ -4,7 +4,11 @@
  * @module
  */
 
-import { type CoalescingLimits, NO_COALESCING } from "../queue/coalescing.ts";
+import {
+  type CoalescingLimits,
+  NO_COALESCING,
+  type Notifier,
+} from "../queue/coalescing.ts";
 import type { CommandReader } from "./command_reader.ts";
 import type { CoalescingState } from "../state.ts";
 import {
@@ -14,8 +18,7 @@ import {
 
 /** Limits for all receive queues, all transmit queues, and queues by number. */
 export class CoalescingControl {
-  /** By queue number. */
-  readonly #limits: CoalescingLimits[];
+  readonly #notifiers: readonly Notifier[];
   readonly #isInUse: (queueIndex: number) => boolean;
   /** What all receive queues, and all transmit queues, were given last. */
   readonly #common: [CoalescingLimits, CoalescingLimits] = [
@@ -24,26 +27,26 @@ export class CoalescingControl {
   ];
 
   /**
-   * @param queues How many there are: receive, transmit, receive, …
+   * @param notifiers By queue number: receive, transmit, receive, …
    * @param isInUse Whether there is an enabled queue of that number for packets
    */
   constructor(
-    queues: number,
+    notifiers: readonly Notifier[],
     isInUse: (queueIndex: number) => boolean,
   ) {
-    this.#limits = new Array(queues).fill(NO_COALESCING);
+    this.#notifiers = notifiers;
     this.#isInUse = isInUse;
   }
 
   /** Back to none, everywhere. */
   reset(): void {
     this.#common.fill(NO_COALESCING);
-    this.#limits.fill(NO_COALESCING);
+    for (const notifier of this.#notifiers) notifier.reset(NO_COALESCING);
   }
 
   /** A queue begins anew with what all of its kind have. */
   resetQueue(queueIndex: number): void {
-    this.#limits[queueIndex] = this.#common[queueIndex & 1]!;
+    this.#notifiers[queueIndex]!.reset(this.#common[queueIndex & 1]!);
   }
 
   /**
@@ -58,10 +61,10 @@ export class CoalescingControl {
       case VIRTIO_NET_CTRL_NOTF_COAL_CMD.TX_SET:
         return this.#setAll(1, readLimits(reader));
       case VIRTIO_NET_CTRL_NOTF_COAL_CMD.VQ_SET: {
-        const queue = this.#readQueue(reader);
+        const notifier = this.#readQueue(reader);
         const limits = readLimits(reader);
-        if (queue < 0 || limits === null) return false;
-        this.#limits[queue] = limits;
+        if (notifier === null || limits === null) return false;
+        notifier.setLimits(limits);
         return true;
       }
       default:
@@ -76,9 +79,9 @@ export class CoalescingControl {
    * @returns Whether it was right
    */
   get(reader: CommandReader, into: DataView): boolean {
-    const queue = this.#readQueue(reader);
-    if (queue < 0 || reader.leftBytes !== 0) return false;
-    const { maxPackets, maxUsecs } = this.#limits[queue]!;
+    const notifier = this.#readQueue(reader);
+    if (notifier === null || reader.leftBytes !== 0) return false;
+    const { maxPackets, maxUsecs } = notifier.limits;
     into.setUint32(VIRTIO_NET_CTRL_COAL.MAX_PACKETS, maxPackets, true);
     into.setUint32(VIRTIO_NET_CTRL_COAL.MAX_USECS, maxUsecs, true);
     return true;
@@ -89,7 +92,7 @@ export class CoalescingControl {
     return {
       rx: this.#common[0],
       tx: this.#common[1],
-      queues: [...this.#limits],
+      queues: this.#notifiers.map((notifier) => notifier.limits),
     };
   }
 
@@ -97,26 +100,28 @@ export class CoalescingControl {
   load(state: CoalescingState): void {
     this.#common[0] = state.rx;
     this.#common[1] = state.tx;
-    this.#limits.splice(0, Infinity, ...state.queues);
+    this.#notifiers.forEach((notifier, i) =>
+      notifier.setLimits(state.queues[i]!)
+    );
   }
 
   #setAll(kind: 0 | 1, limits: CoalescingLimits | null): boolean {
     if (limits === null) return false;
     this.#common[kind] = limits;
-    for (let i = kind; i < this.#limits.length; i += 2) {
-      this.#limits[i] = limits;
+    for (let i = kind; i < this.#notifiers.length; i += 2) {
+      this.#notifiers[i]!.setLimits(limits);
     }
     return true;
   }
 
-  /** Reads `{ le16 vq_index; le16 reserved; }`; −1 when there is no such queue. */
-  #readQueue(reader: CommandReader): number {
+  /** Reads `{ le16 vq_index; le16 reserved; }`; null when there is no such queue. */
+  #readQueue(reader: CommandReader): Notifier | null {
     const index = reader.number(2);
     const reserved = reader.number(2);
     if (index === null || reserved === null || !this.#isInUse(index)) {
-      return -1;
+      return null;
     }
-    return index;
+    return this.#notifiers[index]!;
   }
 }
 

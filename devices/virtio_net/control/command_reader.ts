@@ -7,23 +7,17 @@
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 
-/** Reads a command's data from the front. */
+/** Reads a command's data from the front; consumes the list. */
 export class CommandReader {
   readonly #memory: GuestMemory;
   readonly #list: ScatterGather;
   readonly #word = new Uint8Array(4);
   readonly #view = new DataView(this.#word.buffer);
 
-  /** @param segments The most segments of a command */
-  constructor(memory: GuestMemory, segments: number) {
+  /** @param list Of each command in turn */
+  constructor(memory: GuestMemory, list: ScatterGather) {
     this.#memory = memory;
-    this.#list = memory.createScatterGather(segments);
-  }
-
-  /** Begins with a command. */
-  begin(list: ScatterGather): void {
-    this.#list.clear();
-    this.#list.append(list);
+    this.#list = list;
   }
 
   /** Bytes that have not been read. */

@@ -10,6 +10,7 @@ import type {
   CapabilitySpec,
   PciSpec,
 } from "../../pci/device.ts";
+import type { RegisterWrite } from "../../pci/spreading.ts";
 import {
   configAccessCapability,
   notifyCapability,
@@ -57,12 +58,7 @@ export interface VirtioPciSpecParts {
   readonly notify: NotifyStructure;
   /** Accesses to the virtio structures by way of configuration space. */
   readonly read: (bar: number, offset: number, width: AccessWidth) => number;
-  readonly write: (
-    bar: number,
-    offset: number,
-    width: AccessWidth,
-    value: number,
-  ) => void;
+  readonly write: RegisterWrite;
 }
 
 /** The description of a modern virtio device. */

@@ -12,13 +12,13 @@ type Owed = Pick<SessionState, "owedInterrupts" | "owesConfigInterrupt">;
 
 /** Sends and counts notifications, and remembers those that must wait until the session goes on. */
 export class SessionInterrupts {
-  readonly #signals: Pick<SessionSignals, "notifyUsed" | "notifyConfig">;
+  readonly #signals: SessionSignals;
   readonly #counters: SessionCounters;
   readonly #owed: Uint8Array;
   #owesConfig = false;
 
   constructor(
-    signals: Pick<SessionSignals, "notifyUsed" | "notifyConfig">,
+    signals: SessionSignals,
     counters: SessionCounters,
     queues: number,
   ) {
