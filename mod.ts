@@ -14,7 +14,7 @@
  * @module
  */
 
-export type { DeviceModel } from "./devices/model.ts";
+export type { DeviceModel, OptionSpec } from "./devices/model.ts";
 export {
   alignUp,
   bit,
@@ -40,35 +40,6 @@ export type {
 } from "./src/loop/event_loop.ts";
 export type { Log } from "./src/core/log.ts";
 export {
-  type Kinds,
-  type Numbered,
-  numbered,
-  type OfKinds,
-  oneOfKinds,
-} from "./src/core/option_groups.ts";
-export {
-  flag,
-  type Infer,
-  integer,
-  list,
-  oneOf,
-  onOff,
-  option,
-  OptionError,
-  type OptionFields,
-  type OptionRow,
-  type Options,
-  options,
-  type OptionSpec,
-  type OptionTexts,
-  type OptionValue,
-  type OptionValues,
-  type Refuse,
-  refuse,
-  size,
-  text,
-} from "./src/core/options.ts";
-export {
   Access,
   type GuestMemory,
   type MemoryListener,
@@ -92,6 +63,14 @@ export type {
   SharedMemory,
   VendorCapability,
 } from "./src/pci/device.ts";
+export {
+  CONTROL_GROUP,
+  CONTROL_THREAD,
+  type QueueContext,
+  type QueueService,
+  type QueueThreads,
+  type QueueThreadsListener,
+} from "./src/pci/queue_threads.ts";
 export { type PostedWrites, WriteOrder } from "./src/pci/posted_writes.ts";
 export {
   type Register,
@@ -108,14 +87,26 @@ export {
   type SpreadingListener,
 } from "./src/pci/spreading.ts";
 export { StateReader } from "./src/core/state_reader.ts";
-export type { VirtioDevice, VirtioTransport } from "./src/virtio/device.ts";
+export type {
+  QueueHandler,
+  QueueSharing,
+  QueueThreadHandler,
+  QueueTransport,
+  VirtioDevice,
+  VirtioTransport,
+} from "./src/virtio/device.ts";
+export { VirtioQueueService } from "./src/virtio/session/queue_service.ts";
 export { Features, VIRTIO_F } from "./src/virtio/features.ts";
 export {
+  type DoorbellMode,
+  isVirtioOption,
   mapsNotify,
+  parseVirtioOptions,
   ringFeatures,
   VIRTIO_DEFAULTS,
+  type VirtioOption,
   type VirtioOptions,
-  virtioOptions,
+  virtioOptionTable,
 } from "./src/virtio/options.ts";
 export { Chain, type Virtqueue } from "./src/virtio/queue/queue.ts";
 export type {

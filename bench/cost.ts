@@ -54,7 +54,7 @@ class Bench implements Disposable {
     };
     const device = model.create(
       context,
-      model.options!.parse({
+      model.parse({
         frame: transmit ? "0" : `${FRAME_BYTES}`,
         packed: packed ? "on" : "off",
       }),

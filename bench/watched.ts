@@ -8,13 +8,7 @@
  */
 
 import { loadModel } from "../devices/registry.ts";
-import {
-  type DeviceModel,
-  type Infer,
-  oneOf,
-  oneOfKinds,
-  type Options,
-} from "../mod.ts";
+import type { DeviceModel } from "../mod.ts";
 
 /** The models that can be watched. */
 const MODELS: ReadonlyMap<string, DeviceModel> = new Map(
@@ -31,20 +25,11 @@ const MODELS: ReadonlyMap<string, DeviceModel> = new Map(
   ),
 );
 
-const NAMES = [...MODELS.keys()];
-
-const OPTIONS = oneOfKinds(
-  "of",
-  Object.fromEntries(
-    [...MODELS].map(([name, { options }]) => [
-      name,
-      { options: options as Options<object> },
-    ]),
-  ),
-  oneOf("of", NAMES, { help: "the model to watch", default: NAMES[0]! }),
-  (of) => `of=${of}`,
-  "watched",
-);
+/** What is watched; plain data. */
+interface WatchedOptions {
+  readonly of: string;
+  readonly options: unknown;
+}
 
 /** What this thread's heap holds, now and without garbage, in bytes. */
 export function heapCounters(): Record<string, number> {
@@ -56,11 +41,23 @@ export function heapCounters(): Record<string, number> {
 }
 
 /** `of=MODEL`: which model to watch; all other options are its own. */
-export const model: DeviceModel<Infer<typeof OPTIONS>> = {
+export const model: DeviceModel<WatchedOptions> = {
   name: "watched",
   help: "another model, and its thread's heap among the counters",
-  options: OPTIONS,
-  create: (context, { of, ...options }) => {
+  options: [
+    { name: "of", syntax: "model", help: "the model to watch" },
+    ...[...MODELS.values()].flatMap(({ options }) => options),
+  ],
+  parse: ({ of, ...own }) => {
+    const watched = MODELS.get(`${of}`);
+    if (watched === undefined) {
+      throw new Error(
+        `Cannot watch ${of}: choose one of ${[...MODELS.keys()].join(", ")}`,
+      );
+    }
+    return { of: watched.name, options: watched.parse(own) };
+  },
+  create: (context, { of, options }) => {
     const device = MODELS.get(of)!.create(context, options);
     const counters = device.counters?.bind(device);
     // On the device itself: a wrapper around it would be measured too.

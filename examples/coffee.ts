@@ -24,8 +24,10 @@ function create(context: DeviceContext): PciDevice {
 }
 
 /** The model: `--device ./examples/coffee.ts`. */
-export const model: DeviceModel = {
+export const model: DeviceModel<null> = {
   name: "coffee",
   help: "answers 0xc0ffee",
+  options: [],
+  parse: () => null,
   create,
 };

@@ -8,8 +8,8 @@ import type {
   BlockClient,
   BlockRequest,
 } from "../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../src/backend/block/options.ts";
-import { formatSize } from "../../src/core/size.ts";
+import type { BlockOptions } from "../../src/backend/block/option_table.ts";
+import { formatSize } from "../../src/backend/block/size.ts";
 import type { BottomHalf, Poller, Timer } from "../../src/loop/event_loop.ts";
 import { LookTimer } from "../../src/loop/look_timer.ts";
 import type {
@@ -273,6 +273,8 @@ export class NvmeController implements PciDevice, BlockClient {
     this.#parts.lines.close();
     this.#work.cancel();
     for (const ns of this.#parts.namespaces.all) ns.backend.close();
+    this.#parts.io.reset();
+    this.#parts.engine.reset();
     // Whatever closing reported.
     this.#work.cancel();
   }

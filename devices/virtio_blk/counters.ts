@@ -61,7 +61,7 @@ export class BlkCounters {
         this.add(BlkCounter.writes, 1);
         return this.add(
           BlkCounter.writtenBytes,
-          slot.chain.readable.lengthBytes,
+          slot.request.lengthBytes,
         );
       case VIRTIO_BLK_T.FLUSH:
         return this.add(BlkCounter.flushes, 1);

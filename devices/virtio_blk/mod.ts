@@ -6,8 +6,7 @@
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../src/backend/block/open.ts";
-import { blockDriver } from "../../src/backend/block/options.ts";
-import { formatSize } from "../../src/core/size.ts";
+import { formatSize } from "../../src/backend/block/size.ts";
 import type { Log } from "../../src/core/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import { mapsNotify, ringFeatures } from "../../src/virtio/options.ts";
@@ -15,9 +14,19 @@ import {
   VirtioPci,
   type VirtioPciHandOver,
 } from "../../src/transport/virtio_pci/virtio_pci.ts";
+import type {
+  QueueContext,
+  QueueService,
+} from "../../src/pci/queue_threads.ts";
+import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
 import type { DeviceModel } from "../model.ts";
-import { VIRTIO_BLK_OPTIONS, type VirtioBlkOptions } from "./config.ts";
+import {
+  parseVirtioBlkOptions,
+  VIRTIO_BLK_OPTIONS,
+  type VirtioBlkOptions,
+} from "./config.ts";
 import { VirtioBlk } from "./device.ts";
+import { BlkQueues } from "./queues.ts";
 import type { VirtioBlkHandOver } from "./state.ts";
 
 export { VirtioBlk, type VirtioBlkParts } from "./device.ts";
@@ -49,7 +58,9 @@ function create(
         ringFeatures: ringFeatures(options.rings),
         mapNotify: mapsNotify(options.rings),
         msix: options.rings.msix,
-        counters: given?.sessionCounters ?? {},
+        ...(given === undefined
+          ? {}
+          : { counters: given.sessionCounters, kicks: given.kicks }),
       },
     );
     if (given === undefined) announce(log, backend);
@@ -60,6 +71,24 @@ function create(
     backend.close();
     throw error;
   }
+}
+
+function serve(
+  context: QueueContext,
+  options: VirtioBlkOptions,
+  grant: unknown,
+): QueueService {
+  return new VirtioQueueService(context, grant, (transport, given) => {
+    const backend = openBlockBackend(
+      options.block,
+      { ...context, onStart() {} },
+      given,
+    );
+    return new BlkQueues({
+      ...{ context, transport, backend, options },
+      onResize: () => {},
+    });
+  });
 }
 
 function announce(log: Log, backend: BlockBackend): void {
@@ -77,7 +106,7 @@ export const virtioBlkModel: DeviceModel<VirtioBlkOptions> = {
   name: "virtio-blk",
   help: "virtio disk",
   options: VIRTIO_BLK_OPTIONS,
-  maxIOThreads: ({ block, queues }) =>
-    blockDriver(block).shareable ? queues : 1,
+  parse: parseVirtioBlkOptions,
   create,
+  serve,
 };

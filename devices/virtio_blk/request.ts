@@ -98,11 +98,11 @@ export class RequestParser {
     if (got < VIRTIO_BLK_OUTHDR.SIZE) {
       return this.#broken("a request is shorter than its header (5.2.6)");
     }
-    readable.consume(VIRTIO_BLK_OUTHDR.SIZE);
     slot.type = this.#view.getUint32(VIRTIO_BLK_OUTHDR.TYPE, true);
     slot.range = 0;
     slot.request.durable = false;
     slot.request.mayUnmap = false;
+    slot.request.buffers.clear();
     switch (slot.type) {
       case VIRTIO_BLK_T.IN:
         return this.#parseIn(slot);
@@ -122,19 +122,6 @@ export class RequestParser {
         );
       default:
         return VIRTIO_BLK_S.UNSUPP;
-    }
-  }
-
-  /** Fills the buffers of a read or write from its chain, as often as needed: a back end may have consumed them. */
-  fillBuffers(slot: Slot): void {
-    const { buffers } = slot.request;
-    buffers.clear();
-    if (slot.type === VIRTIO_BLK_T.IN) {
-      buffers.append(slot.chain.writable);
-      // The status byte is no data.
-      buffers.truncate(slot.request.lengthBytes);
-    } else if (slot.type === VIRTIO_BLK_T.OUT) {
-      buffers.append(slot.chain.readable);
     }
   }
 
@@ -170,18 +157,24 @@ export class RequestParser {
     if (status !== Verdict.SUBMIT) return status;
     slot.request.op = BlockOp.READ;
     slot.dataBytes = lengthBytes;
-    this.fillBuffers(slot);
+    slot.request.buffers.append(slot.chain.writable);
+    // The status byte is no data.
+    slot.request.buffers.truncate(lengthBytes);
     return Verdict.SUBMIT;
   }
 
   #parseOut(slot: Slot): number {
     // A device that offers RO MUST fail writes with IOERR (5.2.6.2).
     if (this.limits.readonly) return VIRTIO_BLK_S.IOERR;
-    const status = this.#placeTransfer(slot, slot.chain.readable.lengthBytes);
+    const { readable } = slot.chain;
+    const status = this.#placeTransfer(
+      slot,
+      readable.lengthBytes - VIRTIO_BLK_OUTHDR.SIZE,
+    );
     if (status !== Verdict.SUBMIT) return status;
     slot.request.op = BlockOp.WRITE;
     slot.request.durable = this.limits.durableWrites;
-    this.fillBuffers(slot);
+    slot.request.buffers.append(readable, VIRTIO_BLK_OUTHDR.SIZE);
     return Verdict.SUBMIT;
   }
 
@@ -219,7 +212,6 @@ export class RequestParser {
     request.op = BlockOp.FLUSH;
     request.offset = 0;
     request.lengthBytes = 0;
-    request.buffers.clear();
     return Verdict.SUBMIT;
   }
 
@@ -235,13 +227,16 @@ export class RequestParser {
   #parseRanges(slot: Slot, negotiated: boolean, flagsMask: number): number {
     if (!negotiated) return VIRTIO_BLK_S.UNSUPP;
     if (this.limits.readonly) return VIRTIO_BLK_S.IOERR;
-    const { readable } = slot.chain;
-    const { lengthBytes } = readable;
+    const { request } = slot;
+    const { buffers } = request;
+    buffers.append(slot.chain.readable, VIRTIO_BLK_OUTHDR.SIZE);
+    const { lengthBytes } = buffers;
     if (
       lengthBytes === 0 || lengthBytes % VIRTIO_BLK_RANGE.SIZE !== 0 ||
       lengthBytes > RANGES_MAX * VIRTIO_BLK_RANGE.SIZE
     ) return VIRTIO_BLK_S.IOERR;
-    this.#memory.gather(readable, slot.rangeBytes(), lengthBytes);
+    this.#memory.gather(buffers, slot.rangeBytes(), lengthBytes);
+    buffers.clear();
     slot.rangeCount = lengthBytes / VIRTIO_BLK_RANGE.SIZE;
     for (slot.range = 0; slot.range < slot.rangeCount; slot.range++) {
       const at = slot.range * VIRTIO_BLK_RANGE.SIZE;
@@ -250,11 +245,9 @@ export class RequestParser {
       if ((flags & ~flagsMask) !== 0) return VIRTIO_BLK_S.UNSUPP;
       if (!this.#placeRange(slot)) return VIRTIO_BLK_S.IOERR;
     }
-    const { request } = slot;
     const zeroes = slot.type === VIRTIO_BLK_T.WRITE_ZEROES;
     request.op = zeroes ? BlockOp.WRITE_ZEROES : BlockOp.DISCARD;
     request.durable = zeroes && this.limits.durableWrites;
-    request.buffers.clear();
     slot.range = -1;
     return this.nextRange(slot) ? Verdict.SUBMIT : VIRTIO_BLK_S.OK;
   }
@@ -297,25 +290,19 @@ export class StatusWriter {
   }
 
   /**
-   * Ends the request of a slot: the status goes into the last device-writable byte, and all that was written becomes
-   * visible to the driver.
+   * Ends the request of a slot: the status goes into the last device-writable byte.
    *
    * @param status VIRTIO_BLK_S_*
    * @returns What the used ring is to tell: how many bytes were written without a gap from the start (2.7.8.2)
    */
   complete(slot: Slot, status: number): number {
-    const memory = this.#memory;
     const { writable } = slot.chain;
     const room = writable.lengthBytes - 1;
     const data = status === VIRTIO_BLK_S.OK ? slot.dataBytes : 0;
     this.#aimAtLastByte(writable);
     this.#byte[0] = status;
-    memory.scatter(this.#list, this.#byte, 1);
-    if (data === room && slot.chain.isWhole) {
-      return memory.commit(writable, room + 1) < 0 ? 0 : room + 1;
-    }
-    const committed = memory.commit(writable, data);
-    return memory.commit(this.#list, 1) < 0 || committed < 0 ? 0 : data;
+    this.#memory.scatter(this.#list, this.#byte, 1);
+    return data === room && slot.chain.isWhole ? room + 1 : data;
   }
 
   #aimAtLastByte(list: ScatterGather): void {

@@ -12,19 +12,18 @@ import type {
   DeviceCommand,
   DeviceContext,
 } from "../../src/pci/device.ts";
-import {
-  type NetBackend,
-  NetOffload,
-  type NetPeer,
-} from "../../src/backend/net/contract.ts";
-import { FOR_HOME } from "../../src/pci/spreading.ts";
-import type { VirtioDevice, VirtioTransport } from "../../src/virtio/device.ts";
+import { type NetBackend, NetOffload } from "../../src/backend/net/contract.ts";
+import { CONTROL_GROUP } from "../../src/pci/queue_threads.ts";
+import type {
+  QueueSharing,
+  VirtioDevice,
+  VirtioTransport,
+} from "../../src/virtio/device.ts";
 import { Features } from "../../src/virtio/features.ts";
 import type { Virtqueue } from "../../src/virtio/queue/queue.ts";
 import { CoalescingControl } from "./control/coalescing_control.ts";
 import { formatMac, NetConfig } from "./config.ts";
 import { ControlQueue, CTRL_QUEUE_SIZE } from "./control/control.ts";
-import { NetCounters } from "./counters.ts";
 import {
   PCI_CLASS_NETWORK_ETHERNET,
   VIRTIO_ID_NET,
@@ -34,15 +33,17 @@ import {
   VIRTIO_NET_S_LINK_UP,
 } from "./defs.ts";
 import { areRequirementsMet } from "./feature_rules.ts";
-import { ReceiveFilter } from "./control/filter.ts";
 import { givenOffloads, NO_OFFLOADS, offloadFeatures } from "./offloads.ts";
-import { QueuePairs } from "./queue/queue_pairs.ts";
+import {
+  NetQueues,
+  type NetQueuesOptions,
+  type NetSettings,
+} from "./queue/net_queues.ts";
 import {
   macFromText,
   NET_STATE_VERSION,
   type NetHandOver,
   type NetState,
-  NOTHING_MOVED,
   parseNetState,
 } from "./state.ts";
 
@@ -97,21 +98,27 @@ const NO_FEATURES = new Features(0, 0);
 /** IOV_MAX: what one readv(2) or writev(2) takes. */
 const SEGMENTS_MAX = 1024;
 
+/** What {@linkcode NetQueues} of another thread are made of. Plain data. */
+export interface NetGrant extends Omit<NetQueuesOptions, "mac"> {
+  /** The card's address, as people write it. */
+  readonly mac: string;
+  /** What the back end shares. */
+  readonly backend: unknown;
+}
+
 /** There is no such queue. */
 const NO_QUEUE = -1;
 
 /**
- * A network card with pairs of receive and transmit queues, and a control queue.
+ * A network card with pairs of receive and transmit queues, and a control queue: what a driver configures, around the
+ * {@linkcode NetQueues} of its own thread.
  *
  * ```text
  *   idle --start--> running --reset--> idle        in each: link up ⇄ down
  *                      ╰─ a rule broken ─> failed --reset--> idle
  * ```
- * The back end runs while the device runs and the link is up. Of the chains that are held between calls none has been
- * written to, so nothing needs to come to its end when the card holds: frames then wait in the ring and in the back
- * end, which is left as it is; what was chosen meanwhile is done when the card goes on.
  */
-export class VirtioNet implements VirtioDevice, NetPeer {
+export class VirtioNet implements VirtioDevice {
   readonly deviceId: number = VIRTIO_ID_NET;
   readonly pciClassCode: number = PCI_CLASS_NETWORK_ETHERNET;
   readonly features: Features;
@@ -124,12 +131,10 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   /** The address that a reset restores. */
   readonly #mac: Uint8Array;
   readonly #config: NetConfig;
-  readonly #counters = new NetCounters();
-  readonly #filter = new ReceiveFilter();
-  readonly #pairs: QueuePairs;
+  readonly sharing: QueueSharing;
+  readonly #pairs: NetQueues;
   readonly #coalescing: CoalescingControl;
   readonly #control: ControlQueue;
-  readonly #unsubscribe: () => void;
   /** Whether it is plugged in, as was chosen. */
   #linkUp: boolean;
   #negotiated: Features = NO_FEATURES;
@@ -142,8 +147,6 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   #guestOffloads = 0;
   #running = false;
   #held = false;
-  /** Whether the back end is started. */
-  #plugged = false;
 
   constructor(parts: VirtioNetParts) {
     const { context, transport, backend, options } = parts;
@@ -171,44 +174,54 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       ...new Array<number>(count * 2).fill(options.queueSize),
       CTRL_QUEUE_SIZE,
     ];
-    this.#filter.reset(options.mac, false);
-    const common = {
-      memory: context.memory,
-      loop: context.loop,
-      backend,
-      filter: this.#filter,
-      counters: this.#counters,
+    const queueOptions = {
+      mac: options.mac,
       mtu: options.mtu,
-      chainSegments: Math.min(options.queueSize, SEGMENTS_MAX),
-      delayMs: (options.txDelayUsec ?? 0) / 1000,
-      reliefMs: (options.rxReliefUsec ?? 0) / 1000,
-      fail: (reason: string) => this.#fail(reason),
+      linkUp: options.linkUp,
+      queueSize: options.queueSize,
+      queuePairs: count,
+      txDelayUsec: options.txDelayUsec ?? 0,
+      rxReliefUsec: options.rxReliefUsec ?? 0,
     };
+    const fail = (reason: string) => this.#fail(reason);
     const interrupt = (queue: Virtqueue) => transport.interrupt(queue);
-    this.#pairs = new QueuePairs(
-      { ...common, interrupt },
-      count,
-      options.linkUp,
-    );
+    this.#pairs = new NetQueues({
+      ...{ context, backend },
+      transport: { interrupt, fail },
+      options: queueOptions,
+      onLinkChange: () => this.onLinkChange(),
+    });
     this.#coalescing = new CoalescingControl(
-      this.#pairs.notifiers,
+      count * 2,
       (index) => this.#pairs.has(index) && this.#queues[index]!.enabled,
     );
-    this.#unsubscribe = context.memory.subscribe({
-      onUnmap: (iova, lengthBytes) => this.#pairs.loseMemory(iova, lengthBytes),
-    });
     this.#control = new ControlQueue({
-      ...common,
-      interrupt,
+      ...{ interrupt, fail },
+      memory: context.memory,
+      loop: context.loop,
+      filter: this.#pairs.filter,
+      counters: this.#pairs.tally,
+      chainSegments: Math.min(options.queueSize, SEGMENTS_MAX),
       coalescing: this.#coalescing,
       setMac: (mac) => this.#setMac(mac),
       acknowledgeAnnounce: () => this.#clearAnnounce(),
       setQueuePairs: (count) => this.#setQueuePairs(count),
       setGuestOffloads: (offloads) => this.#setGuestOffloads(offloads),
+      apply: () => this.#applySettings(),
     });
-    if (parts.inherited !== undefined) {
-      this.#counters.load(parts.inherited.counters);
-      this.#pairs.countFrom(parts.inherited.pairs);
+    this.sharing = {
+      groupOf: (queue, features) => this.#groupOf(queue, features),
+      grant: (pairs): NetGrant => ({
+        ...queueOptions,
+        mac: formatMac(options.mac),
+        backend: backend.share!(pairs),
+      }),
+      reclaim: () => backend.reclaim?.(),
+      settings: () => this.#settings(),
+    };
+    const { inherited } = parts;
+    if (inherited !== undefined) {
+      this.#pairs.countFrom(inherited.counters, inherited.pairs);
     }
     this.commands = {
       link: {
@@ -227,6 +240,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     return (this.#config.status & VIRTIO_NET_S_LINK_UP) !== 0;
   }
 
+  /** Tells the driver whether the link is up, if that has changed. */
   onLinkChange(): void {
     const up = this.#hasLink();
     if (up === this.linkUp) return;
@@ -235,7 +249,6 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     if (up && this.#canAnnounce()) {
       this.#config.status |= VIRTIO_NET_S_ANNOUNCE;
     }
-    this.#transport.sharedStateChanged?.();
     this.#transport.configChanged();
   }
 
@@ -246,11 +259,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   setLink(up: boolean): void {
     if (up === this.#linkUp) return;
     this.#linkUp = up;
-    this.#pairs.setLink(up);
-    if (this.#running) {
-      if (up) this.#startBackend();
-      else this.#stopBackend();
-    }
+    this.#applySettings();
     this.onLinkChange();
   }
 
@@ -294,7 +303,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       this.#setStatus(this.#hasLink());
       this.#logLink();
     }
-    this.#filter.reset(this.#config.mac, has(VIRTIO_NET_F.CTRL_VLAN));
+    this.#pairs.filter.reset(this.#config.mac, has(VIRTIO_NET_F.CTRL_VLAN));
     this.#pairs.start(features, queues);
     this.#ctrlIndex = has(VIRTIO_NET_F.CTRL_VQ)
       ? this.#pairs.known * 2
@@ -304,32 +313,20 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     }
     this.#setQueuePairs(1);
     this.#setGuestOffloads(givenOffloads(features));
-    if (this.#linkUp) this.#startBackend();
+    this.#pairs.configure(this.#settings());
   }
 
   notify(queue: Virtqueue): void {
     if (!this.#running) return;
-    const { index } = queue;
-    if (index === this.#ctrlIndex) {
-      this.#control.run();
-      this.#transport.sharedStateChanged?.();
-    } else this.#pairs.notify(index);
-  }
-
-  onReadable(pair: number = 0): void {
-    if (!this.#running || !this.#linkUp || pair >= this.#activePairs) return;
-    if (!this.#held) this.#pairs.rx[pair]!.run();
-  }
-
-  onWritable(pair: number = 0): void {
-    this.#pairs.tx[pair]!.onWritable();
+    if (queue.index === this.#ctrlIndex) this.#control.run();
+    else this.#pairs.notify(queue);
   }
 
   resetQueue(queue: Virtqueue): void {
     const { index } = queue;
     if (index === this.#ctrlIndex) return this.#control.resetQueue();
     if (!this.#pairs.has(index)) return;
-    this.#pairs.resetQueue(index);
+    this.#pairs.resetQueue(queue);
     this.#coalescing.resetQueue(index);
   }
 
@@ -337,17 +334,13 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#halt();
     this.#negotiated = NO_FEATURES;
     this.#config.setMac(this.#mac);
-    this.#filter.reset(this.#mac, false);
+    this.#pairs.filter.reset(this.#mac, false);
     this.#clearAnnounce();
   }
 
   hold(): number {
-    if (!this.#held) {
-      this.#held = true;
-      this.#pairs.hold();
-    }
-    this.#pairs.flushInterrupts();
-    return 0;
+    this.#held = true;
+    return this.#pairs.hold();
   }
 
   pause(): void {
@@ -355,26 +348,22 @@ export class VirtioNet implements VirtioDevice, NetPeer {
   }
 
   resume(): void {
-    if (!this.#held) return;
+    const held = this.#held;
     this.#held = false;
-    if (!this.#running) return;
-    this.#backend.setQueuePairs?.(this.#activePairs);
-    this.#backend.setOffloads?.(this.#guestOffloads);
-    if (this.#linkUp) this.#startBackend();
-    this.onLinkChange();
+    if (held && this.#running) {
+      this.#backend.setQueuePairs?.(this.#activePairs);
+      this.#backend.setOffloads?.(this.#guestOffloads);
+    }
+    this.#pairs.resume();
+    if (held && this.#running) this.onLinkChange();
   }
 
   save(): NetState {
     return {
       version: NET_STATE_VERSION,
       permanentMac: formatMac(this.#mac),
-      mac: formatMac(this.#config.mac),
-      linkUp: this.#linkUp,
       announce: (this.#config.status & VIRTIO_NET_S_ANNOUNCE) !== 0,
-      activePairs: this.#activePairs,
-      guestOffloads: this.#guestOffloads,
-      filter: this.#filter.save(),
-      coalescing: this.#coalescing.save(),
+      ...this.#settings(),
     };
   }
 
@@ -386,11 +375,9 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#linkUp = linkUp;
     this.#setStatus(this.#hasLink());
     if (announce) this.#config.status |= VIRTIO_NET_S_ANNOUNCE;
-    this.#pairs.setLink(linkUp);
-    if (!linkUp && this.#plugged) this.#stopBackend();
-    this.#filter.load(state.filter);
+    this.#pairs.filter.load(state.filter);
     this.#coalescing.load(state.coalescing);
-    if (!this.#running) return;
+    if (!this.#running) return this.#pairs.configure(this.#settings());
     if (!this.#setQueuePairs(state.activePairs)) {
       throw new ErrnoError(
         Errno.EINVAL,
@@ -400,68 +387,37 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#setGuestOffloads(
       state.guestOffloads & givenOffloads(this.#negotiated),
     );
+    this.#pairs.configure(this.#settings());
   }
 
   handOver(): NetHandOver {
     const backend = this.#backend.handOver?.();
     // Nothing but to close it is left to do for its last owner.
-    this.#running = this.#plugged = false;
+    this.#running = false;
+    this.#pairs.leave();
     return {
       version: NET_STATE_VERSION,
       mac: formatMac(this.#mac),
       linkUp: this.#linkUp,
-      counters: this.#counters.toRecord(),
-      pairs: this.#pairs.counts(),
+      counters: this.#pairs.tally.toRecord(),
+      pairs: this.#pairs.pairCounts(),
       backend,
     };
   }
 
-  queueGroup(queue: number, features: Features): number {
-    // Without MQ there is one pair, and the control queue comes right behind it.
-    const pairs = features.has(VIRTIO_NET_F.MQ) ? this.#pairs.count : 0;
-    return queue < pairs * 2 ? queue >> 1 : FOR_HOME;
-  }
-
-  share(pairs: readonly number[]): NetHandOver {
-    const backend = this.#backend;
-    if (backend.share === undefined) {
-      throw new Error(
-        `Cannot use several IOThreads: ${backend.description} is served by one; a TAP can be served by several`,
-      );
-    }
-    return {
-      version: NET_STATE_VERSION,
-      mac: formatMac(this.#mac),
-      linkUp: this.#linkUp,
-      counters: {},
-      pairs: this.#pairs.counts().map(() => NOTHING_MOVED),
-      backend: backend.share(pairs),
-    };
-  }
-
   counters(): Readonly<Record<string, number>> {
-    const counters = this.#counters.toRecord();
-    this.#pairs.addCounters(counters);
-    for (
-      const [name, value] of Object.entries(this.#backend.counters?.() ?? {})
-    ) {
-      counters[`backend.${name}`] = value;
-    }
-    return counters;
+    return this.#pairs.counters();
   }
 
   close(): void {
     this.#halt();
-    this.#unsubscribe();
     this.#pairs.close();
-    this.#backend.close();
   }
 
   /** Stops everything that moves; the driver's queues are not touched any more. */
   #halt(): void {
-    if (this.#running && this.#linkUp) this.#stopBackend();
     this.#running = false;
-    this.#pairs.stop();
+    this.#pairs.reset();
     this.#control.stop();
     this.#coalescing.reset();
     this.#queues = [];
@@ -473,19 +429,30 @@ export class VirtioNet implements VirtioDevice, NetPeer {
     this.#transport.fail(reason);
   }
 
-  #startBackend(): void {
-    if (this.#held) return;
-    if (!this.#plugged) {
-      this.#plugged = true;
-      this.#backend.start(this);
-    }
-    this.#pairs.resume();
+  /** A pair is a group where each has frames of its own, as on a TAP; a connection has one thread. */
+  #groupOf(queue: number, features: Features): number {
+    // Without MQ there is one pair, and the control queue comes right behind it.
+    const pairs = features.has(VIRTIO_NET_F.MQ) ? this.#pairs.count : 0;
+    return queue < pairs * 2 && this.#backend.share !== undefined
+      ? queue >> 1
+      : CONTROL_GROUP;
   }
 
-  /** Drops what waits, also of a back end that was handed over and not started yet. */
-  #stopBackend(): void {
-    this.#plugged = false;
-    this.#backend.stop();
+  #settings(): NetSettings {
+    return {
+      mac: formatMac(this.#config.mac),
+      linkUp: this.#linkUp,
+      activePairs: this.#activePairs,
+      guestOffloads: this.#guestOffloads,
+      filter: this.#pairs.filter.save(),
+      coalescing: this.#coalescing.save(),
+    };
+  }
+
+  /** Has what was chosen be in force for all queues, on whichever thread. */
+  #applySettings(): void {
+    this.#pairs.configure(this.#settings());
+    this.#transport.settingsChanged?.();
   }
 
   #setQueuePairs(count: number): boolean {
@@ -505,7 +472,6 @@ export class VirtioNet implements VirtioDevice, NetPeer {
       return false;
     }
     this.#guestOffloads = possible;
-    this.#pairs.setOffloads(possible);
     return true;
   }
 
@@ -521,7 +487,7 @@ export class VirtioNet implements VirtioDevice, NetPeer {
 
   #setMac(mac: Uint8Array): void {
     this.#config.setMac(mac);
-    this.#filter.setMac(mac);
+    this.#pairs.filter.setMac(mac);
   }
 
   #canAnnounce(): boolean {

@@ -5,18 +5,24 @@
  */
 
 import { openNetBackend } from "../../src/backend/net/open.ts";
-import { NET_DRIVERS } from "../../src/backend/net/options.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import { mapsNotify, ringFeatures } from "../../src/virtio/options.ts";
 import { VirtioPci } from "../../src/transport/virtio_pci/virtio_pci.ts";
+import type {
+  QueueContext,
+  QueueService,
+} from "../../src/pci/queue_threads.ts";
+import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
 import type { DeviceModel } from "../model.ts";
 import {
   formatMac,
+  parseVirtioNetOptions,
   randomMac,
   VIRTIO_NET_OPTIONS,
   type VirtioNetOptions,
 } from "./config.ts";
-import { VirtioNet } from "./device.ts";
+import { type NetGrant, VirtioNet } from "./device.ts";
+import { NetQueues } from "./queue/net_queues.ts";
 import { macFromText, parseNetHandOver } from "./state.ts";
 
 export { VirtioNet, type VirtioNetParts } from "./device.ts";
@@ -69,7 +75,9 @@ function create(
         ringFeatures: ringFeatures(options.rings),
         mapNotify: mapsNotify(options.rings),
         msix: options.rings.msix,
-        ...(given === null ? {} : { counters: given.sessionCounters }),
+        ...(given === null
+          ? {}
+          : { counters: given.sessionCounters, kicks: given.kicks }),
       },
     );
     if (given !== null) return device;
@@ -88,13 +96,34 @@ function create(
   }
 }
 
+function serve(
+  context: QueueContext,
+  options: VirtioNetOptions,
+  grant: unknown,
+): QueueService {
+  return new VirtioQueueService(context, grant, (transport, given) => {
+    const granted = given as NetGrant;
+    const queueOptions = { ...granted, mac: macFromText(granted.mac)! };
+    const backend = openNetBackend(
+      options.net,
+      { ...context, ...queueOptions },
+      granted.backend,
+    );
+    return new NetQueues({
+      ...{ context, transport, backend },
+      options: queueOptions,
+      // The control thread sees that for itself.
+      onLinkChange: () => {},
+    });
+  });
+}
+
 /** The model behind `--device virtio-net`. */
 export const virtioNetModel: DeviceModel<VirtioNetOptions> = {
   name: "virtio-net",
   help: "virtio network card",
   options: VIRTIO_NET_OPTIONS,
-  // Other networks have one connection to the outside, and one thread for it.
-  maxIOThreads: ({ net, queuePairs }) =>
-    NET_DRIVERS[net.net].shareable ? queuePairs : 1,
+  parse: parseVirtioNetOptions,
   create,
+  serve,
 };

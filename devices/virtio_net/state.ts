@@ -172,7 +172,10 @@ export function parseNetState(value: unknown, pairs: number): NetState {
  */
 export function parseNetHandOver(
   value: unknown,
-): NetHandOver & { readonly sessionCounters: Partial<SessionCounters> } {
+): NetHandOver & {
+  readonly sessionCounters: Partial<SessionCounters>;
+  readonly kicks: readonly number[];
+} {
   const state = new StateReader(value, WHAT);
   state.version(NET_STATE_VERSION);
   return {
@@ -193,6 +196,7 @@ export function parseNetHandOver(
     }),
     backend: state.value("backend"),
     sessionCounters: readCounters(state.value("sessionCounters")),
+    kicks: state.value("kicks") as readonly number[],
   };
 }
 

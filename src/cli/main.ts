@@ -11,7 +11,6 @@ import {
   modelUrl,
   parseModelOptions,
 } from "../../devices/registry.ts";
-import type { DeviceModel } from "../../devices/model.ts";
 import denoJson from "../../deno.json" with { type: "json" };
 import {
   configureLogging,
@@ -28,6 +27,7 @@ import {
   parseCommandLine,
   UsageError,
 } from "./arguments.ts";
+import { parseIOThreadList } from "./iothreads.ts";
 import { UncaughtErrors } from "./uncaught.ts";
 import {
   absolutePath,
@@ -66,6 +66,35 @@ async function asUsage<T>(act: () => T | Promise<T>): Promise<T> {
 
 type RunCommand = Extract<Command, { kind: "run" }>;
 
+/** A device's options, sorted. */
+interface SplitOptions {
+  readonly id: string | undefined;
+  readonly iothreads: readonly number[];
+  /** The model's own. */
+  readonly own: DeviceArgument["options"];
+}
+
+/** Takes the options that every device has off the model's own. */
+function splitOptions(
+  argument: DeviceArgument,
+  reserved: readonly string[],
+): SplitOptions {
+  const { id, iothread, ...own } = argument.options;
+  const iothreads = iothread === undefined ? [] : parseIOThreadList(iothread);
+  if (id === undefined) return { id, iothreads, own };
+  if (
+    typeof id !== "string" || !/^[A-Za-z][\w.-]*$/.test(id) ||
+    reserved.includes(id)
+  ) {
+    throw new UsageError(
+      `Cannot use id=${id}: one name of letters, digits, ".", "_" and "-" is wanted, starting with a letter, and none of ${
+        reserved.join(", ")
+      }`,
+    );
+  }
+  return { id, iothreads, own };
+}
+
 /** Whether the queues of a device can be served by so many threads. */
 function checkSharing(
   id: string,
@@ -84,25 +113,17 @@ function checkSharing(
 
 /** What is wrong with a device's options. */
 function optionError(model: string, error: Error): UsageError {
-  const hint = error instanceof UnknownNameError
-    ? " (write a comma in a value twice)"
-    : "";
-  const message = `--device ${model}: ${error.message}${hint}`;
-  return new UsageError(message, { cause: error });
-}
-
-/** A device's options, checked. */
-function parseOptions(model: DeviceModel, argument: DeviceArgument) {
-  try {
-    return parseModelOptions(
-      model,
-      argument.model,
-      argument.options,
-      COMMON_DEVICE_OPTIONS,
-    );
-  } catch (error) {
-    throw optionError(argument.model, error as Error);
+  const message = `--device ${model}: ${error.message}`;
+  if (!(error instanceof UnknownNameError)) {
+    return new UsageError(message, { cause: error });
   }
+  const known = COMMON_DEVICE_OPTIONS.map(({ name }) => name);
+  return new UsageError(`${message} (write a comma in a value twice)`, {
+    cause: new UnknownNameError(message, error.given, [
+      ...known,
+      ...error.known,
+    ]),
+  });
 }
 
 async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
@@ -111,33 +132,29 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
   const counts = new Map<string, number>();
   for (const { device, endpoint } of command.devices) {
     const model = await asUsage(() => loadModel(device.model));
-    const { common, own } = parseOptions(model, device);
-    const iothreads = common.iothreads ?? [];
+    const { id: given, iothreads, own } = splitOptions(device, CONTROL_WORDS);
     const count = counts.get(model.name) ?? 0;
     counts.set(model.name, count + 1);
-    const id = common.id ?? `${model.name}${count}`;
-    if (CONTROL_WORDS.includes(id)) {
-      throw new UsageError(
-        `Cannot use id=${id}: it is none of ${CONTROL_WORDS.join(", ")}`,
-      );
-    }
+    const id = given ?? `${model.name}${count}`;
     if (devices.some((other) => other.id === id)) {
       throw new UsageError(
         `Cannot use id=${id} twice: give each device a name of its own`,
       );
     }
-    checkSharing(id, iothreads, model.maxIOThreads?.(own) ?? 1);
+    let options: unknown;
+    try {
+      options = parseModelOptions(model, device.model, own);
+    } catch (error) {
+      throw optionError(device.model, error as Error);
+    }
+    if (model.serve === undefined) {
+      checkSharing(id, iothreads, model.maxIOThreads?.(options) ?? 1);
+    }
     // The IOThread need not share our working folder's meaning of a path.
     const reference = isModelPath(device.model)
       ? modelUrl(device.model)
       : device.model;
-    devices.push({
-      id,
-      model: reference,
-      options: own,
-      endpoint,
-      iothreads,
-    });
+    devices.push({ id, model: reference, options, endpoint, iothreads });
   }
   return devices;
 }

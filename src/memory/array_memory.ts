@@ -33,8 +33,38 @@ export interface ArrayRange {
 
 const FIRST_HVA = 0x7f00_0000_0000;
 
+/** Guest memory that a test maps and unmaps. */
+export interface MappableMemory extends GuestMemory {
+  /** Takes all of it away from the device, or gives it back; what is mapped stays mapped. */
+  accessible: boolean;
+  /** The mapped ranges, in order of address. */
+  ranges(): readonly DmaRange[];
+  /**
+   * Adds a range.
+   *
+   * @returns The bytes behind it, as the guest sees them
+   * @throws {ErrnoError} EEXIST on overlap
+   */
+  map(range: ArrayRange): ArrayBuffer;
+  /**
+   * Adds a range page by page: pages that follow one another for the guest and lie apart here, as behind an IOMMU.
+   *
+   * @returns The bytes behind it, as the guest sees them
+   * @throws {ErrnoError} EEXIST on overlap
+   */
+  mapPages(range: ArrayRange): ArrayBuffer;
+  /**
+   * Removes exactly one range.
+   *
+   * @throws {ErrnoError} ENOENT when no mapping is exactly this range
+   */
+  unmap(iova: number, lengthBytes: number): void;
+  /** Removes everything, as when the client has gone. */
+  unmapAll(): void;
+}
+
 /** Guest memory whose hvas are pretended: base of the mapping + offset. */
-export class ArrayMemory implements GuestMemory {
+export class ArrayMemory implements MappableMemory {
   readonly #table = new RegionTable();
   #nextHva = FIRST_HVA;
 
@@ -57,22 +87,14 @@ export class ArrayMemory implements GuestMemory {
     return this.#table.accessible;
   }
 
-  /** Takes all of it away from the device, or gives it back; what is mapped stays mapped. */
   set accessible(on: boolean) {
     this.#table.accessible = on;
   }
 
-  /** The mapped ranges, in order of address. */
   ranges(): readonly DmaRange[] {
     return this.#table.regions();
   }
 
-  /**
-   * Adds a range.
-   *
-   * @returns The bytes behind it, as the guest sees them
-   * @throws {ErrnoError} EEXIST on overlap
-   */
   map(range: ArrayRange): ArrayBuffer {
     this.#table.checkFree(range.iova, range.lengthBytes);
     const buffer = range.buffer ?? new ArrayBuffer(range.lengthBytes);
@@ -88,12 +110,6 @@ export class ArrayMemory implements GuestMemory {
     return buffer;
   }
 
-  /**
-   * Adds a range page by page: pages that follow one another for the guest and lie apart here, as behind an IOMMU.
-   *
-   * @returns The bytes behind it, as the guest sees them
-   * @throws {ErrnoError} EEXIST on overlap
-   */
   mapPages(range: ArrayRange): ArrayBuffer {
     const { iova, lengthBytes } = range;
     const buffer = range.buffer ?? new ArrayBuffer(lengthBytes);
@@ -104,16 +120,10 @@ export class ArrayMemory implements GuestMemory {
     return buffer;
   }
 
-  /**
-   * Removes exactly one range.
-   *
-   * @throws {ErrnoError} ENOENT when no mapping is exactly this range
-   */
   unmap(iova: number, lengthBytes: number): void {
     this.#table.remove(iova, lengthBytes);
   }
 
-  /** Removes everything, as when the client has gone. */
   unmapAll(): void {
     this.#table.clear();
   }
@@ -173,7 +183,7 @@ export class ArrayMemory implements GuestMemory {
     return this.#table.readWords(address, into, at, count);
   }
 
-  commit(_list: ScatterGather, _lengthBytes: number): number {
+  release(_list: ScatterGather, _writtenBytes: number): number {
     return 0;
   }
 

@@ -272,7 +272,7 @@ export class DmaMemory implements GuestMemory, Disposable {
     return result;
   }
 
-  commit(_list: ScatterGather, _lengthBytes: number): number {
+  release(_list: ScatterGather, _writtenBytes: number): number {
     return 0;
   }
 

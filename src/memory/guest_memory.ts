@@ -166,12 +166,16 @@ export interface GuestMemory {
   ): number;
 
   /**
-   * Makes the first `lengthBytes` of a list filled under {@linkcode Access.WRITE} visible to the guest. Free of
-   * cost where memory is shared; where it is not, this is when the bytes travel.
+   * Gives back what {@linkcode translate} and {@linkcode translateWords} have put into a list: once, whatever became of
+   * the request, with all of its segments and in the order in which they came. Nobody uses their addresses afterwards.
+   * Free of cost where memory is shared; where it is not, this is when bytes that were written by way of addresses travel
+   * and buffers become free. {@linkcode scatter}, {@linkcode write} and the stores of a window need no more to be seen by
+   * the guest.
    *
-   * @returns 0 or −errno
+   * @param writtenBytes How much of the list was written, from its start; 0 unless {@linkcode Access.WRITE} was asked for
+   * @returns 0, or −errno when the guest does not get what was written
    */
-  commit(list: ScatterGather, lengthBytes: number): number;
+  release(list: ScatterGather, writtenBytes: number): number;
 
   /**
    * Copies the first bytes of a list out, as for a header. Allocates nothing; meant for a few dozen bytes.

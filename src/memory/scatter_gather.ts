@@ -12,6 +12,7 @@ const WORDS = 4;
 const BASE_LOW = 0;
 const BASE_HIGH = 1;
 const LEN_LOW = 2;
+const LEN_HIGH = 3;
 /** An address in two words, on its way into a list. */
 const SCRATCH = new Uint32Array(2);
 /** The guest address that goes with it. */
@@ -142,29 +143,50 @@ export class ScatterGather {
   }
 
   /**
-   * Appends all segments of another list.
+   * Appends the segments of another list.
    *
+   * @param skipBytes How much of it is left out, from its start
    * @returns 0, or −E2BIG when they do not all fit (the list then is as it was)
    */
-  append(other: ScatterGather): number {
-    if (this.count + other.count > this.capacity) {
-      return -Errno.E2BIG;
-    }
+  append(other: ScatterGather, skipBytes = 0): number {
     const from = other.words;
+    let first = 0;
+    let skip = skipBytes;
+    while (first < other.count && skip >= from[first * WORDS + LEN_LOW]!) {
+      skip -= from[first * WORDS + LEN_LOW]!;
+      first++;
+    }
+    const added = other.count - first;
+    if (added === 0) return 0;
+    if (this.count + added > this.capacity) return -Errno.E2BIG;
     const to = this.words;
-    let at = this.count * WORDS;
-    let source = 0;
-    // Copied by words: a 64-bit address as one number would cost a heap number now and then.
-    for (const end = source + other.count * WORDS; source < end; source++) {
-      to[at++] = from[source]!;
-    }
     const iovas = this.#iovas;
-    for (let i = 0; i < other.count; i++) {
-      iovas[this.count + i] = other.#iovas[i]!;
+    let at = this.count;
+    // Copied by words: a 64-bit address as one number would cost a heap number now and then.
+    for (let i = first; i < other.count; i++, at++) {
+      const source = i * WORDS;
+      const target = at * WORDS;
+      to[target] = from[source]!;
+      to[target + BASE_HIGH] = from[source + BASE_HIGH]!;
+      to[target + LEN_LOW] = from[source + LEN_LOW]!;
+      to[target + LEN_HIGH] = 0;
+      iovas[at] = other.#iovas[i]!;
     }
-    this.count += other.count;
-    this.lengthBytes += other.lengthBytes;
+    if (skip > 0) this.#shorten(this.count, skip);
+    this.count += added;
+    this.lengthBytes += other.lengthBytes - skipBytes;
     return 0;
+  }
+
+  /** Takes bytes off the front of a segment that is longer. */
+  #shorten(segment: number, bytes: number): void {
+    const words = this.words;
+    const at = segment * WORDS;
+    const low = words[at + BASE_LOW]! + bytes;
+    words[at + BASE_LOW] = low;
+    if (low >= 0x1_0000_0000) words[at + BASE_HIGH]!++;
+    words[at + LEN_LOW]! -= bytes;
+    this.#iovas[segment]! += bytes;
   }
 
   /** Address of segment `i`. */
@@ -193,14 +215,7 @@ export class ScatterGather {
       left -= words[taken * WORDS + LEN_LOW]!;
       taken++;
     }
-    if (left > 0) {
-      const at = taken * WORDS;
-      const base = u64(words[at + BASE_LOW]!, words[at + BASE_HIGH]!) + left;
-      words[at + BASE_LOW] = base >>> 0;
-      words[at + BASE_HIGH] = high32(base);
-      words[at + LEN_LOW] = words[at + LEN_LOW]! - left;
-      this.#iovas[taken]! += left;
-    }
+    if (left > 0) this.#shorten(taken, left);
     if (taken > 0) {
       // The list always begins at its first entry, so that one pointer serves every call.
       words.copyWithin(0, taken * WORDS, this.count * WORDS);

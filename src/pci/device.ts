@@ -9,6 +9,7 @@ import type { Log } from "../core/log.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { SharedMemory } from "../memory/shared_memory.ts";
 import type { PostedWrites } from "./posted_writes.ts";
+import type { QueueThreads } from "./queue_threads.ts";
 import type { Spreading } from "./spreading.ts";
 
 export type { SharedMemory } from "../memory/shared_memory.ts";
@@ -34,8 +35,6 @@ export interface Doorbell {
   readonly sizeBytes: 0 | 1 | 2 | 4 | 8;
   /** When given, only a write of this value rings it. */
   readonly datamatch?: number;
-  /** An eventfd that is watched elsewhere: offered to clients in place of one that rings here. */
-  readonly eventFd?: number;
 }
 
 /** One base address register. */
@@ -155,6 +154,8 @@ export interface PciDevice {
   ): void;
   /** A doorbell of `spec.bars` was rung through its eventfd. */
   ringDoorbell?(bar: number, doorbell: number): void;
+  /** An eventfd of the device's own for a doorbell, offered to clients in place of one that rings here; if there is one. */
+  doorbellEventFd?(bar: number, doorbell: number): number | undefined;
   /**
    * Back to the state after power-on; requests in flight are dropped, memory is not touched any more. A device that is
    * stopped or holds stays so.
@@ -196,6 +197,16 @@ export interface PciDevice {
    * @returns Plain data for {@linkcode DeviceModel.create}, which may be called in this thread again
    */
   handOver?(): unknown;
+  /**
+   * Has other threads serve queues, and this one the rest. Called on a device just made, or that holds with nothing in
+   * flight.
+   *
+   * @param threads Null for none, and then what was placed before has ended when this returns
+   * @throws {Error} When one of them cannot; this thread then serves every queue
+   */
+  place?(threads: QueueThreads | null): void;
+  /** The groups of queues by number, for a device with {@linkcode PciDevice.place}: those of a group stay together. */
+  queueGroups?(): readonly number[];
   /** For a device whose queues can be served by several threads. */
   readonly spreading?: Spreading;
   /** Commands for a person at run time, such as `link down`. */

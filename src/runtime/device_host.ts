@@ -6,7 +6,7 @@
 
 import type { DeviceModel } from "../../devices/model.ts";
 import { hex } from "../core/bits.ts";
-import { formatSize } from "../core/size.ts";
+import { formatSize } from "../backend/block/size.ts";
 import type { EventLoop } from "../loop/event_loop.ts";
 import type { Log } from "../core/log.ts";
 import {
@@ -34,7 +34,12 @@ import {
 } from "../transport/vfio_user/mod.ts";
 import type { DeviceDescription } from "./iothread/messages.ts";
 import type { DeviceMetrics } from "./metrics/metrics.ts";
-import { type CrewPlan, SpreadDevice } from "./spread_device.ts";
+import {
+  addCounters,
+  DeviceThreads,
+  type QueuePlan,
+} from "./device_threads.ts";
+import { SpreadDevice } from "./spread_device.ts";
 import type { ThreadCalls } from "./iothread/thread_calls.ts";
 
 /** Memory that a model asked for, on its way to another thread. */
@@ -58,6 +63,8 @@ export interface HostBaggage {
   readonly pci: PciFunctionState;
   /** What the model's {@linkcode PciDevice.save} gave. */
   readonly state: unknown;
+  /** What queue services have counted that have ended. */
+  readonly counted: Readonly<Record<string, number>>;
   /** What the model's {@linkcode PciDevice.handOver} gave; undefined for a model without. */
   readonly resources: unknown;
   /** The client, with everything it brought. */
@@ -97,7 +104,10 @@ export interface DeviceHostOptions {
    */
   readonly inherited?: HostBaggage;
   /** Other threads that serve some of its queues; not together with `inherited`. */
-  readonly crew?: { readonly plan: CrewPlan; readonly calls: ThreadCalls };
+  readonly threads?: {
+    readonly plan: QueuePlan;
+    readonly calls: ThreadCalls;
+  };
 }
 
 const UNSHARED_ADVICE =
@@ -159,6 +169,10 @@ export class DeviceHost implements Disposable {
   #adopted = 0;
   /** Who is to be told what becomes of the start. */
   readonly #starting: ((started: boolean) => void)[] = [];
+  readonly #interrupts: PciInterrupts;
+  #threads: DeviceThreads | null = null;
+  /** What queue services have counted that have ended. */
+  readonly #counted: Record<string, number>;
   #clientPid: number | null = null;
   #closed = false;
 
@@ -174,6 +188,7 @@ export class DeviceHost implements Disposable {
       ...(inherited === undefined ? {} : { inherited: inherited.memory }),
     });
     this.#memory.onUnreachable = (range) => log.warn(unreachableText(range));
+    this.#counted = { ...inherited?.counted };
     const interrupts = new PciInterrupts();
     let device: PciDevice | undefined;
     let server: VfioUserServer | undefined;
@@ -184,14 +199,17 @@ export class DeviceHost implements Disposable {
         inherited?.resources,
       );
       validatePciDevice(device, describeModel(model.name));
-      if (options.crew !== undefined) {
+      this.#interrupts = interrupts;
+      if (options.threads !== undefined && device.place !== undefined) {
+        this.#place(device, options.threads);
+      } else if (options.threads !== undefined) {
         device = new SpreadDevice({
           device,
           memory: this.#memory,
           interrupts,
           loop,
           writes: this.#writes,
-          ...options.crew,
+          ...options.threads,
         });
       }
       this.#device = device;
@@ -216,6 +234,63 @@ export class DeviceHost implements Disposable {
       else this.#giveBack(inherited, server, device);
       throw error;
     }
+  }
+
+  #place(
+    device: PciDevice,
+    threads: NonNullable<DeviceHostOptions["threads"]>,
+  ): void {
+    this.#threads = new DeviceThreads({
+      memory: this.#memory,
+      interrupts: this.#interrupts,
+      writes: this.#writes,
+      ...threads,
+    });
+    try {
+      device.place!(this.#threads);
+    } catch (error) {
+      this.#unplace();
+      throw error;
+    }
+    const idle = this.#threads.idle();
+    if (idle.length === 0) return;
+    this.#log.info(
+      `IOThread ${
+        idle.join(", ")
+      } serves none of its queues: there are as many groups of them as other threads`,
+    );
+  }
+
+  #unplace(): void {
+    const threads = this.#threads;
+    if (threads === null) return;
+    this.#threads = null;
+    addCounters(this.#counted, threads.counters());
+    threads[Symbol.dispose]();
+  }
+
+  /**
+   * Has other threads serve queues, and this one the rest. The device must hold with nothing in flight, and goes on with
+   * {@linkcode DeviceHost.release}.
+   *
+   * @param threads Absent for none
+   * @throws {Error} When that cannot be; this thread then serves every queue
+   */
+  place(threads?: DeviceHostOptions["threads"]): void {
+    const device = this.#device;
+    if (device.place === undefined) {
+      throw new Error(
+        `Cannot move ${this.id}: its model ${this.#model} decides at its start which threads serve its queues`,
+      );
+    }
+    device.place(null);
+    this.#unplace();
+    if (threads !== undefined) this.#place(device, threads);
+  }
+
+  /** See {@linkcode PciDevice.queueGroups}; none for a device whose queues stay together. */
+  queueGroups(): readonly number[] {
+    return this.#device.queueGroups?.() ?? [];
   }
 
   /** Begins to take clients; one that was made with what another had does so by itself. */
@@ -382,7 +457,8 @@ export class DeviceHost implements Disposable {
       fd: memory.handOver(),
     }));
     const memory = this.#memory.handOver();
-    return { memory, shared, pci, state, resources, server };
+    const counted = this.#counted;
+    return { memory, shared, pci, state, counted, resources, server };
   }
 
   /** @param reason Why it has gone; none when it has come */
@@ -431,7 +507,7 @@ export class DeviceHost implements Disposable {
       clientPid: this.#clientPid,
       commands,
       connection: this.#server.counters(),
-      counters: this.#device.counters?.() ?? {},
+      counters: this.#counters(),
     };
   }
 
@@ -443,9 +519,16 @@ export class DeviceHost implements Disposable {
       connected: this.#clientPid !== null,
       info: this.#device.info?.() ?? {},
       connection: this.#server.counters(),
-      device: this.#device.counters?.() ?? {},
+      device: this.#counters(),
       memory: this.#memory.statistics(),
     };
+  }
+
+  #counters(): Record<string, number> {
+    const counters = { ...this.#device.counters?.() };
+    addCounters(counters, this.#counted);
+    addCounters(counters, this.#threads?.counters() ?? {});
+    return counters;
   }
 
   /** Drops the client, closes the device and frees everything; further calls do nothing. */
@@ -458,6 +541,7 @@ export class DeviceHost implements Disposable {
   }
 
   #release(): void {
+    this.#unplace();
     for (const { memory } of this.#shared.splice(0)) memory.close();
     this.#memory.close();
     this.#tellStart(false);

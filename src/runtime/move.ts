@@ -98,7 +98,7 @@ export async function transferDevice(move: Move): Promise<void> {
     throw isThere ? error : new DeviceLostError(messageOf(error));
   });
   try {
-    const moved = { ...device, iothreads: [to.index] };
+    const moved = { ...device, iothread: to.index, queues: [to.index] };
     await to.request({ kind: "serve", device: moved, debug, inherited });
   } catch (failure) {
     const what = `Cannot move ${device.id} to IOThread ${to.index}: ${

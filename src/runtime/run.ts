@@ -39,8 +39,14 @@ import {
   checkIOThread,
   checkIOThreads,
   describeCrowding,
+  isSamePlace,
+  otherThreads,
+  type Place,
   placeDevices,
+  placeWithQueue,
+  threadsOf,
 } from "./iothread/placement.ts";
+import type { QueuePlan } from "./device_threads.ts";
 import {
   type CallLine,
   createCallLine,
@@ -116,12 +122,7 @@ interface Line {
   /** Number of the thread that answers. */
   readonly iothread: number;
   /** The thread that calls. */
-  readonly home: Seat;
-}
-
-/** Number of the IOThread that the device lives on. */
-function homeOf({ spec }: Placed): number {
-  return spec.iothreads[0]!;
+  readonly control: Seat;
 }
 
 /** How long an IOThread may take for each step of its stop before it is ended by force. */
@@ -176,8 +177,8 @@ export class Outboard {
 
   #onCrash(index: number, message: string): void {
     // Whoever waits for an answer of it would wait in vain, and could not be stopped.
-    for (const { line, iothread, home } of this.#lines) {
-      if (iothread === index) hangUp(line, home);
+    for (const { line, iothread, control } of this.#lines) {
+      if (iothread === index) hangUp(line, control);
     }
     if (this.#stopping) return;
     const lost = this.#devicesOn(index).join(", ");
@@ -198,7 +199,7 @@ export class Outboard {
 
   #devicesOn(index: number): string[] {
     return [...this.#devices.values()]
-      .filter(({ spec }) => spec.iothreads.includes(index))
+      .filter(({ spec }) => threadsOf(spec).includes(index))
       .map((device) => device.spec.id);
   }
 
@@ -231,18 +232,18 @@ export class Outboard {
     for (const device of opened) this.#devices.set(device.spec.id, device);
     await Promise.all(
       opened.map((device) =>
-        this.#iothreads[homeOf(device)]!
+        this.#iothreads[device.spec.iothread]!
           .request({ kind: "listen", device: device.spec.id })
       ),
     );
   }
 
-  #open(device: RunDevice, iothreads: readonly number[]): Placed {
+  #open(device: RunDevice, place: Place): Placed {
     const { id, model, options } = device;
     const listening = openEndpoint(device.endpoint);
     this.#listening.push(listening);
     return {
-      spec: { id, model, options, listener: listening.fd, iothreads },
+      spec: { id, model, options, listener: listening.fd, ...place },
       listening,
       turn: Promise.resolve(),
     };
@@ -263,7 +264,7 @@ export class Outboard {
         const cpus = this.#cpus?.[i] ?? null;
         await thread.request({ kind: "configure", ...settings, cpus });
         for (const device of devices) {
-          if (homeOf(device) !== thread.index) continue;
+          if (device.spec.iothread !== thread.index) continue;
           if (this.#stopping) return;
           await this.#serve(thread, device.spec, debug);
         }
@@ -273,38 +274,53 @@ export class Outboard {
     if (failed !== undefined) throw failed.reason;
   }
 
-  /** With a device that is to use several threads, the others get ready before its home makes it. */
+  /** With a device that is to use several threads, the others get ready before it is made. */
   async #serve(
     thread: IOThread,
     device: DeviceSpec,
     debug: boolean,
   ): Promise<void> {
-    const others = [...new Set(device.iothreads)].slice(1);
-    if (others.length === 0) {
-      await thread.request({ kind: "serve", device, debug });
-      return;
-    }
-    const home = await thread.seat();
+    const threads = await this.#joinAll(device, debug);
     try {
-      const seats = await Promise.all(others.map(async (iothread) => {
-        const other = this.#iothreads[iothread]!;
-        const line = createCallLine();
-        this.#lines.push({ line, iothread, home });
-        await other.request({ kind: "join", device, debug, line, home });
-        return { iothread, seat: await other.seat(), line };
-      }));
-      const turns = device.iothreads.map((iothread) =>
-        others.indexOf(iothread) + 1
-      );
-      const crew = { turns, seats };
-      await thread.request({ kind: "serve", device, debug, crew });
+      await thread.request({
+        kind: "serve",
+        device,
+        debug,
+        ...(threads === undefined ? {} : { threads }),
+      });
     } catch (error) {
-      for (const iothread of others) {
-        await this.#iothreads[iothread]!
-          .request({ kind: "leave", device: device.id }).catch(() => {});
-      }
+      await this.#leaveAll(device);
       throw error;
     }
+  }
+
+  /** Has the other threads of a device wait for what it tells them. @returns None when there are no others */
+  async #joinAll(
+    device: DeviceSpec,
+    debug: boolean,
+  ): Promise<QueuePlan | undefined> {
+    const others = otherThreads(device);
+    if (others.length === 0) return undefined;
+    const control = await this.#iothreads[device.iothread]!.seat();
+    const threads = await Promise.all(others.map(async (iothread) => {
+      const other = this.#iothreads[iothread]!;
+      const line = createCallLine();
+      this.#lines.push({ line, iothread, control });
+      await other.request({ kind: "join", device, debug, line, control });
+      return { iothread, seat: await other.seat(), line };
+    }));
+    const turns = device.queues.map((iothread) => others.indexOf(iothread) + 1);
+    return { turns, threads };
+  }
+
+  /** The other threads of a device need not wait any more. */
+  async #leaveAll(device: DeviceSpec): Promise<void> {
+    await Promise.all(
+      otherThreads(device).map((iothread) =>
+        this.#iothreads[iothread]!
+          .request({ kind: "leave", device: device.id }).catch(() => {})
+      ),
+    );
   }
 
   /** The devices, in the order they were asked for. */
@@ -314,7 +330,7 @@ export class Outboard {
       model: device.spec.model,
       path: device.listening.path,
       fd: device.listening.fd,
-      iothread: homeOf(device),
+      iothread: device.spec.iothread,
     }));
   }
 
@@ -333,11 +349,11 @@ export class Outboard {
       for (const device of devices ?? []) found.set(device.id, device);
     }
     return [...this.#devices.values()].flatMap((placed) => {
-      const { id, model, iothreads: all } = placed.spec;
-      const iothreads = [...new Set(all)];
+      const { id, model } = placed.spec;
+      const iothreads = threadsOf(placed.spec);
       const device = found.get(id);
       if (device !== undefined) return [{ ...device, iothreads }];
-      if (!this.#iothreads[homeOf(placed)]!.silent) return [];
+      if (!this.#iothreads[placed.spec.iothread]!.silent) return [];
       return [{
         ...{ id, model, clientPid: null, commands: {} },
         ...{ connection: {}, counters: {}, iothreads, silent: true as const },
@@ -385,7 +401,7 @@ export class Outboard {
     return this.#inTurn(
       device,
       (placed) =>
-        this.#iothreads[homeOf(placed)]!.request({
+        this.#iothreads[placed.spec.iothread]!.request({
           kind: "command",
           device,
           name,
@@ -395,63 +411,115 @@ export class Outboard {
   }
 
   /**
-   * Moves a device to another IOThread. Its client and its driver go on, and notice at most that requests take longer
-   * for some milliseconds.
+   * Moves a device, or some of its queues, to another IOThread. Its client and its driver go on, and notice at most that
+   * requests take longer for some milliseconds.
    *
+   * @param reference A device's id, or `ID.QUEUE`: a queue moves with those that stay with it
    * @param iothread Number of the IOThread
    * @returns What to tell the person who asked
-   * @throws {Error} With a message for that person: when there is no such device or thread, when the device's model
+   * @throws {Error} With a message for that person: when there is no such device, queue or thread, when the device's model
    * cannot be moved, when its requests do not finish within 5 s, or when the other thread cannot take it; it then goes
-   * on where it was
+   * on where it was, or with all its queues on the thread it lives on
    */
-  move(device: string, iothread: number): Promise<string> {
+  move(reference: string, iothread: number): Promise<string> {
+    const { device, queue } = this.#deviceAndQueue(reference);
     return this.#inTurn(device, async (placed) => {
       const { length } = this.#iothreads;
-      checkIOThread(`move ${device} to IOThread ${iothread}`, iothread, length);
-      const { iothreads } = placed.spec;
-      if (new Set(iothreads).size > 1) {
-        throw new Error(
-          `Cannot move ${device}: its queues are served by IOThreads ${
-            iothreads.join(", ")
-          }, and only a device on one of them moves`,
+      const what = queue === undefined ? device : `queue ${queue} of ${device}`;
+      checkIOThread(`move ${what} to IOThread ${iothread}`, iothread, length);
+      const wanted = queue === undefined
+        ? { iothread, queues: [iothread] }
+        : placeWithQueue(
+          ...[device, placed.spec] as const,
+          await this.#iothreads[placed.spec.iothread]!
+            .request({ kind: "queueGroups", device }),
+          queue,
+          iothread,
         );
-      }
-      if (homeOf(placed) === iothread) {
-        return `${device} is on IOThread ${iothread} already`;
+      if (isSamePlace(placed.spec, wanted)) {
+        return `${what} is on IOThread ${iothread} already`;
       }
       const startMs = performance.now();
-      await this.#move(placed, iothread);
+      await this.#move(placed, wanted);
       const tookMs = Number((performance.now() - startMs).toFixed(1));
-      const text = `${device} moved to IOThread ${iothread} in ${tookMs} ms`;
+      const text = `${what} moved to IOThread ${iothread} in ${tookMs} ms`;
       this.#onLog({
         level: "info",
         device: "",
         message: text,
-        properties: { event: "MOVED", device, iothread, tookMs },
+        properties: {
+          ...{ event: "MOVED", device, iothread, tookMs },
+          ...(queue === undefined ? {} : { queue }),
+        },
       });
       return text;
     });
   }
 
-  async #move(placed: Placed, iothread: number): Promise<void> {
-    const move: Move = {
-      device: placed.spec,
-      debug: this.#log.debugEnabled,
-      from: this.#iothreads[homeOf(placed)]!,
-      to: this.#iothreads[iothread]!,
-    };
+  /** An id may end like the number of a queue. */
+  #deviceAndQueue(reference: string): { device: string; queue?: number } {
+    const parts = /^(.+)\.(\d+)$/.exec(reference);
+    if (parts === null || this.#devices.has(reference)) {
+      return { device: reference };
+    }
+    return { device: parts[1]!, queue: Number(parts[2]) };
+  }
+
+  async #move(placed: Placed, wanted: Place): Promise<void> {
+    const { id, iothread } = placed.spec;
+    const from = this.#iothreads[iothread]!;
+    const to = this.#iothreads[wanted.iothread]!;
+    const debug = this.#log.debugEnabled;
+    const move: Move = { device: placed.spec, debug, from, to };
     await holdDevice(move, () => this.#stopping);
-    const transfer = transferDevice(move);
+    if (from !== to) {
+      const transfer = this.#gather(placed).then(() =>
+        transferDevice({ ...move, device: placed.spec })
+      );
+      return await this.#transfer(placed, wanted, transfer);
+    }
+    try {
+      await this.#gather(placed);
+      const device = { ...placed.spec, ...wanted };
+      const threads = await this.#joinAll(device, debug);
+      if (threads === undefined) return;
+      try {
+        await from.request({ kind: "place", device: id, threads });
+        placed.spec = device;
+      } catch (error) {
+        await this.#leaveAll(device);
+        throw error;
+      }
+    } finally {
+      await from.request({ kind: "release", device: id });
+    }
+  }
+
+  async #transfer(
+    placed: Placed,
+    wanted: Place,
+    transfer: Promise<void>,
+  ): Promise<void> {
     this.#transfers.add(transfer);
     try {
       await transfer;
-      placed.spec = { ...placed.spec, iothreads: [iothread] };
+      placed.spec = { ...placed.spec, ...wanted };
     } catch (error) {
       if (error instanceof DeviceLostError) this.#lose(placed, error);
       throw error;
     } finally {
       this.#transfers.delete(transfer);
     }
+  }
+
+  /** Brings all queues of a device that holds to the thread it lives on. */
+  async #gather(placed: Placed): Promise<void> {
+    const { spec } = placed;
+    if (otherThreads(spec).length === 0) return;
+    const { id, iothread } = spec;
+    await this.#iothreads[iothread]!.request({ kind: "place", device: id });
+    await this.#leaveAll(spec);
+    placed.spec = { ...spec, queues: [iothread] };
   }
 
   /** Nobody serves the device any more, so that nobody shall connect to it. */

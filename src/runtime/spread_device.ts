@@ -22,12 +22,8 @@ import {
 } from "../pci/spreading.ts";
 import { Board, type BoardListener, type BoardPlace } from "./crew_board.ts";
 import type { SocketWrites } from "../transport/vfio_user/mod.ts";
-import type {
-  Caller,
-  CallLine,
-  Seat,
-  ThreadCalls,
-} from "./iothread/thread_calls.ts";
+import type { QueuePlan, ThreadLine } from "./device_threads.ts";
+import type { Caller, ThreadCalls } from "./iothread/thread_calls.ts";
 
 /** What the home thread tells the others; each is carried out before the next is. Plain data. */
 export type CrewMessage =
@@ -70,21 +66,6 @@ export type CrewMessage =
   | { readonly op: "fence" }
   | { readonly op: "close" };
 
-/** A thread that is to serve queues of a device. Travels by postMessage. */
-export interface CrewSeat {
-  /** Number of the IOThread. */
-  readonly iothread: number;
-  readonly seat: Seat;
-  readonly line: CallLine;
-}
-
-/** Which threads serve a device. Travels by postMessage. */
-export interface CrewPlan {
-  /** By group, in turns: 0 is the home thread, n the n-th of `seats`. */
-  readonly turns: readonly number[];
-  readonly seats: readonly CrewSeat[];
-}
-
 /** What a {@linkcode SpreadDevice} is made with. */
 export interface SpreadDeviceParts {
   readonly device: PciDevice;
@@ -94,7 +75,7 @@ export interface SpreadDeviceParts {
   /** What the client sends, which the other threads are to see. */
   readonly writes: SocketWrites;
   readonly calls: ThreadCalls;
-  readonly plan: CrewPlan;
+  readonly plan: QueuePlan;
 }
 
 const HOME = 0;
@@ -173,13 +154,13 @@ export class SpreadDevice implements PciDevice {
         (group) => turnOf(group) === HOME,
         this.#listener((queue) => turnOf(spreading.groupOf(queue))),
       );
-      plan.seats.forEach((seat, i) => this.#open(seat, i + 1, turnOf, calls));
+      plan.threads.forEach((seat, i) => this.#open(seat, i + 1, turnOf, calls));
       this.#connect(calls);
     } catch (error) {
       this.#release();
       throw error;
     }
-    this.spec = this.#offerKicks(device.spec);
+    this.spec = device.spec;
     if (device.commands !== undefined) {
       this.commands = this.#wrapCommands(device.commands);
     }
@@ -304,7 +285,7 @@ export class SpreadDevice implements PciDevice {
   }
 
   #open(
-    seat: CrewSeat,
+    seat: ThreadLine,
     turn: number,
     turnOf: (group: number) => number,
     calls: ThreadCalls,
@@ -438,25 +419,13 @@ export class SpreadDevice implements PciDevice {
     this.#tell({ op: "map", ranges });
   }
 
-  /** The doorbells of queues that other threads serve ring there, past this one. */
-  #offerKicks(spec: PciSpec): PciSpec {
-    const bars = spec.bars.map((bar) => ({
-      ...bar,
-      ...(bar.doorbells === undefined ? {} : {
-        doorbells: bar.doorbells.map((doorbell, i) => {
-          const queue = this.#spreading.targetOfDoorbell(bar.index, i);
-          const kick = this.#kicks[queue];
-          return kick == null
-            ? doorbell
-            : { ...doorbell, eventFd: kick.number };
-        }),
-      }),
-    }));
-    return { ...spec, bars };
+  doorbellEventFd(bar: number, doorbell: number): number | undefined {
+    const queue = this.#spreading.targetOfDoorbell(bar, doorbell);
+    return this.#kicks[queue]?.number;
   }
 }
 
-function checkGroups(spreading: Spreading, plan: CrewPlan): void {
+function checkGroups(spreading: Spreading, plan: QueuePlan): void {
   const groups = new Set<number>();
   for (let queue = 0; queue < spreading.queueCount; queue++) {
     const group = spreading.groupOf(queue);

@@ -7,7 +7,7 @@
 
 import { Errno, ErrnoError } from "../core/errno.ts";
 import type { Log } from "../core/log.ts";
-import { ArrayMemory } from "../memory/array_memory.ts";
+import { ArrayMemory, type MappableMemory } from "../memory/array_memory.ts";
 import type { DeviceContext, Interrupts, SharedMemory } from "../pci/device.ts";
 import type { PostedWrites } from "../pci/posted_writes.ts";
 import { ManualLoop } from "./manual_loop.ts";
@@ -95,7 +95,7 @@ export class RecordingLog implements Log {
 /** A device context whose parts a test can drive and inspect. */
 export interface FakeContext extends DeviceContext {
   /** Guest memory; 1 MiB at address 0 unless told. */
-  readonly memory: ArrayMemory;
+  readonly memory: MappableMemory;
   /** Interrupts, which keep a record of what was raised. */
   readonly interrupts: RecordingInterrupts;
   /** The loop, turned by the test. */
@@ -109,7 +109,7 @@ export interface FakeContext extends DeviceContext {
 /** What to use instead of the defaults. */
 export interface FakeContextOptions {
   /** Guest memory; 1 MiB at address 0 unless given. */
-  readonly memory?: ArrayMemory;
+  readonly memory?: MappableMemory;
   /** Start of the sequence that {@linkcode DeviceContext.random} gives; the same seed gives the same bytes. */
   readonly seed?: number;
 }

@@ -32,6 +32,7 @@ export * from "./net_driver.ts";
 export * from "./outboard_process.ts";
 export * from "./packed_vring.ts";
 export * from "./pci_access.ts";
+export * from "./strict_memory.ts";
 export * from "./virtio_defs.ts";
 export * from "./virtio_driver.ts";
 export * from "./vring.ts";

@@ -8,19 +8,112 @@ import type { AccessWidth, DeviceCommand } from "../pci/device.ts";
 import type { Features } from "./features.ts";
 import type { Virtqueue } from "./queue/queue.ts";
 
-/** What a device model may ask of its transport. */
-export interface VirtioTransport {
+/** What serves queues may ask of the transport, on whichever thread it is. */
+export interface QueueTransport {
   /** Tells the driver that `queue` has used buffers; call it when {@linkcode Virtqueue.publish} says so. */
   interrupt(queue: Virtqueue): void;
-  /** Tells the driver that the device configuration changed, and bumps the generation. */
-  configChanged(): void;
   /**
    * Gives up on a driver that broke the rules: DEVICE_NEEDS_RESET, counted and logged once. Nothing of the queues
    * is touched until the driver resets the device.
    */
   fail(reason: string): void;
-  /** What {@linkcode VirtioDevice.save} tells has changed other than by start and reset: twins on other threads must hear. */
-  sharedStateChanged?(): void;
+}
+
+/** What a device model may ask of its transport. */
+export interface VirtioTransport extends QueueTransport {
+  /** Tells the driver that the device configuration changed, and bumps the generation. */
+  configChanged(): void;
+  /** Has queue handlers on other threads take over {@linkcode QueueSharing.settings} before this returns. */
+  settingsChanged?(): void;
+}
+
+/**
+ * Serves queues on one thread. A device model is one for the queues on its own thread; {@linkcode QueueSharing} is about
+ * others.
+ *
+ * ```text
+ *   idle --start--> running --reset--> idle …
+ * ```
+ */
+export interface QueueHandler {
+  /**
+   * Whether what is done with the chains of a queue depends on something that a driver may write to the device
+   * configuration. They then wait for the register writes that were sent before them, which costs a system call for each
+   * look that finds some; see src/pci/posted_writes.ts. Taken for granted without it. Where only some chains depend on it,
+   * the answer is no, and the model asks {@linkcode Virtqueue.settled} about those.
+   *
+   * @param features The negotiated bits
+   */
+  dependsOnRegisters?(queue: number, features: Features): boolean;
+  /**
+   * The driver set DRIVER_OK.
+   *
+   * @param features The negotiated bits
+   * @param queues All queues; only those with {@linkcode Virtqueue.enabled} may be used, and a queue may be enabled later.
+   * Queues that another thread serves find nothing here
+   */
+  start(features: Features, queues: readonly Virtqueue[]): void;
+  /**
+   * The driver notified a queue (or may have): look at it. Runs in a bottom half, only between start and reset, and only
+   * for an enabled queue.
+   */
+  notify(queue: Virtqueue): void;
+  /** The driver resets one queue (RING_RESET): drop what is in flight on it. */
+  resetQueue(queue: Virtqueue): void;
+  /** Back to idle: drop what is in flight and forget the queues. */
+  reset(): void;
+  /**
+   * Stop touching guest memory, until {@linkcode QueueHandler.resume} or a reset: the queues find nothing and keep what
+   * is pushed. Only where work goes on between calls, such as requests in flight.
+   */
+  pause?(): void;
+  /**
+   * Goes on after {@linkcode QueueHandler.pause}, {@linkcode QueueHandler.hold}, both, or (when it has no hold of its own)
+   * neither; every queue is notified afterwards.
+   */
+  resume?(): void;
+  /**
+   * Take in nothing new, from queues or from outside, until {@linkcode QueueHandler.resume}; the queues find nothing in
+   * any case, and what is pushed and published reaches the driver. Interrupts that are kept back go out. Called again
+   * until everything in flight has come to its end; also while idle, and start and reset may come meanwhile.
+   * Only where there is something to hold beside the queues.
+   *
+   * @returns How many requests are in flight, those included whose queue was reset
+   */
+  hold?(): number;
+}
+
+/** Serves the queues of a queue thread. */
+export interface QueueThreadHandler extends QueueHandler {
+  /** Takes over {@linkcode QueueSharing.settings}: at first, and whenever they change. */
+  configure(settings: unknown): void;
+  /** Counters by name, added to those of the device. */
+  counters?(): Readonly<Record<string, number>>;
+  /** Releases everything. */
+  close(): void;
+}
+
+/** What a device model offers whose queues other threads can serve; its {@linkcode DeviceModel} makes handlers there. */
+export interface QueueSharing {
+  /**
+   * Queues that one thread must serve together.
+   *
+   * @param features What is negotiated, or offered as long as nothing is
+   * @returns A number from 0 up, or CONTROL_GROUP of src/pci/queue_threads.ts for a queue that only the device itself
+   * serves
+   */
+  groupOf(queue: number, features: Features): number;
+  /**
+   * What a handler for some groups is made of, which the device then does not serve itself.
+   *
+   * @returns Plain data for {@linkcode DeviceModel.serve}
+   * @throws {Error} When that cannot be had
+   */
+  grant(groups: readonly number[]): unknown;
+  /** Handlers on other threads have ended: the device serves all its queues itself again. */
+  reclaim?(): void;
+  /** Everything about its queues that a handler must know beyond features and queues. Plain data. */
+  settings(): unknown;
 }
 
 /**
@@ -31,7 +124,7 @@ export interface VirtioTransport {
  * ```
  * The transport calls, the model answers; all on one event loop, and nothing may block.
  */
-export interface VirtioDevice {
+export interface VirtioDevice extends QueueHandler {
   /** Device type (virtio 1.3, section 5). */
   readonly deviceId: number;
   /** PCI class code, 24 bits, for the PCI transport. */
@@ -52,74 +145,22 @@ export interface VirtioDevice {
   /** Writes device configuration; read-only fields ignore it. */
   writeConfig(offset: number, width: AccessWidth, value: number): void;
   /**
-   * Whether what is done with the chains of a queue depends on something that a driver may write to the device
-   * configuration. They then wait for the register writes that were sent before them, which costs a system call for each
-   * look that finds some; see src/pci/posted_writes.ts. Taken for granted without it. Where only some chains depend on it,
-   * the answer is no, and the model asks {@linkcode Virtqueue.settled} about those.
-   *
-   * @param features The negotiated bits
-   */
-  dependsOnRegisters?(queue: number, features: Features): boolean;
-  /**
-   * The driver set DRIVER_OK.
-   *
-   * @param features The negotiated bits
-   * @param queues All queues; only those with {@linkcode Virtqueue.enabled} may be used, and a queue may be enabled later
-   */
-  start(features: Features, queues: readonly Virtqueue[]): void;
-  /**
-   * The driver notified a queue (or may have): look at it. Runs in a bottom half, only between start and reset, and only
-   * for an enabled queue.
-   */
-  notify(queue: Virtqueue): void;
-  /** The driver resets one queue (RING_RESET): drop what is in flight on it. */
-  resetQueue(queue: Virtqueue): void;
-  /** Back to idle: drop what is in flight and forget the queues. */
-  reset(): void;
-  /**
-   * Stop touching guest memory, until {@linkcode VirtioDevice.resume} or a reset: the queues find nothing and keep what
-   * is pushed. Only for devices that work between calls, such as one with requests in flight.
-   */
-  pause?(): void;
-  /**
-   * Goes on after {@linkcode VirtioDevice.pause}, {@linkcode VirtioDevice.hold}, both, or (when it has no hold of its own)
-   * neither; every queue is notified afterwards.
-   */
-  resume?(): void;
-  /**
-   * Take in nothing new, from queues or from outside, until {@linkcode VirtioDevice.resume}; the queues find nothing in
-   * any case, and what is pushed and published reaches the driver. Interrupts that are kept back go out. Called again
-   * until everything in flight has come to its end; also on an idle device, which may be started and reset meanwhile.
-   * Only for devices with something to hold beside their queues.
-   *
-   * @returns How many requests are in flight, those included whose queue was reset
-   */
-  hold?(): number;
-  /**
    * What a driver could tell this device by, beyond status, features and queues, as plain data with a `version`.
    * Called while the device holds and has no chain in flight; changes nothing.
    */
   save?(): unknown;
   /**
-   * Takes over what {@linkcode VirtioDevice.save} gave: on a device just made, after {@linkcode VirtioDevice.start} if the
+   * Takes over what {@linkcode VirtioDevice.save} gave: on a device just made, after {@linkcode QueueHandler.start} if the
    * driver had set DRIVER_OK. It was told to pause and to hold before that, and is until
-   * {@linkcode VirtioDevice.resume}.
+   * {@linkcode QueueHandler.resume}.
    *
    * @throws {Error} When it is not a state of this model
    */
   load?(state: unknown): void;
   /** See {@linkcode PciDevice.handOver}. An object, to which the transport adds properties of its own. */
   handOver?(): object;
-  /**
-   * Which queues belong together, for devices whose queues several threads may serve.
-   *
-   * @param features What is negotiated, or offered as long as nothing is
-   * @returns A number from 0 up, the same for queues of one group; FOR_HOME of src/pci/spreading.ts for a queue that only
-   * the device itself can serve
-   */
-  queueGroup?(queue: number, features: Features): number;
-  /** See {@linkcode Spreading.share}. */
-  share?(groups: readonly number[]): object;
+  /** For a device whose queues other threads can serve. */
+  readonly sharing?: QueueSharing;
   /** Commands for a person at run time. */
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** Counters by name, for metrics. */

@@ -30,8 +30,10 @@ function create(_context: DeviceContext): PciDevice {
 }
 
 /** The model. */
-export const model: DeviceModel = {
+export const model: DeviceModel<null> = {
   name: "wasteful",
   help: "allocates at every write",
+  options: [],
+  parse: () => null,
   create,
 };

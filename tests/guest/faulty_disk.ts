@@ -12,17 +12,16 @@ import {
   type BlockBackend,
   type BlockClient,
   type BlockInfo,
+  BlockKind,
   BlockOp,
   type BlockRequest,
-} from "../../src/backend/block/contract.ts";
-import { openBlockBackend } from "../../src/backend/block/open.ts";
-import { BLOCK_OPTIONS } from "../../src/backend/block/options.ts";
+  openBlockBackend,
+  parseBlockOptions,
+} from "../../src/backend/block/mod.ts";
 import {
   type DeviceContext,
   type DeviceModel,
   Errno,
-  oneOf,
-  options,
   VirtioPci,
 } from "../../mod.ts";
 
@@ -103,22 +102,20 @@ function createVirtioBlk(context: DeviceContext, backend: BlockBackend) {
 }
 
 /** The model. */
-export const model: DeviceModel<{ controller: string }> = {
+export const model: DeviceModel<{ nvme: boolean }> = {
   name: "faulty-disk",
   help: "a disk with bad places, for tests",
-  options: options({
-    controller: oneOf("controller", ["virtio-blk", "nvme"], {
-      help: "how it is driven",
-      default: "virtio-blk",
-    }),
-  }),
-  create(context, { controller }) {
+  options: [
+    { name: "controller", syntax: "virtio-blk|nvme", help: "how it is driven" },
+  ],
+  parse: (options) => ({ nvme: options["controller"] === "nvme" }),
+  create(context, { nvme }) {
     const inner = openBlockBackend(
-      BLOCK_OPTIONS.parse({ memory: "16M" }),
+      parseBlockOptions({ [BlockKind.MEMORY]: "16M" }),
       context,
     );
     const backend = new FaultyDisk(inner);
-    return controller === "nvme"
+    return nvme
       ? createNvme(context, backend)
       : createVirtioBlk(context, backend);
   },

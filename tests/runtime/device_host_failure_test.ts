@@ -170,6 +170,8 @@ Deno.test("DeviceHost.hold says why a model cannot be moved", () => {
   const model: DeviceModel<unknown> = {
     name: "stone",
     help: "",
+    options: [],
+    parse: () => null,
     create: () => ({
       spec,
       readBar: () => 0,

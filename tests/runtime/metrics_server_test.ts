@@ -223,10 +223,7 @@ Deno.test("Outboard.metrics counts what clients do, on every IOThread", () =>
         devices: [0, 1].map((i) => ({
           id: `lan${i}`,
           model: "virtio-net",
-          options: virtioNetModel.options!.parse({
-            net: "none",
-            doorbells: "mmap",
-          }),
+          options: virtioNetModel.parse({ net: "none", doorbells: "mmap" }),
           endpoint: { kind: "path" as const, path: `${folder}/${i}` },
         })),
         metrics: ANY_PORT,

@@ -30,10 +30,7 @@ Deno.test("a mapped notify page works on while its device moves between IOThread
       devices: [{
         id: "lan",
         model: "virtio-net",
-        options: virtioNetModel.options!.parse({
-          net: "none",
-          doorbells: "mmap",
-        }),
+        options: virtioNetModel.parse({ net: "none", doorbells: "mmap" }),
         endpoint: { kind: "path", path },
         iothreads: [0],
       }],

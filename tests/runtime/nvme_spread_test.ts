@@ -321,7 +321,7 @@ Deno.test("an NVMe controller on three IOThreads tells of hostile doorbells, sum
     await assertRejects(
       () => ask("move nvme0 1"),
       Error,
-      "its queues are served by IOThreads 0, 1, 2",
+      "has no hold, no save, no load",
     );
   }));
 

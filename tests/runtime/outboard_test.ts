@@ -15,7 +15,7 @@ async function counterAt(
   return {
     id,
     model: counter,
-    options: model.options!.parse({}),
+    options: model.parse({}),
     endpoint: { kind: "path", path },
     iothreads,
   };

@@ -7,7 +7,11 @@ import {
 import {
   checkIOThreads,
   describeCrowding,
+  isSamePlace,
+  otherThreads,
   placeDevices,
+  placeWithQueue,
+  threadsOf,
 } from "../../src/runtime/iothread/placement.ts";
 
 function homes(count: number, ...wishes: (number | null)[]): number[] {
@@ -17,7 +21,7 @@ function homes(count: number, ...wishes: (number | null)[]): number[] {
       ...(wish === null ? {} : { iothreads: [wish] }),
     })),
     count,
-  ).map((iothreads) => iothreads[0]!);
+  ).map(({ iothread }) => iothread);
 }
 
 Deno.test("placeDevices deals devices round robin", () => {
@@ -51,9 +55,12 @@ Deno.test("placeDevices says which IOThreads there are", () => {
   );
 });
 
-Deno.test("placeDevices keeps a list, whose first is the home", () => {
+Deno.test("placeDevices keeps a list, whose first is where the device lives", () => {
   const devices = [{ id: "a", iothreads: [1, 0] }, { id: "b" }];
-  assertEquals(placeDevices(devices, 2), [[1, 0], [0]]);
+  assertEquals(placeDevices(devices, 2), [
+    { iothread: 1, queues: [1, 0] },
+    { iothread: 0, queues: [0] },
+  ]);
   assertThrows(
     () => placeDevices([{ id: "a", iothreads: [0, 2] }], 2),
     Error,
@@ -93,4 +100,45 @@ Deno.test("describeCrowding tells of more IOThreads than CPUs", () => {
     describeCrowding([[2], [2, 0], [0]])!,
     "3 IOThreads share CPUs 0,2, ",
   );
+});
+
+Deno.test("placeWithQueue moves the group of a queue, and nothing else", () => {
+  const place = { iothread: 0, queues: [0, 1] };
+  const groups = [0, 0, 1, 1, 2, 2, -1];
+  assertEquals(placeWithQueue("d", place, groups, 1, 2), {
+    iothread: 0,
+    queues: [2, 1, 0],
+  });
+  assertEquals(placeWithQueue("d", place, groups, 5, 1).queues, [0, 1, 1]);
+  for (
+    const [queue, reason] of [
+      [6, "it stays with the device, move d as a whole"],
+      [7, "it has queues 0 to 6"],
+    ] as const
+  ) {
+    assertThrows(
+      () => placeWithQueue("d", place, groups, queue, 1),
+      Error,
+      `Cannot move queue ${queue} of d: ${reason}`,
+    );
+  }
+});
+
+Deno.test("placeWithQueue moves a device as a whole whose queues stay together", () => {
+  const place = { iothread: 0, queues: [0] };
+  for (const groups of [[], [-1, -1]]) {
+    assertEquals(placeWithQueue("d", place, groups, 0, 1), {
+      iothread: 1,
+      queues: [1],
+    });
+  }
+});
+
+Deno.test("isSamePlace compares turns by what they mean", () => {
+  const place = { iothread: 0, queues: [0, 1] };
+  assert(isSamePlace(place, { iothread: 0, queues: [0, 1, 0, 1] }));
+  assert(!isSamePlace(place, { iothread: 0, queues: [0, 1, 1] }));
+  assert(!isSamePlace(place, { iothread: 1, queues: [0, 1] }));
+  assertEquals(otherThreads({ iothread: 1, queues: [0, 1, 2, 0] }), [0, 2]);
+  assertEquals(threadsOf({ iothread: 1, queues: [0, 1] }), [1, 0]);
 });

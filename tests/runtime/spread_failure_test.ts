@@ -98,7 +98,7 @@ class Crew implements Disposable {
       calls: this.#calls,
       plan: {
         turns: [0, 1, 2],
-        seats: lines.map((line, i) => ({ iothread: i + 1, seat, line })),
+        threads: lines.map((line, i) => ({ iothread: i + 1, seat, line })),
       },
     });
     this.told.length = 0;
@@ -204,6 +204,8 @@ Deno.test("CrewTwin lets go of a range once, however often it is told", () => {
     model: {
       name: "spread",
       help: "",
+      options: [],
+      parse: () => null,
       create: () => deviceOf([]),
     },
     options: null,

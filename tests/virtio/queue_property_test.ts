@@ -8,12 +8,12 @@ import { Chain } from "../../src/virtio/queue/queue.ts";
 import type { Ring } from "../../src/virtio/queue/ring.ts";
 import type { SplitRingState } from "../../src/virtio/queue/ring_state.ts";
 import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
+import type { MappableMemory } from "../../src/memory/array_memory.ts";
+import { checkReleased } from "../memory_under_test.ts";
 import type { Buffer } from "./naive_ring.ts";
 import {
-  BASE,
   DATA,
   fixture,
-  LENGTH,
   packedFixture,
   TABLES,
   turnPackedRing,
@@ -88,7 +88,7 @@ interface Bench {
   /** Another queue for the same ring. */
   readonly fresh: () => Ring;
   readonly features: Features;
-  readonly chain: Chain;
+  readonly memory: MappableMemory;
   readonly inOrder: boolean;
   free(): number;
   add(buffers: Buffer[], table?: number): number;
@@ -109,7 +109,7 @@ function packedBench(shape: Shape, inOrder: boolean): Bench {
     queue: at.queue,
     fresh: () => new PackedQueue(at.memory, 3, shape.size),
     features: at.features,
-    chain: new Chain(at.memory, 16),
+    memory: at.memory,
     inOrder,
     free: () => at.ring.free,
     add: (buffers, table) => at.ring.add(buffers, table),
@@ -123,7 +123,7 @@ function splitBench(shape: Shape, inOrder: boolean): Bench {
     queue: at.queue,
     fresh: () => new SplitQueue(at.memory, 3, shape.size),
     features: at.features,
-    chain: new Chain(at.memory, 16),
+    memory: at.memory,
     inOrder,
     free: () => at.ring.freeDescriptors,
     add: (buffers, table) => at.ring.add(buffers, table),
@@ -158,11 +158,6 @@ function buffersOf(readable: number[], writable: number[]): Buffer[] {
     iova += length + 1;
     return buffer;
   });
-}
-
-/** The driver's address of ArrayMemory's, where each page may be mapped with the whole buffer behind it. */
-function iovaOf(hva: number): number {
-  return BASE + (hva - 0x7f00_0000_0000) % (LENGTH + 0x1000);
 }
 
 interface Expected {
@@ -204,7 +199,8 @@ class Model {
   }
 
   pop(): boolean {
-    const { queue, chain } = this.#at;
+    const { queue, memory } = this.#at;
+    const chain = new Chain(memory, 16);
     const result = queue.pop(chain);
     assertEquals(result, this.#offered.length > 0 ? 1 : 0, queue.lastError);
     if (result === 0) return false;
@@ -212,7 +208,7 @@ class Model {
     assertEquals(chain.head, expected.head);
     const seen = [chain.readable, chain.writable].flatMap((list, which) =>
       Array.from({ length: list.count }, (_, s) => ({
-        iova: iovaOf(list.base(s)),
+        iova: list.iova(s),
         length: list.length(s),
         write: which === 1,
       }))
@@ -262,9 +258,9 @@ class Model {
 
   /** Holds the queue until nothing is in flight, and goes on with another one. */
   move(): void {
-    const { queue, chain } = this.#at;
+    const { queue, memory } = this.#at;
     queue.hold();
-    assertEquals(queue.pop(chain), 0);
+    assertEquals(queue.pop(new Chain(memory, 16)), 0);
     assert(!queue.poll());
     assert(!queue.enableNotifications(), "there is nothing to look at");
     while (this.#held.length > 0) this.push(2, false);
@@ -284,6 +280,7 @@ class Model {
     while (this.#held.length > 0) this.push(1, true);
     this.publish();
     assertEquals(this.#at.free(), this.#size);
+    checkReleased(this.#at.memory);
   }
 }
 
@@ -307,7 +304,7 @@ function run(model: Model, at: Bench, script: readonly Step[]): void {
         break;
       case "suspend":
         at.queue.suspend();
-        assertEquals(at.queue.pop(at.chain), 0);
+        assertEquals(at.queue.pop(new Chain(at.memory, 16)), 0);
         model.push(0, true);
         assert(!at.queue.publish());
         at.queue.resume();
@@ -376,7 +373,9 @@ Deno.test("SplitQueue with IN_ORDER goes on from index 65535 to 0", () => {
   const heads = [0, 1, 2, 3].map(() =>
     at.ring.add([{ iova: DATA, length: 1 }])
   );
-  for (let i = 0; i < 4; i++) assertEquals(at.queue.pop(at.chain), 1);
+  for (let i = 0; i < 4; i++) {
+    assertEquals(at.queue.pop(new Chain(at.memory, 16)), 1);
+  }
   for (const head of heads.toReversed()) {
     assertEquals(at.ring.usedIdx, 65533);
     at.queue.push(head, 0);

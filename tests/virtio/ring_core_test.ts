@@ -163,10 +163,10 @@ Deno.test("RingCore takes only chains back that the device holds", () => {
   const queue = core(memory);
   const chain = new Chain(memory, 1);
   assert(!queue.ledger.push(2, 0));
-  queue.refusePush(2);
+  queue.push(2, 0);
   queue.enable(PLAIN, AT);
   assertThrows(
-    () => queue.refusePush(2),
+    () => queue.push(2, 0),
     Error,
     "Cannot push chain 2 of queue 3: the device does not hold it",
   );

@@ -1,7 +1,8 @@
 /** A queue of the device and a naive driver of it on the same memory. */
 
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
-import { ArrayMemory } from "../../src/memory/array_memory.ts";
+import type { MappableMemory } from "../../src/memory/array_memory.ts";
+import { memoryUnderTest } from "../memory_under_test.ts";
 import { Chain } from "../../src/virtio/queue/queue.ts";
 import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
 import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
@@ -23,7 +24,7 @@ export interface FixtureOptions {
 }
 
 export interface Fixture {
-  readonly memory: ArrayMemory;
+  readonly memory: MappableMemory;
   readonly buffer: ArrayBuffer;
   readonly queue: SplitQueue;
   readonly ring: NaiveRing;
@@ -42,7 +43,7 @@ export const TABLES = BASE + 0x18_0000;
 
 export function fixture(options: FixtureOptions = {}): Fixture {
   const size = options.size ?? 8;
-  const memory = new ArrayMemory([]);
+  const memory = memoryUnderTest();
   const buffer = mapAll(memory, options);
   // Near the end of a page: rings of more than a few entries go on in the next.
   const near = options.byPage ? 0xfd0 : 0;
@@ -77,7 +78,7 @@ export function fixture(options: FixtureOptions = {}): Fixture {
   return { memory, buffer, queue, ring, chain, features, places };
 }
 
-function mapAll(memory: ArrayMemory, options: FixtureOptions): ArrayBuffer {
+function mapAll(memory: MappableMemory, options: FixtureOptions): ArrayBuffer {
   const range = { iova: BASE, lengthBytes: LENGTH };
   return options.byPage ? memory.mapPages(range) : memory.map(range);
 }
@@ -92,7 +93,7 @@ function featuresOf(options: FixtureOptions, packed = false): Features {
 }
 
 export interface PackedFixture {
-  readonly memory: ArrayMemory;
+  readonly memory: MappableMemory;
   readonly buffer: ArrayBuffer;
   readonly queue: PackedQueue;
   readonly ring: NaivePackedRing;
@@ -104,7 +105,7 @@ export interface PackedFixture {
 /** A packed queue and a naive driver of it. */
 export function packedFixture(options: FixtureOptions = {}): PackedFixture {
   const size = options.size ?? 8;
-  const memory = new ArrayMemory([]);
+  const memory = memoryUnderTest();
   const buffer = mapAll(memory, options);
   const places = {
     desc: BASE + 0x1000 + (options.byPage ? 0xfd0 : 0),

@@ -9,7 +9,6 @@ class Rig {
     {
       notifyUsed: (queue) => this.sent.push(queue),
       notifyConfig: () => this.sent.push("config"),
-      onReset: () => this.sent.push("reset"),
     },
     this.counters,
     4,

@@ -25,6 +25,7 @@ class Rig {
   readonly status = new DeviceStatus();
   readonly counters = sessionCounters();
   readonly device: EchoDevice;
+  readonly forwarded: number[] = [];
   readonly queues: SessionQueues;
   readonly #buffer: ArrayBuffer;
 
@@ -38,7 +39,10 @@ class Rig {
       },
     }, [SIZE, SIZE]);
     this.device.keeps = true;
-    this.queues = new SessionQueues(this.context, this.device, {
+    this.queues = new SessionQueues(this.context, {
+      sizes: this.device.queueSizes,
+      handler: this.device,
+      forward: (index) => this.forwarded.push(index),
       status: this.status,
       counters: this.counters,
       polled,
@@ -228,24 +232,16 @@ Deno.test("SessionQueues spares a notification of what it has taken", () => {
   assertEquals([rig.counters.lateKicks, rig.counters.pageKicks], [1, 3]);
 });
 
-Deno.test("SessionQueues leaves the queues of others alone, and hands their kicks on", () => {
+Deno.test("SessionQueues leaves queues alone that are served elsewhere, and hands their kicks on", () => {
   const rig = new Rig();
-  const foreign: number[] = [];
-  rig.queues.limit({
-    isMine: (queue) => queue === 0,
-    onSharedState() {},
-    onFailure() {},
-    onReset() {},
-    onForeignKick: (queue) => foreign.push(queue),
-  });
   const rings = [rig.enable(0), rig.enable(1)];
   rig.run();
-  rig.queues.leaveForeign();
+  rig.queues.leaveElsewhere(new Set([1]));
   rings.forEach(offer);
   assertEquals(rig.queues.rings.map((it) => it.poll()), [true, false]);
   rig.queues.kick(0, KickPath.EVENTFD);
   rig.queues.kick(1, KickPath.EVENTFD);
-  assertEquals([rig.settle(), foreign], [["notify 0"], [1]]);
+  assertEquals([rig.settle(), rig.forwarded], [["notify 0"], [1]]);
   rig.queues.stop();
   rig.queues.start();
   offer(rings[1]!);

@@ -203,8 +203,6 @@ export class AdminCommands {
     const status = data.mapAdmin(sqe, lengthBytes, Access.WRITE, list);
     if (status !== NvmeSc.SUCCESS) return status;
     memory.scatter(list, bytes, lengthBytes);
-    return memory.commit(list, lengthBytes) < 0
-      ? NvmeSc.DATA_XFER_ERROR
-      : NvmeSc.SUCCESS;
+    return NvmeSc.SUCCESS;
   }
 }

@@ -56,6 +56,8 @@ export class Command {
   status = 0;
   /** Of the completion. */
   dw0 = 0;
+  /** How much its buffers are given when it succeeds, and are not released yet; only of a Read. */
+  readBytes = 0;
   /** Whether it holds a reservation in its completion queue. */
   reserved = false;
   /** Whether its identifier is its own: not one that another command in flight has. */
@@ -114,9 +116,8 @@ export class CommandPool {
     command.state = CommandState.BUSY;
     command.namespace = null;
     command.sq = null;
-    command.dw0 = 0;
+    command.dw0 = command.readBytes = 0;
     command.lbaLow = command.lbaHigh = 0;
-    command.request.buffers.clear();
     return command;
   }
 

@@ -4,7 +4,10 @@
  * @module
  */
 
-import type { BlockRequest } from "../../../src/backend/block/contract.ts";
+import {
+  BlockOp,
+  type BlockRequest,
+} from "../../../src/backend/block/contract.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { Command, CommandPool, CommandState } from "./command.ts";
 import { NvmeCounter, type NvmeCounters } from "../counters.ts";
@@ -129,13 +132,21 @@ export class Engine {
     if (command.state !== CommandState.BUSY) return;
     command.state = CommandState.RETURNED;
     command.result = result;
+    // At once: what it has read may lie in memory that is about to be unmapped.
+    if (result === 0 && request.op === BlockOp.READ && command.readBytes > 0) {
+      command.result = this.#release(command, command.readBytes);
+      command.readBytes = 0;
+    }
     if (command !== this.#internal) this.#push(command);
     this.#options.wake();
   }
 
   /** A command has its status. */
   finish(command: Command, status: number): void {
-    command.status = status === NvmeSc.SUCCESS ? status : withDnr(status);
+    const isDone = status === NvmeSc.SUCCESS;
+    const result = this.#release(command, isDone ? command.readBytes : 0);
+    const final = result < 0 && isDone ? NvmeSc.DATA_XFER_ERROR : status;
+    command.status = final === NvmeSc.SUCCESS ? final : withDnr(final);
     command.state = CommandState.DONE;
     if (command !== this.#internal) this.#push(command);
   }
@@ -213,7 +224,9 @@ export class Engine {
   reset(): void {
     this.#first = this.#end = 0;
     for (const command of this.#commands) {
-      if (command.state !== CommandState.FREE) this.#free(command);
+      if (command.state === CommandState.FREE) continue;
+      this.#release(command, 0);
+      this.#free(command);
     }
   }
 
@@ -273,6 +286,14 @@ export class Engine {
     const deletion = this.#options.queues.completed(sq);
     if (deletion !== null) this.finish(deletion, NvmeSc.SUCCESS);
     return true;
+  }
+
+  /** Releases the buffers of a command. @returns 0 or −errno */
+  #release({ request }: Command, writtenBytes: number): number {
+    const { buffers } = request;
+    const result = this.#options.memory.release(buffers, writtenBytes);
+    buffers.clear();
+    return result;
   }
 
   #free(command: Command): void {

@@ -30,8 +30,9 @@ export const SUBMIT = -2;
  */
 export class Comparer {
   readonly #memory: GuestMemory;
-  /** The driver's side. */
+  /** The driver's side, and what of it is not compared yet. */
   readonly #guest: ScatterGather;
+  readonly #left: ScatterGather;
   #ours: ScratchMemory | null = null;
   #theirs = new Uint8Array(0);
   #active: Command | null = null;
@@ -40,6 +41,7 @@ export class Comparer {
   constructor(memory: GuestMemory, segments: number) {
     this.#memory = memory;
     this.#guest = memory.createScatterGather(segments);
+    this.#left = memory.createScatterGather(segments);
   }
 
   /** Whether a command is being compared. */
@@ -61,6 +63,8 @@ export class Comparer {
     const { request } = command;
     this.#guest.clear();
     this.#guest.append(request.buffers);
+    this.#left.clear();
+    this.#left.append(request.buffers);
     command.step = 0;
     command.steps = this.#guest.lengthBytes;
     request.op = BlockOp.READ;
@@ -79,7 +83,7 @@ export class Comparer {
     const length = command.request.lengthBytes;
     const theirs = this.#theirs;
     const ours = this.#ours!.bytes;
-    if (this.#memory.gather(this.#guest, theirs, length) !== length) {
+    if (this.#memory.gather(this.#left, theirs, length) !== length) {
       return NvmeSc.DATA_XFER_ERROR;
     }
     for (let i = 0; i < length; i++) {
@@ -87,15 +91,19 @@ export class Comparer {
       command.blame(command.request.offset + i);
       return NvmeSc.COMPARE_FAILED;
     }
-    this.#guest.consume(length);
+    this.#left.consume(length);
     command.step += length;
     if (command.step === command.steps) return NvmeSc.SUCCESS;
     command.request.offset += length;
     return this.#readChunk(command);
   }
 
-  /** The command has a status. */
+  /** The command has a status, and its buffers again. */
   end(): void {
+    if (this.#active === null) return;
+    const { buffers } = this.#active.request;
+    buffers.clear();
+    buffers.append(this.#guest);
     this.#active = null;
   }
 

@@ -151,6 +151,7 @@ export class IoCommands {
       return NvmeSc.NS_WRITE_PROTECTED;
     }
     const isFua = bit(sqe[SQE.CDW12]!, NVME_RW_FUA);
+    if (op === BlockOp.READ) command.readBytes = request.lengthBytes;
     request.op = op;
     request.durable = op === BlockOp.WRITE && isFua;
     if (op === BlockOp.READ && isFua) {
@@ -241,6 +242,7 @@ export class IoCommands {
     if (memory.gather(list, command.rangeBytes, lengthBytes) < lengthBytes) {
       return NvmeSc.DATA_XFER_ERROR;
     }
+    memory.release(list, 0);
     list.clear();
     for (let i = 0; i < count; i++) {
       const at = i * NVME_DSM_RANGE.WORDS;

@@ -4,11 +4,7 @@
  * @module
  */
 
-import {
-  type CoalescingLimits,
-  NO_COALESCING,
-  type Notifier,
-} from "../queue/coalescing.ts";
+import { type CoalescingLimits, NO_COALESCING } from "../queue/coalescing.ts";
 import type { CommandReader } from "./command_reader.ts";
 import type { CoalescingState } from "../state.ts";
 import {
@@ -18,7 +14,8 @@ import {
 
 /** Limits for all receive queues, all transmit queues, and queues by number. */
 export class CoalescingControl {
-  readonly #notifiers: readonly Notifier[];
+  /** By queue number. */
+  readonly #limits: CoalescingLimits[];
   readonly #isInUse: (queueIndex: number) => boolean;
   /** What all receive queues, and all transmit queues, were given last. */
   readonly #common: [CoalescingLimits, CoalescingLimits] = [
@@ -27,26 +24,26 @@ export class CoalescingControl {
   ];
 
   /**
-   * @param notifiers By queue number: receive, transmit, receive, …
+   * @param queues How many there are: receive, transmit, receive, …
    * @param isInUse Whether there is an enabled queue of that number for packets
    */
   constructor(
-    notifiers: readonly Notifier[],
+    queues: number,
     isInUse: (queueIndex: number) => boolean,
   ) {
-    this.#notifiers = notifiers;
+    this.#limits = new Array(queues).fill(NO_COALESCING);
     this.#isInUse = isInUse;
   }
 
   /** Back to none, everywhere. */
   reset(): void {
     this.#common.fill(NO_COALESCING);
-    for (const notifier of this.#notifiers) notifier.reset(NO_COALESCING);
+    this.#limits.fill(NO_COALESCING);
   }
 
   /** A queue begins anew with what all of its kind have. */
   resetQueue(queueIndex: number): void {
-    this.#notifiers[queueIndex]!.reset(this.#common[queueIndex & 1]!);
+    this.#limits[queueIndex] = this.#common[queueIndex & 1]!;
   }
 
   /**
@@ -61,10 +58,10 @@ export class CoalescingControl {
       case VIRTIO_NET_CTRL_NOTF_COAL_CMD.TX_SET:
         return this.#setAll(1, readLimits(reader));
       case VIRTIO_NET_CTRL_NOTF_COAL_CMD.VQ_SET: {
-        const notifier = this.#readQueue(reader);
+        const queue = this.#readQueue(reader);
         const limits = readLimits(reader);
-        if (notifier === null || limits === null) return false;
-        notifier.setLimits(limits);
+        if (queue < 0 || limits === null) return false;
+        this.#limits[queue] = limits;
         return true;
       }
       default:
@@ -79,9 +76,9 @@ export class CoalescingControl {
    * @returns Whether it was right
    */
   get(reader: CommandReader, into: DataView): boolean {
-    const notifier = this.#readQueue(reader);
-    if (notifier === null || reader.leftBytes !== 0) return false;
-    const { maxPackets, maxUsecs } = notifier.limits;
+    const queue = this.#readQueue(reader);
+    if (queue < 0 || reader.leftBytes !== 0) return false;
+    const { maxPackets, maxUsecs } = this.#limits[queue]!;
     into.setUint32(VIRTIO_NET_CTRL_COAL.MAX_PACKETS, maxPackets, true);
     into.setUint32(VIRTIO_NET_CTRL_COAL.MAX_USECS, maxUsecs, true);
     return true;
@@ -92,7 +89,7 @@ export class CoalescingControl {
     return {
       rx: this.#common[0],
       tx: this.#common[1],
-      queues: this.#notifiers.map((notifier) => notifier.limits),
+      queues: [...this.#limits],
     };
   }
 
@@ -100,28 +97,26 @@ export class CoalescingControl {
   load(state: CoalescingState): void {
     this.#common[0] = state.rx;
     this.#common[1] = state.tx;
-    this.#notifiers.forEach((notifier, i) =>
-      notifier.setLimits(state.queues[i]!)
-    );
+    this.#limits.splice(0, Infinity, ...state.queues);
   }
 
   #setAll(kind: 0 | 1, limits: CoalescingLimits | null): boolean {
     if (limits === null) return false;
     this.#common[kind] = limits;
-    for (let i = kind; i < this.#notifiers.length; i += 2) {
-      this.#notifiers[i]!.setLimits(limits);
+    for (let i = kind; i < this.#limits.length; i += 2) {
+      this.#limits[i] = limits;
     }
     return true;
   }
 
-  /** Reads `{ le16 vq_index; le16 reserved; }`; null when there is no such queue. */
-  #readQueue(reader: CommandReader): Notifier | null {
+  /** Reads `{ le16 vq_index; le16 reserved; }`; −1 when there is no such queue. */
+  #readQueue(reader: CommandReader): number {
     const index = reader.number(2);
     const reserved = reader.number(2);
     if (index === null || reserved === null || !this.#isInUse(index)) {
-      return null;
+      return -1;
     }
-    return this.#notifiers[index]!;
+    return index;
   }
 }
 

@@ -7,17 +7,23 @@
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 
-/** Reads a command's data from the front; consumes the list. */
+/** Reads a command's data from the front. */
 export class CommandReader {
   readonly #memory: GuestMemory;
   readonly #list: ScatterGather;
   readonly #word = new Uint8Array(4);
   readonly #view = new DataView(this.#word.buffer);
 
-  /** @param list Of each command in turn */
-  constructor(memory: GuestMemory, list: ScatterGather) {
+  /** @param segments The most segments of a command */
+  constructor(memory: GuestMemory, segments: number) {
     this.#memory = memory;
-    this.#list = list;
+    this.#list = memory.createScatterGather(segments);
+  }
+
+  /** Begins with a command. */
+  begin(list: ScatterGather): void {
+    this.#list.clear();
+    this.#list.append(list);
   }
 
   /** Bytes that have not been read. */

@@ -66,6 +66,8 @@ export interface ControlQueueOptions {
   readonly coalescing: CoalescingControl;
   /** The most descriptors in a chain: the queue may be at a number that is a larger queue's otherwise. */
   readonly chainSegments: number;
+  /** What commands have changed is to be in force before the driver sees that they are done. */
+  readonly apply: () => void;
   /** See VirtioTransport. */
   readonly interrupt: (queue: Virtqueue) => void;
   /** The driver broke a rule. */
@@ -82,18 +84,14 @@ export class ControlQueue {
   readonly #more: BottomHalf;
   #queue: Virtqueue | null = null;
   #features: Features | null = null;
-  /** Changes when the queue is taken away, so that a call in progress can tell. */
-  #epoch = 0;
   /** Length of the command's result. */
   #resultBytes = 0;
 
   constructor(options: ControlQueueOptions) {
     this.#options = options;
-    this.#chain = new Chain(
-      options.memory,
-      Math.max(CTRL_QUEUE_SIZE, options.chainSegments),
-    );
-    this.#reader = new CommandReader(options.memory, this.#chain.readable);
+    const segments = Math.max(CTRL_QUEUE_SIZE, options.chainSegments);
+    this.#chain = new Chain(options.memory, segments);
+    this.#reader = new CommandReader(options.memory, segments);
     this.#more = options.loop.bottomHalf(() => this.run());
   }
 
@@ -111,7 +109,6 @@ export class ControlQueue {
 
   /** The driver resets the queue. */
   resetQueue(): void {
-    this.#epoch++;
     this.#more.cancel();
   }
 
@@ -119,18 +116,16 @@ export class ControlQueue {
   run(): void {
     const queue = this.#queue;
     if (queue === null || !queue.enabled) return;
-    const epoch = this.#epoch;
-    const { interrupt, fail } = this.#options;
+    const { apply, interrupt, fail } = this.#options;
     let left = BUDGET;
     let got = 0;
     do {
       queue.disableNotifications();
       while (left > 0 && (got = queue.pop(this.#chain)) > 0) {
-        const written = this.#serve();
-        if (epoch !== this.#epoch) return;
-        queue.push(this.#chain.head, written);
+        queue.push(this.#chain.head, this.#serve());
         left--;
       }
+      apply();
       if (queue.publish()) interrupt(queue);
       if (got < 0) return fail(queue.lastError);
       if (left === 0) return this.#more.schedule();
@@ -143,6 +138,7 @@ export class ControlQueue {
     const writable = this.#chain.writable;
     this.#resultBytes = 0;
     // Without a place for the ack the driver could not learn what became of the command: nothing is done.
+    this.#reader.begin(this.#chain.readable);
     const result = writable.lengthBytes < 1 ? VIRTIO_NET_ERR : this.#execute();
     counters.add(
       result === VIRTIO_NET_OK
@@ -151,12 +147,11 @@ export class ControlQueue {
       1,
     );
     this.#answer[0] = result;
-    const written = memory.scatter(
+    return memory.scatter(
       writable,
       this.#answer,
       RESULT + this.#resultBytes,
     );
-    return memory.commit(writable, written) < 0 ? 0 : written;
   }
 
   #execute(): number {

@@ -111,6 +111,11 @@ export class ReceiveFilter {
     this.#modes[VIRTIO_NET_CTRL_RX_CMD.PROMISC] = 1;
   }
 
+  /** Chooses whether the driver manages the VLAN table; otherwise all VLANs pass. */
+  managesVlans(on: boolean): void {
+    this.#filtersVlans = on;
+  }
+
   /** Whether every frame passes, so that none needs to be looked at. */
   get promiscuous(): boolean {
     return this.#modes[VIRTIO_NET_CTRL_RX_CMD.PROMISC] !== 0;

@@ -65,6 +65,10 @@ export class Notifier {
 
   /** Changes the limits; what has waited long enough by the new ones waits no longer. */
   setLimits(limits: CoalescingLimits): void {
+    const { maxPackets, maxUsecs } = this.#limits;
+    if (limits.maxPackets === maxPackets && limits.maxUsecs === maxUsecs) {
+      return;
+    }
     this.#limits = limits;
     this.#coalesces = limits.maxPackets > 0 && limits.maxUsecs > 0;
     if (this.#owed === null) return;

@@ -84,8 +84,6 @@ export class Receiver {
   /** Frames and bytes given to the driver on this queue. */
   readonly #given = new Float64Array(2);
   #queue: Virtqueue | null = null;
-  /** Changes when the queue is taken away, so that a call in progress can tell. */
-  #epoch = 0;
   #mergeable = false;
   /** What the back end may leave to the driver, a set of NetOffload. */
   #offloads = 0;
@@ -175,13 +173,11 @@ export class Receiver {
   stop(): void {
     this.#queue = null;
     this.#relief.reset();
-    this.#epoch++;
     this.#held = 0;
   }
 
   /** The driver resets the queue: waits until it has added buffers to the new one. */
   resetQueue(): void {
-    this.#epoch++;
     this.#held = 0;
     this.#relief.reset();
     if (this.#queue !== null) this.#starve();
@@ -201,11 +197,9 @@ export class Receiver {
     if (this.#queue !== null) this.#starve();
   }
 
-  /** Gives the chains at hand back to the available ring; a call in progress ends without them. */
+  /** Gives the chains at hand back to the available ring. */
   pause(): void {
-    if (this.#queue === null) return;
-    this.#epoch++;
-    this.#release(this.#queue, 0);
+    if (this.#queue !== null) this.#giveBack(this.#queue, 0);
   }
 
   /** A range of guest memory is about to be unmapped. */
@@ -247,32 +241,27 @@ export class Receiver {
   }
 
   #runBatch(queue: Virtqueue): void {
-    const epoch = this.#epoch;
     const pair = this.#options.pair;
     queue.disableNotifications();
     let ready = 0;
     this.#unpublished = 0;
     for (let n = 0; n < BUDGET; n++) {
       ready = this.#collect(queue);
-      if (ready <= 0 || epoch !== this.#epoch) break;
+      if (ready <= 0) break;
       const length = this.#backend.receive(this.#list, pair);
-      if (epoch !== this.#epoch) break;
       if (length === -Errno.EAGAIN) {
         this.#relief.keptUp();
         break;
       }
       if (length < 0) this.#counters.add(NetCounter.rxErrors, 1);
       else if (this.#isWanted(length - this.#backendHeaderBytes)) {
-        ready = this.#deliver(
+        this.#deliver(
           queue,
           length - this.#backendHeaderBytes + VIRTIO_NET_HDR.SIZE,
         );
-        if (ready < 0) break;
       }
     }
-    // Whoever took the queue away took the chains as well.
-    if (epoch !== this.#epoch) return;
-    if (ready < 0) this.#release(queue, 0);
+    if (ready < 0) this.#giveBack(queue, 0);
     const wanted = queue.publish();
     this.#options.notifier.published(queue, wanted, this.#unpublished);
     if (ready < 0) this.#options.fail(this.#violation);
@@ -289,7 +278,7 @@ export class Receiver {
     const wantedBytes = VIRTIO_NET_HDR.SIZE + this.#frameMaxBytes + 1;
     const most = this.#mergeable ? CHAINS_MAX : 2;
     const list = this.#list;
-    if (this.#lost) this.#release(queue, 0);
+    if (this.#lost) this.#giveBack(queue, 0);
     if (this.#held === 0) {
       list.clear();
       this.#roomBytes = 0;
@@ -317,7 +306,7 @@ export class Receiver {
         return -Errno.EINVAL;
       }
       if (list.append(chain.writable) < 0) {
-        this.#release(queue, this.#held - 1);
+        this.#giveBack(queue, this.#held - 1);
         break;
       }
       this.#roomBytes += chain.writable.lengthBytes;
@@ -379,7 +368,7 @@ export class Receiver {
   }
 
   /** Gives all but the first `kept` chains at hand back to the available ring. */
-  #release(queue: Virtqueue, kept: number): void {
+  #giveBack(queue: Virtqueue, kept: number): void {
     if (this.#held > kept) queue.unpop(this.#held - kept);
     this.#held = kept;
   }
@@ -436,10 +425,8 @@ export class Receiver {
    * Returns the chains that hold the frame to the driver, with the header, and the rest to the available ring.
    *
    * @param totalBytes Header and frame
-   * @returns 1, 0 when the queue went away meanwhile, −errno
    */
-  #deliver(queue: Virtqueue, totalBytes: number): number {
-    const epoch = this.#epoch;
+  #deliver(queue: Virtqueue, totalBytes: number): void {
     const chains = this.#chains;
     let used = 0;
     for (let left = totalBytes; left > 0; used++) {
@@ -447,18 +434,11 @@ export class Receiver {
     }
     this.#header[VIRTIO_NET_HDR.NUM_BUFFERS] = used & 0xff;
     this.#header[VIRTIO_NET_HDR.NUM_BUFFERS + 1] = used >>> 8;
-    const memory = this.#memory;
-    memory.scatter(chains[0]!.writable, this.#header, VIRTIO_NET_HDR.SIZE);
-    for (let i = 0, left = totalBytes; i < used; i++) {
-      const writable = chains[i]!.writable;
-      const written = Math.min(left, writable.lengthBytes);
-      if (memory.commit(writable, written) < 0) {
-        this.#counters.add(NetCounter.rxErrors, 1);
-        return 1;
-      }
-      left -= written;
-    }
-    if (epoch !== this.#epoch) return 0;
+    this.#memory.scatter(
+      chains[0]!.writable,
+      this.#header,
+      VIRTIO_NET_HDR.SIZE,
+    );
     for (let i = 0, left = totalBytes; i < used; i++) {
       const room = chains[i]!.writable.lengthBytes;
       queue.push(chains[i]!.head, Math.min(left, room));
@@ -466,7 +446,6 @@ export class Receiver {
     }
     this.#advance(used);
     this.#count(totalBytes - VIRTIO_NET_HDR.SIZE);
-    return 1;
   }
 
   #count(frameBytes: number): void {

@@ -61,12 +61,13 @@ export interface TransmitterOptions {
  */
 export class Transmitter {
   readonly #options: TransmitterOptions;
-  readonly #chain: Chain;
+  /** The chain at hand is behind those of the frames that are kept. */
+  readonly #chains: Chain[] = [];
   /** Our copies of headers, which the driver cannot change any more; where the back end keeps them, one for each frame. */
   readonly #headers: Uint8Array<ArrayBuffer>[] = [];
   /** The same as lists, for a back end with headers. */
   readonly #headerLists: ScatterGather[] = [];
-  /** What such a back end gets: our header, the driver's frame. */
+  /** What the back end gets: the driver's frame, behind our header if it has one. */
   readonly #list: ScatterGather;
   readonly #more: BottomHalf;
   /** Runs in a rush. */
@@ -80,19 +81,16 @@ export class Transmitter {
   #offloads = 0;
   #maxBytes = 0;
   #queue: Virtqueue | null = null;
-  /** Changes when the queue is taken away, so that a call in progress can tell. */
-  #epoch = 0;
   #linkUp: boolean;
   #blocked = false;
   #busy = false;
-  /** Frames that the back end may have kept since it was last flushed. */
+  /** Frames that the back end may have kept since it was last flushed; their buffers are its own until then. */
   #kept = 0;
 
   constructor(options: TransmitterOptions, linkUp: boolean) {
     this.#options = options;
     this.#delayMs = options.delayMs;
     this.#linkUp = linkUp;
-    this.#chain = new Chain(options.memory, options.chainSegments);
     this.#more = options.loop.bottomHalf(() => this.run());
     const { memory } = options;
     this.#list = memory.createScatterGather(
@@ -159,7 +157,6 @@ export class Transmitter {
   }
 
   #drop(): void {
-    this.#epoch++;
     this.#blocked = false;
     this.#more.cancel();
     this.#again?.cancel();
@@ -188,32 +185,35 @@ export class Transmitter {
     try {
       this.#runBatch(queue);
     } finally {
-      // Nothing is kept between calls, also when the queue was taken away meanwhile.
+      // Nothing is kept between calls.
       this.#flush();
       this.#busy = false;
     }
   }
 
   #runBatch(queue: Virtqueue): void {
-    const epoch = this.#epoch;
     let left = BUDGET;
     let got = 0;
     do {
       const before = left;
       queue.disableNotifications();
-      while (left > 0 && (got = queue.pop(this.#chain)) > 0) {
-        const result = this.#send(this.#chain.readable);
-        if (epoch !== this.#epoch) return;
-        if (result === -Errno.EAGAIN) {
+      while (left > 0) {
+        const kept = this.#kept;
+        const chain = this.#chains[kept] ?? this.#addChain();
+        got = queue.pop(chain);
+        if (got <= 0) break;
+        if (this.#send(chain.readable) === -Errno.EAGAIN) {
           queue.unpop(1);
           this.#block();
           break;
         }
-        queue.push(this.#chain.head, 0);
+        if (this.#kept === kept) queue.push(chain.head, 0);
         left--;
       }
       // The driver may use its buffers anew from here on.
-      this.#flush();
+      for (let i = 0, kept = this.#flush(); i < kept; i++) {
+        queue.push(this.#chains[i]!.head, 0);
+      }
       this.#options.notifier.published(queue, queue.publish(), before - left);
       if (got < 0) return this.#options.fail(queue.lastError);
       if (this.#blocked) return;
@@ -233,12 +233,22 @@ export class Transmitter {
     this.#again.arm(this.#delayMs);
   }
 
-  #flush(): void {
-    if (this.#kept === 0) return;
+  #addChain(): Chain {
+    const { memory, chainSegments } = this.#options;
+    const chain = new Chain(memory, chainSegments);
+    this.#chains.push(chain);
+    return chain;
+  }
+
+  /** @returns How many frames are not kept any more */
+  #flush(): number {
+    const kept = this.#kept;
+    if (kept === 0) return 0;
     this.#kept = 0;
     const { backend, counters } = this.#options;
     const lost = backend.flush!();
     if (lost > 0) counters.add(NetCounter.txErrors, lost);
+    return kept;
   }
 
   #block(): void {
@@ -274,18 +284,19 @@ export class Transmitter {
   #sendOut(frame: ScatterGather): number {
     const { backend, pair } = this.#options;
     if (backend.flush === undefined) return backend.send(frame, pair);
-    this.#kept++;
-    return backend.send(frame, pair, true);
+    const result = backend.send(frame, pair, true);
+    if (result >= 0) this.#kept++;
+    return result;
   }
 
   /** @returns The frame as the back end takes it; null when it is in too many pieces */
   #compose(list: ScatterGather): ScatterGather | null {
-    list.consume(VIRTIO_NET_HDR.SIZE);
-    if (this.#headerLists.length === 0) return list;
     const out = this.#list;
     out.clear();
-    out.append(this.#headerLists[this.#kept]!);
-    return out.append(list) < 0 ? null : out;
+    if (this.#headerLists.length > 0) {
+      out.append(this.#headerLists[this.#kept]!);
+    }
+    return out.append(list, VIRTIO_NET_HDR.SIZE) < 0 ? null : out;
   }
 
   /** @returns A {@linkcode NetCounter}, or −1 for a frame that is to be sent */

@@ -48,7 +48,7 @@ export class BlockRequest {
   durable = false;
   /** WRITE_ZEROES: the space may be given back. */
   mayUnmap = false;
-  /** Guest memory to fill or to take from; the back end may consume the list. */
+  /** Guest memory to fill or to take from; the back end leaves the list as it is. */
   readonly buffers: ScatterGather;
   /** Which of its controller's requests this is; the controller's to use. */
   readonly tag: number;

@@ -118,6 +118,8 @@ export interface NetBackend {
    * @returns 0 or −errno
    */
   setQueuePairs?(count: number): number;
+  /** For one that {@linkcode NetBackend.share} made: so many pairs receive from now on. */
+  follow?(count: number): void;
   /** Begins to call `peer`. */
   start(peer: NetPeer): void;
   /** Calls nothing any more; waiting frames are dropped. */
@@ -176,6 +178,8 @@ export interface NetBackend {
    * @throws {import("../../os/mod.ts").SyscallError}
    */
   share?(pairs: readonly number[]): unknown;
+  /** What was shared has ended: it serves all pairs itself again. */
+  reclaim?(): void;
   /** Releases everything. */
   close(): void;
 }

@@ -21,7 +21,7 @@ export interface Controllable {
     name: string,
     args: readonly string[],
   ): Promise<CommandAnswer>;
-  /** Moves a device to another IOThread and returns what to tell. */
+  /** Moves a device, or one of its queues (`ID.QUEUE`), to another IOThread and returns what to tell. */
   move(device: string, iothread: number): Promise<string>;
 }
 
@@ -128,7 +128,7 @@ const COMMANDS: readonly ControlCommand[] = [
     name: "move",
     parameters: [DEVICE, { name: "iothread", kind: "number" }],
     help:
-      "move a device to another IOThread, with its client; IOThreads count from 0",
+      "move a device, or one queue (virtio-blk0.2), to another IOThread, from 0",
     run: async (target, { device, iothread }) => ({
       text: await target.move(device!, iothread!),
       data: { device, iothread },

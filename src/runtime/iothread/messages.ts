@@ -7,7 +7,7 @@
 import type { CommandAnswer } from "../../pci/device.ts";
 import type { HostBaggage } from "../device_host.ts";
 import type { LogLevel } from "../logging/logging.ts";
-import type { CrewPlan } from "../spread_device.ts";
+import type { QueuePlan } from "../device_threads.ts";
 import type { CallLine, Seat } from "./thread_calls.ts";
 import type { ThreadMetrics } from "../metrics/metrics.ts";
 
@@ -30,8 +30,10 @@ export interface DeviceSpec {
   readonly options: unknown;
   /** Number of the listening socket; the main thread owns it. */
   readonly listener: number;
-  /** The IOThreads it uses, the one it lives on first. */
-  readonly iothreads: readonly number[];
+  /** Number of the IOThread it lives on. */
+  readonly iothread: number;
+  /** By group of its queues, in turns: numbers of the IOThreads that serve them. */
+  readonly queues: readonly number[];
 }
 
 /** Requests of the main thread. */
@@ -54,7 +56,7 @@ export type Request =
     /** What the device had on the thread it comes from. */
     readonly inherited?: HostBaggage;
     /** The threads that serve its queues with this one, each of which has joined. */
-    readonly crew?: CrewPlan;
+    readonly threads?: QueuePlan;
   }
   /** Has a device that was made take clients. */
   | { readonly kind: "listen"; readonly device: string }
@@ -63,14 +65,22 @@ export type Request =
     readonly kind: "join";
     readonly device: DeviceSpec;
     readonly debug: boolean;
-    /** On which its home thread calls. */
+    /** On which the thread calls that the device lives on. */
     readonly line: CallLine;
-    readonly home: Seat;
+    readonly control: Seat;
   }
   | { readonly kind: "leave"; readonly device: string }
   /** Loads a model while the thread goes on serving, so that a device that comes later is not kept waiting. */
   | { readonly kind: "prepare"; readonly model: string }
   | { readonly kind: "hold"; readonly device: string }
+  /** Has other threads serve queues of a device that holds, each of which has joined; or none. */
+  | {
+    readonly kind: "place";
+    readonly device: string;
+    readonly threads?: QueuePlan;
+  }
+  /** Which queues of a device stay together. */
+  | { readonly kind: "queueGroups"; readonly device: string }
   | { readonly kind: "release"; readonly device: string }
   | { readonly kind: "handOver"; readonly device: string }
   /** Ends what no thread can take over. */
@@ -97,6 +107,8 @@ export interface ReplyOf {
   prepare: null;
   /** How many requests are in flight. */
   hold: number;
+  place: null;
+  queueGroups: readonly number[];
   /** Whether the device is there. */
   release: boolean;
   handOver: HostBaggage;

@@ -11,8 +11,78 @@ import { IOTHREADS_MAX } from "./bounds.ts";
 export interface Placeable {
   /** The device's name, for messages. */
   readonly id: string;
-  /** The IOThreads it is to use, its home first; empty or absent for any. */
+  /** The IOThreads it is to use, the one it lives on first; empty or absent for any. */
   readonly iothreads?: readonly number[];
+}
+
+/** Where a device is: all there is of it but some queues, and each group of those, in turns. */
+export interface Place {
+  /** Number of the IOThread it lives on. */
+  readonly iothread: number;
+  /** By group of its queues, in turns: numbers of the IOThreads that serve them. */
+  readonly queues: readonly number[];
+}
+
+/** The IOThreads that serve queues of a device which lives on another. */
+export function otherThreads({ iothread, queues }: Place): readonly number[] {
+  return [...new Set(queues)].filter((other) => other !== iothread);
+}
+
+/** All IOThreads of a device, the one it lives on first. */
+export function threadsOf(place: Place): readonly number[] {
+  return [place.iothread, ...otherThreads(place)];
+}
+
+/** Whether two places are the same. */
+export function isSamePlace(one: Place, other: Place): boolean {
+  const groups = Math.max(one.queues.length, other.queues.length);
+  const at = ({ queues }: Place, group: number) =>
+    queues[group % queues.length];
+  if (one.iothread !== other.iothread) return false;
+  for (let group = 0; group < groups; group++) {
+    if (at(one, group) !== at(other, group)) return false;
+  }
+  return true;
+}
+
+/**
+ * Where a device is when one of its queues, with those that stay with it, has moved.
+ *
+ * @param groups Of its queues by number, see {@linkcode PciDevice.queueGroups}; negative for those that stay with the
+ * device
+ * @throws {Error} When there is no such queue, or it stays with the device and others do not
+ */
+export function placeWithQueue(
+  id: string,
+  place: Place,
+  groups: readonly number[],
+  queue: number,
+  iothread: number,
+): Place {
+  // With one group, all of it is the device.
+  const count = Math.max(-1, ...groups) + 1;
+  if (count === 0) return { iothread, queues: [iothread] };
+  const group = groups[queue];
+  if (group === undefined) {
+    throw new Error(
+      `Cannot move queue ${queue} of ${id}: it has queues 0 to ${
+        groups.length - 1
+      }`,
+    );
+  }
+  if (group < 0) {
+    throw new Error(
+      `Cannot move queue ${queue} of ${id}: it stays with the device, move ${id} as a whole`,
+    );
+  }
+  const { queues } = place;
+  return {
+    iothread: place.iothread,
+    queues: Array.from(
+      { length: count },
+      (_, i) => i === group ? iothread : queues[i % queues.length]!,
+    ),
+  };
 }
 
 /** For messages: `only IOThread 0`, `IOThreads 0 to 3`. */
@@ -45,17 +115,17 @@ export function checkIOThread(
 }
 
 /**
- * Finds every device a home. Those that say where they want to be are there; each of the others goes to the IOThread
+ * Finds every device a place. Those that say where they want to be are there; each of the others goes to the IOThread
  * that has the fewest devices so far, the lowest number first: round robin, when none says anything.
  *
  * @param count How many IOThreads there are
- * @returns The IOThreads of each device, its home first
+ * @returns The place of each device
  * @throws {Error} That says which IOThreads there are, when one is asked for that there is not
  */
 export function placeDevices(
   devices: readonly Placeable[],
   count: number,
-): readonly (readonly number[])[] {
+): readonly Place[] {
   const load = new Array<number>(count).fill(0);
   for (const device of devices) {
     for (const iothread of device.iothreads ?? []) {
@@ -65,14 +135,15 @@ export function placeDevices(
         count,
       );
     }
-    const home = device.iothreads?.[0];
-    if (home !== undefined) load[home]!++;
+    const iothread = device.iothreads?.[0];
+    if (iothread !== undefined) load[iothread]!++;
   }
   return devices.map(({ iothreads = [] }) => {
-    if (iothreads.length > 0) return iothreads;
-    const home = load.indexOf(Math.min(...load));
-    load[home]!++;
-    return [home];
+    const [first] = iothreads;
+    if (first !== undefined) return { iothread: first, queues: iothreads };
+    const iothread = load.indexOf(Math.min(...load));
+    load[iothread]!++;
+    return { iothread, queues: [iothread] };
   });
 }
 

@@ -22,6 +22,7 @@ import type { Log } from "../../core/log.ts";
 import { describeModel, modelFault } from "../../core/model_fault.ts";
 import { HELLO_TIMEOUT_MS } from "../../transport/vfio_user/defs.ts";
 import { CrewTwin } from "../crew_twin.ts";
+import { QueueSite } from "../queue_site.ts";
 import { DeviceHost, discardBaggage } from "../device_host.ts";
 import { LogLimit } from "../logging/log_limit.ts";
 import type { ThreadMetrics } from "../metrics/metrics.ts";
@@ -81,7 +82,7 @@ type ServeRequest = Extract<Request, { kind: "serve" }>;
 
 const devices = new Map<string, Served>();
 /** Shares in devices that live on other threads. */
-const twins = new Map<string, CrewTwin>();
+const sites = new Map<string, Disposable>();
 const seatFd = createEventFd();
 const calls = new ThreadCalls(loop, createSeat(seatFd.number));
 let helloTimeoutMs = HELLO_TIMEOUT_MS;
@@ -134,9 +135,9 @@ async function serve(
       prealloc,
       poisonUnmapped: environmentVariable("OUTBOARD_POISON") === "1",
       ...(inherited === undefined ? {} : { inherited }),
-      ...(request.crew === undefined
+      ...(request.threads === undefined
         ? {}
-        : { crew: { plan: request.crew, calls } }),
+        : { threads: { plan: request.threads, calls } }),
     }));
   // What was inherited is used up.
   devices.set(device.id, { request: { kind: "serve", device, debug }, host });
@@ -168,24 +169,24 @@ async function handOver(id: string, replyTo: number): Promise<void> {
 }
 
 async function join(
-  { device, debug, line, home }: Extract<Request, { kind: "join" }>,
+  { device, debug, line, control }: Extract<Request, { kind: "join" }>,
 ): Promise<null> {
-  const twin = new CrewTwin({
-    model: await loadWhileServing(device.model),
-    options: device.options,
-    loop,
-    log: remoteLog(device.id, debug),
-    calls,
-    line,
-    home,
-  });
-  twins.set(device.id, twin);
+  const model = await loadWhileServing(device.model);
+  const { options } = device;
+  const log = remoteLog(device.id, debug);
+  const common = { model, options, loop, log, calls, line };
+  sites.set(
+    device.id,
+    model.serve === undefined
+      ? new CrewTwin({ ...common, home: control })
+      : new QueueSite({ ...common, control }),
+  );
   return null;
 }
 
 function leave(id: string): null {
-  twins.get(id)?.close();
-  twins.delete(id);
+  sites.get(id)?.[Symbol.dispose]();
+  sites.delete(id);
   return null;
 }
 
@@ -203,7 +204,7 @@ function closeDevices(): void {
 
 function stop(): void {
   closeDevices();
-  for (const id of [...twins.keys()]) leave(id);
+  for (const id of [...sites.keys()]) leave(id);
   calls.close();
   logLimit.flush();
 }
@@ -244,6 +245,13 @@ function handleAtOnce(
       return leave(request.device);
     case "hold":
       return hostOf(request.device).hold();
+    case "place":
+      hostOf(request.device).place(
+        request.threads && { plan: request.threads, calls },
+      );
+      return null;
+    case "queueGroups":
+      return hostOf(request.device).queueGroups();
     case "release":
       devices.get(request.device)?.host.release();
       return devices.has(request.device);
@@ -290,7 +298,7 @@ const SLICE_MS = 1;
 /** Loads a model; where devices are served already, they go on meanwhile. */
 async function loadWhileServing(reference: string): Promise<DeviceModel> {
   const loading = loadModel(reference);
-  if (devices.size === 0 && twins.size === 0) return await loading;
+  if (devices.size === 0 && sites.size === 0) return await loading;
   let settled = false;
   const settle = () => {
     settled = true;

@@ -172,7 +172,8 @@ export class Doorbells {
     if (known !== undefined) return known;
     const bells = noBells();
     try {
-      for (const { eventFd } of doorbells) {
+      for (let i = 0; i < doorbells.length; i++) {
+        const eventFd = this.#eventFdOf(region, i);
         if (eventFd === undefined) this.#hang(region, bells, createEventFd());
         else leaveToDevice(bells, eventFd);
       }
@@ -185,14 +186,17 @@ export class Doorbells {
   }
 
   #adopt(region: number, fds: readonly number[]): void {
-    const doorbells = this.#pci.bar(region)?.doorbells ?? [];
     const bells = noBells();
     // Known before it is complete, so that what is in it can be given back.
     this.#bells.set(region, bells);
     fds.forEach((fd, i) => {
       if (fd !== DEVICE_OWN) this.#hang(region, bells, new Fd(fd));
-      else leaveToDevice(bells, doorbells[i]?.eventFd ?? DEVICE_OWN);
+      else leaveToDevice(bells, this.#eventFdOf(region, i) ?? DEVICE_OWN);
     });
+  }
+
+  #eventFdOf(region: number, doorbell: number): number | undefined {
+    return this.#pci.device.doorbellEventFd?.(region, doorbell);
   }
 
   #hang(region: number, bells: Bells, fd: Fd): void {

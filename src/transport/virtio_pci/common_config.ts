@@ -134,6 +134,7 @@ export class CommonConfig {
     this.#configVector = VIRTIO_MSI_NO_VECTOR;
     this.#queueSelect = 0;
     for (const queue of this.#queues) queue.reset();
+    this.tellVectors();
   }
 
   /** What the registers hold. */
@@ -160,6 +161,7 @@ export class CommonConfig {
     this.#queueSelect = state.integer("queueSelect", U16_MAX);
     const queues = state.list("queues", this.#queues.length);
     queues.forEach((queue, i) => this.#queues[i]!.load(queue, `queue ${i}`));
+    this.tellVectors();
     for (
       const { vector } of [{ vector: this.#configVector }, ...this.#queues]
     ) {
@@ -168,6 +170,11 @@ export class CommonConfig {
         `it uses vector ${vector}, there are ${this.#vectors} here`,
       );
     }
+  }
+
+  /** Tells the session the vectors of all queues. */
+  tellVectors(): void {
+    this.#queues.forEach(({ vector }, i) => this.#session.setVector(i, vector));
   }
 
   /** Reads `width` bytes, which may be part of a register or several. */
@@ -284,6 +291,7 @@ export class CommonConfig {
     switch (at) {
       case VIRTIO_PCI_COMMON.Q_MSIX:
         setup.vector = this.#validVector(value);
+        this.#session.setVector(this.#queueSelect, setup.vector);
         return;
       case VIRTIO_PCI_COMMON.Q_ENABLE:
         // Writing 0 is forbidden (4.1.4.3.2) and does nothing; SPDK does it after a reset.
@@ -292,6 +300,7 @@ export class CommonConfig {
       case VIRTIO_PCI_COMMON.Q_RESET:
         if (value === 1 && this.#session.resetQueue(this.#queueSelect)) {
           setup.reset();
+          this.#session.setVector(this.#queueSelect, setup.vector);
         }
         return;
     }

@@ -10,7 +10,6 @@ import type {
   CapabilitySpec,
   PciSpec,
 } from "../../pci/device.ts";
-import type { RegisterWrite } from "../../pci/spreading.ts";
 import {
   configAccessCapability,
   notifyCapability,
@@ -58,7 +57,12 @@ export interface VirtioPciSpecParts {
   readonly notify: NotifyStructure;
   /** Accesses to the virtio structures by way of configuration space. */
   readonly read: (bar: number, offset: number, width: AccessWidth) => number;
-  readonly write: RegisterWrite;
+  readonly write: (
+    bar: number,
+    offset: number,
+    width: AccessWidth,
+    value: number,
+  ) => void;
 }
 
 /** The description of a modern virtio device. */

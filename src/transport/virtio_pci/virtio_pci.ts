@@ -12,12 +12,7 @@ import type {
   PciSpec,
   ResetReason,
 } from "../../pci/device.ts";
-import {
-  FOR_ALL,
-  FOR_HOME,
-  type RegisterWrite,
-  type Spreading,
-} from "../../pci/spreading.ts";
+import type { QueueThreads } from "../../pci/queue_threads.ts";
 import { StateReader } from "../../core/state_reader.ts";
 import { CommonConfig, type CommonConfigState } from "./common_config.ts";
 import { VIRTIO_PCI_ISR } from "../../virtio/defs.ts";
@@ -35,7 +30,6 @@ import type {
   SessionCounters,
   SessionOptions,
 } from "../../virtio/session/types.ts";
-import { isSpreadable, VirtioSpreading } from "./spreading.ts";
 
 export {
   VIRTIO_PCI_MODERN_BAR,
@@ -51,6 +45,8 @@ export interface VirtioPciOptions extends SessionOptions {
   readonly vectors?: number;
   /** Whether clients map the notify structure, which is then polled; there are no eventfds for it. */
   readonly mapNotify?: boolean;
+  /** Eventfds of queues where the device comes from; owned from here on. */
+  readonly kicks?: readonly number[];
 }
 
 /** See {@linkcode VirtioPci.save}. */
@@ -68,6 +64,8 @@ interface VirtioPciState {
 export interface VirtioPciHandOver {
   /** For {@linkcode SessionOptions.counters}. */
   readonly sessionCounters: SessionCounters;
+  /** For {@linkcode VirtioPciOptions.kicks}. */
+  readonly kicks: readonly number[];
 }
 
 const STATE_VERSION = 1;
@@ -87,7 +85,6 @@ export class VirtioPci implements PciDevice {
    * @internal
    */
   readonly session: VirtioSession;
-  readonly spreading?: Spreading;
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** See {@linkcode PciDevice.hold}. Absent, as the next two, when the device model has no save or no load. */
   readonly hold?: () => number;
@@ -95,13 +92,10 @@ export class VirtioPci implements PciDevice {
   readonly save?: () => unknown;
   /** See {@linkcode PciDevice.load}. */
   readonly load?: (state: unknown) => void;
+  readonly #vectors: number;
   readonly #common: CommonConfig;
   readonly #isr: IsrStatus;
   readonly #notify: NotifyStructure;
-  /** Where writes by way of configuration space go: to whoever stands before this device, if anyone does. */
-  #writeIndirectly: RegisterWrite = (bar, offset, width, value) =>
-    this.writeBar(bar, offset, width, value);
-
   /**
    * Makes the device model and what surrounds it.
    *
@@ -116,11 +110,15 @@ export class VirtioPci implements PciDevice {
     this.session = new VirtioSession(context, create, {
       notifyUsed: (index) => this.#isr.notifyUsed(index),
       notifyConfig: () => this.#isr.notifyConfig(),
+      notifyByLine: () => this.#isr.raiseLine(),
+      tellVectors: () => this.#common.tellVectors(),
       onReset: () => this.#resetRegisters(),
     }, options);
     const { session } = this;
     const { device } = session;
     const vectors = checkedVectors(device, options);
+    this.#vectors = vectors;
+    if (options.kicks !== undefined) session.adoptKicks(options.kicks);
     this.#common = new CommonConfig(session, vectors);
     this.#isr = new IsrStatus(context.interrupts, this.#common);
     this.#notify = new NotifyStructure(
@@ -135,21 +133,29 @@ export class VirtioPci implements PciDevice {
       notify: this.#notify,
       read: (bar, offset, width) => this.readBar(bar, offset, width),
       write: (bar, offset, width, value) =>
-        this.#writeIndirectly(bar, offset, width, value),
+        this.writeBar(bar, offset, width, value),
     });
-    if (device.commands !== undefined) this.commands = device.commands;
-    if (isSpreadable(device)) {
-      this.spreading = new VirtioSpreading(session, device, {
-        targetOfWrite: (bar, offset) => this.#targetOfWrite(bar, offset),
-        raiseLine: () => this.#isr.raiseLine(),
-        redirectWrites: (write) => this.#writeIndirectly = write,
-      });
+    if (device.commands !== undefined) {
+      this.commands = Object.fromEntries(
+        Object.entries(device.commands).map(([name, command]) => [name, {
+          help: command.help,
+          run: (args: readonly string[]) => session.command(command, args),
+        }]),
+      );
     }
     if (device.save !== undefined && device.load !== undefined) {
       this.hold = () => session.hold();
       this.save = () => this.#save();
       this.load = (state) => this.#load(state);
     }
+  }
+
+  place(threads: QueueThreads | null): void {
+    this.session.place(threads, this.#vectors);
+  }
+
+  queueGroups(): readonly number[] {
+    return this.session.groups();
   }
 
   readBar(bar: number, offset: number, width: AccessWidth): number {
@@ -186,6 +192,10 @@ export class VirtioPci implements PciDevice {
     if (bar === VIRTIO_PCI_MODERN_BAR) this.session.kick(doorbell);
   }
 
+  doorbellEventFd(_bar: number, doorbell: number): number | undefined {
+    return this.session.kickFd(doorbell);
+  }
+
   reset(_reason: ResetReason): void {
     this.session.reset();
   }
@@ -205,7 +215,11 @@ export class VirtioPci implements PciDevice {
     const given = this.session.device.handOver?.();
     this.session.collectCounters();
     this.session.leave();
-    return { ...given, sessionCounters: { ...this.session.counters } };
+    return {
+      ...given,
+      sessionCounters: { ...this.session.counters },
+      kicks: this.session.releaseKicks(),
+    };
   }
 
   counters(): Readonly<Record<string, number>> {
@@ -239,15 +253,6 @@ export class VirtioPci implements PciDevice {
     );
     this.#common.load(state.value("common"));
     this.session.load(state.value("session"));
-  }
-
-  #targetOfWrite(bar: number, offset: number): number {
-    if (bar !== VIRTIO_PCI_MODERN_BAR) return FOR_HOME;
-    if (offset < LAYOUT.ISR) return FOR_ALL;
-    if (offset < LAYOUT.DEVICE) return FOR_HOME;
-    if (offset < LAYOUT.NOTIFY) return FOR_ALL;
-    const queue = this.#notify.queueAt(offset);
-    return queue < this.session.queues.length ? queue : FOR_HOME;
   }
 
   #resetRegisters(): void {

@@ -12,6 +12,7 @@ import {
   type GuestMemory,
   type MemoryWindow,
 } from "../../memory/guest_memory.ts";
+import type { ScatterGather } from "../../memory/scatter_gather.ts";
 import { VRING_DESC } from "../defs.ts";
 import type { Chain } from "./queue.ts";
 
@@ -133,9 +134,9 @@ export class ChainBuilder {
 
   /** Of a chain that is not whole only the last writable byte counts, where its device tells what became of it. */
   #addLastByte(at: number, write: boolean, chain: Chain): number {
-    chain.readable.clear();
+    this.#drop(chain.readable);
     if (!write) return 0;
-    chain.writable.clear();
+    this.#drop(chain.writable);
     const words = this.words;
     const low = words[at + ADDR_LOW]! + words[at + LEN]! - 1;
     this.#last[0] = low;
@@ -208,6 +209,11 @@ export class ChainBuilder {
     this.#batchFirst = index;
     this.#batchCount = count;
     return WORDS;
+  }
+
+  #drop(list: ScatterGather): void {
+    this.#memory.release(list, 0);
+    list.clear();
   }
 
   /** Keeps a message for {@linkcode ChainBuilder.lastError}; returns −errno. */

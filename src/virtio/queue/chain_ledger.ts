@@ -38,6 +38,7 @@ export class ChainLedger {
   #size = 0;
   #inOrder = false;
   #state = new Uint8Array(0);
+  #chains: Chain[] = [];
   #written = new Uint32Array(0);
   #assumed = new Uint32Array(0);
   /** Heads in the order they were popped; circular, so is the next. */
@@ -61,6 +62,7 @@ export class ChainLedger {
     this.#size = size;
     this.#inOrder = inOrder;
     this.#state = new Uint8Array(size);
+    this.#chains = new Array(size);
     this.#written = new Uint32Array(size);
     this.#assumed = new Uint32Array(size);
     this.#popped = new Uint16Array(size);
@@ -79,6 +81,16 @@ export class ChainLedger {
     return this.#outstanding;
   }
 
+  /** Whether the device has this chain. */
+  holds(head: number): boolean {
+    return this.#state[head] === HELD;
+  }
+
+  /** What the chain was popped into that has this head. */
+  chain(head: number): Chain {
+    return this.#chains[head]!;
+  }
+
   /** Whether the driver has not got this chain back. */
   has(head: number): boolean {
     return this.#state[head] !== FREE;
@@ -94,6 +106,7 @@ export class ChainLedger {
     this.#state[head] = HELD;
     // −1 becomes 2^32−1, more than a chain of both kinds can hold.
     if (this.#inOrder) this.#assumed[head] = assumedBytes(chain);
+    this.#chains[head] = chain;
     this.#popped[at] = head;
     this.#popAt = at + 1 === this.#size ? 0 : at + 1;
     this.#outstanding++;

@@ -235,9 +235,13 @@ export class PackedQueue implements Ring {
       flags,
       chain,
     );
-    if (count < 0) return core.fail(-count, this.#reader.lastError);
-    const id = this.#reader.id;
-    if (id >= size || ledger.has(id)) return this.#failId(id);
+    const { id } = this.#reader;
+    if (count < 0 || id >= size || ledger.has(id)) {
+      core.abandon(chain);
+      return count < 0
+        ? core.fail(-count, this.#reader.lastError)
+        : this.#failId(id);
+    }
     chain.head = id;
     ledger.pop(id, chain);
     this.#descriptors[id] = count;
@@ -280,7 +284,7 @@ export class PackedQueue implements Ring {
    * @throws {Error} When the chain is not with the device: a mistake of the device model
    */
   push(head: number, writtenBytes: number): void {
-    if (!this.#ledger.push(head, writtenBytes)) this.#core.refusePush(head);
+    this.#core.push(head, writtenBytes);
   }
 
   publish(): boolean {

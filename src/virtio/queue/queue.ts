@@ -80,11 +80,13 @@ export interface Virtqueue {
    * it is notified again. Always so where no chain is given before they have been ({@linkcode VirtioDevice.dependsOnRegisters}).
    */
   settled(): boolean;
-  /** Gives the last `count` chains that were popped, and not pushed, back to the available ring. */
+  /** Gives the last `count` chains that were popped, and not pushed, back to the available ring, and releases their buffers. */
   unpop(count: number): void;
   /**
-   * Returns a chain to the driver; it sees it after {@linkcode publish}. Chains may be pushed in any order: where the
-   * driver was promised another (IN_ORDER), the queue holds them back until it is their turn.
+   * Returns a chain to the driver; it sees it after {@linkcode publish}. Its buffers are released
+   * ({@linkcode GuestMemory.release}), for which the lists of the {@linkcode Chain} must be as pop has filled them. Chains
+   * may be pushed in any order: where the driver was promised another (IN_ORDER), the queue holds them back until it is
+   * their turn.
    *
    * @param writtenBytes How much of the writable buffers was written, from the start
    */

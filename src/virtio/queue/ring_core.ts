@@ -14,6 +14,7 @@ import {
 import { MappedWindow } from "../../memory/mapped_window.ts";
 import type { WriteOrder } from "../../pci/posted_writes.ts";
 import { ChainLedger } from "./chain_ledger.ts";
+import type { Chain } from "./queue.ts";
 import { type Features, VIRTIO_F } from "../features.ts";
 import type { QueueAddresses } from "./ring.ts";
 import type { RingLayout, RingPart, RingParts } from "./ring_layout.ts";
@@ -117,6 +118,9 @@ export class RingCore {
 
   /** Forgets the ring and its chains; whether the queue is held or polled stays as it is. */
   disable(): void {
+    for (let head = 0; head < this.size; head++) {
+      if (this.ledger.holds(head)) this.abandon(this.ledger.chain(head));
+    }
     this.#addresses = this.#parts = null;
     this.size = 0;
     this.#forgetWindows();
@@ -199,18 +203,32 @@ export class RingCore {
   unpop(): number {
     const head = this.ledger.unpop();
     if (head < 0) throw this.#notHeld("unpop a chain");
+    this.abandon(this.ledger.chain(head));
     return head;
   }
 
+  /** Releases the buffers of a chain that nothing was written to. */
+  abandon(chain: Chain): void {
+    this.#memory.release(chain.readable, 0);
+    this.#memory.release(chain.writable, 0);
+  }
+
   /**
-   * The ledger did not know a chain that the device is done with. That is all right while the queue is disabled: the
-   * driver has reset it.
+   * The device is done with a chain, whose buffers are released. Ignored while the queue is disabled: the driver has reset
+   * it, and they are released already.
    *
-   * @throws {Error} When it is not: a mistake of the device model
+   * @throws {Error} When the device does not hold it: a mistake of the device model
    */
-  refusePush(head: number): void {
-    if (this.#addresses === null) return;
-    throw this.#notHeld(`push chain ${head}`);
+  push(head: number, writtenBytes: number): void {
+    const { ledger } = this;
+    if (!ledger.holds(head)) {
+      if (this.#addresses === null) return;
+      throw this.#notHeld(`push chain ${head}`);
+    }
+    const { readable, writable } = ledger.chain(head);
+    this.#memory.release(readable, 0);
+    const result = this.#memory.release(writable, writtenBytes);
+    ledger.push(head, result < 0 ? 0 : writtenBytes);
   }
 
   /**

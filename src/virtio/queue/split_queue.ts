@@ -213,7 +213,10 @@ export class SplitQueue implements Ring {
     }
     const { desc, size, indirect } = core;
     const result = this.#reader.read(desc, size, indirect, head, chain);
-    if (result < 0) return core.fail(-result, this.#reader.lastError);
+    if (result < 0) {
+      core.abandon(chain);
+      return core.fail(-result, this.#reader.lastError);
+    }
     chain.head = head;
     this.#ledger.pop(head, chain);
     this.#lastAvail = (next + 1) & INDEX_MASK;
@@ -244,7 +247,7 @@ export class SplitQueue implements Ring {
    * @throws {Error} When the chain is not with the device: a mistake of the device model
    */
   push(head: number, writtenBytes: number): void {
-    if (!this.#ledger.push(head, writtenBytes)) this.#core.refusePush(head);
+    this.#core.push(head, writtenBytes);
   }
 
   publish(): boolean {

@@ -12,13 +12,13 @@ type Owed = Pick<SessionState, "owedInterrupts" | "owesConfigInterrupt">;
 
 /** Sends and counts notifications, and remembers those that must wait until the session goes on. */
 export class SessionInterrupts {
-  readonly #signals: SessionSignals;
+  readonly #signals: Pick<SessionSignals, "notifyUsed" | "notifyConfig">;
   readonly #counters: SessionCounters;
   readonly #owed: Uint8Array;
   #owesConfig = false;
 
   constructor(
-    signals: SessionSignals,
+    signals: Pick<SessionSignals, "notifyUsed" | "notifyConfig">,
     counters: SessionCounters,
     queues: number,
   ) {

@@ -11,37 +11,52 @@ import {
 } from "../../memory/guest_memory.ts";
 import type { DeviceContext } from "../../pci/device.ts";
 import { WriteOrder } from "../../pci/posted_writes.ts";
-import type { VirtioDevice } from "../device.ts";
-import type { DeviceStatus } from "./device_status.ts";
+import type { QueueHandler } from "../device.ts";
 import { type Features, VIRTIO_F } from "../features.ts";
 import { PackedQueue } from "../queue/packed_queue.ts";
 import type { Ring } from "../queue/ring.ts";
-import { KickPath, type SessionCounters, type SessionLimits } from "./types.ts";
+import { KickPath, type SessionCounters } from "./types.ts";
 import { SplitQueue } from "../queue/split_queue.ts";
+
+/** Whether queues may be served. */
+export interface QueueStatus {
+  /** The driver may use the device, and nobody has given up. */
+  readonly running: boolean;
+  /** Either side has given up, until the device is reset. */
+  readonly halted: boolean;
+}
 
 /** What {@linkcode SessionQueues} are made for. */
 export interface SessionQueuesOptions {
-  /** Whether the device may serve its queues. */
-  readonly status: DeviceStatus;
+  /** The largest size of each queue. */
+  readonly sizes: readonly number[];
+  /** What serves them. */
+  readonly handler: QueueHandler;
+  readonly status: QueueStatus;
   /** What is counted. */
   readonly counters: SessionCounters;
   /** Whether the event loop polls from the start. */
   readonly polled: boolean;
   /** The driver broke a rule. */
   readonly fail: (reason: string) => void;
+  /** A queue was notified here that another thread serves. */
+  readonly forward?: (index: number) => void;
 }
 
+/** Every queue is served here. */
+const NOT_SERVED_ELSEWHERE: ReadonlySet<number> = new Set();
+
 /**
- * All queues of one device, one bottom half each.
+ * The queues of one device on one thread, one bottom half each.
  *
- * A queue is served, which means that the device model is notified of it, while the device runs and the queues are
+ * A queue is served, which means that its handler is notified of it, while the device runs and the queues are
  * neither stopped nor held. What is noticed before that is not lost: whoever lets the queues go on calls
  * {@linkcode kickAll}.
  */
 export class SessionQueues {
   readonly #memory: GuestMemory;
-  readonly #device: VirtioDevice;
-  readonly #status: DeviceStatus;
+  readonly #handler: QueueHandler;
+  readonly #status: QueueStatus;
   readonly #counters: SessionCounters;
   readonly #kicks: readonly BottomHalf[];
   readonly #orders: readonly WriteOrder[];
@@ -55,23 +70,24 @@ export class SessionQueues {
   /** Made when a driver first wants them: a process that never meets one keeps its calls monomorphic. */
   #packed: readonly Ring[] | null = null;
   #rings: readonly Ring[];
-  #limits: SessionLimits | null = null;
+  #elsewhere = NOT_SERVED_ELSEWHERE;
+  readonly #forward: (index: number) => void;
   #polled: boolean;
   #stopped = false;
   #held = false;
 
   constructor(
-    context: DeviceContext,
-    device: VirtioDevice,
+    context: Pick<DeviceContext, "loop" | "memory" | "posted">,
     options: SessionQueuesOptions,
   ) {
     const { loop, memory } = context;
     this.#memory = memory;
-    this.#device = device;
+    this.#handler = options.handler;
+    this.#forward = options.forward ?? (() => {});
     this.#status = options.status;
     this.#counters = options.counters;
     this.#polled = options.polled;
-    this.#rings = this.#split = device.queueSizes.map((size, i) =>
+    this.#rings = this.#split = options.sizes.map((size, i) =>
       new SplitQueue(memory, i, size, options.polled)
     );
     this.#kicks = this.#split.map((_, i) =>
@@ -126,9 +142,13 @@ export class SessionQueues {
     return null;
   }
 
-  /** See {@linkcode VirtioSession.limit}. */
-  limit(limits: SessionLimits): void {
-    this.#limits = limits;
+  /** Other threads serve these queues while the device runs, and this one all others. */
+  leaveElsewhere(queues: ReadonlySet<number>): void {
+    this.#elsewhere = queues;
+    for (const ring of this.#rings) {
+      if (queues.has(ring.index)) ring.suspend();
+      else if (!this.#stopped && !this.#status.halted) ring.resume();
+    }
   }
 
   /** The features are final, and with them the format; none of the queues is enabled yet. */
@@ -144,16 +164,17 @@ export class SessionQueues {
   reset(): void {
     this.#absence.cancel();
     this.#absent = false;
+    this.#elsewhere = NOT_SERVED_ELSEWHERE;
     for (const queue of this.#rings) queue.disable();
     this.#use(this.#split);
   }
 
   /**
-   * A queue was just enabled: leaves it alone as long as nothing is touched, or for good when it is not ours. A
+   * A queue was just enabled: leaves it alone as long as nothing is touched, or while it is served elsewhere. A
    * notification that came before the write is made up for.
    */
   admit(index: number): void {
-    if (this.#stopped || (this.#status.running && this.#isForeign(index))) {
+    if (this.#stopped || this.#elsewhere.has(index)) {
       this.#rings[index]!.suspend();
     } else if (this.#early[index] !== 0) this.#kicks[index]!.schedule();
   }
@@ -162,17 +183,9 @@ export class SessionQueues {
   keepOrder(features: Features): void {
     for (const queue of this.#rings) {
       const { index } = queue;
-      const depends = this.#device.dependsOnRegisters?.(index, features) ??
+      const depends = this.#handler.dependsOnRegisters?.(index, features) ??
         true;
       queue.keepOrder(this.#orders[index]!, depends);
-    }
-  }
-
-  /** The device runs: leaves the queues alone that are not ours. */
-  leaveForeign(): void {
-    if (this.#limits === null) return;
-    for (const queue of this.#rings) {
-      if (this.#isForeign(queue.index)) queue.suspend();
     }
   }
 
@@ -205,7 +218,7 @@ export class SessionQueues {
     const { halted } = this.#status;
     for (const queue of this.#rings) {
       queue.release();
-      if (!halted && !this.#isForeign(queue.index)) queue.resume();
+      if (!halted && !this.#elsewhere.has(queue.index)) queue.resume();
     }
   }
 
@@ -220,7 +233,7 @@ export class SessionQueues {
   /** Somebody noticed that a queue may have new chains; it is served in a bottom half. */
   kick(index: number, path: KickPath): void {
     if (index >= this.#rings.length) return;
-    if (this.#isForeign(index)) return this.#limits!.onForeignKick(index);
+    if (this.#elsewhere.has(index)) return this.#forward(index);
     this.#count(path);
     // Before DRIVER_OK nothing may be consumed (2.1.2); setting it looks at every queue.
     if (this.#status.running) this.#kicks[index]!.schedule();
@@ -319,7 +332,7 @@ export class SessionQueues {
     if (!this.#status.running || this.#stopped || this.#held) return;
     this.#early[index] = queue.enabled ? 0 : 1;
     if (!queue.enabled) return;
-    if (queue.missing() === null) this.#device.notify(queue);
+    if (queue.missing() === null) this.#handler.notify(queue);
     else this.#awaitMemory();
   }
 
@@ -336,10 +349,6 @@ export class SessionQueues {
     if (path === KickPath.MESSAGE) counters.messageKicks++;
     else if (path === KickPath.PAGE) counters.pageKicks++;
     else counters.eventFdKicks++;
-  }
-
-  #isForeign(queue: number): boolean {
-    return this.#limits !== null && !this.#limits.isMine(queue);
   }
 
   /** A ring that could not be reached may be back, and a chain that was kept from the driver can be shown to it. */

@@ -6,7 +6,12 @@
  */
 
 import { isPowerOfTwo } from "../../core/bits.ts";
-import type { DeviceContext } from "../../pci/device.ts";
+import type {
+  CommandAnswer,
+  DeviceCommand,
+  DeviceContext,
+} from "../../pci/device.ts";
+import type { QueueThreads } from "../../pci/queue_threads.ts";
 import { VIRTIO_CONFIG_S } from "../defs.ts";
 import type { VirtioDevice, VirtioTransport } from "../device.ts";
 import { DeviceConfig } from "./device_config.ts";
@@ -19,12 +24,13 @@ import type { QueueAddresses, Ring } from "../queue/ring.ts";
 import { SessionInterrupts } from "./interrupts.ts";
 import { SessionQueues } from "./queues.ts";
 import { loadParts, saveParts, type SessionParts } from "./parts.ts";
+import { QueueKicks } from "./kicks.ts";
+import { RemoteQueues } from "./remote_queues.ts";
 import { parseSessionState, refusedState, type SessionState } from "./state.ts";
 import {
   KickPath,
   type SessionCounters,
   sessionCounters,
-  type SessionLimits,
   type SessionOptions,
   type SessionSignals,
 } from "./types.ts";
@@ -34,6 +40,7 @@ export * from "./types.ts";
 /** Ring features that are offered unless someone chooses. */
 export const RING_FEATURES: Features = ringFeatures(VIRTIO_DEFAULTS);
 
+const NO_QUEUES: ReadonlySet<number> = new Set();
 const VERSION_1 = Features.of(VIRTIO_F.VERSION_1);
 
 /**
@@ -61,7 +68,10 @@ export class VirtioSession implements VirtioTransport {
   readonly #interrupts: SessionInterrupts;
   /** Whether the device model was told to start, and not to reset since. */
   #started = false;
-  #limits: SessionLimits | null = null;
+  readonly #polled: boolean;
+  readonly #kicks: QueueKicks;
+  /** Null while every queue is served here. */
+  #remote: RemoteQueues | null = null;
 
   /** @param create Makes the device model; it may keep the transport but use it only after it has returned */
   constructor(
@@ -81,11 +91,16 @@ export class VirtioSession implements VirtioTransport {
       context.log,
     );
     this.#config = new DeviceConfig(this.device);
-    this.#queues = new SessionQueues(context, this.device, {
+    this.#polled = options.polled ?? false;
+    this.#kicks = new QueueKicks(context.loop, (index) => this.kick(index));
+    this.#queues = new SessionQueues(context, {
+      sizes: this.device.queueSizes,
+      handler: this.device,
       status: this.#status,
       counters: this.counters,
-      polled: options.polled ?? false,
+      polled: this.#polled,
       fail: (reason) => this.fail(reason),
+      forward: (index) => this.#kicks.signal(index),
     });
     this.#interrupts = new SessionInterrupts(
       signals,
@@ -130,12 +145,71 @@ export class VirtioSession implements VirtioTransport {
   }
 
   /**
-   * Serves some queues only: the others are known, and are touched by another session of the same device. Before anything
-   * else is done.
+   * Has queue threads serve what the device model shares, and this thread the rest. On a device just made, or that holds
+   * with nothing in flight.
+   *
+   * @param threads Null for none: this thread serves every queue
+   * @param vectors How many MSI-X vectors there are
+   * @throws {Error} When one of them cannot; this thread then serves every queue
    */
-  limit(limits: SessionLimits): void {
-    this.#limits = limits;
-    this.#queues.limit(limits);
+  place(threads: QueueThreads | null, vectors: number): void {
+    const { sharing, queueSizes } = this.device;
+    this.#gather();
+    if (threads === null || sharing === undefined) return;
+    this.#remote = new RemoteQueues({
+      ...{ threads, sharing, queueSizes, vectors },
+      kicks: this.#kicks,
+      polled: this.#polled,
+      offered: this.offered,
+      notifyByLine: () => this.#signals.notifyByLine(),
+      fail: (reason) => this.fail(reason),
+    });
+    if (this.stopped) this.#remote.stop();
+    else threads.start();
+    if (this.#queues.held) this.#remote.hold();
+    this.#signals.tellVectors();
+    if (!this.running) return;
+    this.#leaveElsewhere();
+    this.#remote.start(this.accepted, this.queues);
+  }
+
+  /** Which queues belong together, as {@linkcode QueueSharing.groupOf} says; none for a device that shares none. */
+  groups(): readonly number[] {
+    const { sharing, queueSizes } = this.device;
+    if (sharing === undefined) return [];
+    return queueSizes.map((_, i) => sharing.groupOf(i, this.offered));
+  }
+
+  /** The eventfd that a client may signal to notify a queue, watched where that is served; undefined without. */
+  kickFd(index: number): number | undefined {
+    return this.#kicks.fd(index);
+  }
+
+  /** Serves every queue on this thread. */
+  #gather(): void {
+    const remote = this.#remote;
+    if (remote === null) return;
+    this.#collect();
+    this.#remote = null;
+    remote[Symbol.dispose]();
+    this.#leaveElsewhere();
+  }
+
+  /** What queue threads know comes back to this one, where it may be saved. */
+  #collect(): void {
+    const owed = this.#remote?.collect(this.accepted, this.queues) ?? [];
+    for (const queue of owed) this.#interrupts.owe(queue);
+  }
+
+  #leaveElsewhere(): void {
+    const elsewhere = this.#remote?.place(this.accepted) ?? NO_QUEUES;
+    this.#queues.leaveElsewhere(elsewhere);
+    this.#kicks.watchAllBut(elsewhere);
+  }
+
+  /** The driver chooses the vector of a queue. */
+  setVector(index: number, vector: number): void {
+    this.#remote?.setVector(index, vector);
   }
 
   /** Replaces word `select` of the accepted features; too late once FEATURES_OK is set. */
@@ -151,16 +225,24 @@ export class VirtioSession implements VirtioTransport {
     if ((set & VIRTIO_CONFIG_S.FEATURES_OK) !== 0) {
       this.#queues.choose(this.accepted);
     }
-    if ((set & VIRTIO_CONFIG_S.FAILED) !== 0) this.#queues.halt();
+    if ((set & VIRTIO_CONFIG_S.FAILED) !== 0) {
+      this.#queues.halt();
+      this.#remote?.halt();
+    }
     if ((set & VIRTIO_CONFIG_S.DRIVER_OK) !== 0 && !status.halted) {
-      this.#started = true;
-      this.#queues.leaveForeign();
-      this.#queues.keepOrder(this.accepted);
-      this.device.start(this.accepted, this.queues);
+      this.#startDevice();
+      this.#remote?.start(this.accepted, this.queues);
       if (this.#failMissing()) return;
       // The driver may have made buffers available before, without a notification (3.1.1, step 7).
       this.#queues.kickAll();
     }
+  }
+
+  #startDevice(): void {
+    this.#started = true;
+    this.#leaveElsewhere();
+    this.#queues.keepOrder(this.accepted);
+    this.device.start(this.accepted, this.queues);
   }
 
   /** Whether a driver may give a queue this size: a power of two, unless it is a packed one (4.1.4.3). */
@@ -188,6 +270,7 @@ export class VirtioSession implements VirtioTransport {
       return;
     }
     this.#queues.admit(index);
+    this.#remote?.enable(queue);
     this.#failMissing();
   }
 
@@ -207,7 +290,10 @@ export class VirtioSession implements VirtioTransport {
     if (!this.#status.negotiated) return false;
     this.#queues.cancel(index);
     this.#interrupts.forget(index);
-    if (queue.enabled && this.#started) this.device.resetQueue(queue);
+    if (queue.enabled && this.#started) {
+      this.#remote?.resetQueue(index);
+      this.device.resetQueue(queue);
+    }
     queue.disable();
     return true;
   }
@@ -264,19 +350,27 @@ export class VirtioSession implements VirtioTransport {
     this.#queues.cancelAll();
     if (began) {
       this.counters.resets++;
-      this.device.reset();
+      try {
+        this.#remote?.reset();
+      } finally {
+        this.device.reset();
+      }
     }
     this.#queues.reset();
+    this.#kicks.watchAllBut(NO_QUEUES);
     this.#signals.onReset();
-    this.#limits?.onReset();
   }
 
   /** Stops touching guest memory and notifying the driver; what happens meanwhile is made up for. */
   stop(): void {
     if (this.stopped) return;
     this.#queues.stop();
-    this.device.pause?.();
-    this.#queues.suspend();
+    try {
+      this.#remote?.stop();
+    } finally {
+      this.device.pause?.();
+      this.#queues.suspend();
+    }
   }
 
   /**
@@ -289,7 +383,8 @@ export class VirtioSession implements VirtioTransport {
   hold(): number {
     this.#queues.hold();
     const inFlight = this.device.hold?.() ?? 0;
-    return Math.max(inFlight, this.#queues.inFlight);
+    return Math.max(inFlight, this.#queues.inFlight) +
+      (this.#remote?.hold() ?? 0);
   }
 
   /**
@@ -302,6 +397,7 @@ export class VirtioSession implements VirtioTransport {
     if (device.save === undefined) {
       throw new Error("Cannot save the device: its model has no save");
     }
+    this.#collect();
     return { ...saveParts(this.#parts), device: device.save() };
   }
 
@@ -319,12 +415,9 @@ export class VirtioSession implements VirtioTransport {
     this.stop();
     this.hold();
     loadParts(this.#parts, state);
-    if (this.running) {
-      this.#started = true;
-      this.#queues.keepOrder(this.accepted);
-      device.start(this.accepted, this.queues);
-    }
+    if (this.running) this.#startDevice();
     device.load(state.device);
+    if (this.running) this.#remote?.start(this.accepted, this.queues);
   }
 
   /** Goes on after {@linkcode stop}, {@linkcode hold} or {@linkcode load}. */
@@ -334,18 +427,45 @@ export class VirtioSession implements VirtioTransport {
     this.device.resume?.();
     this.#interrupts.pay(this.running);
     this.#queues.kickAll();
+    this.#remote?.resume();
   }
 
   /** Leaves guest memory alone for good, because the device is somewhere else now: only {@linkcode close} may follow. */
   leave(): void {
     this.#queues.stop();
     this.#queues.suspend();
+    this.#remote?.[Symbol.dispose]();
+    this.#remote = null;
+  }
+
+  /** Gives its eventfds to a session on another thread, which {@linkcode adopt}s them. */
+  releaseKicks(): readonly number[] {
+    return this.#kicks.release();
+  }
+
+  /** Takes over what {@linkcode releaseKicks} gave. */
+  adoptKicks(fds: readonly number[]): void {
+    this.#kicks.adopt(fds);
   }
 
   /** Ends everything; the device model is closed too. */
   close(): void {
-    this.#queues.close();
+    this.#remote?.[Symbol.dispose]();
+    this.#remote = null;
+    this.#kicks[Symbol.dispose]();
+    // The device first: no back end may have buffers that are released.
     this.device.close();
+    this.#queues.close();
+  }
+
+  /** Runs a command of the device, which may change what queue threads use. */
+  command(
+    command: DeviceCommand,
+    args: readonly string[],
+  ): string | CommandAnswer {
+    const run = () => command.run(args);
+    if (this.#remote === null) return run();
+    return this.#remote.whilePaused(run, !this.stopped);
   }
 
   /** Reads device configuration; what lies beyond it is 0. */
@@ -369,8 +489,8 @@ export class VirtioSession implements VirtioTransport {
     if (this.running) this.#notifyConfig();
   }
 
-  sharedStateChanged(): void {
-    this.#limits?.onSharedState();
+  settingsChanged(): void {
+    this.#remote?.configure();
   }
 
   fail(reason: string): void {
@@ -385,7 +505,7 @@ export class VirtioSession implements VirtioTransport {
     this.#status.requireReset();
     this.#queues.halt();
     if (this.#status.has(VIRTIO_CONFIG_S.DRIVER_OK)) this.#notifyConfig();
-    this.#limits?.onFailure(reason);
+    this.#remote?.halt();
   }
 
   /** Adds what the queues have counted since to {@linkcode counters}. */

@@ -14,6 +14,10 @@ export interface SessionSignals {
   notifyConfig(): void;
   /** The device is being reset: the transport's registers are reset with it. */
   onReset(): void;
+  /** Calls {@linkcode VirtioSession.setVector} for every queue. */
+  tellVectors(): void;
+  /** Interrupts for used buffers where that is not by vector. */
+  notifyByLine(): void;
 }
 
 /** How a session behaves. */
@@ -24,20 +28,6 @@ export interface SessionOptions {
   readonly polled?: boolean;
   /** What was counted where the device came from; counting goes on from there. */
   readonly counters?: Partial<SessionCounters>;
-}
-
-/** What a session that serves some of its queues is limited by, and whom it tells. */
-export interface SessionLimits {
-  /** Whether this session serves a queue, with the features accepted by now. */
-  isMine(queue: number): boolean;
-  /** State of the device model changed that other sessions of the device must hear of. */
-  onSharedState(): void;
-  /** The driver broke a rule. */
-  onFailure(reason: string): void;
-  /** The device was reset, by whomever. */
-  onReset(): void;
-  /** The driver notified a queue that is not ours. */
-  onForeignKick(queue: number): void;
 }
 
 /** How a notification came. */

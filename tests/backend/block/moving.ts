@@ -7,7 +7,7 @@
 
 import { assertEquals } from "@std/assert";
 import type { DeviceModel } from "../../../devices/model.ts";
-import type { BlockOptions } from "../../../src/backend/block/options.ts";
+import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
 import { EventLoop } from "../../../src/loop/event_loop.ts";
 import { createMemfd, Mapping } from "../../../src/os/mod.ts";
 import { DmaMemory } from "../../../src/memory/dma_memory.ts";

@@ -18,14 +18,18 @@ import {
   PENDING,
 } from "../../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../../src/backend/block/open.ts";
-import type { BlockOptions } from "../../../src/backend/block/options.ts";
+import type {
+  BlockOptions,
+  FileBlockOptions,
+  MemoryBlockOptions,
+} from "../../../src/backend/block/option_table.ts";
 import { PATIENCE_MS } from "../../until.ts";
 
 const MEMORY_BYTES = 16 << 20;
 const TURN_MS = 20;
 
 /** What most tests want of a file. */
-export const FILE: Omit<Extract<BlockOptions, { kind: "file" }>, "path"> = {
+export const FILE: Omit<FileBlockOptions, "path"> = {
   kind: "file",
   readonly: false,
   logicalBlockBytes: 512,
@@ -36,7 +40,7 @@ export const FILE: Omit<Extract<BlockOptions, { kind: "file" }>, "path"> = {
 };
 
 /** What most tests want of memory. */
-export const MEMORY: Extract<BlockOptions, { kind: "memory" }> = {
+export const MEMORY: MemoryBlockOptions = {
   kind: "memory",
   readonly: false,
   logicalBlockBytes: 512,

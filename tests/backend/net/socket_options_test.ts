@@ -1,19 +1,22 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import { OptionError, type OptionTexts } from "../../../src/core/options.ts";
+import { ErrnoError } from "../../../src/core/errno.ts";
+import {
+  type OptionValues,
+  parseNetOptions,
+} from "../../../src/backend/net/options.ts";
 
 const LOOPBACK = [127, 0, 0, 1];
 
-Deno.test("NET_OPTIONS.parse takes a stream's end, as client or server", () => {
-  assertEquals(NET_OPTIONS.parse({ net: "stream", path: "/run/net" }), {
+Deno.test("parseNetOptions takes a stream's end, as client or server", () => {
+  assertEquals(parseNetOptions({ net: "stream", path: "/run/net" }), {
     net: "stream",
     endpoint: { family: "unix", path: "/run/net" },
     server: false,
     reconnectMs: 1000,
   });
   assertEquals(
-    NET_OPTIONS.parse({ net: "stream", addr: "127.0.0.1:4", server: "on" }),
+    parseNetOptions({ net: "stream", addr: "127.0.0.1:4", server: "on" }),
     {
       net: "stream",
       endpoint: { family: "inet", address: { host: LOOPBACK, port: 4 } },
@@ -23,14 +26,14 @@ Deno.test("NET_OPTIONS.parse takes a stream's end, as client or server", () => {
   );
   const given = { net: "stream", path: "x", "reconnect-ms": "0" };
   assertEquals(
-    (NET_OPTIONS.parse(given) as { reconnectMs: number }).reconnectMs,
+    (parseNetOptions(given) as { reconnectMs: number }).reconnectMs,
     0,
   );
 });
 
-Deno.test("NET_OPTIONS.parse takes both ends of datagrams", () => {
+Deno.test("parseNetOptions takes both ends of datagrams", () => {
   assertEquals(
-    NET_OPTIONS.parse({ net: "dgram", "local-path": "a", "remote-path": "b" }),
+    parseNetOptions({ net: "dgram", "local-path": "a", "remote-path": "b" }),
     {
       net: "dgram",
       local: { family: "unix", path: "a" },
@@ -38,7 +41,7 @@ Deno.test("NET_OPTIONS.parse takes both ends of datagrams", () => {
     },
   );
   assertEquals(
-    NET_OPTIONS.parse({
+    parseNetOptions({
       net: "dgram",
       local: "0.0.0.0:1",
       remote: "127.0.0.1:2",
@@ -51,7 +54,7 @@ Deno.test("NET_OPTIONS.parse takes both ends of datagrams", () => {
   );
 });
 
-Deno.test("NET_OPTIONS.parse gives socket options that can be sent to a Worker", () => {
+Deno.test("parseNetOptions gives socket options that can be sent to a Worker", () => {
   for (
     const values of [
       { net: "stream", addr: "[::1]:5" },
@@ -59,12 +62,12 @@ Deno.test("NET_OPTIONS.parse gives socket options that can be sent to a Worker",
       { net: "passt", "tcp-ports": ["22", "80:8080"] },
     ]
   ) {
-    const options = NET_OPTIONS.parse(values);
+    const options = parseNetOptions(values);
     assertEquals(structuredClone(options), options);
   }
 });
 
-const REFUSED: readonly [OptionTexts, RegExp][] = [
+const REFUSED: readonly [OptionValues, RegExp][] = [
   [{ net: "stream" }, /^Cannot use net=stream alone: it needs path=PATH/],
   [{ net: "stream", path: "a", addr: "127.0.0.1:1" }, /takes one of them/],
   [{ net: "stream", path: "" }, /1 to 107 bytes/],
@@ -103,15 +106,15 @@ const REFUSED: readonly [OptionTexts, RegExp][] = [
   [{ net: "passt", "tcp-ports": ["22", "80 81"] }, /ports as passt\(1\)/],
 ];
 
-Deno.test("NET_OPTIONS.parse says what is wrong with a socket's options", () => {
+Deno.test("parseNetOptions says what is wrong with a socket's options", () => {
   for (const [values, message] of REFUSED) {
-    const error = assertThrows(() => NET_OPTIONS.parse(values), OptionError);
+    const error = assertThrows(() => parseNetOptions(values), ErrnoError);
     assert(message.test(error.message), `${error.message} for ${message}`);
     assert(!error.message.includes("\n"));
   }
 });
 
-Deno.test("NET_OPTIONS.parse returns socket options or throws OptionError, whatever it gets", () => {
+Deno.test("parseNetOptions returns socket options or throws ErrnoError, whatever it gets", () => {
   const keys = ["path", "addr", "server", "local", "remote", "local-path"];
   const value = fc.oneof(
     fc.string(),
@@ -124,9 +127,9 @@ Deno.test("NET_OPTIONS.parse returns socket options or throws OptionError, whate
       fc.dictionary(fc.constantFrom(...keys, "reconnect-ms", "passt"), value),
       (net, values) => {
         try {
-          NET_OPTIONS.parse({ ...values, net });
+          parseNetOptions({ ...values, net });
         } catch (error) {
-          if (!(error instanceof OptionError)) throw error;
+          if (!(error instanceof ErrnoError)) throw error;
         }
       },
     ),

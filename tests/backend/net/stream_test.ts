@@ -3,12 +3,14 @@ import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import { listenUnix } from "../../../src/os/mod.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
+import {
+  type OptionValues,
+  parseNetOptions,
+} from "../../../src/backend/net/options.ts";
 import { openFds } from "../../resources.ts";
 import { Card, Host } from "./card.ts";
 import { be32, bytes } from "./frames.ts";
 import { HostSocket, STREAM } from "./sockets.ts";
-import type { OptionTexts } from "../../../src/core/options.ts";
 
 interface Scene {
   readonly host: Host;
@@ -16,7 +18,7 @@ interface Scene {
   readonly folder: string;
   /** Path of a socket in it. */
   readonly path: string;
-  readonly open: (values: OptionTexts) => NetBackend;
+  readonly open: (values: OptionValues) => NetBackend;
 }
 
 /** A test after which no descriptor and no file is left. */
@@ -33,7 +35,7 @@ function streamTest(name: string, run: (scene: Scene) => void): void {
           path: `${folder}/net.sock`,
           open: (values) =>
             openNetBackend(
-              NET_OPTIONS.parse({ net: "stream", ...values }),
+              parseNetOptions({ net: "stream", ...values }),
               host.context,
             ),
         });

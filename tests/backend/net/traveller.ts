@@ -8,9 +8,11 @@ import type { Loop } from "../../../src/loop/event_loop.ts";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
+import {
+  type OptionValues,
+  parseNetOptions,
+} from "../../../src/backend/net/options.ts";
 import { Card, type Host } from "./card.ts";
-import type { OptionTexts } from "../../../src/core/options.ts";
 
 /** How often a test has its card move. */
 export const MOVES = 20;
@@ -23,11 +25,11 @@ export function give(backend: NetBackend): unknown {
 /** A card with two homes, and what it received in both. */
 export class Traveller implements Disposable {
   readonly hosts: readonly [Host, Host];
-  readonly values: OptionTexts;
+  readonly values: OptionValues;
   card: Card;
   moves = 0;
 
-  constructor(hosts: readonly [Host, Host], values: OptionTexts) {
+  constructor(hosts: readonly [Host, Host], values: OptionValues) {
     this.hosts = hosts;
     this.values = values;
     this.card = new Card(hosts[0], this.#open(hosts[0]));
@@ -80,7 +82,7 @@ export class Traveller implements Disposable {
     };
     let message = "";
     try {
-      const options = NET_OPTIONS.parse(this.values);
+      const options = parseNetOptions(this.values);
       openNetBackend(options, { ...context, loop }, given).close();
     } catch (error) {
       message = (error as Error).message;
@@ -92,7 +94,7 @@ export class Traveller implements Disposable {
   }
 
   #open(host: Host, inherited?: unknown): NetBackend {
-    const options = NET_OPTIONS.parse(this.values);
+    const options = parseNetOptions(this.values);
     return openNetBackend(options, host.context, inherited);
   }
 

@@ -10,14 +10,14 @@ import {
   NvmeController,
   type NvmeControllerOptions,
 } from "../../../devices/nvme/controller.ts";
-import type { BlockOptions } from "../../../src/backend/block/options.ts";
-import { ArrayMemory } from "../../../src/memory/array_memory.ts";
+import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
 import type { ResetReason } from "../../../src/pci/device.ts";
 import {
   FOR_HOME,
   type SpreadingListener,
 } from "../../../src/pci/spreading.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
+import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
 import {
   type FakeContext,
   fakeContext,
@@ -52,7 +52,7 @@ const QUEUES = 6;
 
 /** Queue n + 1 is served by thread n modulo the number of threads; thread 0 is home. */
 export class CrewRig implements Disposable {
-  readonly memory = new ArrayMemory([]);
+  readonly memory = memoryUnderTest();
   readonly ram: DriverMemory;
   readonly members: Member[] = [];
   readonly driver: NaiveDriver;
@@ -189,6 +189,7 @@ export class CrewRig implements Disposable {
 
   [Symbol.dispose](): void {
     for (const { device } of this.members.toReversed()) device.close();
+    checkReleased(this.memory);
   }
 
   #ownerOf(cqid: number): number {

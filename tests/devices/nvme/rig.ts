@@ -5,8 +5,9 @@ import {
   type NvmeControllerOptions,
 } from "../../../devices/nvme/controller.ts";
 import type { BlockInfo } from "../../../src/backend/block/contract.ts";
-import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
+import type { MappableMemory } from "../../../src/memory/array_memory.ts";
+import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
 import {
   type FakeContext,
   fakeContext,
@@ -32,7 +33,7 @@ export interface RigOptions {
 }
 
 export class Rig implements Disposable {
-  readonly memory: ArrayMemory;
+  readonly memory: MappableMemory;
   readonly ram: DriverMemory;
   readonly context: FakeContext;
   readonly disks: Record<number, RamDisk> = {};
@@ -40,7 +41,7 @@ export class Rig implements Disposable {
   readonly driver: NaiveDriver;
 
   constructor(options: RigOptions = {}) {
-    this.memory = new ArrayMemory([]);
+    this.memory = memoryUnderTest();
     const range = { iova: RAM_IOVA, lengthBytes: RAM_BYTES };
     const buffer = options.byPage
       ? this.memory.mapPages(range)
@@ -101,6 +102,7 @@ export class Rig implements Disposable {
 
   [Symbol.dispose](): void {
     this.device.close();
+    checkReleased(this.memory);
   }
 }
 

@@ -420,27 +420,6 @@ Deno.test("VirtioBlk forgets a completion that a reset overtook", () => {
   assertEquals(rig.interrupts(1), 0);
 });
 
-for (const access of ["gather", "commit"] as const) {
-  Deno.test(`VirtioBlk survives a reset that comes while it waits for memory (${access})`, () => {
-    using rig = new Rig({ immediate: true });
-    const real = rig.memory[access].bind(rig.memory) as (
-      ...args: unknown[]
-    ) => number;
-    rig.memory[access] = (...args: unknown[]) => {
-      Reflect.deleteProperty(rig.memory, access);
-      rig.bringUp();
-      return real(...args);
-    };
-    rig.queueWrite(0, pattern(512));
-    rig.flush();
-    assertEquals(rig.takeHeads(), []);
-    assertEquals(rig.interrupts(1), 0);
-    assertEquals(rig.disk.inFlight, 0);
-    assertEquals(rig.counter("dropped"), 1);
-    assertEquals(rig.write(0, pattern(512)).status, S.OK);
-  });
-}
-
 Deno.test("VirtioBlk resets one queue and keeps what is in flight on the others", () => {
   for (const cancels of [false, true]) {
     using rig = new Rig({ disk: { queues: 2 }, cancels });

@@ -7,9 +7,10 @@
 import { assert, assertEquals } from "@std/assert";
 import type { DiskOptions } from "../../../devices/virtio_blk/config.ts";
 import { VirtioBlk } from "../../../devices/virtio_blk/device.ts";
-import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
+import type { MappableMemory } from "../../../src/memory/array_memory.ts";
+import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
 import {
   type CountedWrites,
   fakeContext,
@@ -144,7 +145,7 @@ function cut(total: number, lengths: readonly number[]): number[] {
 
 /** The whole set-up. */
 export class Rig {
-  readonly memory: ArrayMemory;
+  readonly memory: MappableMemory;
   readonly ram: DriverMemory;
   readonly loop: ManualLoop;
   readonly log: RecordingLog;
@@ -160,7 +161,7 @@ export class Rig {
 
   constructor(options: RigOptions = {}) {
     this.options = options;
-    this.memory = new ArrayMemory([]);
+    this.memory = memoryUnderTest();
     const buffer = this.memory.map({ iova: RAM_IOVA, lengthBytes: RAM_BYTES });
     this.ram = new DriverMemory(buffer, RAM_IOVA);
     const interrupts = new PciInterrupts();
@@ -342,6 +343,7 @@ export class Rig {
     this.device.close();
     assert(this.backend.closed);
     assertEquals(this.disk.inFlight, 0, "a request was lost");
+    checkReleased(this.memory);
   }
 
   [Symbol.dispose](): void {

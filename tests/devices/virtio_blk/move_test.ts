@@ -27,7 +27,7 @@ class MovingRig implements Disposable {
 
   constructor(options: Record<string, string>, ring = false) {
     const interrupts = new PciInterrupts();
-    const parsed = virtioBlkModel.options!.parse(options);
+    const parsed = virtioBlkModel.parse(options);
     this.moving = new Moving(
       virtioBlkModel,
       ring ? { ...parsed, block: throughRing(parsed.block) } : parsed,
@@ -372,9 +372,7 @@ Deno.test("a disk on storage that stays on its thread says so", () => {
 
 Deno.test("virtioBlkModel that is handed nothing opens nothing", () => {
   using folder = new Folder();
-  const options = virtioBlkModel.options!.parse({
-    file: folder.image("disk", 1 << 20),
-  });
+  const options = virtioBlkModel.parse({ file: folder.image("disk", 1 << 20) });
   const fds = openFds();
   assertThrows(() => virtioBlkModel.create(fakeContext(), options, {}));
   assertEquals(openFds(), fds);

@@ -58,7 +58,11 @@ class EndlessBackend implements NetBackend {
     }
   }
 
-  start(_peer: NetPeer): void {}
+  peer: NetPeer | null = null;
+
+  start(peer: NetPeer): void {
+    this.peer = peer;
+  }
   stop(): void {}
   setReceiving(_on: boolean): void {}
   flush(): number {
@@ -172,7 +176,7 @@ for (const kind of ["bare", "vnet header", "offloads"] as const) {
       frames += ROUND;
       for (let done = 0; done < ROUND; done += 64) {
         backend.left = 64;
-        card.onReadable();
+        backend.peer!.onReadable();
         while (ring.take()) {
           taken++;
           post();

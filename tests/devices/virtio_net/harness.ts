@@ -7,7 +7,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { VirtioNet } from "../../../devices/virtio_net/device.ts";
 import { parseNetHandOver } from "../../../devices/virtio_net/state.ts";
-import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import type { NetOffloads } from "../../../src/backend/net/contract.ts";
 import {
   type PciDevice,
@@ -16,6 +15,8 @@ import {
 } from "../../../src/pci/mod.ts";
 import type { DriverRing } from "../../../src/testing/driver_ring.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
+import type { MappableMemory } from "../../../src/memory/array_memory.ts";
+import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
 import {
   fakeContext,
   type RecordingLog,
@@ -119,7 +120,7 @@ const RAM_BYTES = 8 << 20;
 
 /** The whole set-up. */
 export class Rig {
-  readonly memory: ArrayMemory;
+  readonly memory: MappableMemory;
   readonly ram: DriverMemory;
   loop!: ManualLoop;
   log!: RecordingLog;
@@ -138,7 +139,7 @@ export class Rig {
   readonly #rxBuffers = new Map<number, readonly (readonly number[])[]>();
 
   constructor(options: RigOptions = {}) {
-    this.memory = new ArrayMemory([]);
+    this.memory = memoryUnderTest();
     const buffer = this.memory.map({ iova: RAM_IOVA, lengthBytes: RAM_BYTES });
     this.ram = new DriverMemory(buffer, RAM_IOVA);
     this.#options = options;
@@ -426,6 +427,7 @@ export class Rig {
     this.device.close();
     assert(this.backend.closed);
     assertEquals(this.backend.peer, null);
+    checkReleased(this.memory);
   }
 
   [Symbol.dispose](): void {

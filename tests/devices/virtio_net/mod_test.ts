@@ -6,7 +6,7 @@ import { fakeContext } from "../../../src/testing/fake_context.ts";
 
 Deno.test("virtioNetModel.create makes a card with an address that it tells", () => {
   const context = fakeContext({ seed: 7 });
-  const options = virtioNetModel.options!.parse({ net: "none" });
+  const options = virtioNetModel.parse({ net: "none" });
   const device = virtioNetModel.create(context, structuredClone(options));
   try {
     assertEquals(device.spec.deviceId, 0x1041);
@@ -27,7 +27,7 @@ Deno.test("virtioNetModel.create makes a card with an address that it tells", ()
 Deno.test("virtioNetModel.create honours its options", () => {
   const device = virtioNetModel.create(
     fakeContext(),
-    virtioNetModel.options!.parse({
+    virtioNetModel.parse({
       net: "none",
       mac: "02:00:00:00:00:01",
       mtu: "9000",
@@ -48,7 +48,7 @@ Deno.test("virtioNetModel.create honours its options", () => {
 
 Deno.test("virtioNetModel.create leaves nothing behind when the device cannot be made", () => {
   const context = fakeContext();
-  const options = virtioNetModel.options!.parse({ net: "none" });
+  const options = virtioNetModel.parse({ net: "none" });
   // More queue entries than an array may have: the transport refuses.
   assertThrows(() =>
     virtioNetModel.create(context, { ...options, queueSize: -1 })
@@ -59,7 +59,7 @@ Deno.test("virtioNetModel.create leaves nothing behind when the device cannot be
 
 Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
   const from = fakeContext({ seed: 7 });
-  const options = virtioNetModel.options!.parse({ net: "none", link: "up" });
+  const options = virtioNetModel.parse({ net: "none", link: "up" });
   const first = virtioNetModel.create(from, options);
   first.commands!.link!.run(["down"]);
   first.writeBar(4, 0x3000, 2, 0);
@@ -85,7 +85,7 @@ Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
 });
 
 Deno.test("VirtioNet keeps its address in its state", () => {
-  const options = virtioNetModel.options!.parse({ net: "none" });
+  const options = virtioNetModel.parse({ net: "none" });
   const first = virtioNetModel.create(fakeContext({ seed: 7 }), options);
   const second = virtioNetModel.create(fakeContext({ seed: 8 }), options);
   assert(mac(first).join() !== mac(second).join());
@@ -102,7 +102,7 @@ Deno.test("VirtioNet keeps its address in its state", () => {
 });
 
 Deno.test("virtioNetModel.create refuses what no card handed over", () => {
-  const options = virtioNetModel.options!.parse({ net: "none" });
+  const options = virtioNetModel.parse({ net: "none" });
   for (const given of [null, {}, { version: 1, mac: "52:54:00:00:00:00" }]) {
     assertThrows(
       () => virtioNetModel.create(fakeContext(), options, given),

@@ -3,7 +3,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { VirtioNet } from "../../../devices/virtio_net/device.ts";
 import { Errno } from "../../../src/core/errno.ts";
-import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import type { NetBackend, NetPeer } from "../../../src/backend/net/contract.ts";
@@ -16,8 +15,12 @@ import {
 } from "../../../src/testing/mod.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import type { DriverQueue } from "../../../src/testing/virtio_driver.ts";
-import { ringFeatures, virtioOptions } from "../../../src/virtio/options.ts";
+import {
+  parseVirtioOptions,
+  ringFeatures,
+} from "../../../src/virtio/options.ts";
 import { VirtioPci } from "../../../src/transport/virtio_pci/virtio_pci.ts";
+import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
 import { LocalPci } from "../local_pci.ts";
 
 const MRG_RXBUF = 15;
@@ -80,6 +83,7 @@ class Bench {
   readonly #ram: DriverMemory;
   readonly #backend: EchoBackend;
   readonly #settle: () => void;
+  readonly #memory = memoryUnderTest();
   readonly device: VirtioPci;
   readonly driver: VirtioDriver;
   readonly pci: LocalPci;
@@ -88,7 +92,7 @@ class Bench {
   readonly #rxBuffers = new Map<number, number>();
 
   constructor() {
-    const memory = new ArrayMemory([]);
+    const memory = this.#memory;
     const buffer = memory.map({ iova: RAM_IOVA, lengthBytes: 4 << 20 });
     this.#ram = new DriverMemory(buffer, RAM_IOVA);
     const fake = fakeContext({ memory });
@@ -114,13 +118,18 @@ class Bench {
         }),
       {
         ringFeatures: ringFeatures(
-          virtioOptions().parse({ "packed": "on", "notification-data": "on" }),
+          parseVirtioOptions({ "packed": "on", "notification-data": "on" }),
         ),
       },
     );
     const pci = new PciFunction(this.device, memory, interrupts, fake.log);
     this.pci = new LocalPci(pci, interrupts);
     this.driver = new VirtioDriver(this.pci, this.#ram, { vectors: 3 });
+  }
+
+  close(): void {
+    this.device.close();
+    checkReleased(this.#memory);
   }
 
   bringUp(features: readonly number[], size: number): void {
@@ -240,7 +249,7 @@ Deno.test("VirtioNet moves frames both ways over every format of queue", () => {
     assertEquals(bench.device.counters()["failures"], 0, name);
   }
   bench.driver.reset();
-  bench.device.close();
+  bench.close();
 });
 
 Deno.test("VirtioDriver sets up the format of queue that was agreed upon, and no other", () => {
@@ -260,5 +269,5 @@ Deno.test("VirtioDriver sets up the format of queue that was agreed upon, and no
     message = String(error);
   }
   assert(/packed rings were not agreed upon/.test(message));
-  bench.device.close();
+  bench.close();
 });

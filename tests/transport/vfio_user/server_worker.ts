@@ -40,7 +40,7 @@ async function create(
 ): Promise<PciDevice> {
   if (request.model === undefined) return new LessonDevice(context);
   const model = await loadModel(request.model);
-  return model.create(context, model.options?.parse(request.options ?? {}));
+  return model.create(context, model.parse(request.options ?? {}));
 }
 
 async function serve(request: ServerRequest): Promise<void> {

@@ -21,8 +21,7 @@ import {
 } from "../../../os/mod.ts";
 import { Backoff, type BackoffState } from "../backoff.ts";
 import type { Log } from "../../../core/log.ts";
-import type { StreamNetOptions } from "./drivers.ts";
-import { formatEndpoint } from "./endpoint.ts";
+import { formatEndpoint, type StreamNetOptions } from "../option_table.ts";
 import {
   makeSocketFile,
   removeSocketFile,

@@ -15,7 +15,7 @@ import type {
   NetPeer,
 } from "../contract.ts";
 import { type Given, takeGiven } from "../given.ts";
-import type { TapNetOptions } from "./driver.ts";
+import type { TapNetOptions } from "../option_table.ts";
 import { receiveErrors, TapQueue, type TapQueueListener } from "./queue.ts";
 import { TapSender } from "./sender.ts";
 
@@ -85,11 +85,7 @@ export class TapTwin implements NetBackend, TapQueueListener {
     this.#peer = null;
   }
 
-  setOffloads(_give: number): number {
-    return 0;
-  }
-
-  setQueuePairs(count: number): number {
+  follow(count: number): void {
     for (let pair = 0; pair < this.#queues.length; pair++) {
       const queue = this.#queues[pair];
       if (queue === undefined) continue;
@@ -97,7 +93,6 @@ export class TapTwin implements NetBackend, TapQueueListener {
       queue.setAttached(pair < count);
       if (this.#peer !== null) queue.start();
     }
-    return 0;
   }
 
   send(frame: ScatterGather, pair: number = 0, more: boolean = false): number {

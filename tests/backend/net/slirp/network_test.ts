@@ -5,7 +5,11 @@ import { NativeBuffer, socketPair } from "../../../../src/os/mod.ts";
 import { NetOffload } from "../../../../src/backend/net/contract.ts";
 import { Access } from "../../../../src/memory/guest_memory.ts";
 import { FrameStream } from "../../../../src/backend/net/socket/frame_stream.ts";
-import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
+import type { UserNetOptions } from "../../../../src/backend/net/option_table.ts";
+import {
+  type OptionValues,
+  parseNetOptions,
+} from "../../../../src/backend/net/options.ts";
 import { SlirpNetwork } from "../../../../src/backend/net/slirp/network.ts";
 import {
   createSlirpPage,
@@ -26,8 +30,6 @@ import {
 } from "../frames.ts";
 import { testLibslirp } from "../libslirp.ts";
 import { DGRAM, HostSocket } from "../sockets.ts";
-import type { OptionTexts } from "../../../../src/core/options.ts";
-import type { UserNetOptions } from "../../../../src/backend/net/user/driver.ts";
 
 const HEADER_BYTES = 12;
 const GUEST = "10.0.2.15";
@@ -47,7 +49,7 @@ class Wire implements Disposable {
   readonly network: SlirpNetwork;
   ends = 0;
 
-  constructor(values: OptionTexts = {}) {
+  constructor(values: OptionValues = {}) {
     if ("skip" in libslirp) throw new Error(libslirp.skip);
     const library = openLibslirp(libslirp.library);
     if ("reason" in library) throw new Error(library.reason);
@@ -56,7 +58,7 @@ class Wire implements Disposable {
     const [ours, theirs] = socketPair();
     this.card = new FrameStream(ours, HEADER_BYTES);
     this.network = new SlirpNetwork({
-      options: NET_OPTIONS.parse(values) as UserNetOptions,
+      options: parseNetOptions(values) as UserNetOptions,
       mtu: 1500,
       library,
       loop: this.loop,
@@ -115,8 +117,8 @@ class Wire implements Disposable {
 
 function wireTest(
   name: string,
-  values: () => OptionTexts,
-  run: (wire: Wire, values: OptionTexts) => void,
+  values: () => OptionValues,
+  run: (wire: Wire, values: OptionValues) => void,
 ): void {
   const reason = "skip" in libslirp ? ` (ignored: ${libslirp.skip})` : "";
   Deno.test({

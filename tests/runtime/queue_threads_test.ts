@@ -39,7 +39,7 @@ function startDriver(virtio: VirtioDriver, vectors: boolean): DriverQueue[] {
   return queues;
 }
 
-async function withSpreadDisk(
+async function withDiskOnTwoThreads(
   vectors: boolean,
   run: (rig: Rig) => Promise<void> | void,
   bells: BellKind = "message",
@@ -50,7 +50,7 @@ async function withSpreadDisk(
     const control = `${folder}/control`;
     await using _outboard = await startOutboard([
       "--iothreads",
-      "2",
+      "3",
       "--device",
       `virtio-blk,memory=2M,queues=${QUEUES},iothread=0:1`,
       "--socket",
@@ -94,8 +94,8 @@ function issueRead(ram: GuestRam, queue: DriverQueue, sector = 0): number {
 }
 
 for (const bells of ["message", "ioeventfd"] as const) {
-  Deno.test(`SpreadDevice hears of each queue by ${bells} and raises its vector, on the thread that serves it`, () =>
-    withSpreadDisk(
+  Deno.test(`a disk on two threads hears of each queue by ${bells} and raises its vector, on the thread that serves it`, () =>
+    withDiskOnTwoThreads(
       true,
       async ({ ram, queues, ask }) => {
         const rounds = 50;
@@ -124,8 +124,8 @@ for (const bells of ["message", "ioeventfd"] as const) {
     ));
 }
 
-Deno.test("SpreadDevice raises INTA# for queues of other threads", () =>
-  withSpreadDisk(false, ({ ram, virtio, queues }) => {
+Deno.test("a disk on two threads raises INTA# for the queues of both", () =>
+  withDiskOnTwoThreads(false, ({ ram, virtio, queues }) => {
     for (const queue of queues) {
       virtio.readIsr();
       issueRead(ram, queue);
@@ -139,8 +139,8 @@ Deno.test("SpreadDevice raises INTA# for queues of other threads", () =>
     }
   }));
 
-Deno.test("SpreadDevice fails as a whole when one thread meets a broken ring", () =>
-  withSpreadDisk(true, ({ ram, virtio, queues }) => {
+Deno.test("a disk on two threads fails as a whole when one thread meets a broken ring", () =>
+  withDiskOnTwoThreads(true, ({ ram, virtio, queues }) => {
     const NEEDS_RESET = 64;
     const hostile = queues[1]!;
     assert(hostile.ring.begin(1));
@@ -169,8 +169,8 @@ Deno.test("SpreadDevice fails as a whole when one thread meets a broken ring", (
     }
   }));
 
-Deno.test("SpreadDevice resizes a disk for all threads", () =>
-  withSpreadDisk(true, async ({ ram, queues, ask }) => {
+Deno.test("a disk on two threads is resized for both", () =>
+  withDiskOnTwoThreads(true, async ({ ram, queues, ask }) => {
     const statusOf = (queue: DriverQueue, sector: number) => {
       const status = issueRead(ram, queue, sector);
       queue.flush();
@@ -189,17 +189,11 @@ Deno.test("SpreadDevice resizes a disk for all threads", () =>
     }
     const counters = countersOf(await ask("counters virtio-blk0"));
     assertEquals([counters.reads, counters.errors], [8, 8]);
-    // What is served by several threads stays there.
-    await assertRejects(
-      () => ask("move virtio-blk0 1"),
-      Error,
-      "its queues are served by IOThreads 0, 1",
-    );
     assertMatch((await ask("list"))[0]!, / on IOThreads 0:1, client pid /);
   }));
 
-Deno.test("SpreadDevice fetches nothing on any thread while the function is no bus master, and goes on", () =>
-  withSpreadDisk(true, async ({ ram, queues, pci, client, ask }) => {
+Deno.test("a disk on two threads fetches nothing on any while the function is no bus master, and goes on", () =>
+  withDiskOnTwoThreads(true, async ({ ram, queues, pci, client, ask }) => {
     pci.setEnabled(false);
     const issue = () =>
       queues.map((queue) => {
@@ -229,3 +223,54 @@ Deno.test("SpreadDevice fetches nothing on any thread while the function is no b
       assertEquals(ram.memory.view.getUint8(statuses[i]!), 0);
     }
   }));
+
+for (const bells of ["message", "ioeventfd"] as const) {
+  Deno.test(`queues of a disk move from thread to thread, and the disk with them, while its driver works (${bells})`, () =>
+    withDiskOnTwoThreads(
+      true,
+      async ({ ram, queues, ask }) => {
+        const work = (rounds: number) => {
+          for (let round = 0; round < rounds; round++) {
+            for (const queue of queues) {
+              const status = issueRead(ram, queue);
+              queue.ring.enableInterrupts();
+              queue.ring.publish();
+              queue.kick();
+              assert(
+                queue.waitInterrupt(PATIENCE_MS) > 0,
+                `queue ${queue.index}`,
+              );
+              assert(queue.ring.take());
+              assertEquals(ram.memory.view.getUint8(status), 0);
+            }
+          }
+        };
+        const placeOf = async () =>
+          / on (IOThreads? [\d:]+),/.exec((await ask("list"))[0]!)![1];
+        work(3);
+        for (
+          const [reference, iothread, place] of [
+            ["virtio-blk0.2", 2, "IOThreads 0:1:2"],
+            ["virtio-blk0.0", 1, "IOThreads 0:1:2"],
+            ["virtio-blk0", 1, "IOThread 1"],
+            ["virtio-blk0.3", 0, "IOThreads 1:0"],
+            ["virtio-blk0", 2, "IOThread 2"],
+            ["virtio-blk0.1", 2, "IOThread 2"],
+          ] as const
+        ) {
+          const answer = (await ask(`move ${reference} ${iothread}`))[0]!;
+          assertMatch(answer, /moved to IOThread|is on IOThread \d already/);
+          assertEquals(await placeOf(), place, reference);
+          work(3);
+        }
+        await assertRejects(
+          () => ask("move virtio-blk0.4 1"),
+          Error,
+          "Cannot move queue 4 of virtio-blk0: it has queues 0 to 3",
+        );
+        const counters = countersOf(await ask("counters virtio-blk0"));
+        assertEquals(counters.reads, 7 * 3 * QUEUES);
+      },
+      bells,
+    ));
+}

@@ -5,10 +5,14 @@ import { EventLoop } from "../../src/loop/event_loop.ts";
 import { createEventFd } from "../../src/os/mod.ts";
 import { silentLog } from "../../src/core/log.ts";
 import { DmaMemory } from "../../src/memory/dma_memory.ts";
-import { PciFunction, PciInterrupts } from "../../src/pci/mod.ts";
+import {
+  type PciDevice,
+  PciFunction,
+  PciInterrupts,
+} from "../../src/pci/mod.ts";
 import type { DeviceModel } from "../../devices/model.ts";
-import { CrewTwin } from "../../src/runtime/crew_twin.ts";
-import { SpreadDevice } from "../../src/runtime/spread_device.ts";
+import { DeviceThreads } from "../../src/runtime/device_threads.ts";
+import { QueueSite } from "../../src/runtime/queue_site.ts";
 import {
   createCallLine,
   createSeat,
@@ -27,9 +31,9 @@ const QUEUE_RESET = 0x3a;
 const NEEDS_RESET = 0x40;
 const VECTORS = 3;
 
-/** A disk with a queue at home and one on another thread, in one thread: each has a loop that a test turns by hand. */
+/** A disk with a queue here and one on another thread, in one thread: each has a loop that a test turns by hand. */
 class Rig implements Disposable {
-  readonly home = new EventLoop();
+  readonly control = new EventLoop();
   readonly other = new EventLoop();
   readonly pci: LocalPci;
   readonly function: PciFunction;
@@ -38,41 +42,42 @@ class Rig implements Disposable {
   readonly #memory = new DmaMemory();
   readonly #ram = new GuestRam(1 << 20);
   readonly #fd = createEventFd();
-  readonly #calls = new ThreadCalls(this.home, createSeat(this.#fd.number));
-  readonly #device: SpreadDevice;
-  readonly #twin: CrewTwin;
+  readonly #calls = new ThreadCalls(this.control, createSeat(this.#fd.number));
+  readonly #device: PciDevice;
+  readonly #threads: DeviceThreads;
+  readonly #site: QueueSite;
 
   constructor(model: DeviceModel, vectors: number) {
     const line = createCallLine();
     const { seat } = this.#calls;
     const parts = {
       model,
-      options: model.options!.parse({ memory: "1M", queues: "2" }),
+      options: model.parse({ memory: "1M", queues: "2" }),
     };
-    this.#twin = new CrewTwin({
+    this.#site = new QueueSite({
       ...parts,
       loop: this.other,
       log: silentLog,
       calls: this.#calls,
       line,
-      home: seat,
+      control: seat,
     });
     const interrupts = new PciInterrupts();
     const context = {
       ...fakeContext(),
       memory: this.#memory,
       interrupts,
-      loop: this.home,
+      loop: this.control,
     };
-    this.#device = new SpreadDevice({
-      device: model.create(context, parts.options),
+    this.#device = model.create(context, parts.options);
+    this.#threads = new DeviceThreads({
       memory: this.#memory,
       interrupts,
-      loop: this.home,
       writes: new SocketWrites(),
       calls: this.#calls,
-      plan: { turns: [0, 1], seats: [{ iothread: 1, seat, line }] },
+      plan: { turns: [0, 1], threads: [{ iothread: 1, seat, line }] },
     });
+    this.#device.place!(this.#threads);
     this.function = new PciFunction(
       this.#device,
       this.#memory,
@@ -94,7 +99,7 @@ class Rig implements Disposable {
       driver.setupQueue(i, driver.lines === null ? {} : { vector: i + 1 })
     );
     driver.driverOk();
-    this.settle(this.home, this.other);
+    this.settle(this.control, this.other);
     this.pci.raised.length = 0;
     driver.readIsr();
   }
@@ -128,10 +133,11 @@ class Rig implements Disposable {
 
   [Symbol.dispose](): void {
     this.#device.close();
-    this.#twin.close();
+    this.#threads[Symbol.dispose]();
+    this.#site[Symbol.dispose]();
     this.#memory.close();
     this.#calls.close();
-    this.home.close();
+    this.control.close();
     this.other.close();
     this.#fd.close();
     this.#ram.close();
@@ -140,14 +146,14 @@ class Rig implements Disposable {
 
 const model = await loadModel("virtio-blk");
 
-Deno.test("SpreadDevice hears of a failure on another thread", () => {
+Deno.test("a device hears of a failure on a queue thread", () => {
   using rig = new Rig(model, VECTORS);
   rig.breakRules(rig.queues[1]!);
-  rig.settle(rig.home);
+  rig.settle(rig.control);
   assertEquals(rig.driver.status & NEEDS_RESET, NEEDS_RESET);
   rig.start();
   rig.request(rig.queues[1]!);
-  rig.settle(rig.home);
+  rig.settle(rig.control);
   assertEquals(rig.pci.raised[2], 1);
 });
 
@@ -155,35 +161,35 @@ for (const how of ["status 0", "a reset of the function"] as const) {
   const reset = ({ driver, function: pci }: Rig) =>
     how === "status 0" ? driver.status = 0 : pci.reset("device_reset");
 
-  Deno.test(`SpreadDevice is reset by ${how} though another thread failed just before`, () => {
+  Deno.test(`a device is reset by ${how} though a queue thread failed just before`, () => {
     using rig = new Rig(model, VECTORS);
     rig.breakRules(rig.queues[1]!);
-    // Home has not heard of it when the driver resets the device.
+    // The device has not heard of it when the driver resets the device.
     reset(rig);
     assertEquals(rig.driver.status, 0);
-    rig.settle(rig.home, rig.other);
+    rig.settle(rig.control, rig.other);
     assertEquals(rig.driver.status, 0);
   });
 
-  Deno.test(`SpreadDevice raises nothing after ${how} for buffers used before`, () => {
+  Deno.test(`a device raises nothing after ${how} for buffers that a queue thread used before`, () => {
     for (const vectors of [0, VECTORS]) {
       using rig = new Rig(model, vectors);
       rig.request(rig.queues[1]!);
       reset(rig);
       rig.pci.raised.length = 0;
-      rig.settle(rig.home, rig.other);
+      rig.settle(rig.control, rig.other);
       assertEquals(rig.pci.raised, []);
       assertEquals(rig.driver.readIsr(), 0);
     }
   });
 }
 
-Deno.test("SpreadDevice raises the interrupt of a queue before the queue is reset", () => {
+Deno.test("a device raises the interrupt of a queue thread before the queue is reset", () => {
   using rig = new Rig(model, VECTORS);
   rig.request(rig.queues[1]!);
   rig.driver.writeCommon(QUEUE_SELECT, 2, 1);
   rig.driver.writeCommon(QUEUE_RESET, 2, 1);
   assertEquals(rig.pci.raised[2], 1);
-  rig.settle(rig.home, rig.other);
+  rig.settle(rig.control, rig.other);
   assertEquals(rig.pci.raised[2], 1);
 });

@@ -1,0 +1,98 @@
+/**
+ * Queues of one device on several threads.
+ *
+ * The device, its registers and everything that a driver configures live on the *control thread*, once. The queues that
+ * other threads serve belong to a {@linkcode QueueService} on each of these *queue threads*, which the device's model makes
+ * there and which is told what to do by messages of plain data.
+ *
+ * ```text
+ *   control thread  ── messages, each carried out and answered before the next ──▶  queue thread
+ *     the device    ◀── used buffers by eventfd, or as a request to interrupt; reports ──  its queue service
+ * ```
+ *
+ * @module
+ */
+
+import type { DeviceContext } from "./device.ts";
+
+/** The thread that a device lives on, as a place of queues. */
+export const CONTROL_THREAD: number = 0;
+
+/** The group of queues that only the device itself serves, on the control thread. */
+export const CONTROL_GROUP: number = -1;
+
+/** Serves queues of a device on a queue thread. */
+export interface QueueService {
+  /**
+   * Carries out a message of the device.
+   *
+   * @param message Plain data
+   * @returns Plain data
+   * @throws {Error} Thrown again at the device
+   */
+  handle(message: unknown): unknown;
+  /** Counters by name, which are added to those of the device. */
+  counters?(): Readonly<Record<string, number>>;
+  /** Releases everything; nothing is called afterwards. */
+  close(): void;
+}
+
+/** Everything a {@linkcode QueueService} is handed. Interrupts go out as those of the device do. */
+export interface QueueContext extends
+  Pick<
+    DeviceContext,
+    "memory" | "interrupts" | "loop" | "posted" | "log" | "random"
+  > {
+  /** Words that all threads of the device see, see {@linkcode QueueThreadsListener.words}. */
+  readonly words: Int32Array<ArrayBuffer>;
+  /** Has the device look at this service, see {@linkcode QueueThreadsListener.onReport}. */
+  report(): void;
+}
+
+/** A device as its queue threads know it. */
+export interface QueueThreadsListener {
+  /** How many MSI-X vectors it has. */
+  readonly vectors: number;
+  /** How many 32-bit words the threads share, 0 at first and used through Atomics only. */
+  readonly words: number;
+  /** Some service has called {@linkcode QueueContext.report}. */
+  onReport(): void;
+  /** A service has used buffers while interrupts are on the INTA# line. */
+  onLine(): void;
+}
+
+/** The queue threads of one device. Every call returns when the thread has done it; a thread that has ended does nothing. */
+export interface QueueThreads {
+  /** How many there are, numbered from 1. */
+  readonly count: number;
+  /** The thread that serves a group of queues: a number up to `count`, or {@linkcode CONTROL_THREAD}. */
+  threadOf(group: number): number;
+  /** Makes the device known. @returns Its shared words */
+  attach(listener: QueueThreadsListener): Int32Array<ArrayBuffer>;
+  /**
+   * Has a thread make its service.
+   *
+   * @param grant What the service is made of; plain data, whose descriptors are the service's from here on
+   * @throws {Error} What the model threw there; the descriptors are then still the caller's
+   */
+  open(thread: number, grant: unknown): void;
+  /**
+   * Has the service of a thread carry out a message.
+   *
+   * @returns What it answered; undefined from a thread without a service
+   * @throws {Error} What it threw
+   */
+  call(thread: number, message: unknown): unknown;
+  /** Ends the service of a thread. */
+  close(thread: number): void;
+  /** Takes guest memory away from all services. */
+  stop(): void;
+  /** Gives it back. */
+  start(): void;
+  /** Sends the interrupts that services wanted until now. */
+  deliver(): void;
+  /** Everything that services wanted until now is void: the device was reset, and each of them. */
+  forget(): void;
+  /** The sums of what the services have counted, those that have ended included. */
+  counters(): Readonly<Record<string, number>>;
+}

@@ -1,0 +1,264 @@
+/**
+ * Guest memory that forgives nothing: for tests of whoever uses guest memory, which on {@linkcode ArrayMemory} may do
+ * wrong and never know.
+ *
+ * @module
+ */
+
+import { high32, PAGE_SIZE } from "../core/bits.ts";
+import { Errno } from "../core/errno.ts";
+import {
+  ArrayMemory,
+  type ArrayRange,
+  type MappableMemory,
+} from "../memory/array_memory.ts";
+import {
+  Access,
+  type MemoryListener,
+  type MemoryWindow,
+  type ScratchMemory,
+} from "../memory/guest_memory.ts";
+import type { DmaRange } from "../memory/region.ts";
+import { ScatterGather } from "../memory/scatter_gather.ts";
+
+/** The most segments of any list: IOV_MAX. */
+const SEGMENTS_MAX = 1024;
+/** Where copies lie in a pretended address space, far from what {@linkcode ArrayMemory} pretends, and how far apart. */
+const FIRST_HVA = 0x1_0000_0000_0000;
+const STRIDE = 0x1000_0000;
+/** What a buffer holds before it is written. */
+const STALE = 0xa9;
+
+/** A copy of a part of guest memory. */
+interface Copy {
+  readonly hva: number;
+  readonly iova: number;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly access: Access;
+}
+
+/**
+ * Memory as it is where it cannot be shared: the addresses in a list are those of copies.
+ *
+ * What the guest has in a buffer is read when it is translated. What is written by way of an address reaches the guest
+ * when the list is released, as much as is said to be written; the rest is lost, and so is everything in a list that is
+ * never released. A list that is released twice, or used after that, is a programmer's error.
+ */
+export class StrictMemory implements MappableMemory {
+  readonly #memory = new ArrayMemory([]);
+  /** Those that are not released, by their number. */
+  readonly #copies = new Map<number, Copy>();
+  readonly #pieces = new ScatterGather(new Uint32Array(SEGMENTS_MAX * 4));
+  readonly #hva = new Uint32Array(2);
+  readonly #iova = new Float64Array(1);
+  #next = 0;
+
+  /**
+   * Makes memory with ranges in it.
+   *
+   * @param ranges What is mapped from the start; nothing unless told
+   */
+  constructor(ranges: readonly ArrayRange[] = []) {
+    for (const range of ranges) this.map(range);
+  }
+
+  /** How many segments of lists are not released. */
+  get outstanding(): number {
+    return this.#copies.size;
+  }
+
+  get generation(): number {
+    return this.#memory.generation;
+  }
+
+  get accessible(): boolean {
+    return this.#memory.accessible;
+  }
+
+  set accessible(on: boolean) {
+    this.#memory.accessible = on;
+  }
+
+  ranges(): readonly DmaRange[] {
+    return this.#memory.ranges();
+  }
+
+  map(range: ArrayRange): ArrayBuffer {
+    return this.#memory.map(range);
+  }
+
+  mapPages(range: ArrayRange): ArrayBuffer {
+    return this.#memory.mapPages(range);
+  }
+
+  unmap(iova: number, lengthBytes: number): void {
+    this.#memory.unmap(iova, lengthBytes);
+  }
+
+  unmapAll(): void {
+    this.#memory.unmapAll();
+  }
+
+  createScatterGather(capacity: number): ScatterGather {
+    return this.#memory.createScatterGather(capacity);
+  }
+
+  createScratch(lengthBytes: number): ScratchMemory {
+    return this.#memory.createScratch(lengthBytes);
+  }
+
+  holds(list: ScatterGather, access: Access): boolean {
+    for (let i = 0; i < list.count; i++) {
+      if (!this.covers(list.iova(i), list.length(i), access)) return false;
+    }
+    return true;
+  }
+
+  covers(iova: number, lengthBytes: number, access: Access): boolean {
+    return this.#memory.covers(iova, lengthBytes, access);
+  }
+
+  window(
+    iova: number,
+    lengthBytes: number,
+    access: Access,
+  ): MemoryWindow | null {
+    return this.#memory.window(iova, lengthBytes, access);
+  }
+
+  translate(
+    iova: number,
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): number {
+    const pieces = this.#pieces;
+    pieces.clear();
+    const result = this.#memory.translate(iova, lengthBytes, access, pieces);
+    if (result < 0) return result;
+    if (into.count + pieces.count > into.capacity) return -Errno.E2BIG;
+    for (let i = 0; i < pieces.count; i++) {
+      this.#copy(pieces.iova(i), pieces.length(i), access, into);
+    }
+    return 0;
+  }
+
+  translateWords(
+    words: Uint32Array,
+    at: number,
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): number {
+    const iova = words[at + 1]! * 0x1_0000_0000 + words[at]!;
+    return this.translate(iova, lengthBytes, access, into);
+  }
+
+  readWords(
+    address: Uint32Array,
+    into: Uint32Array,
+    at: number,
+    count: number,
+  ): number {
+    return this.#memory.readWords(address, into, at, count);
+  }
+
+  release(list: ScatterGather, writtenBytes: number): number {
+    let left = writtenBytes;
+    let result = 0;
+    for (let i = 0; i < list.count; i++) {
+      const copy = this.#find(list.base(i));
+      const isWhole = copy.hva === list.base(i) &&
+        copy.bytes.length === list.length(i);
+      if (!isWhole) {
+        throw new Error(
+          `Cannot release ${
+            list.length(i)
+          } bytes: ${copy.bytes.length} were translated`,
+        );
+      }
+      this.#copies.delete(numberOf(copy.hva));
+      const written = copy.bytes.subarray(0, left);
+      if (written.length === 0) continue;
+      if (copy.access !== Access.WRITE) {
+        throw new Error("Cannot release as written: it was to be read");
+      }
+      left -= written.length;
+      if (this.#memory.write(copy.iova, written) < 0) result = -Errno.EFAULT;
+    }
+    if (left > 0) throw new Error(`Cannot release: ${left} bytes too many`);
+    return result;
+  }
+
+  gather(list: ScatterGather, into: Uint8Array, lengthBytes: number): number {
+    let done = 0;
+    for (let i = 0; i < list.count && done < lengthBytes; i++) {
+      const length = Math.min(list.length(i), lengthBytes - done);
+      into.set(this.bytes(list.base(i), length), done);
+      done += length;
+    }
+    return done;
+  }
+
+  scatter(list: ScatterGather, from: Uint8Array, lengthBytes: number): number {
+    let done = 0;
+    for (let i = 0; i < list.count && done < lengthBytes; i++) {
+      const length = Math.min(list.length(i), lengthBytes - done);
+      const part = from.subarray(done, done + length);
+      this.bytes(list.base(i), length).set(part);
+      const { iova, hva } = this.#find(list.base(i));
+      const at = iova + list.base(i) - hva;
+      if (this.#memory.write(at, part) < 0) return done;
+      done += length;
+    }
+    return done;
+  }
+
+  read(iova: number, into: Uint8Array): number {
+    return this.#memory.read(iova, into);
+  }
+
+  write(iova: number, from: Uint8Array): number {
+    return this.#memory.write(iova, from);
+  }
+
+  bytes(hva: number, lengthBytes: number): Uint8Array {
+    // Scratch memory is no copy of anything.
+    if (hva < FIRST_HVA) return this.#memory.bytes(hva, lengthBytes);
+    const copy = this.#find(hva);
+    const offset = hva - copy.hva;
+    return copy.bytes.subarray(offset, offset + lengthBytes);
+  }
+
+  subscribe(listener: MemoryListener): () => void {
+    return this.#memory.subscribe(listener);
+  }
+
+  #copy(
+    iova: number,
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): void {
+    const number = this.#next++;
+    // As far into a page as it is for the guest, which matters to some storage.
+    const hva = FIRST_HVA + number * STRIDE + iova % PAGE_SIZE;
+    const bytes = new Uint8Array(lengthBytes).fill(STALE);
+    if (access === Access.READ) this.#memory.read(iova, bytes);
+    this.#copies.set(number, { hva, iova, bytes, access });
+    this.#hva[0] = hva >>> 0;
+    this.#hva[1] = high32(hva);
+    this.#iova[0] = iova;
+    into.pushGuest(this.#hva, this.#iova, lengthBytes);
+  }
+
+  #find(hva: number): Copy {
+    const copy = this.#copies.get(numberOf(hva));
+    if (copy !== undefined) return copy;
+    throw new Error("Cannot use a buffer: it is released, or never was one");
+  }
+}
+
+function numberOf(hva: number): number {
+  return Math.floor((hva - FIRST_HVA) / STRIDE);
+}

@@ -1,0 +1,12 @@
+/** The disk's suites once more, on memory that loses what is not released. */
+
+import { runOnStrictMemory } from "../../memory_under_test.ts";
+
+await runOnStrictMemory(import.meta.dirname!, [
+  "config",
+  "device",
+  "durability",
+  "fuzz",
+  "move",
+  "request",
+]);
