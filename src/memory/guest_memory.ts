@@ -38,20 +38,22 @@ export type Access = number;
 export interface MemoryWindow {
   /** Length in bytes. */
   readonly lengthBytes: number;
-  /** Reads 8 bits. */
-  getU8(offset: number): number;
+  /**
+   * Looks at a range, once for all that is read there afterwards. What is read is at least as new as this call; of what was
+   * not refreshed it is any older value, and garbage at first. Costs nothing where memory is mapped: every read is then a
+   * look of its own.
+   *
+   * @returns 0
+   */
+  refresh(offset: number, lengthBytes: number): number;
   /** Reads 16 bits. */
   getU16(offset: number): number;
   /** Reads 32 bits. */
   getU32(offset: number): number;
-  /** Reads 64 bits; a value of 2^53 or more is inexact but stays above 2^53−1. */
-  getU64(offset: number): number;
   /** Writes 16 bits. */
   setU16(offset: number, value: number): void;
   /** Writes 32 bits. */
   setU32(offset: number, value: number): void;
-  /** Writes 64 bits. */
-  setU64(offset: number, value: number): void;
   /** Reads a 16-bit index that the other side publishes (sequentially consistent); `offset` is even. */
   loadU16(offset: number): number;
   /** Publishes a 16-bit index: everything written before is visible to whoever sees it; `offset` is even. */

@@ -26,8 +26,8 @@ export class MappedWindow implements MemoryWindow {
       : new Uint32Array(0);
   }
 
-  getU8(offset: number): number {
-    return this.#view.getUint8(offset);
+  refresh(_offset: number, _lengthBytes: number): number {
+    return 0;
   }
 
   getU16(offset: number): number {
@@ -38,22 +38,12 @@ export class MappedWindow implements MemoryWindow {
     return this.#view.getUint32(offset, true);
   }
 
-  getU64(offset: number): number {
-    return this.#view.getUint32(offset + 4, true) * 0x1_0000_0000 +
-      this.#view.getUint32(offset, true);
-  }
-
   setU16(offset: number, value: number): void {
     this.#view.setUint16(offset, value, true);
   }
 
   setU32(offset: number, value: number): void {
     this.#view.setUint32(offset, value, true);
-  }
-
-  setU64(offset: number, value: number): void {
-    this.#view.setUint32(offset, value >>> 0, true);
-    this.#view.setUint32(offset + 4, Math.floor(value / 0x1_0000_0000), true);
   }
 
   // x86_64 and aarch64 Linux are little-endian, as the rings are, so a plain Uint16Array has the right order.

@@ -39,9 +39,8 @@ export class SpanningWindow implements MemoryWindow {
     this.lengthBytes = lengthBytes;
   }
 
-  getU8(offset: number): number {
-    const at = offset + this.#skew;
-    return this.#page(at).getU8(at & IN_PAGE);
+  refresh(_offset: number, _lengthBytes: number): number {
+    return 0;
   }
 
   getU16(offset: number): number {
@@ -54,11 +53,6 @@ export class SpanningWindow implements MemoryWindow {
     return this.#page(at).getU32(at & IN_PAGE);
   }
 
-  getU64(offset: number): number {
-    const at = offset + this.#skew;
-    return this.#page(at).getU64(at & IN_PAGE);
-  }
-
   setU16(offset: number, value: number): void {
     const at = offset + this.#skew;
     this.#page(at).setU16(at & IN_PAGE, value);
@@ -67,11 +61,6 @@ export class SpanningWindow implements MemoryWindow {
   setU32(offset: number, value: number): void {
     const at = offset + this.#skew;
     this.#page(at).setU32(at & IN_PAGE, value);
-  }
-
-  setU64(offset: number, value: number): void {
-    const at = offset + this.#skew;
-    this.#page(at).setU64(at & IN_PAGE, value);
   }
 
   loadU16(offset: number): number {

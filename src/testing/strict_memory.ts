@@ -18,6 +18,7 @@ import {
   type MemoryWindow,
   type ScratchMemory,
 } from "../memory/guest_memory.ts";
+import { MappedWindow } from "../memory/mapped_window.ts";
 import type { DmaRange } from "../memory/region.ts";
 import { ScatterGather } from "../memory/scatter_gather.ts";
 
@@ -42,7 +43,8 @@ interface Copy {
  *
  * What the guest has in a buffer is read when it is translated. What is written by way of an address reaches the guest
  * when the list is released, as much as is said to be written; the rest is lost, and so is everything in a list that is
- * never released. A list that is released twice, or used after that, is a programmer's error.
+ * never released. A list that is released twice, or used after that, is a programmer's error. A window shows what was there
+ * when it was refreshed.
  */
 export class StrictMemory implements MappableMemory {
   readonly #memory = new ArrayMemory([]);
@@ -123,7 +125,10 @@ export class StrictMemory implements MappableMemory {
     lengthBytes: number,
     access: Access,
   ): MemoryWindow | null {
-    return this.#memory.window(iova, lengthBytes, access);
+    const window = this.#memory.window(iova, lengthBytes, access);
+    return window === null
+      ? null
+      : new StrictWindow(this.#memory, iova, window);
   }
 
   translate(
@@ -256,6 +261,73 @@ export class StrictMemory implements MappableMemory {
     const copy = this.#copies.get(numberOf(hva));
     if (copy !== undefined) return copy;
     throw new Error("Cannot use a buffer: it is released, or never was one");
+  }
+}
+
+/** A window that shows what was there when it was refreshed, and garbage before. */
+class StrictWindow implements MemoryWindow {
+  readonly lengthBytes: number;
+  readonly #memory: ArrayMemory;
+  readonly #iova: number;
+  readonly #guest: MemoryWindow;
+  readonly #copy: MappedWindow;
+  readonly #bytes: Uint8Array<ArrayBuffer>;
+
+  constructor(memory: ArrayMemory, iova: number, guest: MemoryWindow) {
+    this.lengthBytes = guest.lengthBytes;
+    this.#memory = memory;
+    this.#iova = iova;
+    this.#guest = guest;
+    this.#bytes = new Uint8Array(guest.lengthBytes).fill(STALE);
+    this.#copy = new MappedWindow(this.#bytes.buffer, 0, guest.lengthBytes);
+  }
+
+  refresh(offset: number, lengthBytes: number): number {
+    if (offset < 0 || offset + lengthBytes > this.lengthBytes) {
+      throw new RangeError(
+        `Cannot refresh ${lengthBytes} bytes at ${offset} of ${this.lengthBytes}`,
+      );
+    }
+    return this.#memory.read(
+      this.#iova + offset,
+      this.#bytes.subarray(offset, offset + lengthBytes),
+    );
+  }
+
+  getU16(offset: number): number {
+    return this.#copy.getU16(offset);
+  }
+
+  getU32(offset: number): number {
+    return this.#copy.getU32(offset);
+  }
+
+  setU16(offset: number, value: number): void {
+    this.#guest.setU16(offset, value);
+    this.#copy.setU16(offset, value);
+  }
+
+  setU32(offset: number, value: number): void {
+    this.#guest.setU32(offset, value);
+    this.#copy.setU32(offset, value);
+  }
+
+  loadU16(offset: number): number {
+    return this.#copy.loadU16(offset);
+  }
+
+  storeU16(offset: number, value: number): void {
+    this.#guest.storeU16(offset, value);
+    this.#copy.storeU16(offset, value);
+  }
+
+  loadU32(offset: number): number {
+    return this.#copy.loadU32(offset);
+  }
+
+  storeU32(offset: number, value: number): void {
+    this.#guest.storeU32(offset, value);
+    this.#copy.storeU32(offset, value);
   }
 }
 

@@ -382,12 +382,8 @@ Deno.test("a window spans mappings of one file wherever they lie in it", () => {
         assertEquals(view.getUint16(where, true), at);
         assertEquals(window.loadU16(at), at);
         assertEquals(window.getU16(at + 2), at ^ 0x5555);
-        assertEquals(window.getU8(at + 2), (at ^ 0x5555) & 0xff);
         assertEquals(view.getUint32(where + 4, true), at * 0x1_0001);
         assertEquals(window.loadU32(at + 4), window.getU32(at + 4));
-        window.setU64(at, at);
-        window.setU32(at + 4, 7);
-        assertEquals(window.getU64(at), 7 * 2 ** 32 + at);
       }
       const { generation } = memory;
       assertEquals(memory.window(0xffff_fff0, 0x2020, RW), null, "too long");

@@ -82,3 +82,17 @@ Deno.test("StrictMemory tells when what was written has nowhere to go", () => {
   assertEquals(memory.release(list, 4), -Errno.EFAULT);
   assertEquals(memory.outstanding, 0);
 });
+
+Deno.test("StrictMemory shows in a window what was there when it was refreshed", () => {
+  const { memory, guest } = setUp();
+  const window = memory.window(IOVA, 16, Access.READ | Access.WRITE)!;
+  assertEquals(window.getU16(0), 0xa9a9);
+  guest.set([1, 2, 3, 4]);
+  assertEquals(window.refresh(0, 2), 0);
+  assertEquals([window.getU16(0), window.getU16(2)], [0x0201, 0xa9a9]);
+  guest[0] = 9;
+  assertEquals(window.loadU16(0), 0x0201);
+  window.setU16(2, 0x0605);
+  assertEquals([window.getU32(0), guest[2], guest[3]], [0x0605_0201, 5, 6]);
+  assertThrows(() => window.refresh(8, 9), RangeError);
+});

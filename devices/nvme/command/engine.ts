@@ -157,6 +157,7 @@ export class Engine {
    * @returns Whether the budget ran out while there may be more
    */
   fetch(): boolean {
+    this.#options.queues.refreshDoorbells();
     const queues = this.#options.queues.submission;
     const burst = this.#options.burst();
     let left = BUDGET;

@@ -4,17 +4,11 @@
  * @module
  */
 
-import {
-  Access,
-  type GuestMemory,
-  type MemoryWindow,
-} from "../../../src/memory/guest_memory.ts";
-import { MappedWindow } from "../../../src/memory/mapped_window.ts";
+import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
+import { NO_WINDOW, RangeWindow } from "../../../src/memory/range_window.ts";
 import { StateReader } from "../../../src/core/state_reader.ts";
 import { DOORBELL_PAIR_BYTES } from "../defs.ts";
 
-const NO_WINDOW: MemoryWindow = new MappedWindow(new ArrayBuffer(0), 0, 0);
-const UNRESOLVED = -1;
 const WORD = 4;
 const U32_MAX = 0xffff_ffff;
 
@@ -110,12 +104,11 @@ export class Doorbells {
   /** What each EventIdx was set to. */
   readonly #armed: Uint32Array<ArrayBuffer>;
   readonly #lengthBytes: number;
-  #shadowIova = 0;
-  #eventIova = 0;
-  #configured = false;
-  #shadow: MemoryWindow = NO_WINDOW;
-  #event: MemoryWindow = NO_WINDOW;
-  #generation = UNRESOLVED;
+  /** The buffers of Doorbell Buffer Config. */
+  #shadow: RangeWindow | null = null;
+  #event: RangeWindow | null = null;
+  /** What of the shadow buffer was refreshed last. */
+  #refreshed = NO_WINDOW;
 
   /**
    * @param pairs Queue pairs, the admin queue's included
@@ -141,7 +134,7 @@ export class Doorbells {
 
   /** Whether Doorbell Buffer Config was done. */
   get shadowed(): boolean {
-    return this.#configured;
+    return this.#shadow !== null;
   }
 
   /**
@@ -156,13 +149,12 @@ export class Doorbells {
 
   /** Whether the buffers of Doorbell Buffer Config are in use and not mapped. */
   get missing(): boolean {
-    return this.#configured && !this.#ready();
+    return this.shadowed && !this.#ready();
   }
 
   /** Everything as after a reset of the controller. */
   reset(): void {
-    this.#configured = false;
-    this.#forgetWindows();
+    this.#shadow = this.#event = null;
     this.#inUse.fill(0);
     // Another thread may not have come to its reset yet, and would take zeroes for what its driver wrote.
     if (!this.#owner) return;
@@ -174,9 +166,9 @@ export class Doorbells {
   save(): DoorbellsState {
     return {
       registers: this.#mapped ? null : [...this.#registers],
-      shadow: !this.#configured ? null : {
-        shadowIova: this.#shadowIova,
-        eventIova: this.#eventIova,
+      shadow: this.#shadow === null ? null : {
+        shadowIova: this.#shadow.iova,
+        eventIova: this.#event!.iova,
         initial: [...this.#initial],
         inUse: [...this.#inUse],
         armed: [...this.#armed],
@@ -188,12 +180,10 @@ export class Doorbells {
   load({ registers, shadow }: DoorbellsState): void {
     if (registers !== null) this.#registers.set(registers);
     if (shadow === null) return;
-    this.#shadowIova = shadow.shadowIova;
-    this.#eventIova = shadow.eventIova;
+    this.#place(shadow.shadowIova, shadow.eventIova);
     this.#initial.set(shadow.initial);
     this.#inUse.set(shadow.inUse);
     this.#armed.set(shadow.armed);
-    this.#configured = true;
   }
 
   /** A doorbell register was written by message. */
@@ -212,11 +202,9 @@ export class Doorbells {
     eventIova: number,
     current: Int32Array,
   ): boolean {
-    this.#shadowIova = shadowIova;
-    this.#eventIova = eventIova;
-    this.#configured = true;
-    if (!this.#resolve()) {
-      this.#configured = false;
+    this.#place(shadowIova, eventIova);
+    if (!this.#ready()) {
+      this.#shadow = this.#event = null;
       return false;
     }
     for (let i = 0; i < this.count; i++) {
@@ -231,11 +219,21 @@ export class Doorbells {
     if (this.#ready()) this.#set(index, 0);
   }
 
+  /** Looks at the shadow buffer, for {@linkcode Doorbells.read}. */
+  refresh(): void {
+    if (!this.#ready()) return;
+    const { window } = this.#shadow!;
+    // What is not in reach yet is looked at when it is; until then the values are those of before.
+    if (window.refresh(0, this.#lengthBytes) === 0) this.#refreshed = window;
+  }
+
   /** The value of a doorbell, or {@linkcode NO_DOORBELL} while the shadow buffer cannot be reached. */
   read(index: number): number {
-    if (this.#configured) {
+    if (this.shadowed) {
       if (!this.#ready()) return NO_DOORBELL;
-      const value = this.#shadow.loadU32(index * WORD);
+      const { window } = this.#shadow!;
+      if (window !== this.#refreshed) return NO_DOORBELL;
+      const value = window.loadU32(index * WORD);
       if (this.#inUse[index] !== 0) return value;
       if (value !== this.#initial[index]) {
         this.#inUse[index] = 1;
@@ -251,11 +249,10 @@ export class Doorbells {
    * @returns Whether it was asked anew: then {@linkcode Doorbells.read} once more
    */
   arm(index: number, value: number): boolean {
-    if (!this.#configured || this.#armed[index] === value || !this.#ready()) {
-      return false;
-    }
+    if (this.#armed[index] === value || !this.#ready()) return false;
     this.#armed[index] = value;
-    this.#event.storeU32(index * WORD, value);
+    this.#event!.window.storeU32(index * WORD, value);
+    this.refresh();
     return true;
   }
 
@@ -263,33 +260,24 @@ export class Doorbells {
     this.#initial[index] = value;
     this.#armed[index] = value;
     this.#inUse[index] = 0;
-    this.#shadow.storeU32(index * WORD, value);
-    this.#event.storeU32(index * WORD, value);
+    this.#shadow!.window.storeU32(index * WORD, value);
+    this.#event!.window.storeU32(index * WORD, value);
+  }
+
+  #place(shadowIova: number, eventIova: number): void {
+    const at = (iova: number) =>
+      new RangeWindow(
+        this.#memory,
+        iova,
+        this.#lengthBytes,
+        Access.READ | Access.WRITE,
+      );
+    this.#shadow = at(shadowIova);
+    this.#event = at(eventIova);
   }
 
   #ready(): boolean {
-    if (!this.#configured) return false;
-    return this.#generation === this.#memory.generation || this.#resolve();
-  }
-
-  #resolve(): boolean {
-    this.#forgetWindows();
-    const both = Access.READ | Access.WRITE;
-    const shadow = this.#memory.window(
-      this.#shadowIova,
-      this.#lengthBytes,
-      both,
-    );
-    const event = this.#memory.window(this.#eventIova, this.#lengthBytes, both);
-    if (shadow === null || event === null) return false;
-    this.#shadow = shadow;
-    this.#event = event;
-    this.#generation = this.#memory.generation;
-    return true;
-  }
-
-  #forgetWindows(): void {
-    this.#generation = UNRESOLVED;
-    this.#shadow = this.#event = NO_WINDOW;
+    return this.#shadow !== null && this.#shadow.ready() &&
+      this.#event!.ready();
   }
 }

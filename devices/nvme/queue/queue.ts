@@ -5,13 +5,9 @@
  * @module
  */
 
-import { u64 } from "../../../src/core/bits.ts";
-import {
-  Access,
-  type GuestMemory,
-  type MemoryWindow,
-} from "../../../src/memory/guest_memory.ts";
-import { MappedWindow } from "../../../src/memory/mapped_window.ts";
+import { Errno } from "../../../src/core/errno.ts";
+import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
+import { RangeWindow } from "../../../src/memory/range_window.ts";
 import type { Command } from "../command/command.ts";
 import { CQE, CQE_BYTES, NvmeSc, SQE, SQE_BYTES } from "../defs.ts";
 import type {
@@ -20,9 +16,6 @@ import type {
 } from "./queue_state.ts";
 
 const CIDS = 0x1_0000;
-const UNRESOLVED = -1;
-/** Stands for a ring that is not resolved; it is never accessed. */
-const NO_WINDOW: MemoryWindow = new MappedWindow(new ArrayBuffer(0), 0, 0);
 /** No doorbell value: what a queue has not rejected yet. */
 const NOTHING = -1;
 
@@ -71,11 +64,8 @@ export class CompletionQueue {
   urgent = false;
   /** The doorbell value that was refused last. */
   rejected = NOTHING;
-  readonly #memory: GuestMemory;
-  readonly #iova: number;
+  readonly #ring: RangeWindow;
   #phase = 1;
-  #window: MemoryWindow = NO_WINDOW;
-  #generation = UNRESOLVED;
 
   /** @param memory Where the ring is */
   constructor(
@@ -84,10 +74,14 @@ export class CompletionQueue {
     vector: number,
     interrupts: boolean,
   ) {
-    this.#memory = memory;
     this.qid = ring.qid;
     this.size = ring.size;
-    this.#iova = ring.iova;
+    this.#ring = new RangeWindow(
+      memory,
+      ring.iova,
+      ring.size * CQE_BYTES,
+      Access.WRITE,
+    );
     this.vector = vector;
     this.interrupts = interrupts;
   }
@@ -103,9 +97,9 @@ export class CompletionQueue {
     return this.size - 1 - this.occupied - this.reserved;
   }
 
-  /** Whether the ring can be reached: a single comparison once it was found. */
+  /** Whether the ring can be reached. */
   ready(): boolean {
-    return this.#generation === this.#memory.generation || this.#resolve();
+    return this.#ring.ready();
   }
 
   /**
@@ -129,7 +123,7 @@ export class CompletionQueue {
    */
   post(dw0: number, sqhdSqid: number, cid: number, status: number): void {
     const at = this.tail * CQE_BYTES;
-    const window = this.#window;
+    const { window } = this.#ring;
     window.setU32(at + CQE.DW0, dw0);
     window.setU32(at + CQE.DW1, 0);
     window.setU32(at + CQE.SQHD_SQID, sqhdSqid);
@@ -156,7 +150,7 @@ export class CompletionQueue {
     return {
       qid: this.qid,
       size: this.size,
-      iova: this.#iova,
+      iova: this.#ring.iova,
       vector: this.vector,
       interrupts: this.interrupts,
       head: this.head,
@@ -177,29 +171,6 @@ export class CompletionQueue {
     this.urgent = state.urgent;
     this.rejected = state.rejected ?? NOTHING;
   }
-
-  #resolve(): boolean {
-    this.#window = NO_WINDOW;
-    this.#generation = UNRESOLVED;
-    const window = this.#memory.window(
-      this.#iova,
-      this.size * CQE_BYTES,
-      Access.WRITE,
-    );
-    if (window === null) return false;
-    this.#window = window;
-    this.#generation = this.#memory.generation;
-    return true;
-  }
-}
-
-/** Whether a submission queue can be there. */
-export function isReadable(
-  memory: GuestMemory,
-  iova: number,
-  size: number,
-): boolean {
-  return memory.covers(iova, size * SQE_BYTES, Access.READ);
 }
 
 /** A submission queue. Entries from `head` to `tail` are the controller's to fetch. */
@@ -222,21 +193,23 @@ export class SubmissionQueue {
   deleting: Command | null = null;
   /** The doorbell value that was refused last. */
   rejected = NOTHING;
-  readonly #memory: GuestMemory;
-  readonly #baseLow: number;
-  readonly #baseHigh: number;
-  readonly #address = new Uint32Array(2);
+  readonly #ring: RangeWindow;
+  /** How many entries from `head` on were refreshed since they were submitted. */
+  #fresh = 0;
   /** A bit for each command identifier that is in use. */
   readonly #cids = new Uint32Array(CIDS / 32);
 
   /** @param memory Where the ring is */
   constructor(memory: GuestMemory, ring: RingSpec, cq: CompletionQueue) {
-    this.#memory = memory;
     this.qid = ring.qid;
     this.size = ring.size;
     this.cq = cq;
-    this.#baseLow = ring.iova >>> 0;
-    this.#baseHigh = Math.floor(ring.iova / 0x1_0000_0000);
+    this.#ring = new RangeWindow(
+      memory,
+      ring.iova,
+      ring.size * SQE_BYTES,
+      Access.READ,
+    );
   }
 
   /** Whether nothing is to be fetched, as far as the driver has told. */
@@ -266,11 +239,19 @@ export class SubmissionQueue {
    * @returns 0, or −EFAULT when the ring cannot be reached (nothing is then taken)
    */
   fetch(sqe: Uint32Array): number {
-    const low = this.#baseLow + this.head * SQE_BYTES;
-    this.#address[0] = low;
-    this.#address[1] = this.#baseHigh + (low >= 0x1_0000_0000 ? 1 : 0);
-    const result = this.#memory.readWords(this.#address, sqe, 0, SQE.WORDS);
-    if (result < 0) return result;
+    if (!this.ready()) return -Errno.EFAULT;
+    const { window } = this.#ring;
+    if (this.#fresh === 0) {
+      // Up to the tail, or the end of the ring.
+      const end = this.tail > this.head ? this.tail : this.size;
+      const count = end - this.head;
+      const result = window.refresh(this.head * SQE_BYTES, count * SQE_BYTES);
+      if (result < 0) return result;
+      this.#fresh = count;
+    }
+    const from = this.head * SQE_BYTES;
+    for (let i = 0; i < SQE.WORDS; i++) sqe[i] = window.getU32(from + i * 4);
+    this.#fresh--;
     if (++this.head === this.size) this.head = 0;
     return 0;
   }
@@ -292,13 +273,12 @@ export class SubmissionQueue {
     this.#cids[cid >>> 5]! &= ~(1 << (cid & 31));
   }
 
-  /** Whether all of it is memory that may be read. */
+  /** Whether the ring can be reached. */
   ready(): boolean {
-    return isReadable(
-      this.#memory,
-      u64(this.#baseLow, this.#baseHigh),
-      this.size,
-    );
+    const { window } = this.#ring;
+    const isThere = this.#ring.ready();
+    if (this.#ring.window !== window) this.#fresh = 0;
+    return isThere;
   }
 
   /** What it is and where it is, apart from commands that wait for an event. */
@@ -306,7 +286,7 @@ export class SubmissionQueue {
     return {
       qid: this.qid,
       size: this.size,
-      iova: u64(this.#baseLow, this.#baseHigh),
+      iova: this.#ring.iova,
       cqid: this.cq.qid,
       head: this.head,
       tail: this.tail,

@@ -27,12 +27,7 @@ import {
   NO_DOORBELL,
   tailDoorbell,
 } from "./doorbells.ts";
-import {
-  CompletionQueue,
-  isReadable,
-  type RingSpec,
-  SubmissionQueue,
-} from "./queue.ts";
+import { CompletionQueue, type RingSpec, SubmissionQueue } from "./queue.ts";
 import type { QueueSetState } from "./queue_state.ts";
 
 /** What a {@linkcode QueueSet} works with. */
@@ -162,18 +157,17 @@ export class QueueSet {
       0,
       true,
     );
-    // The driver may enable the controller before it lets it access memory.
-    if (
-      memory.accessible && (!cq.ready() || !isReadable(memory, sqIova, sqSize))
-    ) return "an admin queue is not in guest memory (ASQ, ACQ)";
-    this.#addCq(cq);
-    this.#addSq(
-      new SubmissionQueue(
-        memory,
-        { qid: 0, size: sqSize, iova: sqIova },
-        cq,
-      ),
+    const sq = new SubmissionQueue(
+      memory,
+      { qid: 0, size: sqSize, iova: sqIova },
+      cq,
     );
+    // The driver may enable the controller before it lets it access memory.
+    if (memory.accessible && !(cq.ready() && sq.ready())) {
+      return "an admin queue is not in guest memory (ASQ, ACQ)";
+    }
+    this.#addCq(cq);
+    this.#addSq(sq);
     return null;
   }
 
@@ -224,9 +218,9 @@ export class QueueSet {
     const cq = this.#cqs[cqid]!;
     if (cq === null) return NvmeSc.CQ_INVALID;
     const iova = u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!);
-    if (!isReadable(memory, iova, size)) return NvmeSc.INVALID_FIELD;
     const ring = { qid, size, iova };
     const sq = new SubmissionQueue(memory, ring, cq);
+    if (!sq.ready()) return NvmeSc.INVALID_FIELD;
     if (cq.foreign) {
       this.#foreign!.createSq(ring, cqid);
       this.#putSq(sq);
@@ -428,6 +422,11 @@ export class QueueSet {
       : null;
   }
 
+  /** Looks at the doorbells of all queues, which may be in guest memory. */
+  refreshDoorbells(): void {
+    this.#options.doorbells.refresh();
+  }
+
   /** Whether a submission queue has entries; when not, the driver is asked to ring for the next one. */
   hasEntries(sq: SubmissionQueue): boolean {
     if (!sq.empty) return true;
@@ -484,6 +483,7 @@ export class QueueSet {
    */
   hasNews(heads: boolean): boolean {
     const { doorbells } = this.#options;
+    doorbells.refresh();
     for (let i = 0; i < this.#activeSqs.length; i++) {
       const sq = this.#activeSqs[i]!;
       const tail = doorbells.read(tailDoorbell(sq.qid));

@@ -75,7 +75,6 @@ export class PackedChainReader {
    * @param indirect Whether INDIRECT_DESC was negotiated
    * @param at Index of the descriptor
    * @param wrap The wrap counter there
-   * @param flags Its flags, by which it was found to be available; they are not read again
    * @returns How many descriptors of the ring it has, with the lists of `chain` and {@linkcode id} filled, or −errno
    * when it breaks a rule ({@linkcode lastError})
    */
@@ -86,22 +85,18 @@ export class PackedChainReader {
     indirect: boolean,
     at: number,
     wrap: boolean,
-    flags: number,
     chain: Chain,
   ): number {
     const builder = this.#builder;
-    const words = builder.words;
     builder.begin(chain);
-    const from = at * VRING_PACKED_DESC.SIZE;
-    copyAddressAndLength(desc, from, words);
-    this.#id = desc.getU16(from + VRING_PACKED_DESC.ID);
-    if ((flags & VRING_DESC_F.INDIRECT) !== 0) {
-      const result = this.#readTable(flags, indirect, chain);
+    let current = this.#copy(desc, at);
+    let mark = availableMark(wrap);
+    if ((current & OWNER_MASK) !== mark) return this.#failOwner(at);
+    if ((current & VRING_DESC_F.INDIRECT) !== 0) {
+      const result = this.#readTable(current, indirect, chain);
       return result < 0 ? result : 1;
     }
     let index = at;
-    let current = flags;
-    let mark = availableMark(wrap);
     for (let count = 1;; count++) {
       const write = (current & VRING_DESC_F.WRITE) !== 0;
       const result = builder.addBuffer(0, write, chain);
@@ -113,12 +108,7 @@ export class PackedChainReader {
         mark ^= OWNER_MASK;
       }
       current = this.#copy(desc, index);
-      if ((current & OWNER_MASK) !== mark) {
-        return builder.fail(
-          Errno.EINVAL,
-          `a chain goes on in descriptor ${index}, which is not available (2.8.17)`,
-        );
-      }
+      if ((current & OWNER_MASK) !== mark) return this.#failOwner(index);
       if ((current & VRING_DESC_F.INDIRECT) !== 0) {
         return builder.fail(
           Errno.EINVAL,
@@ -173,6 +163,13 @@ export class PackedChainReader {
       if (added < 0) return added;
     }
     return 0;
+  }
+
+  #failOwner(index: number): number {
+    return this.#builder.fail(
+      Errno.EINVAL,
+      `a chain goes on in descriptor ${index}, which is not available (2.8.17)`,
+    );
   }
 
   #failLength(count: number, size: number): number {

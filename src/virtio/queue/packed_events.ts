@@ -70,6 +70,8 @@ export class PackedEvents {
    */
   wantsInterrupt(first: number, wrap: boolean, added: number): boolean {
     const { driverArea, eventIdx, size } = this.#core;
+    // An interrupt too many does no harm.
+    if (driverArea.refresh(0, VRING_PACKED_EVENT.SIZE) < 0) return true;
     const word = driverArea.loadU32(0);
     const flags = (word >>> FLAGS_SHIFT) & FLAGS_MASK;
     if (flags === VRING_PACKED_EVENT_FLAG.DISABLE) return false;

@@ -5,7 +5,7 @@
  */
 
 import { Errno } from "../../core/errno.ts";
-import type { GuestMemory } from "../../memory/guest_memory.ts";
+import type { GuestMemory, MemoryWindow } from "../../memory/guest_memory.ts";
 import type { WriteOrder } from "../../pci/posted_writes.ts";
 import type { ChainLedger } from "./chain_ledger.ts";
 import { VRING_DESC_F, VRING_PACKED_DESC } from "../defs.ts";
@@ -53,8 +53,11 @@ export class PackedQueue implements Ring {
   #usedWrap = true;
   /** How many descriptors the driver has not got back, from `#usedAt` to `#availAt`. */
   #outstanding = 0;
-  /** How many descriptors from `#availAt` on a poll has found available. */
+  /** How many descriptors from `#availAt` on were found available, … */
   #seen = 0;
+  /** … how many of them were refreshed since, and where. */
+  #fresh = 0;
+  #refreshed: MemoryWindow | null = null;
   /** How many descriptors of the ring a chain has, by buffer id. */
   #descriptors = new Uint16Array(0);
 
@@ -117,7 +120,8 @@ export class PackedQueue implements Ring {
     this.#core.disable();
     this.#availAt = this.#usedAt = 0;
     this.#availWrap = this.#usedWrap = true;
-    this.#outstanding = this.#seen = 0;
+    this.#outstanding = this.#seen = this.#fresh = 0;
+    this.#refreshed = null;
     this.#events.reset();
   }
 
@@ -181,27 +185,11 @@ export class PackedQueue implements Ring {
   }
 
   poll(): boolean {
-    if (!this.#core.readyToTake()) return false;
-    const size = this.#core.size;
-    let found = false;
-    let at = this.#availAt + this.#seen;
-    let wrap = this.#availWrap;
-    if (at >= size) {
-      at -= size;
-      wrap = !wrap;
-    }
-    // All descriptors of a chain are marked (2.8.6), so the first that is not is where new ones will appear.
-    while (
-      this.#outstanding + this.#seen < size && this.#isAvailable(at, wrap)
-    ) {
-      found = true;
-      this.#seen++;
-      if (++at === size) {
-        at = 0;
-        wrap = !wrap;
-      }
-    }
-    return found;
+    const core = this.#core;
+    if (!core.readyToTake() || !this.#refresh()) return false;
+    const before = this.#seen;
+    this.#scan(core.size - this.#outstanding);
+    return this.#seen > before;
   }
 
   pop(chain: Chain): number {
@@ -210,14 +198,10 @@ export class PackedQueue implements Ring {
     const { desc, size } = core;
     const ledger = this.#ledger;
     const at = this.#availAt;
-    const flags = desc.loadU16(
-      at * VRING_PACKED_DESC.SIZE + VRING_PACKED_DESC.FLAGS,
-    );
-    if ((flags & OWNER_MASK) !== availableMark(this.#availWrap)) {
-      // A chain that had to wait may have turned out not to depend on any register.
-      core.forgetOrder();
-      return 0;
-    }
+    if (
+      (this.#fresh === 0 || desc !== this.#refreshed) &&
+      !this.#lookForAvailable()
+    ) return 0;
     if (core.everyChain && !core.admit()) return 0;
     if (this.#outstanding === size) {
       return core.fail(
@@ -232,7 +216,6 @@ export class PackedQueue implements Ring {
       core.indirect,
       at,
       this.#availWrap,
-      flags,
       chain,
     );
     const { id } = this.#reader;
@@ -247,6 +230,7 @@ export class PackedQueue implements Ring {
     this.#descriptors[id] = count;
     this.#outstanding += count;
     this.#seen = this.#seen > count ? this.#seen - count : 0;
+    this.#fresh = this.#fresh > count ? this.#fresh - count : 0;
     this.#availAt = at + count;
     if (this.#availAt >= size) {
       this.#availAt -= size;
@@ -270,6 +254,7 @@ export class PackedQueue implements Ring {
       const descriptors = this.#descriptors[this.#core.unpop()]!;
       this.#outstanding -= descriptors;
       this.#seen += descriptors;
+      this.#fresh += descriptors;
       this.#availAt -= descriptors;
       if (this.#availAt < 0) {
         this.#availAt += this.#core.size;
@@ -331,6 +316,7 @@ export class PackedQueue implements Ring {
     if (!this.#core.beginNotifications()) return false;
     if (!this.#core.polled) this.#events.ask(this.#availAt, this.#availWrap);
     // As in publish: either we see what the driver made available, or it sees that we want to be notified.
+    if (!this.#refresh()) return false;
     const more = this.#isAvailable(this.#availAt, this.#availWrap);
     if (more && this.#seen === 0) this.#seen = 1;
     return more;
@@ -350,6 +336,48 @@ export class PackedQueue implements Ring {
   disableNotifications(): void {
     this.#core.endNotifications();
     this.#events.spare();
+  }
+
+  /** Whether there are chains to be taken, which then are as the driver has made them. */
+  #lookForAvailable(): boolean {
+    const core = this.#core;
+    if (!this.#refresh()) return false;
+    const room = core.size - this.#outstanding;
+    this.#scan(room > 0 ? room : 1);
+    if (this.#seen === 0) {
+      // A chain that had to wait may have turned out not to depend on any register.
+      core.forgetOrder();
+      return false;
+    }
+    // Whoever sees that a descriptor is available may not have seen all of it yet.
+    if (!this.#refresh()) return false;
+    this.#fresh = this.#seen;
+    this.#refreshed = core.desc;
+    return true;
+  }
+
+  #refresh(): boolean {
+    const { desc, size } = this.#core;
+    return desc.refresh(0, size * VRING_PACKED_DESC.SIZE) === 0;
+  }
+
+  /** Counts the descriptors that are available, up to a limit, behind those that were seen. */
+  #scan(limit: number): void {
+    const size = this.#core.size;
+    let at = this.#availAt + this.#seen;
+    let wrap = this.#availWrap;
+    if (at >= size) {
+      at -= size;
+      wrap = !wrap;
+    }
+    // All descriptors of a chain are marked (2.8.6), so the first that is not is where new ones will appear.
+    while (this.#seen < limit && this.#isAvailable(at, wrap)) {
+      this.#seen++;
+      if (++at === size) {
+        at = 0;
+        wrap = !wrap;
+      }
+    }
   }
 
   #isAvailable(at: number, wrap: boolean): boolean {

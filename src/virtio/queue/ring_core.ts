@@ -11,7 +11,7 @@ import {
   type GuestMemory,
   type MemoryWindow,
 } from "../../memory/guest_memory.ts";
-import { MappedWindow } from "../../memory/mapped_window.ts";
+import { NO_WINDOW } from "../../memory/range_window.ts";
 import type { WriteOrder } from "../../pci/posted_writes.ts";
 import { ChainLedger } from "./chain_ledger.ts";
 import type { Chain } from "./queue.ts";
@@ -22,9 +22,6 @@ import type { RingPlace } from "./ring_state.ts";
 
 /** No generation of any memory: the ring must be resolved before it is touched. */
 const UNRESOLVED = -1;
-
-/** Stands for a part of the ring that is not resolved; it is never accessed. */
-const NO_WINDOW: MemoryWindow = new MappedWindow(new ArrayBuffer(0), 0, 0);
 
 /**
  * What a queue of either format is beside its ring: where that lies and when it may be touched, what was negotiated,

@@ -12,6 +12,7 @@ import { ChainReader } from "./chain_reader.ts";
 import {
   VRING_AVAIL,
   VRING_AVAIL_F_NO_INTERRUPT,
+  VRING_DESC,
   VRING_USED,
   VRING_USED_F_NO_NOTIFY,
 } from "../defs.ts";
@@ -50,8 +51,9 @@ export class SplitQueue implements Ring {
   readonly #reader: ChainReader;
   /** Which available entry is taken next. */
   #lastAvail = 0;
-  /** The driver's `idx` when it was last looked at. */
+  /** Up to where available entries and their descriptors were refreshed, and where those descriptors are. */
   #availIdx = 0;
+  #refreshed: MemoryWindow | null = null;
   /** Whether everything before that is behind register writes that have been carried out. */
   #settled = true;
   /** The driver's `idx` when it was last looked at by anything, polling included. */
@@ -116,6 +118,7 @@ export class SplitQueue implements Ring {
     this.#lastAvail = this.#availIdx = this.#polledIdx = 0;
     this.#usedIdx = 0;
     this.#notificationsOff = false;
+    this.#refreshed = null;
   }
 
   suspend(): void {
@@ -174,8 +177,8 @@ export class SplitQueue implements Ring {
 
   poll(): boolean {
     if (!this.#core.readyToTake()) return false;
-    const idx = this.#core.driverArea.loadU16(VRING_AVAIL.IDX);
-    if (idx === this.#polledIdx) return false;
+    const idx = this.#loadIdx();
+    if (idx < 0 || idx === this.#polledIdx) return false;
     this.#polledIdx = idx;
     return true;
   }
@@ -184,7 +187,7 @@ export class SplitQueue implements Ring {
     const core = this.#core;
     if (!core.readyToTake()) return 0;
     const next = this.#lastAvail;
-    if (next === this.#availIdx) {
+    if (next === this.#availIdx || core.desc !== this.#refreshed) {
       const result = this.#lookForAvailable();
       if (result <= 0) return result;
     }
@@ -260,28 +263,30 @@ export class SplitQueue implements Ring {
     this.#usedIdx = after;
     // The store above comes before these loads for everyone (see the class), so either we see that the driver
     // wants an interrupt, or the driver sees the new index after it asked for one.
-    const wanted = core.eventIdx
-      ? needsEvent(
-        core.driverArea.loadU16(usedEventOffset(core.size)),
-        after,
-        before,
-      )
-      : (core.driverArea.loadU16(VRING_AVAIL.FLAGS) &
-        VRING_AVAIL_F_NO_INTERRUPT) === 0;
+    const wanted = this.#wantsInterrupt(after, before);
     if (!wanted) this.suppressed++;
     return wanted;
+  }
+
+  #wantsInterrupt(after: number, before: number): boolean {
+    const { driverArea, eventIdx, size } = this.#core;
+    const at = eventIdx ? usedEventOffset(size) : VRING_AVAIL.FLAGS;
+    // An interrupt too many does no harm.
+    if (driverArea.refresh(at, 2) < 0) return true;
+    const word = driverArea.loadU16(at);
+    return eventIdx
+      ? needsEvent(word, after, before)
+      : (word & VRING_AVAIL_F_NO_INTERRUPT) === 0;
   }
 
   enableNotifications(): boolean {
     const core = this.#core;
     if (!core.beginNotifications()) return false;
-    if (core.polled) {
-      return core.driverArea.loadU16(VRING_AVAIL.IDX) !== this.#lastAvail;
-    }
-    this.#askForNotification(this.#lastAvail);
+    if (!core.polled) this.#askForNotification(this.#lastAvail);
     // As in publish: either we see the driver's new index, or the driver sees that we want to be notified.
-    const idx = core.driverArea.loadU16(VRING_AVAIL.IDX);
-    this.#polledIdx = idx;
+    const idx = this.#loadIdx();
+    if (idx < 0) return false;
+    if (!core.polled) this.#polledIdx = idx;
     return idx !== this.#lastAvail;
   }
 
@@ -322,7 +327,8 @@ export class SplitQueue implements Ring {
     const core = this.#core;
     // A chain that had to wait may have turned out not to depend on any register.
     core.forgetOrder();
-    const idx = core.driverArea.loadU16(VRING_AVAIL.IDX);
+    const idx = this.#loadIdx();
+    if (idx < 0) return 0;
     const added = (idx - this.#lastAvail) & INDEX_MASK;
     this.#polledIdx = idx;
     if (added === 0) return 0;
@@ -332,9 +338,23 @@ export class SplitQueue implements Ring {
         `available index moved by ${added}, more than the queue size ${core.size} (2.7.13.3)`,
       );
     }
+    const { desc, driverArea, size } = core;
+    const ringBytes = size * VRING_AVAIL.ENTRY_SIZE;
+    if (
+      driverArea.refresh(VRING_AVAIL.RING, ringBytes) < 0 ||
+      desc.refresh(0, size * VRING_DESC.SIZE) < 0
+    ) return 0;
+    this.#refreshed = desc;
     this.#availIdx = idx;
     this.#settled = false;
     return 1;
+  }
+
+  /** The driver's index as it is now, or −errno. */
+  #loadIdx(): number {
+    const { driverArea } = this.#core;
+    const result = driverArea.refresh(VRING_AVAIL.IDX, 2);
+    return result < 0 ? result : driverArea.loadU16(VRING_AVAIL.IDX);
   }
 
   /** Writes a used entry for every chain that is done; returns the index behind them. */

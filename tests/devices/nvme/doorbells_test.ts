@@ -131,6 +131,7 @@ Deno.test("QueueSet.hasEntries looks again after it has armed EventIdx", () => {
   const shadow = (tail: number) =>
     memory.write(0x4000, Uint8Array.of(tail, 0, 0, 0));
   shadow(1);
+  queues.refreshDoorbells();
   assertEquals(queues.hasEntries(sq), true);
   sq.head = 1;
   const { store } = Atomics;
