@@ -14,7 +14,7 @@
  * @module
  */
 
-export type { DeviceModel, OptionSpec } from "./devices/model.ts";
+export type { DeviceModel, ModelContext, OptionSpec } from "./devices/model.ts";
 export {
   alignUp,
   bit,
@@ -31,6 +31,7 @@ export {
 export { Errno, ErrnoError } from "./src/core/errno.ts";
 export type {
   BottomHalf,
+  EventFd,
   FdHandler,
   FdWatch,
   Loop,

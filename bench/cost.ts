@@ -6,6 +6,7 @@
  * @module
  */
 
+import { createPciDevice } from "../tests/devices/pci_device.ts";
 import type { DeviceContext } from "../mod.ts";
 import { EventLoop } from "../src/loop/event_loop.ts";
 import { DmaMemory } from "../src/memory/dma_memory.ts";
@@ -52,7 +53,8 @@ class Bench implements Disposable {
       loop,
       interrupts,
     };
-    const device = model.create(
+    const device = createPciDevice(
+      model,
       context,
       model.parse({
         frame: transmit ? "0" : `${FRAME_BYTES}`,

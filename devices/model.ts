@@ -5,6 +5,7 @@
  */
 
 import type { DeviceContext, PciDevice } from "../src/pci/device.ts";
+import type { VirtioDevice, VirtioTransport } from "../src/virtio/device.ts";
 import type { QueueContext, QueueService } from "../src/pci/queue_threads.ts";
 
 /** One `key=value` of `--device MODEL,key=value`, as data for help texts. */
@@ -21,16 +22,25 @@ export interface OptionSpec {
   readonly repeatable?: boolean;
 }
 
+/** Everything a model is handed; it needs no import of the system or a transport. */
+export interface ModelContext extends DeviceContext {
+  /** For a model that makes a virtio device: what that may ask of its transport. */
+  readonly virtio: VirtioTransport;
+}
+
 /**
  * A device model.
  *
  * ```text
- *   main thread: parse(text options) ── structured clone ──> IOThread: create(context, options) → PciDevice
+ *   main thread: parse(text options) ── structured clone ──> IOThread: create(context, options) → a virtio or PCI device
  * ```
  * The module is loaded on both threads; between them only what `parse` returned travels, so it must consist of plain
  * data. A file that is to be used as `--device ./path/to/model.ts` exports its model as `model` or as its default.
  */
-export interface DeviceModel<Options = unknown> {
+export interface DeviceModel<
+  Options = unknown,
+  Device extends VirtioDevice | PciDevice = VirtioDevice | PciDevice,
+> {
   /** The name in `--device NAME`. */
   readonly name: string;
   /** One line on what it is. */
@@ -61,10 +71,10 @@ export interface DeviceModel<Options = unknown> {
    * @throws {Error} With one line and the remedy; nothing is left behind
    */
   create(
-    context: DeviceContext,
+    context: ModelContext,
     options: Options,
     inherited?: unknown,
-  ): PciDevice;
+  ): Device;
   /**
    * Makes what serves queues of a device on another thread than its own; absent where one thread serves all.
    *

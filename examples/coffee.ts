@@ -24,7 +24,7 @@ function create(context: DeviceContext): PciDevice {
 }
 
 /** The model: `--device ./examples/coffee.ts`. */
-export const model: DeviceModel<null> = {
+export const model: DeviceModel<null, PciDevice> = {
   name: "coffee",
   help: "answers 0xc0ffee",
   options: [],

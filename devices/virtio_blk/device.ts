@@ -18,6 +18,7 @@ import type {
   VirtioTransport,
 } from "../../src/virtio/device.ts";
 import type { Features } from "../../src/virtio/features.ts";
+import type { VirtioOptions } from "../../src/virtio/options.ts";
 import type { Virtqueue } from "../../src/virtio/queue/queue.ts";
 import { resizeCommand } from "./commands.ts";
 import {
@@ -48,7 +49,7 @@ export interface VirtioBlkParts {
   /** What holds its blocks; the disk starts and closes it. */
   readonly backend: BlockBackend;
   /** How it behaves. */
-  readonly options: DiskOptions;
+  readonly options: DiskOptions & { readonly rings?: VirtioOptions };
   /** What was counted where the disk came from, by name; counting goes on from there. */
   readonly counters?: Readonly<Record<string, number>>;
 }
@@ -62,6 +63,7 @@ export class VirtioBlk implements VirtioDevice {
   readonly configLengthBytes: number = VIRTIO_BLK_CONFIG.SIZE;
   readonly commands: Readonly<Record<string, DeviceCommand>>;
   readonly sharing: QueueSharing;
+  readonly offer: Partial<VirtioOptions>;
   readonly #context: DeviceContext;
   readonly #transport: VirtioTransport;
   readonly #backend: BlockBackend;
@@ -79,6 +81,7 @@ export class VirtioBlk implements VirtioDevice {
     this.#transport = transport;
     this.#backend = backend;
     this.#options = options;
+    this.offer = options.rings ?? {};
     this.features = diskFeatures(info, queues);
     this.queueSizes = new Array<number>(queues).fill(queueSize);
     const segMax = effectiveSegMax(info, options.segMax);

@@ -8,18 +8,13 @@ import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../src/backend/block/open.ts";
 import { formatSize } from "../../src/backend/block/size.ts";
 import type { Log } from "../../src/core/log.ts";
-import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
-import { mapsNotify, ringFeatures } from "../../src/virtio/options.ts";
-import {
-  VirtioPci,
-  type VirtioPciHandOver,
-} from "../../src/transport/virtio_pci/virtio_pci.ts";
 import type {
   QueueContext,
   QueueService,
 } from "../../src/pci/queue_threads.ts";
+import type { VirtioDevice } from "../../src/virtio/device.ts";
 import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
-import type { DeviceModel } from "../model.ts";
+import type { DeviceModel, ModelContext } from "../model.ts";
 import {
   parseVirtioBlkOptions,
   VIRTIO_BLK_OPTIONS,
@@ -32,16 +27,13 @@ import type { VirtioBlkHandOver } from "./state.ts";
 export { VirtioBlk, type VirtioBlkParts } from "./device.ts";
 export { type DiskOptions, type VirtioBlkOptions } from "./config.ts";
 
-/** What a predecessor gave, by way of the transport. */
-type Inherited = VirtioBlkHandOver & VirtioPciHandOver;
-
 function create(
-  context: DeviceContext,
+  context: ModelContext,
   options: VirtioBlkOptions,
   inherited?: unknown,
-): PciDevice {
+): VirtioDevice {
   const { log } = context;
-  const given = inherited as Inherited | undefined;
+  const given = inherited as VirtioBlkHandOver | undefined;
   const backend = openBlockBackend(
     options.block,
     context,
@@ -50,19 +42,10 @@ function create(
   );
   try {
     const counters = given === undefined ? {} : { counters: given.counters };
-    const device = new VirtioPci(
-      context,
-      (transport) =>
-        new VirtioBlk({ context, transport, backend, options, ...counters }),
-      {
-        ringFeatures: ringFeatures(options.rings),
-        mapNotify: mapsNotify(options.rings),
-        msix: options.rings.msix,
-        ...(given === undefined
-          ? {}
-          : { counters: given.sessionCounters, kicks: given.kicks }),
-      },
-    );
+    const transport = context.virtio;
+    const device = new VirtioBlk({
+      ...{ context, transport, backend, options, ...counters },
+    });
     if (given === undefined) announce(log, backend);
     return device;
   } catch (error) {

@@ -20,6 +20,7 @@ import type {
   VirtioTransport,
 } from "../../src/virtio/device.ts";
 import { Features } from "../../src/virtio/features.ts";
+import type { VirtioOptions } from "../../src/virtio/options.ts";
 import type { Virtqueue } from "../../src/virtio/queue/queue.ts";
 import { CoalescingControl } from "./control/coalescing_control.ts";
 import { formatMac, NetConfig } from "./config.ts";
@@ -72,6 +73,8 @@ export interface VirtioNetParts {
     readonly txDelayUsec?: number;
     /** The longest that frames are kept from an overloaded driver, in microseconds; not at all when absent. */
     readonly rxReliefUsec?: number;
+    /** How it is offered to drivers. */
+    readonly offer?: VirtioOptions;
   };
   /** What its predecessor counted. */
   readonly inherited?: Pick<NetHandOver, "counters" | "pairs">;
@@ -132,6 +135,7 @@ export class VirtioNet implements VirtioDevice {
   readonly #mac: Uint8Array;
   readonly #config: NetConfig;
   readonly sharing: QueueSharing;
+  readonly offer: Partial<VirtioOptions>;
   readonly #pairs: NetQueues;
   readonly #coalescing: CoalescingControl;
   readonly #control: ControlQueue;
@@ -154,6 +158,7 @@ export class VirtioNet implements VirtioDevice {
     this.#transport = transport;
     this.#backend = backend;
     this.#mac = options.mac.slice();
+    this.offer = options.offer ?? {};
     const count = options.queuePairs ?? 1;
     if (count > (backend.queuePairs ?? 1)) {
       throw new RangeError(

@@ -5,15 +5,13 @@
  */
 
 import { openNetBackend } from "../../src/backend/net/open.ts";
-import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
-import { mapsNotify, ringFeatures } from "../../src/virtio/options.ts";
-import { VirtioPci } from "../../src/transport/virtio_pci/virtio_pci.ts";
 import type {
   QueueContext,
   QueueService,
 } from "../../src/pci/queue_threads.ts";
+import type { VirtioDevice } from "../../src/virtio/device.ts";
 import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
-import type { DeviceModel } from "../model.ts";
+import type { DeviceModel, ModelContext } from "../model.ts";
 import {
   formatMac,
   parseVirtioNetOptions,
@@ -29,10 +27,10 @@ export { VirtioNet, type VirtioNetParts } from "./device.ts";
 export { type VirtioNetOptions } from "./config.ts";
 
 function create(
-  context: DeviceContext,
+  context: ModelContext,
   options: VirtioNetOptions,
   inherited?: unknown,
-): PciDevice {
+): VirtioDevice {
   const given = inherited === undefined ? null : parseNetHandOver(inherited);
   const { mtu, queueSize, queuePairs, offloads } = options;
   const { txDelayUsec, rxReliefUsec } = options;
@@ -52,34 +50,23 @@ function create(
     queuePairs,
   }, given?.backend);
   try {
-    const device = new VirtioPci(
+    const device = new VirtioNet({
       context,
-      (transport) =>
-        new VirtioNet({
-          context,
-          transport,
-          backend,
-          options: {
-            mac,
-            mtu,
-            linkUp,
-            queueSize,
-            queuePairs,
-            offloads,
-            txDelayUsec,
-            rxReliefUsec,
-          },
-          ...(given === null ? {} : { inherited: given }),
-        }),
-      {
-        ringFeatures: ringFeatures(options.rings),
-        mapNotify: mapsNotify(options.rings),
-        msix: options.rings.msix,
-        ...(given === null
-          ? {}
-          : { counters: given.sessionCounters, kicks: given.kicks }),
+      transport: context.virtio,
+      backend,
+      options: {
+        mac,
+        mtu,
+        linkUp,
+        queueSize,
+        queuePairs,
+        offloads,
+        txDelayUsec,
+        rxReliefUsec,
+        offer: options.rings,
       },
-    );
+      ...(given === null ? {} : { inherited: given }),
+    });
     if (given !== null) return device;
     log.info(
       `network card ${

@@ -5,7 +5,6 @@
  */
 
 import { StateReader } from "../../src/core/state_reader.ts";
-import type { SessionCounters } from "../../src/virtio/session/session.ts";
 import { formatMac } from "./config.ts";
 import type { CoalescingLimits } from "./queue/coalescing.ts";
 import { ETH_ALEN, VLAN_N_VID } from "./defs.ts";
@@ -167,15 +166,11 @@ export function parseNetState(value: unknown, pairs: number): NetState {
 /**
  * Parses what a card handed over.
  *
- * @returns That, and what the transport added to it
  * @throws {ErrnoError} EINVAL when it is no such thing
  */
 export function parseNetHandOver(
   value: unknown,
-): NetHandOver & {
-  readonly sessionCounters: Partial<SessionCounters>;
-  readonly kicks: readonly number[];
-} {
+): NetHandOver {
   const state = new StateReader(value, WHAT);
   state.version(NET_STATE_VERSION);
   return {
@@ -195,8 +190,6 @@ export function parseNetHandOver(
       };
     }),
     backend: state.value("backend"),
-    sessionCounters: readCounters(state.value("sessionCounters")),
-    kicks: state.value("kicks") as readonly number[],
   };
 }
 

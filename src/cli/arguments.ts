@@ -30,7 +30,7 @@ import {
   type IOThreadsArgument,
   parseIOThreads,
 } from "./iothreads.ts";
-import { HELLO_TIMEOUT_MS } from "../transport/vfio_user/defs.ts";
+import { HELLO_TIMEOUT_MS } from "../transport/contract.ts";
 import { UsageError } from "./usage_error.ts";
 
 export { UsageError };

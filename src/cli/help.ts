@@ -6,7 +6,6 @@
 
 import type { OptionSpec } from "../../devices/model.ts";
 import { builtinModels, type ModelText } from "../../devices/registry.ts";
-import type { ServedDevice } from "../runtime/run.ts";
 
 /** Options that every device has, whatever its model. */
 export const COMMON_DEVICE_OPTIONS: readonly OptionSpec[] = [
@@ -126,58 +125,6 @@ export function deviceHelp(model: ModelText): string {
     ...optionLines([...COMMON_DEVICE_OPTIONS, ...model.options]),
     "",
     "A comma in a value is written twice; sizes are bytes or like 64M and 10G (powers of 1024).",
-    "",
-  ].join("\n");
-}
-
-/** A word that a POSIX shell takes as one, whatever is in it. */
-function shellQuote(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word)
-    ? word
-    : `'${word.replaceAll("'", `'\\''`)}'`;
-}
-
-/**
- * A path that is good in any folder. That of a socket that was handed over may mean nothing here, when it was bound
- * in another folder or removed; it is then told as it is.
- */
-export function absolutePath(path: string): string {
-  try {
-    return Deno.realPathSync(path);
-  } catch {
-    return path;
-  }
-}
-
-/** The arguments of one device for QEMU's command line, ready for a shell. */
-export function qemuDeviceArguments(path: string): string {
-  const device = {
-    driver: "vfio-user-pci",
-    socket: { type: "unix", path },
-  };
-  return `-device ${shellQuote(JSON.stringify(device))}`;
-}
-
-/** QEMU's arguments that share guest memory with us, for a guest of 1 GiB. */
-export const QEMU_MEMORY_ARGUMENTS =
-  "-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem";
-
-/** What is printed when everything listens: the exact QEMU arguments. */
-export function readyText(devices: readonly ServedDevice[]): string {
-  const at = devices.map((device) =>
-    `${device.id} listens on ${device.path ?? `fd ${device.fd}`}`
-  );
-  const paths = devices.flatMap((device) =>
-    device.path === null ? [] : [device.path]
-  );
-  const lines = paths.map((path) => qemuDeviceArguments(absolutePath(path)));
-  return [
-    ...at,
-    "",
-    `Arguments for QEMU 10.1 or newer${
-      lines.length > 1 ? " (a -device each, in one VM or several)" : ""
-    }:`,
-    `  ${[QEMU_MEMORY_ARGUMENTS, ...lines].join(" \\\n  ")}`,
     "",
   ].join("\n");
 }

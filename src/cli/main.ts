@@ -29,15 +29,7 @@ import {
 } from "./arguments.ts";
 import { parseIOThreadList } from "./iothreads.ts";
 import { UncaughtErrors } from "./uncaught.ts";
-import {
-  absolutePath,
-  COMMON_DEVICE_OPTIONS,
-  deviceHelp,
-  deviceList,
-  HELP,
-  qemuDeviceArguments,
-  readyText,
-} from "./help.ts";
+import { COMMON_DEVICE_OPTIONS, deviceHelp, deviceList, HELP } from "./help.ts";
 
 /** As early as may be: it can end at any time. */
 const PARENT = Deno.ppid;
@@ -160,7 +152,11 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
 }
 
 /** Tells people or machines that clients may connect, and how. */
-function announce(outboard: Outboard, format: LogFormat): void {
+async function announce(
+  outboard: Outboard,
+  format: LogFormat,
+): Promise<void> {
+  const { qemuArgument, readyText } = await import("./ready.ts");
   if (format === "text") {
     try {
       print(readyText(outboard.devices));
@@ -181,7 +177,7 @@ function announce(outboard: Outboard, format: LogFormat): void {
       iothread,
       ...(path === null ? { fd } : {
         socket: path,
-        qemu: qemuDeviceArguments(absolutePath(path)),
+        qemu: qemuArgument(path),
       }),
     });
   }

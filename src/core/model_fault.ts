@@ -21,6 +21,43 @@ export function isAsync(value: unknown): boolean {
   return value instanceof AsyncFunction;
 }
 
+/**
+ * What is wrong with the shape of what an author's function has returned as a device.
+ *
+ * @param methods What it must have
+ * @param optional What it may have
+ * @returns null for nothing
+ */
+export function deviceShapeProblem(
+  device: unknown,
+  methods: readonly string[],
+  optional: readonly string[],
+): string | null {
+  if (typeof device !== "object" || device === null) {
+    return `\`create\` must return a device, not ${device}`;
+  }
+  if (device instanceof Promise) {
+    return "`create` must not be async: an IOThread waits for no promise";
+  }
+  const fields = device as Record<string, unknown>;
+  for (const method of methods) {
+    if (typeof fields[method] !== "function") {
+      return `the device has no \`${method}\`, which must be a function`;
+    }
+  }
+  for (const method of optional) {
+    if (fields[method] !== undefined && typeof fields[method] !== "function") {
+      return `the device's \`${method}\` must be a function`;
+    }
+  }
+  for (const method of [...methods, ...optional]) {
+    if (isAsync(fields[method])) {
+      return `the device's \`${method}\` must not be async: an IOThread waits for no promise`;
+    }
+  }
+  return null;
+}
+
 /** Names of the models that were loaded from files, by the URL of the file. */
 const models = new Map<string, string>();
 

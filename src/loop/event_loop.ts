@@ -9,6 +9,7 @@ import { BottomHalves } from "./bottom_halves.ts";
 import { Count, type LoopCounters, LoopCounts } from "./counters.ts";
 import type {
   BottomHalf,
+  EventFd,
   FdHandler,
   FdWatch,
   Loop,
@@ -20,7 +21,13 @@ import { Pace } from "./pace.ts";
 import { Polling } from "./polling.ts";
 import { Timers } from "./timers.ts";
 import { Watches } from "./watches.ts";
-import { createEventFd, drainEventFd, Epoll, type Fd } from "../os/mod.ts";
+import {
+  createEventFd,
+  drainEventFd,
+  Epoll,
+  Fd,
+  signalEventFd,
+} from "../os/mod.ts";
 
 export type { LoopCounters } from "./counters.ts";
 export type * from "./loop.ts";
@@ -81,6 +88,10 @@ export class EventLoop implements Loop, Disposable {
 
   watch(fd: number, events: number, handler: FdHandler): FdWatch {
     return this.#watches.add(fd, events, handler);
+  }
+
+  eventFd(owned?: number): EventFd {
+    return new OwnEventFd(owned ?? createEventFd().release());
   }
 
   watchEventFd(fd: number, handler: () => void): FdWatch {
@@ -219,5 +230,11 @@ export class EventLoop implements Loop, Disposable {
     const n = this.#watches.wait(timeoutMs);
     this.#counts.endSleep();
     return n;
+  }
+}
+
+class OwnEventFd extends Fd implements EventFd {
+  signal(): void {
+    signalEventFd(this.number);
   }
 }

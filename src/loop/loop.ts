@@ -15,6 +15,18 @@ export interface FdWatch extends Disposable {
   close(): void;
 }
 
+/** A counter in the kernel by which threads and processes wake each other. */
+export interface EventFd extends Disposable {
+  /** The descriptor; −1 once it was released or closed. */
+  readonly number: number;
+  /** Wakes whoever watches it. */
+  signal(): void;
+  /** Gives the descriptor away. */
+  release(): number;
+  /** Closes it. */
+  close(): void;
+}
+
 /** A deferred callback; scheduling it twice before it runs runs it once. */
 export interface BottomHalf {
   /** Runs the callback later in this turn of the loop, after the events at hand. */
@@ -57,6 +69,12 @@ export interface Loop {
   now(): number;
   /** Watches a descriptor; the handler runs while it is ready (level-triggered). */
   watch(fd: number, events: number, handler: FdHandler): FdWatch;
+  /**
+   * Makes an eventfd.
+   *
+   * @param owned One that is there already, owned from here on
+   */
+  eventFd(owned?: number): EventFd;
   /** Watches an eventfd; it is drained before the handler runs. */
   watchEventFd(fd: number, handler: () => void): FdWatch;
   /** Makes a bottom half. */

@@ -16,7 +16,7 @@ import {
   PciMsix,
   PciPm,
 } from "./defs.ts";
-import { isAsync, ModelError } from "../core/model_fault.ts";
+import { deviceShapeProblem, ModelError } from "../core/model_fault.ts";
 import type { BarSpec, CapabilitySpec, PciDevice, PciSpec } from "./device.ts";
 
 /** What precedes the body of a vendor-specific capability: id, next, length. */
@@ -74,6 +74,9 @@ const OPTIONAL_METHODS = [
   "save",
   "load",
   "handOver",
+  "place",
+  "queueGroups",
+  "doorbellEventFd",
   "counters",
   "info",
 ] as const;
@@ -87,7 +90,8 @@ const CAPABILITY_KINDS = ["pm", "pcie", "msi", "msix", "vendor"];
  * @throws {ModelError} Naming the first thing that is wrong
  */
 export function validatePciDevice(device: unknown, name: string): void {
-  const problem = deviceProblem(device);
+  const problem = deviceShapeProblem(device, METHODS, OPTIONAL_METHODS) ??
+    specProblem((device as PciDevice).spec);
   if (problem !== null) throw new ModelError(`${name}: ${problem}`);
   try {
     validatePciSpec((device as PciDevice).spec);
@@ -96,32 +100,6 @@ export function validatePciDevice(device: unknown, name: string): void {
       cause: error,
     });
   }
-}
-
-function deviceProblem(device: unknown): string | null {
-  if (typeof device !== "object" || device === null) {
-    return `\`create\` must return a device, not ${device}`;
-  }
-  if (device instanceof Promise) {
-    return "`create` must not be async: an IOThread waits for no promise";
-  }
-  const fields = device as Record<string, unknown>;
-  for (const method of METHODS) {
-    if (typeof fields[method] !== "function") {
-      return `the device has no \`${method}\`, which must be a function`;
-    }
-  }
-  for (const method of OPTIONAL_METHODS) {
-    if (fields[method] !== undefined && typeof fields[method] !== "function") {
-      return `the device's \`${method}\` must be a function`;
-    }
-  }
-  for (const method of [...METHODS, ...OPTIONAL_METHODS]) {
-    if (isAsync(fields[method])) {
-      return `the device's \`${method}\` must not be async: an IOThread waits for no promise`;
-    }
-  }
-  return specProblem(fields.spec);
 }
 
 /** What is wrong with the shape of a specification; its values are {@linkcode validatePciSpec}'s. */

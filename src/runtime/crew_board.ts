@@ -8,7 +8,7 @@
 import { NativeBuffer, signalEventFd, viewMemory } from "../os/mod.ts";
 import type { Interrupts } from "../pci/device.ts";
 import { DIRECT_MODES, NO_DIRECT } from "../pci/interrupts.ts";
-import { SOCKET_WRITES_WORDS } from "../transport/vfio_user/mod.ts";
+import { SOCKET_WRITES_WORDS } from "../pci/socket_writes.ts";
 import { nudge, type Seat } from "./iothread/thread_calls.ts";
 
 /** Where a board is in this process, and what it has room for. Plain data. */

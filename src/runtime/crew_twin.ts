@@ -10,7 +10,8 @@ import type { FdWatch, Loop } from "../loop/event_loop.ts";
 import type { Log } from "../core/log.ts";
 import { DmaMemory } from "../memory/dma_memory.ts";
 import type { DeviceContext, PciDevice } from "../pci/mod.ts";
-import { SocketWrites } from "../transport/vfio_user/mod.ts";
+import { VirtioPort } from "../virtio/device.ts";
+import { SocketWrites } from "../pci/socket_writes.ts";
 import { RemoteBoard } from "./crew_board.ts";
 import type { CrewMessage } from "./spread_device.ts";
 import type { CallLine, Seat, ThreadCalls } from "./iothread/thread_calls.ts";
@@ -130,7 +131,11 @@ export class CrewTwin implements Disposable {
         throw new Error("Cannot share device memory between IOThreads");
       },
     };
-    const device = model.create(context, options, shared);
+    const device = model.create(
+      { ...context, virtio: new VirtioPort() },
+      options,
+      shared,
+    ) as PciDevice;
     try {
       const spreading = device.spreading!;
       spreading.begin((group) => groups.includes(group), {

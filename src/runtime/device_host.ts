@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { DeviceModel } from "../../devices/model.ts";
+import type { DeviceModel, ModelContext } from "../../devices/model.ts";
 import { hex } from "../core/bits.ts";
 import { formatSize } from "../backend/block/size.ts";
 import type { EventLoop } from "../loop/event_loop.ts";
@@ -16,22 +16,13 @@ import {
 } from "../memory/dma_memory.ts";
 import { MemfdMemory } from "../memory/shared_memory.ts";
 import { closeFd } from "../os/mod.ts";
-import { describeModel } from "../core/model_fault.ts";
-import { validatePciDevice } from "../pci/validate.ts";
+import type { CommandAnswer, PciDevice } from "../pci/device.ts";
 import {
-  type CommandAnswer,
-  type DeviceContext,
-  type PciDevice,
-  PciFunction,
-  type PciFunctionState,
-  PciInterrupts,
-} from "../pci/mod.ts";
-import {
-  discardServer,
-  type ServerBaggage,
-  SocketWrites,
-  VfioUserServer,
-} from "../transport/vfio_user/mod.ts";
+  DEFAULT_TRANSPORT,
+  HELLO_TIMEOUT_MS,
+  type Transport,
+  type TransportBaggage,
+} from "../transport/mod.ts";
 import type { DeviceDescription } from "./iothread/messages.ts";
 import type { DeviceMetrics } from "./metrics/metrics.ts";
 import {
@@ -59,16 +50,10 @@ export interface HostBaggage {
   readonly memory: MemoryBaggage;
   /** In the order in which the model asked for it. */
   readonly shared: readonly SharedMemoryBaggage[];
-  /** Configuration space and interrupts. */
-  readonly pci: PciFunctionState;
-  /** What the model's {@linkcode PciDevice.save} gave. */
-  readonly state: unknown;
+  /** The device, and the client with everything it brought. */
+  readonly served: TransportBaggage;
   /** What queue services have counted that have ended. */
   readonly counted: Readonly<Record<string, number>>;
-  /** What the model's {@linkcode PciDevice.handOver} gave; undefined for a model without. */
-  readonly resources: unknown;
-  /** The client, with everything it brought. */
-  readonly server: ServerBaggage;
 }
 
 /**
@@ -76,7 +61,7 @@ export interface HostBaggage {
  * had open (`resources`) is known to the model alone and stays.
  */
 export function discardBaggage(baggage: HostBaggage): void {
-  discardServer(baggage.server);
+  DEFAULT_TRANSPORT.discard(baggage.served);
   for (const { fd } of baggage.shared) if (fd !== null) closeFd(fd);
   new DmaMemory({ inherited: baggage.memory }).close();
 }
@@ -110,11 +95,6 @@ export interface DeviceHostOptions {
   };
 }
 
-const UNSHARED_ADVICE =
-  "guest RAM is not shared with this process, so the device cannot reach it: start QEMU with " +
-  "-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem " +
-  "(SIZE as in -m; or memory-backend-file with share=on)";
-
 /** What to tell of a driver that uses memory it takes for ordinary memory, which the client did not share. */
 function unreachableText({ iova, lengthBytes }: DmaRange): string {
   return `the driver uses guest memory that is not shared with this process: ${
@@ -122,24 +102,6 @@ function unreachableText({ iova, lengthBytes }: DmaRange): string {
   } at ${
     hex(iova)
   }; if it is a DIMM, give its memory-backend-memfd or -file share=on (what fails next is not the driver's doing)`;
-}
-
-/** The kernel's limit for a process, or what it is where nobody changed it and it may not be read. */
-function mapsMax(): number {
-  try {
-    return Number(Deno.readTextFileSync("/proc/sys/vm/max_map_count"));
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) return 65_530;
-    throw error;
-  }
-}
-
-/**
- * How many mappings one client may have: the kernel gives a process so many (vm.max_map_count), and one client must
- * not take them all.
- */
-function dmaMapsMax(): number {
-  return Math.min(65_535, mapsMax() >> 2);
 }
 
 interface NamedMemory {
@@ -159,17 +121,13 @@ export class DeviceHost implements Disposable {
   readonly id: string;
   readonly #model: string;
   readonly #log: Log;
-  readonly #pci: PciFunction;
-  readonly #device: PciDevice;
-  readonly #server: VfioUserServer;
+  readonly #transport: Transport;
   readonly #memory: DmaMemory;
-  readonly #writes = new SocketWrites();
   readonly #shared: NamedMemory[] = [];
   /** How many of them hold what was inherited. */
   #adopted = 0;
   /** Who is to be told what becomes of the start. */
   readonly #starting: ((started: boolean) => void)[] = [];
-  readonly #interrupts: PciInterrupts;
   #threads: DeviceThreads | null = null;
   /** What queue services have counted that have ended. */
   readonly #counted: Record<string, number>;
@@ -189,70 +147,130 @@ export class DeviceHost implements Disposable {
     });
     this.#memory.onUnreachable = (range) => log.warn(unreachableText(range));
     this.#counted = { ...inherited?.counted };
-    const interrupts = new PciInterrupts();
-    let device: PciDevice | undefined;
-    let server: VfioUserServer | undefined;
+    this.#transport = DEFAULT_TRANSPORT.open({
+      ...{ loop, log, memory: this.#memory, model: model.name },
+      listener: options.listener,
+      helloTimeoutMs: options.helloTimeoutMs ?? HELLO_TIMEOUT_MS,
+      onClient: (pid, reason) => this.#onClient(log, pid, reason),
+      ...(inherited === undefined ? {} : { inherited: inherited.served }),
+    });
     try {
-      device = model.create(
-        this.#contextFor(loop, interrupts),
+      const context = this.#contextFor(loop);
+      let device = model.create(
+        context,
         options.options,
-        inherited?.resources,
+        inherited?.served.resources,
       );
-      validatePciDevice(device, describeModel(model.name));
-      this.#interrupts = interrupts;
-      if (options.threads !== undefined && device.place !== undefined) {
-        this.#place(device, options.threads);
-      } else if (options.threads !== undefined) {
+      const spreads = options.threads !== undefined && "spreading" in device;
+      if (spreads) {
         device = new SpreadDevice({
-          device,
+          device: device as PciDevice,
           memory: this.#memory,
-          interrupts,
+          interrupts: this.#transport.interrupts,
+          writes: this.#transport.writes,
           loop,
-          writes: this.#writes,
-          ...options.threads,
+          ...options.threads!,
         });
       }
-      this.#device = device;
-      this.#pci = new PciFunction(
-        device,
-        this.#memory,
-        interrupts,
-        log,
-        describeModel(model.name),
-      );
       if (inherited !== undefined) this.#adopt(inherited);
-      server = this.#serve(options, interrupts);
-      this.#server = server;
+      this.#transport.attach(device, context);
+      if (options.threads !== undefined && !spreads) {
+        this.#place(options.threads);
+      }
       if (inherited === undefined) return;
-      server.start();
-      this.#clientPid = server.clientPid;
-      // Nothing is received before the next turn, so that all is as it was when the device looks at it.
-      device.load?.(inherited.state);
-      this.#pci.release();
+      this.#transport.start();
+      this.#clientPid = this.#transport.clientPid;
     } catch (error) {
-      if (inherited === undefined) this.#abandon(server, device);
-      else this.#giveBack(inherited, server, device);
+      this.#abandon(inherited);
       throw error;
     }
   }
 
-  #place(
-    device: PciDevice,
-    threads: NonNullable<DeviceHostOptions["threads"]>,
-  ): void {
-    this.#threads = new DeviceThreads({
+  /** Begins to take clients; one that was made with what another had does so by itself. */
+  listen(): void {
+    this.#transport.start();
+    this.#tellStart(true);
+  }
+
+  #tellStart(started: boolean): void {
+    for (const tell of this.#starting.splice(0)) tell(started);
+  }
+
+  #contextFor(loop: EventLoop): ModelContext {
+    return {
+      ...this.#transport.context,
       memory: this.#memory,
-      interrupts: this.#interrupts,
-      writes: this.#writes,
-      ...threads,
+      loop,
+      log: this.#log,
+      random: (lengthBytes) =>
+        crypto.getRandomValues(new Uint8Array(lengthBytes)),
+      onStart: (tell) => this.#starting.push(tell),
+      createSharedMemory: (name, lengthBytes) => {
+        const memory = new MemfdMemory(name, lengthBytes);
+        this.#shared.push({ name, memory });
+        return memory;
+      },
+    };
+  }
+
+  /** @throws {Error} When the model made other memory than before */
+  #adopt({ shared }: HostBaggage): void {
+    const describe = (memory: { name: string; lengthBytes: number }[]) =>
+      memory.map((it) => `${it.name} of ${it.lengthBytes} bytes`).join(", ") ||
+      "none";
+    const made = describe(this.#shared.map(({ name, memory }) => ({
+      name,
+      lengthBytes: memory.bytes.length,
+    })));
+    const given = describe([...shared]);
+    if (made !== given) {
+      throw new Error(
+        `Cannot go on with ${this.id}: it has shared memory ${made}, and had ${given}`,
+      );
+    }
+    for (const { fd } of shared) {
+      if (fd !== null) this.#shared[this.#adopted]!.memory.adopt(fd);
+      this.#adopted++;
+    }
+  }
+
+  /** Closes what a failed constructor has made, but nothing that was inherited. */
+  #abandon(inherited: HostBaggage | undefined): void {
+    if (inherited === undefined) {
+      try {
+        this.#transport.close();
+      } catch (error) {
+        this.#log.error("cannot close the device that failed", { error });
+      }
+      return this.#release();
+    }
+    this.#transport.giveBack();
+    this.#shared.splice(0, this.#adopted).forEach(({ memory }, i) => {
+      if (inherited.shared[i]!.fd === null) memory.close();
+      else memory.handOver();
     });
+    this.#memory.handOver();
+    this.#release();
+  }
+
+  #place(parts: NonNullable<DeviceHostOptions["threads"]>): void {
+    const { device, interrupts, writes } = this.#transport;
+    if (device.place === undefined) {
+      return this.#log.info(
+        "all its queues stay on its own IOThread: its model serves them by one",
+      );
+    }
+    const threads = new DeviceThreads({
+      ...{ memory: this.#memory, interrupts, writes, ...parts },
+    });
+    this.#threads = threads;
     try {
-      device.place!(this.#threads);
+      device.place(threads);
     } catch (error) {
       this.#unplace();
       throw error;
     }
-    const idle = this.#threads.idle();
+    const idle = threads.idle();
     if (idle.length === 0) return;
     this.#log.info(
       `IOThread ${
@@ -277,7 +295,7 @@ export class DeviceHost implements Disposable {
    * @throws {Error} When that cannot be; this thread then serves every queue
    */
   place(threads?: DeviceHostOptions["threads"]): void {
-    const device = this.#device;
+    const { device } = this.#transport;
     if (device.place === undefined) {
       throw new Error(
         `Cannot move ${this.id}: its model ${this.#model} decides at its start which threads serve its queues`,
@@ -285,118 +303,12 @@ export class DeviceHost implements Disposable {
     }
     device.place(null);
     this.#unplace();
-    if (threads !== undefined) this.#place(device, threads);
+    if (threads !== undefined) this.#place(threads);
   }
 
   /** See {@linkcode PciDevice.queueGroups}; none for a device whose queues stay together. */
   queueGroups(): readonly number[] {
-    return this.#device.queueGroups?.() ?? [];
-  }
-
-  /** Begins to take clients; one that was made with what another had does so by itself. */
-  listen(): void {
-    this.#server.start();
-    this.#tellStart(true);
-  }
-
-  #tellStart(started: boolean): void {
-    for (const tell of this.#starting.splice(0)) tell(started);
-  }
-
-  #contextFor(loop: EventLoop, interrupts: PciInterrupts): DeviceContext {
-    return {
-      memory: this.#memory,
-      interrupts,
-      loop,
-      posted: this.#writes,
-      log: this.#log,
-      random: (lengthBytes) =>
-        crypto.getRandomValues(new Uint8Array(lengthBytes)),
-      onStart: (tell) => this.#starting.push(tell),
-      createSharedMemory: (name, lengthBytes) => {
-        const memory = new MemfdMemory(name, lengthBytes);
-        this.#shared.push({ name, memory });
-        return memory;
-      },
-    };
-  }
-
-  #serve(
-    { loop, log, listener, helloTimeoutMs, inherited }: DeviceHostOptions,
-    interrupts: PciInterrupts,
-  ): VfioUserServer {
-    return new VfioUserServer({
-      loop,
-      log,
-      listener,
-      pci: this.#pci,
-      interrupts,
-      memory: this.#memory,
-      writes: this.#writes,
-      ...(helloTimeoutMs === undefined ? {} : { helloTimeoutMs }),
-      limits: { maxDmaMaps: dmaMapsMax() },
-      onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
-      onClient: (pid, _, reason) => this.#onClient(log, pid, reason),
-      ...(inherited === undefined ? {} : { inherited: inherited.server }),
-    });
-  }
-
-  /** @throws {Error} When the model made other memory than before */
-  #adopt({ shared, pci }: HostBaggage): void {
-    const describe = (memory: { name: string; lengthBytes: number }[]) =>
-      memory.map((it) => `${it.name} of ${it.lengthBytes} bytes`).join(", ") ||
-      "none";
-    const made = describe(this.#shared.map(({ name, memory }) => ({
-      name,
-      lengthBytes: memory.bytes.length,
-    })));
-    const given = describe([...shared]);
-    if (made !== given) {
-      throw new Error(
-        `Cannot go on with ${this.id}: it has shared memory ${made}, and had ${given}`,
-      );
-    }
-    for (const { fd } of shared) {
-      if (fd !== null) this.#shared[this.#adopted]!.memory.adopt(fd);
-      this.#adopted++;
-    }
-    this.#pci.load(pci);
-  }
-
-  /** Closes what a failed constructor has made. */
-  #abandon(
-    server: VfioUserServer | undefined,
-    device: PciDevice | undefined,
-  ): void {
-    server?.close();
-    try {
-      // What is no device may have none.
-      if (typeof device?.close === "function") device.close();
-    } catch (error) {
-      this.#log.error("cannot close the device that failed", { error });
-    }
-    this.#release();
-  }
-
-  /** As {@linkcode DeviceHost.#abandon}, but closes nothing that was inherited. */
-  #giveBack(
-    { shared }: HostBaggage,
-    server: VfioUserServer | undefined,
-    device: PciDevice | undefined,
-  ): void {
-    server?.handOver();
-    try {
-      device?.handOver?.();
-      device?.close();
-    } catch (error) {
-      this.#log.error("cannot close the device that failed", { error });
-    }
-    this.#shared.splice(0, this.#adopted).forEach(({ memory }, i) => {
-      if (shared[i]!.fd === null) memory.close();
-      else memory.handOver();
-    });
-    this.#memory.handOver();
-    this.#release();
+    return this.#transport.device.queueGroups?.() ?? [];
   }
 
   /**
@@ -407,7 +319,7 @@ export class DeviceHost implements Disposable {
    * @throws {Error} When the model cannot be moved
    */
   hold(): number {
-    const device = this.#device;
+    const { device } = this.#transport;
     const missing = (["hold", "save", "load"] as const)
       .filter((name) => device[name] === undefined);
     if (missing.length > 0) {
@@ -417,12 +329,12 @@ export class DeviceHost implements Disposable {
         }`,
       );
     }
-    return this.#pci.hold();
+    return this.#transport.hold();
   }
 
   /** The device goes on after {@linkcode DeviceHost.hold}. */
   release(): void {
-    this.#pci.release();
+    this.#transport.release();
   }
 
   /**
@@ -439,26 +351,15 @@ export class DeviceHost implements Disposable {
         `Cannot move ${this.id}: requests in flight: ${inFlight}`,
       );
     }
-    const device = this.#device;
-    const state = device.save!();
-    const pci = this.#pci.save();
-    const resources = device.handOver?.();
     this.#closed = true;
-    const server = this.#server.handOver();
-    try {
-      device.close();
-    } catch (error) {
-      // It has given away all that matters: a leak here must not cost the device.
-      this.#log.error("cannot close what the device left behind", { error });
-    }
+    const served = this.#transport.handOver();
     const shared = this.#shared.splice(0).map(({ name, memory }) => ({
       name,
       lengthBytes: memory.bytes.length,
       fd: memory.handOver(),
     }));
     const memory = this.#memory.handOver();
-    const counted = this.#counted;
-    return { memory, shared, pci, state, counted, resources, server };
+    return { memory, shared, served, counted: this.#counted };
   }
 
   /** @param reason Why it has gone; none when it has come */
@@ -482,7 +383,7 @@ export class DeviceHost implements Disposable {
    * @throws {Error} With a message for the person who asked
    */
   command(name: string, args: readonly string[]): CommandAnswer {
-    const commands = this.#device.commands ?? {};
+    const commands = this.#transport.device.commands ?? {};
     if (!Object.hasOwn(commands, name)) {
       const known = Object.keys(commands).join(", ") || "none";
       throw new Error(
@@ -498,7 +399,11 @@ export class DeviceHost implements Disposable {
   /** The device as seen from outside. */
   describe(): DeviceDescription {
     const commands: Record<string, string> = {};
-    for (const [name, command] of Object.entries(this.#device.commands ?? {})) {
+    for (
+      const [name, command] of Object.entries(
+        this.#transport.device.commands ?? {},
+      )
+    ) {
       commands[name] = command.help;
     }
     return {
@@ -506,7 +411,7 @@ export class DeviceHost implements Disposable {
       model: this.#model,
       clientPid: this.#clientPid,
       commands,
-      connection: this.#server.counters(),
+      connection: this.#transport.counters(),
       counters: this.#counters(),
     };
   }
@@ -517,15 +422,15 @@ export class DeviceHost implements Disposable {
       id: this.id,
       model: this.#model,
       connected: this.#clientPid !== null,
-      info: this.#device.info?.() ?? {},
-      connection: this.#server.counters(),
+      info: this.#transport.device.info?.() ?? {},
+      connection: this.#transport.counters(),
       device: this.#counters(),
       memory: this.#memory.statistics(),
     };
   }
 
   #counters(): Record<string, number> {
-    const counters = { ...this.#device.counters?.() };
+    const counters = { ...this.#transport.device.counters?.() };
     addCounters(counters, this.#counted);
     addCounters(counters, this.#threads?.counters() ?? {});
     return counters;
@@ -535,8 +440,7 @@ export class DeviceHost implements Disposable {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#server.close();
-    this.#device.close();
+    this.#transport.close();
     this.#release();
   }
 

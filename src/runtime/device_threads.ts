@@ -11,7 +11,7 @@ import {
   type QueueThreads,
   type QueueThreadsListener,
 } from "../pci/queue_threads.ts";
-import type { SocketWrites } from "../transport/vfio_user/mod.ts";
+import type { SocketWrites } from "../pci/socket_writes.ts";
 import type {
   Caller,
   CallLine,

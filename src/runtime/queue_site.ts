@@ -10,7 +10,7 @@ import type { Log } from "../core/log.ts";
 import type { Loop } from "../loop/event_loop.ts";
 import { DmaMemory } from "../memory/dma_memory.ts";
 import type { QueueService } from "../pci/queue_threads.ts";
-import { SocketWrites } from "../transport/vfio_user/mod.ts";
+import { SocketWrites } from "../pci/socket_writes.ts";
 import type { QueueThreadMessage } from "./device_threads.ts";
 import type { CallLine, Seat, ThreadCalls } from "./iothread/thread_calls.ts";
 import { QueueInterrupts, type QueueWordsPlace } from "./queue_words.ts";

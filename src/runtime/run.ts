@@ -11,7 +11,7 @@
  */
 
 import { threadCpus } from "../os/mod.ts";
-import { HELLO_TIMEOUT_MS } from "../transport/vfio_user/defs.ts";
+import { HELLO_TIMEOUT_MS } from "../transport/contract.ts";
 import type { Log } from "../core/log.ts";
 import type { CommandAnswer } from "../pci/device.ts";
 import { UnknownNameError } from "../core/unknown_name.ts";

@@ -21,7 +21,7 @@ import {
   type SpreadingListener,
 } from "../pci/spreading.ts";
 import { Board, type BoardListener, type BoardPlace } from "./crew_board.ts";
-import type { SocketWrites } from "../transport/vfio_user/mod.ts";
+import type { SocketWrites } from "../pci/socket_writes.ts";
 import type { QueuePlan, ThreadLine } from "./device_threads.ts";
 import type { Caller, ThreadCalls } from "./iothread/thread_calls.ts";
 

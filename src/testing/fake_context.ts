@@ -5,10 +5,12 @@
  * @module
  */
 
+import type { ModelContext } from "../../devices/model.ts";
+import { VirtioPort } from "../virtio/device.ts";
 import { Errno, ErrnoError } from "../core/errno.ts";
 import type { Log } from "../core/log.ts";
 import { ArrayMemory, type MappableMemory } from "../memory/array_memory.ts";
-import type { DeviceContext, Interrupts, SharedMemory } from "../pci/device.ts";
+import type { Interrupts, SharedMemory } from "../pci/device.ts";
 import type { PostedWrites } from "../pci/posted_writes.ts";
 import { ManualLoop } from "./manual_loop.ts";
 
@@ -93,7 +95,9 @@ export class RecordingLog implements Log {
 }
 
 /** A device context whose parts a test can drive and inspect. */
-export interface FakeContext extends DeviceContext {
+export interface FakeContext extends ModelContext {
+  /** The transport of a virtio device, once it is behind one. */
+  readonly virtio: VirtioPort;
   /** Guest memory; 1 MiB at address 0 unless told. */
   readonly memory: MappableMemory;
   /** Interrupts, which keep a record of what was raised. */
@@ -110,7 +114,7 @@ export interface FakeContext extends DeviceContext {
 export interface FakeContextOptions {
   /** Guest memory; 1 MiB at address 0 unless given. */
   readonly memory?: MappableMemory;
-  /** Start of the sequence that {@linkcode DeviceContext.random} gives; the same seed gives the same bytes. */
+  /** Start of the sequence that {@linkcode ModelContext.random} gives; the same seed gives the same bytes. */
   readonly seed?: number;
 }
 
@@ -122,6 +126,7 @@ export function fakeContext(options: FakeContextOptions = {}): FakeContext {
     interrupts: new RecordingInterrupts(),
     loop: new ManualLoop(),
     posted: new CountedWrites(),
+    virtio: new VirtioPort(),
     log: new RecordingLog(),
     random(lengthBytes: number): Uint8Array {
       const bytes = new Uint8Array(lengthBytes);

@@ -6,6 +6,7 @@
 
 import type {
   BottomHalf,
+  EventFd,
   FdHandler,
   FdWatch,
   Loop,
@@ -39,6 +40,7 @@ const EPOLLIN = 0x01;
  * ```
  */
 export class ManualLoop implements Loop {
+  #nextEventFd = 1_000_000;
   readonly #watches = new Map<number, Watched>();
   readonly #signalled: { fd: number; events: number }[] = [];
   readonly #timers = new Set<Armed>();
@@ -68,6 +70,25 @@ export class ManualLoop implements Loop {
       },
       close,
       [Symbol.dispose]: close,
+    };
+  }
+
+  /** One without a descriptor: a signal calls the handler in the next turn. */
+  eventFd(owned: number = this.#nextEventFd++): EventFd {
+    let number = owned;
+    const release = () => {
+      const released = number;
+      number = -1;
+      return released;
+    };
+    return {
+      get number() {
+        return number;
+      },
+      signal: () => this.#watches.get(number)?.handler(EPOLLIN),
+      release,
+      close: release,
+      [Symbol.dispose]: release,
     };
   }
 

@@ -36,3 +36,4 @@ export * from "./strict_memory.ts";
 export * from "./virtio_defs.ts";
 export * from "./virtio_driver.ts";
 export * from "./vring.ts";
+export { VirtioPort } from "../virtio/device.ts";

@@ -6,6 +6,7 @@
 
 import type { AccessWidth, DeviceCommand } from "../pci/device.ts";
 import type { Features } from "./features.ts";
+import type { VirtioOptions } from "./options.ts";
 import type { Virtqueue } from "./queue/queue.ts";
 
 /** What serves queues may ask of the transport, on whichever thread it is. */
@@ -52,16 +53,16 @@ export interface QueueHandler {
    * @param queues All queues; only those with {@linkcode Virtqueue.enabled} may be used, and a queue may be enabled later.
    * Queues that another thread serves find nothing here
    */
-  start(features: Features, queues: readonly Virtqueue[]): void;
+  start?(features: Features, queues: readonly Virtqueue[]): void;
   /**
    * The driver notified a queue (or may have): look at it. Runs in a bottom half, only between start and reset, and only
    * for an enabled queue.
    */
   notify(queue: Virtqueue): void;
   /** The driver resets one queue (RING_RESET): drop what is in flight on it. */
-  resetQueue(queue: Virtqueue): void;
+  resetQueue?(queue: Virtqueue): void;
   /** Back to idle: drop what is in flight and forget the queues. */
-  reset(): void;
+  reset?(): void;
   /**
    * Stop touching guest memory, until {@linkcode QueueHandler.resume} or a reset: the queues find nothing and keep what
    * is pushed. Only where work goes on between calls, such as requests in flight.
@@ -127,10 +128,12 @@ export interface QueueSharing {
 export interface VirtioDevice extends QueueHandler {
   /** Device type (virtio 1.3, section 5). */
   readonly deviceId: number;
-  /** PCI class code, 24 bits, for the PCI transport. */
-  readonly pciClassCode: number;
-  /** Feature bits of the device type; the transport adds its own (VERSION_1, ring features). */
-  readonly features: Features;
+  /** PCI class code, 24 bits, for transports by way of PCI; that of a device of no class without it. */
+  readonly pciClassCode?: number;
+  /** How it is offered: kinds of rings, notifications, MSI-X; as by default where it says nothing. */
+  readonly offer?: Partial<VirtioOptions>;
+  /** Feature bits of the device type, none without it; the transport adds its own (VERSION_1, ring features). */
+  readonly features?: Features;
   /**
    * Whether the device can work with these bits, which are a subset of what is offered: false when one of them
    * requires another that is missing. Everything is accepted without it.
@@ -138,12 +141,12 @@ export interface VirtioDevice extends QueueHandler {
   acceptsFeatures?(features: Features): boolean;
   /** The largest size of each queue; powers of two up to 32768. */
   readonly queueSizes: readonly number[];
-  /** Length of the device configuration structure in bytes. */
-  readonly configLengthBytes: number;
+  /** Length of the device configuration structure in bytes; 0 without it. */
+  readonly configLengthBytes?: number;
   /** Reads device configuration; `offset + width` lies inside it. */
-  readConfig(offset: number, width: AccessWidth): number;
+  readConfig?(offset: number, width: AccessWidth): number;
   /** Writes device configuration; read-only fields ignore it. */
-  writeConfig(offset: number, width: AccessWidth, value: number): void;
+  writeConfig?(offset: number, width: AccessWidth, value: number): void;
   /**
    * What a driver could tell this device by, beyond status, features and queues, as plain data with a `version`.
    * Called while the device holds and has no chain in flight; changes nothing.
@@ -166,5 +169,37 @@ export interface VirtioDevice extends QueueHandler {
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
   /** Releases everything. */
-  close(): void;
+  close?(): void;
+}
+
+/** Whether a model has made a virtio device, and not a PCI device. */
+export function isVirtioDevice(device: unknown): device is VirtioDevice {
+  return typeof device === "object" && device !== null &&
+    "queueSizes" in device;
+}
+
+/** The transport of a device that a model is about to make; of use once the device is behind one. */
+export class VirtioPort implements VirtioTransport {
+  #transport: VirtioTransport | null = null;
+
+  /** From here on the device has a transport. */
+  connect(transport: VirtioTransport): void {
+    this.#transport = transport;
+  }
+
+  interrupt(queue: Virtqueue): void {
+    this.#transport!.interrupt(queue);
+  }
+
+  configChanged(): void {
+    this.#transport?.configChanged();
+  }
+
+  settingsChanged(): void {
+    this.#transport?.settingsChanged?.();
+  }
+
+  fail(reason: string): void {
+    this.#transport!.fail(reason);
+  }
 }

@@ -112,17 +112,6 @@ Deno.test("the command refuses with status 2 and one line that says what would b
       /only IOThread 0; choose that, or start with --iothreads 2/,
     ],
     [
-      ["--iothreads", "2", "--device", "virtio-net,iothread=0:1"].concat(
-        ["--socket", socket],
-      ),
-      /virtio-net0: its queues are served by one IOThread, name one/,
-    ],
-    [
-      ["--iothreads", "3", "--device", "virtio-blk,queues=2,iothread=0:1:2"]
-        .concat(["--socket", socket]),
-      /served by up to 2; ask for more with queues=3/,
-    ],
-    [
       ["--iothreads", "3", "--device", "nvme,queues=2,iothread=0:1:2"]
         .concat(["--socket", socket]),
       /served by up to 2; ask for more with queues=3/,

@@ -1,15 +1,19 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertMatch, assertNotEquals } from "@std/assert";
 import { Guest, vfioUserDevice } from "./guest.ts";
 import { guestTest } from "./harness.ts";
 import { Serving } from "./serving.ts";
 
-const ticker = `${import.meta.dirname}/../../examples/ticker.ts`;
+const example = (name: string) =>
+  `${import.meta.dirname}/../../examples/${name}.ts`;
 
-guestTest("a model from a file works in a guest", async ({ kit, t }) => {
-  await using serving = await Serving.start({ devices: [ticker] });
+guestTest("models from files work in a guest", async ({ kit, t }) => {
+  await using serving = await Serving.start({
+    devices: [example("ticker"), example("virtio_rng")],
+  });
   await using guest = await Guest.boot({
     kit,
-    devices: [vfioUserDevice(serving.sockets[0]!)],
+    devices: serving.sockets.map((socket) => vfioUserDevice(socket)),
+    modules: ["virtio_pci", "virtio_rng"],
   });
   const slot = (await guest.output("lspci -d 1234:7469")).split(" ")[0]!;
   await guest.output(`setpci -s ${slot} COMMAND=2:2`);
@@ -49,6 +53,16 @@ guestTest("a model from a file works in a guest", async ({ kit, t }) => {
     await write(scratch + 64, 0x12345678);
     assertEquals(await read(scratch + 64), 0x12345678);
     assertEquals(await read(scratch), 0);
+  });
+
+  await t.step("Linux takes random bytes from virtio-rng", async () => {
+    const chosen = await guest.output(
+      "cat /sys/class/misc/hw_random/rng_current",
+    );
+    assertMatch(chosen, /^virtio_rng/);
+    const digest = () =>
+      guest.output("busybox head -c 4096 /dev/hwrng | busybox sha1sum");
+    assertNotEquals(await digest(), await digest());
   });
 
   await t.step("a reboot resets the device", async () => {

@@ -66,7 +66,16 @@ Deno.test("DeviceHost leaves everything to the baggage when it cannot be made of
     stage.trouble = {};
     const other = {
       ...baggage,
-      pci: { ...baggage.pci, msix: null },
+      served: {
+        ...baggage.served,
+        transport: {
+          ...baggage.served.transport as object,
+          pci: {
+            ...(baggage.served.transport as { pci: object }).pci,
+            msix: null,
+          },
+        },
+      },
     };
     assertThrows(() => stage.make(other), Error, "Cannot load a PCI function");
     assertEquals([openFds(), sharedMappings()], held);
@@ -155,7 +164,7 @@ Deno.test("discardBaggage hangs up and gives everything back but the back end", 
     discardBaggage(baggage);
     client.receive();
     assert(client.ended);
-    const { fd } = baggage.resources as Resources;
+    const { fd } = baggage.served.resources as Resources;
     assert(isOpen(fd));
     closeFd(fd);
   }

@@ -15,7 +15,7 @@ import {
 } from "../../src/runtime/iothread/thread_calls.ts";
 import { QueueSite } from "../../src/runtime/queue_site.ts";
 import { OwnQueueWords } from "../../src/runtime/queue_words.ts";
-import { SocketWrites } from "../../src/transport/vfio_user/mod.ts";
+import { SocketWrites } from "../../src/pci/socket_writes.ts";
 import { openFds, sharedMappings } from "../resources.ts";
 
 const PAGE = 4096;

@@ -1,4 +1,5 @@
-import { SocketWrites } from "../../src/transport/vfio_user/mod.ts";
+import { createPciDevice } from "../devices/pci_device.ts";
+import { SocketWrites } from "../../src/pci/socket_writes.ts";
 import { assert, assertEquals } from "@std/assert";
 import { loadModel } from "../../devices/registry.ts";
 import { EventLoop } from "../../src/loop/event_loop.ts";
@@ -69,7 +70,7 @@ class Rig implements Disposable {
       interrupts,
       loop: this.control,
     };
-    this.#device = model.create(context, parts.options);
+    this.#device = createPciDevice(model, context, parts.options);
     this.#threads = new DeviceThreads({
       memory: this.#memory,
       interrupts,

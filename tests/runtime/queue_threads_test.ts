@@ -274,3 +274,24 @@ for (const bells of ["message", "ioeventfd"] as const) {
       bells,
     ));
 }
+
+Deno.test("devices whose queues stay together take several threads, and say that some serve none", async () => {
+  const folder = Deno.makeTempDirSync();
+  try {
+    const control = `${folder}/control`;
+    await using outboard = await startOutboard([
+      ...["--iothreads", "2", "--control", control],
+      ...["--device", "virtio-net,net=none,iothread=0:1"],
+      ...["--socket", `${folder}/net`],
+      ...["--device", "virtio-blk,memory=1M,queues=1,iothread=0:1"],
+      ...["--socket", `${folder}/blk`],
+    ]);
+    assertMatch(outboard.stderr, /virtio-net0.*IOThread 1 serves none/);
+    const move = (device: string) => controlLine(control, `move ${device} 1`);
+    for (const device of ["virtio-net0.0", "virtio-blk0.0"]) {
+      assertMatch((await move(device))[0]!, / moved to IOThread 1 in /);
+    }
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});

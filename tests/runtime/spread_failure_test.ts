@@ -1,4 +1,4 @@
-import { SocketWrites } from "../../src/transport/vfio_user/mod.ts";
+import { SocketWrites } from "../../src/pci/socket_writes.ts";
 import { assertEquals, assertThrows } from "@std/assert";
 import { EventLoop } from "../../src/loop/event_loop.ts";
 import { createEventFd, createMemfd } from "../../src/os/mod.ts";

@@ -8,7 +8,7 @@ import { Vring } from "../../src/testing/vring.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { socketPair } from "../../src/os/mod.ts";
 import { WriteOrder } from "../../src/pci/posted_writes.ts";
-import { SocketWrites } from "../../src/transport/vfio_user/posted_writes.ts";
+import { SocketWrites } from "../../src/pci/socket_writes.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
 import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
 import { Chain } from "../../src/virtio/queue/queue.ts";

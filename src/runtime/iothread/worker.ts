@@ -20,7 +20,7 @@ import {
 } from "../../os/mod.ts";
 import type { Log } from "../../core/log.ts";
 import { describeModel, modelFault } from "../../core/model_fault.ts";
-import { HELLO_TIMEOUT_MS } from "../../transport/vfio_user/defs.ts";
+import { HELLO_TIMEOUT_MS } from "../../transport/mod.ts";
 import { CrewTwin } from "../crew_twin.ts";
 import { QueueSite } from "../queue_site.ts";
 import { DeviceHost, discardBaggage } from "../device_host.ts";

@@ -16,7 +16,7 @@ import {
   VFIO_USER_F_TYPE_REPLY,
 } from "./defs.ts";
 import { FdList } from "./fd_list.ts";
-import { SocketWrites } from "./posted_writes.ts";
+import { SocketWrites } from "../../pci/socket_writes.ts";
 
 /** How many messages are handled before others on the loop have their turn. */
 export const MESSAGES_PER_TURN = 64;

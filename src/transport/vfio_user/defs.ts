@@ -451,6 +451,3 @@ export const WRITE_MULTI_DATA_MAX = 8;
  * QEMU 10.1 and 10.2 have a 32-bit count, so that their data is at 12.
  */
 export const DMA_ACCESS = { ADDR: 0, COUNT: 8, DATA: 16, SIZE: 16 } as const;
-
-/** How long a client may take until a version is agreed, in milliseconds: nobody else can use the device meanwhile. */
-export const HELLO_TIMEOUT_MS = 5000;

@@ -7,5 +7,4 @@
 export * from "./server.ts";
 export { discardServer } from "./baggage.ts";
 export type { ServerBaggage } from "./baggage.ts";
-export * from "./posted_writes.ts";
 export type { ServerLimits } from "./version.ts";

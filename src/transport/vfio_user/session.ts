@@ -43,7 +43,7 @@ import {
 import { DmaCommands, unmapUntil } from "./dma.ts";
 import { Doorbells } from "./doorbells.ts";
 import { Irqs } from "./irqs.ts";
-import type { SocketWrites } from "./posted_writes.ts";
+import type { SocketWrites } from "../../pci/socket_writes.ts";
 import type { RegionFiles } from "./region_files.ts";
 import { Regions } from "./regions.ts";
 import { checkArgsz, invalid, type Request, UNFINISHED } from "./request.ts";

@@ -45,6 +45,8 @@ export const VIRTIO_PCI_MODERN_LAYOUT = {
 } as const;
 
 const LAYOUT = VIRTIO_PCI_MODERN_LAYOUT;
+/** A device that fits no class (PCI Code and ID Assignment, section 1). */
+const PCI_CLASS_NOT_DEFINED = 0xff_0000;
 const MSIX_ENTRY_BYTES = 16;
 const MSIX_BAR_BYTES = 0x1000;
 const MSIX_PBA_OFFSET = 0x800;
@@ -81,7 +83,7 @@ export function virtioPciSpec(parts: VirtioPciSpecParts): PciSpec {
     deviceId: VIRTIO_PCI_MODERN_DEVICE_ID_BASE + device.deviceId,
     // 1 or higher keeps legacy drivers away (4.1.2.1).
     revision: 1,
-    classCode: device.pciClassCode,
+    classCode: device.pciClassCode ?? PCI_CLASS_NOT_DEFINED,
     subsystemVendorId: PCI_VENDOR_ID_REDHAT_QUMRANET,
     subsystemId: PCI_SUBDEVICE_ID_QEMU,
     intx: true,
@@ -133,7 +135,7 @@ function virtioCapabilities(
     structureCapability(at(VIRTIO_PCI_CAP_CFG.COMMON, LAYOUT.COMMON, size)),
     structureCapability(at(VIRTIO_PCI_CAP_CFG.ISR, LAYOUT.ISR, size)),
   ];
-  if (device.configLengthBytes > 0) {
+  if ((device.configLengthBytes ?? 0) > 0) {
     capabilities.push(
       structureCapability(at(VIRTIO_PCI_CAP_CFG.DEVICE, LAYOUT.DEVICE, size)),
     );

@@ -16,7 +16,16 @@ import type { QueueThreads } from "../../pci/queue_threads.ts";
 import { StateReader } from "../../core/state_reader.ts";
 import { CommonConfig, type CommonConfigState } from "./common_config.ts";
 import { VIRTIO_PCI_ISR } from "../../virtio/defs.ts";
-import type { VirtioDevice, VirtioTransport } from "../../virtio/device.ts";
+import type {
+  VirtioDevice,
+  VirtioPort,
+  VirtioTransport,
+} from "../../virtio/device.ts";
+import {
+  mapsNotify,
+  ringFeatures,
+  VIRTIO_DEFAULTS,
+} from "../../virtio/options.ts";
 import { IsrStatus } from "./isr_status.ts";
 import { NotifyStructure } from "./notify_structure.ts";
 import {
@@ -60,8 +69,10 @@ interface VirtioPciState {
   readonly session: SessionState;
 }
 
-/** What {@linkcode VirtioPci.handOver} adds to what the device model gives. */
+/** See {@linkcode VirtioPci.handOver}. */
 export interface VirtioPciHandOver {
+  /** What the device model gives. */
+  readonly device: unknown;
   /** For {@linkcode SessionOptions.counters}. */
   readonly sessionCounters: SessionCounters;
   /** For {@linkcode VirtioPciOptions.kicks}. */
@@ -210,13 +221,12 @@ export class VirtioPci implements PciDevice {
     this.#notify.lookIfRunning();
   }
 
-  /** What the device model hands over, an object, and {@linkcode VirtioPciHandOver} with it. */
-  handOver(): object & VirtioPciHandOver {
-    const given = this.session.device.handOver?.();
+  handOver(): VirtioPciHandOver {
+    const device = this.session.device.handOver?.();
     this.session.collectCounters();
     this.session.leave();
     return {
-      ...given,
+      device,
       sessionCounters: { ...this.session.counters },
       kicks: this.session.releaseKicks(),
     };
@@ -262,6 +272,38 @@ export class VirtioPci implements PciDevice {
   }
 }
 
+/**
+ * Puts a device that a model has made behind virtio-pci, offered as it wants to be.
+ *
+ * @param port What its model was handed as the transport
+ * @param inherited What {@linkcode VirtioPci.handOver} of its predecessor gave
+ * @throws {ModelError} When it is none
+ * @throws {RangeError} As the constructor
+ */
+export function offerVirtioDevice(
+  device: VirtioDevice,
+  context: DeviceContext,
+  port: VirtioPort,
+  inherited?: VirtioPciHandOver,
+): VirtioPci {
+  const offer = { ...VIRTIO_DEFAULTS, ...device.offer };
+  return new VirtioPci(
+    context,
+    (transport) => {
+      port.connect(transport);
+      return device;
+    },
+    {
+      ringFeatures: ringFeatures(offer),
+      mapNotify: mapsNotify(offer),
+      msix: offer.msix,
+      ...(inherited === undefined
+        ? {}
+        : { counters: inherited.sessionCounters, kicks: inherited.kicks }),
+    },
+  );
+}
+
 /** The size of the MSI-X table, 0 without one, once it is known that the device has its place. */
 function checkedVectors(
   device: VirtioDevice,
@@ -276,9 +318,10 @@ function checkedVectors(
       `Cannot make a device with ${vectors} MSI-X vectors: 1 to ${MSIX_VECTORS_MAX} are possible`,
     );
   }
-  if (device.configLengthBytes > LAYOUT.STRUCTURE_SIZE) {
+  const { configLengthBytes = 0 } = device;
+  if (configLengthBytes > LAYOUT.STRUCTURE_SIZE) {
     throw new RangeError(
-      `Cannot place ${device.configLengthBytes} bytes of device configuration: there is room for ${LAYOUT.STRUCTURE_SIZE}`,
+      `Cannot place ${configLengthBytes} bytes of device configuration: there is room for ${LAYOUT.STRUCTURE_SIZE}`,
     );
   }
   return options.msix === false ? 0 : vectors;

@@ -35,19 +35,19 @@ export class DeviceConfig {
       this.#generation = (this.#generation + 1) & 0xff;
     }
     const device = this.#device;
-    const length = device.configLengthBytes;
-    if (offset + width <= length) return device.readConfig(offset, width);
+    const length = device.configLengthBytes ?? 0;
+    if (offset + width <= length) return device.readConfig!(offset, width);
     let value = 0;
     for (let i = 0; i < width && offset + i < length; i++) {
-      value |= device.readConfig(offset + i, 1) << (i * 8);
+      value |= device.readConfig!(offset + i, 1) << (i * 8);
     }
     return value >>> 0;
   }
 
   /** Writes; what lies beyond the structure is ignored. */
   write(offset: number, width: 1 | 2 | 4, value: number): void {
-    if (offset + width > this.#device.configLengthBytes) return;
-    this.#device.writeConfig(offset, width, value);
+    if (offset + width > (this.#device.configLengthBytes ?? 0)) return;
+    this.#device.writeConfig?.(offset, width, value);
   }
 
   /** Where the generation is; the configuration itself is the model's. */

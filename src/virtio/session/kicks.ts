@@ -4,8 +4,7 @@
  * @module
  */
 
-import type { FdWatch, Loop } from "../../loop/event_loop.ts";
-import { createEventFd, Fd, signalEventFd } from "../../os/mod.ts";
+import type { EventFd, FdWatch, Loop } from "../../loop/loop.ts";
 
 /** There is no eventfd for a queue. */
 const NONE = -1;
@@ -17,7 +16,7 @@ const NONE = -1;
 export class QueueKicks implements Disposable {
   readonly #loop: Loop;
   readonly #onKick: (index: number) => void;
-  readonly #fds = new Map<number, Fd>();
+  readonly #fds = new Map<number, EventFd>();
   readonly #watches = new Map<number, FdWatch>();
 
   /** @param onKick A queue was notified that this thread serves */
@@ -33,15 +32,14 @@ export class QueueKicks implements Disposable {
 
   /** The eventfd of a queue, made if there is none. */
   make(index: number): number {
-    const fd = this.#fds.get(index) ?? createEventFd();
+    const fd = this.#fds.get(index) ?? this.#loop.eventFd();
     this.#fds.set(index, fd);
     return fd.number;
   }
 
   /** Has the thread look that serves a queue. */
   signal(index: number): void {
-    const fd = this.#fds.get(index);
-    if (fd !== undefined) signalEventFd(fd.number);
+    this.#fds.get(index)?.signal();
   }
 
   /** This thread serves all queues but these. */
@@ -71,7 +69,7 @@ export class QueueKicks implements Disposable {
   /** Takes over what {@linkcode release} gave. */
   adopt(fds: readonly number[]): void {
     fds.forEach((fd, index) => {
-      if (fd !== NONE) this.#fds.set(index, new Fd(fd));
+      if (fd !== NONE) this.#fds.set(index, this.#loop.eventFd(fd));
     });
     this.watchAllBut(new Set());
   }

@@ -194,7 +194,7 @@ export class VirtioQueueService implements QueueService, QueueTransport {
     for (const { index, ring } of queues) this.#load(index, ring);
     this.#status.started = true;
     this.#queues.keepOrder(this.#features);
-    this.#handler.start(this.#features, this.#queues.rings);
+    this.#handler.start?.(this.#features, this.#queues.rings);
     this.#handler.configure(settings);
     const { loop } = this.#context;
     for (const { index, kick } of queues) {
@@ -225,7 +225,7 @@ export class VirtioQueueService implements QueueService, QueueTransport {
     const ring = this.#queues.rings[index]!;
     this.#queues.cancel(index);
     this.#interrupts.forget(index);
-    if (ring.enabled) this.#handler.resetQueue(ring);
+    if (ring.enabled) this.#handler.resetQueue?.(ring);
     ring.disable();
   }
 
@@ -236,7 +236,7 @@ export class VirtioQueueService implements QueueService, QueueTransport {
     this.#served = [];
     this.#interrupts.forgetAll();
     this.#queues.cancelAll();
-    this.#handler.reset();
+    this.#handler.reset?.();
     this.#queues.reset();
   }
 

@@ -40,6 +40,7 @@ export * from "./types.ts";
 /** Ring features that are offered unless someone chooses. */
 export const RING_FEATURES: Features = ringFeatures(VIRTIO_DEFAULTS);
 
+const NONE = new Features(0, 0);
 const NO_QUEUES: ReadonlySet<number> = new Set();
 const VERSION_1 = Features.of(VIRTIO_F.VERSION_1);
 
@@ -87,7 +88,7 @@ export class VirtioSession implements VirtioTransport {
     const rings = options.ringFeatures ?? RING_FEATURES;
     this.#negotiation = new Negotiation(
       this.device,
-      this.device.features.union(rings).union(VERSION_1),
+      (this.device.features ?? NONE).union(rings).union(VERSION_1),
       context.log,
     );
     this.#config = new DeviceConfig(this.device);
@@ -242,7 +243,7 @@ export class VirtioSession implements VirtioTransport {
     this.#started = true;
     this.#leaveElsewhere();
     this.#queues.keepOrder(this.accepted);
-    this.device.start(this.accepted, this.queues);
+    this.device.start?.(this.accepted, this.queues);
   }
 
   /** Whether a driver may give a queue this size: a power of two, unless it is a packed one (4.1.4.3). */
@@ -292,7 +293,7 @@ export class VirtioSession implements VirtioTransport {
     this.#interrupts.forget(index);
     if (queue.enabled && this.#started) {
       this.#remote?.resetQueue(index);
-      this.device.resetQueue(queue);
+      this.device.resetQueue?.(queue);
     }
     queue.disable();
     return true;
@@ -353,7 +354,7 @@ export class VirtioSession implements VirtioTransport {
       try {
         this.#remote?.reset();
       } finally {
-        this.device.reset();
+        this.device.reset?.();
       }
     }
     this.#queues.reset();
@@ -454,7 +455,7 @@ export class VirtioSession implements VirtioTransport {
     this.#remote = null;
     this.#kicks[Symbol.dispose]();
     // The device first: no back end may have buffers that are released.
-    this.device.close();
+    this.device.close?.();
     this.#queues.close();
   }
 

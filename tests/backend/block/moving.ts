@@ -5,6 +5,7 @@
  * @module
  */
 
+import { createPciDevice } from "../../devices/pci_device.ts";
 import { assertEquals } from "@std/assert";
 import type { DeviceModel } from "../../../devices/model.ts";
 import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
@@ -109,7 +110,11 @@ export class Moving<Options> implements Disposable {
     this.#view = new Mapping({ fd: this.#fd.number, lengthBytes: RAM_BYTES });
     this.ram = new DriverMemory(this.#view.buffer, RAM_IOVA);
     this.#place = new Place(this.#fd.number, interrupts, this.#shared);
-    this.#current = model.create(this.#place.context, this.options);
+    this.#current = createPciDevice(
+      model,
+      this.#place.context,
+      this.options,
+    );
     this.device = {
       spec: this.#current.spec,
       readBar: (bar, offset, width) =>
@@ -182,7 +187,12 @@ export class Moving<Options> implements Disposable {
 
   /** Makes the device anew from what it was; a failure leaves what was given. */
   arrive(given: unknown, state: unknown, options = this.options): void {
-    const next = this.model.create(this.#place.context, options, given);
+    const next = createPciDevice(
+      this.model,
+      this.#place.context,
+      options,
+      given,
+    );
     this.#current = next;
     next.load!(state);
     assertEquals(timeless(next.save!()), timeless(state));

@@ -75,6 +75,7 @@ export class Traveller implements Disposable {
       watch: () => {
         throw new ErrnoError(Errno.ENOSPC, "Cannot watch: no room");
       },
+      eventFd: (owned) => context.loop.eventFd(owned),
       watchEventFd: (fd, handler) => context.loop.watchEventFd(fd, handler),
       bottomHalf: (callback) => context.loop.bottomHalf(callback),
       timer: (callback) => context.loop.timer(callback),

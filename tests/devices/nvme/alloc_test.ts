@@ -72,6 +72,7 @@ function quietLoop(base: ManualLoop) {
   const loop: Loop = {
     now: () => base.now(),
     watch: (fd, events, handler) => base.watch(fd, events, handler),
+    eventFd: (owned) => base.eventFd(owned),
     watchEventFd: (fd, handler) => base.watchEventFd(fd, handler),
     timer: (callback) => base.timer(callback),
     poll: (handler) => base.poll(handler),

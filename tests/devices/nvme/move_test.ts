@@ -1,3 +1,4 @@
+import { createPciDevice } from "../pci_device.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { nvmeModel } from "../../../devices/nvme/mod.ts";
 import { RecordingInterrupts } from "../../../src/testing/fake_context.ts";
@@ -559,7 +560,8 @@ Deno.test("NvmeController.load refuses what is no state of it", () => {
   moving.hold();
   const good = moving.current.save!();
   const refuse = (state: unknown, what: string) => {
-    const other = nvmeModel.create(
+    const other = createPciDevice(
+      nvmeModel,
       { ...fresh.context, interrupts: new RecordingInterrupts() },
       moving.options,
     );

@@ -1,3 +1,4 @@
+import { createPciDevice } from "../pci_device.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { nvmeModel } from "../../../devices/nvme/mod.ts";
 import {
@@ -147,7 +148,7 @@ Deno.test("nvmeModel makes a controller, with names of its own for memory", () =
   const options = nvmeModel.parse({ memory: "1M" });
   const serials = [1, 2].map((seed) => {
     const context = fakeContext({ seed });
-    const device = nvmeModel.create(context, options);
+    const device = createPciDevice(nvmeModel, context, options);
     assertEquals(device.readBar(0, 8, 4), 0x10400);
     assertEquals(
       device.spec.capabilities.find((c) => c.kind === "msix")!.vectors,
@@ -165,6 +166,6 @@ Deno.test("nvmeModel leaves nothing behind when storage cannot be opened", () =>
     "ns2.file": "/nonexistent/disk.img",
   });
   const fds = [...Deno.readDirSync("/proc/self/fd")].length;
-  assertThrows(() => nvmeModel.create(fakeContext(), options), Error);
+  assertThrows(() => createPciDevice(nvmeModel, fakeContext(), options), Error);
   assertEquals([...Deno.readDirSync("/proc/self/fd")].length, fds);
 });

@@ -1,3 +1,4 @@
+import { createPciDevice } from "../pci_device.ts";
 import { assertEquals, assertThrows } from "@std/assert";
 import { nvmeModel } from "../../../devices/nvme/mod.ts";
 import { BlockOp } from "../../../src/backend/block/contract.ts";
@@ -205,9 +206,10 @@ Deno.test("nvmeModel shares its storage with twins, and says which cannot be sha
   const nbd = nvmeModel.parse({ "ns1.memory": "1M", "ns2.nbd": "unix:/x" });
   assertEquals(nvmeModel.maxIOThreads!(nbd), 1);
   const before = [openFds(), sharedMappings()];
-  const home = nvmeModel.create(fakeContext(), options);
+  const home = createPciDevice(nvmeModel, fakeContext(), options);
   const alone = [openFds(), sharedMappings()];
-  const twin = nvmeModel.create(
+  const twin = createPciDevice(
+    nvmeModel,
     fakeContext(),
     options,
     structuredClone(home.spreading!.share([0])),

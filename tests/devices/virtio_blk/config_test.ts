@@ -1,3 +1,4 @@
+import { createPciDevice } from "../pci_device.ts";
 import { assertEquals, assertThrows } from "@std/assert";
 import {
   parseVirtioBlkOptions,
@@ -113,7 +114,11 @@ Deno.test("VIRTIO_BLK_CONFIG has the offsets of the kernel's virtio_blk.h", () =
 Deno.test("virtioBlkModel.create makes a disk on its storage, and says so", () => {
   const context = fakeContext();
   const options = virtioBlkModel.parse({ memory: "1M", queues: "2" });
-  const device = virtioBlkModel.create(context, structuredClone(options));
+  const device = createPciDevice(
+    virtioBlkModel,
+    context,
+    structuredClone(options),
+  );
   try {
     assertEquals(device.spec.deviceId, 0x1042);
     assertEquals(device.spec.classCode, 0x010000);

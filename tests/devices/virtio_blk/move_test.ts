@@ -1,3 +1,4 @@
+import { createPciDevice } from "../pci_device.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { virtioBlkModel } from "../../../devices/virtio_blk/mod.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
@@ -374,6 +375,8 @@ Deno.test("virtioBlkModel that is handed nothing opens nothing", () => {
   using folder = new Folder();
   const options = virtioBlkModel.parse({ file: folder.image("disk", 1 << 20) });
   const fds = openFds();
-  assertThrows(() => virtioBlkModel.create(fakeContext(), options, {}));
+  assertThrows(() =>
+    createPciDevice(virtioBlkModel, fakeContext(), options, {})
+  );
   assertEquals(openFds(), fds);
 });

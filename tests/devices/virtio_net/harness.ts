@@ -28,7 +28,10 @@ import {
   VirtioDriver,
 } from "../../../src/testing/virtio_driver.ts";
 import type { Features } from "../../../src/virtio/features.ts";
-import { VirtioPci } from "../../../src/transport/virtio_pci/virtio_pci.ts";
+import {
+  VirtioPci,
+  type VirtioPciHandOver,
+} from "../../../src/transport/virtio_pci/virtio_pci.ts";
 import { LocalPci } from "../local_pci.ts";
 import {
   type GivenScript,
@@ -158,7 +161,10 @@ export class Rig {
     if (options.bare !== true) this.bringUp(options.features);
   }
 
-  #makeDevice(inherited?: ReturnType<typeof parseNetHandOver>): void {
+  #makeDevice(
+    inherited?: ReturnType<typeof parseNetHandOver>,
+    its?: VirtioPciHandOver,
+  ): void {
     const options = this.#options;
     const fake = fakeContext({ memory: this.memory });
     this.loop = fake.loop;
@@ -195,9 +201,7 @@ export class Rig {
         ...(options.ringFeatures === undefined
           ? {}
           : { ringFeatures: options.ringFeatures }),
-        ...(inherited === undefined
-          ? {}
-          : { counters: inherited.sessionCounters }),
+        ...(its === undefined ? {} : { counters: its.sessionCounters }),
       },
     );
   }
@@ -223,12 +227,13 @@ export class Rig {
   move(anew = false): void {
     assertEquals(this.device.hold!(), 0);
     const state = JSON.parse(JSON.stringify(this.device.save!()));
-    const given = parseNetHandOver(structuredClone(this.device.handOver()));
+    const its = structuredClone(this.device.handOver());
+    const given = parseNetHandOver(its.device);
     const { loop, backend } = this;
     this.device.close();
     assert(backend.closed);
     assertEquals([loop.hasScheduled, loop.timerCount], [false, 0]);
-    this.#makeDevice(anew ? { ...given, backend: undefined } : given);
+    this.#makeDevice(anew ? { ...given, backend: undefined } : given, its);
     this.device.load!(state);
   }
 

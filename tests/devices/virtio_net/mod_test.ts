@@ -1,3 +1,4 @@
+import { createPciDevice } from "../pci_device.ts";
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { textOf } from "../command_text.ts";
 import { virtioNetModel } from "../../../devices/virtio_net/mod.ts";
@@ -7,7 +8,11 @@ import { fakeContext } from "../../../src/testing/fake_context.ts";
 Deno.test("virtioNetModel.create makes a card with an address that it tells", () => {
   const context = fakeContext({ seed: 7 });
   const options = virtioNetModel.parse({ net: "none" });
-  const device = virtioNetModel.create(context, structuredClone(options));
+  const device = createPciDevice(
+    virtioNetModel,
+    context,
+    structuredClone(options),
+  );
   try {
     assertEquals(device.spec.deviceId, 0x1041);
     assertEquals(device.spec.classCode, 0x020000);
@@ -25,7 +30,8 @@ Deno.test("virtioNetModel.create makes a card with an address that it tells", ()
 });
 
 Deno.test("virtioNetModel.create honours its options", () => {
-  const device = virtioNetModel.create(
+  const device = createPciDevice(
+    virtioNetModel,
     fakeContext(),
     virtioNetModel.parse({
       net: "none",
@@ -51,7 +57,7 @@ Deno.test("virtioNetModel.create leaves nothing behind when the device cannot be
   const options = virtioNetModel.parse({ net: "none" });
   // More queue entries than an array may have: the transport refuses.
   assertThrows(() =>
-    virtioNetModel.create(context, { ...options, queueSize: -1 })
+    createPciDevice(virtioNetModel, context, { ...options, queueSize: -1 })
   );
   assertEquals(context.loop.pollerCount, 0);
   assert(!context.loop.hasScheduled);
@@ -60,7 +66,7 @@ Deno.test("virtioNetModel.create leaves nothing behind when the device cannot be
 Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
   const from = fakeContext({ seed: 7 });
   const options = virtioNetModel.parse({ net: "none", link: "up" });
-  const first = virtioNetModel.create(from, options);
+  const first = createPciDevice(virtioNetModel, from, options);
   first.commands!.link!.run(["down"]);
   first.writeBar(4, 0x3000, 2, 0);
   assertEquals(first.hold!(), 0);
@@ -70,7 +76,7 @@ Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
   first.close();
   assertEquals(counters.kicks, 1);
   const to = fakeContext({ seed: 8 });
-  const second = virtioNetModel.create(to, options, given);
+  const second = createPciDevice(virtioNetModel, to, options, given);
   try {
     second.load!(state);
     second.start!();
@@ -86,8 +92,16 @@ Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
 
 Deno.test("VirtioNet keeps its address in its state", () => {
   const options = virtioNetModel.parse({ net: "none" });
-  const first = virtioNetModel.create(fakeContext({ seed: 7 }), options);
-  const second = virtioNetModel.create(fakeContext({ seed: 8 }), options);
+  const first = createPciDevice(
+    virtioNetModel,
+    fakeContext({ seed: 7 }),
+    options,
+  );
+  const second = createPciDevice(
+    virtioNetModel,
+    fakeContext({ seed: 8 }),
+    options,
+  );
   assert(mac(first).join() !== mac(second).join());
   first.hold!();
   second.load!(first.save!());
@@ -105,7 +119,7 @@ Deno.test("virtioNetModel.create refuses what no card handed over", () => {
   const options = virtioNetModel.parse({ net: "none" });
   for (const given of [null, {}, { version: 1, mac: "52:54:00:00:00:00" }]) {
     assertThrows(
-      () => virtioNetModel.create(fakeContext(), options, given),
+      () => createPciDevice(virtioNetModel, fakeContext(), options, given),
       Error,
       "Cannot load the network card",
     );

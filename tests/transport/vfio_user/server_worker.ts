@@ -1,5 +1,7 @@
 /** A real server on a real loop in a Worker: the client that a test drives blocks its own thread. */
 
+import { SocketWrites } from "../../../src/pci/socket_writes.ts";
+import { createPciDevice } from "../../devices/pci_device.ts";
 import { loadModel } from "../../../devices/registry.ts";
 import { EventLoop } from "../../../src/loop/event_loop.ts";
 import { listenUnix } from "../../../src/os/mod.ts";
@@ -12,10 +14,7 @@ import {
   PciFunction,
   PciInterrupts,
 } from "../../../src/pci/mod.ts";
-import {
-  SocketWrites,
-  VfioUserServer,
-} from "../../../src/transport/vfio_user/mod.ts";
+import { VfioUserServer } from "../../../src/transport/vfio_user/mod.ts";
 import { LessonDevice } from "./lesson_device.ts";
 
 /** What a test asks for. */
@@ -40,7 +39,7 @@ async function create(
 ): Promise<PciDevice> {
   if (request.model === undefined) return new LessonDevice(context);
   const model = await loadModel(request.model);
-  return model.create(context, model.parse(request.options ?? {}));
+  return createPciDevice(model, context, model.parse(request.options ?? {}));
 }
 
 async function serve(request: ServerRequest): Promise<void> {

@@ -4,8 +4,8 @@
  * @module
  */
 
-import { unreadBytes } from "../../os/mod.ts";
-import type { PostedWrites } from "../../pci/posted_writes.ts";
+import { unreadBytes } from "../os/mod.ts";
+import type { PostedWrites } from "./posted_writes.ts";
 
 /** 32-bit words that threads share; bytes are counted modulo 2^32. */
 const WORD = {

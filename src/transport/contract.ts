@@ -1,0 +1,127 @@
+/**
+ * The seam between a device and how clients reach it.
+ *
+ * @module
+ */
+
+import type { Log } from "../core/log.ts";
+import type { EventLoop } from "../loop/event_loop.ts";
+import type { DmaMemory } from "../memory/dma_memory.ts";
+import type { ModelContext } from "../../devices/model.ts";
+import type { DeviceContext, PciDevice } from "../pci/device.ts";
+import type { PciInterrupts } from "../pci/interrupts.ts";
+import type { SocketWrites } from "../pci/socket_writes.ts";
+import type { VirtioDevice } from "../virtio/device.ts";
+
+/**
+ * How long a client may take until it and the server have agreed on a version, in milliseconds, unless told: nobody else can
+ * use the device meanwhile.
+ */
+export const HELLO_TIMEOUT_MS = 5000;
+
+/** What a transport works with. */
+export interface TransportOptions {
+  /** The loop that the device lives on. */
+  readonly loop: EventLoop;
+  readonly log: Log;
+  /** A listening UNIX stream socket; stays the caller's. */
+  readonly listener: number;
+  /** Guest memory, which clients fill. */
+  readonly memory: DmaMemory;
+  /** The device's model, for messages. */
+  readonly model: string;
+  /** See {@linkcode HELLO_TIMEOUT_MS}. */
+  readonly helloTimeoutMs: number;
+  /** A client has come; or gone, for a reason that is told in words for people. */
+  readonly onClient: (pid: number, reason?: string) => void;
+  /**
+   * What {@linkcode Transport.handOver} gave on another thread of this process, to go on from there. Everything in it is
+   * still the caller's when that fails.
+   */
+  readonly inherited?: TransportBaggage;
+}
+
+/** A device and its client on their way to another thread; plain data. */
+export interface TransportBaggage {
+  /** The transport's own. */
+  readonly transport: unknown;
+  /** What the model's `save` gave. */
+  readonly state: unknown;
+  /** What the model's `handOver` gave, for {@linkcode DeviceModel.create}. */
+  readonly resources: unknown;
+}
+
+/**
+ * Offers one device to clients, one at a time.
+ *
+ * ```text
+ *   made --attach--> attached --start--> serving ⇄ held --handOver--> closed here
+ *                        └──────────────────┴───────┴──close──▶ closed
+ * ```
+ */
+export interface Transport {
+  /** What a model is handed of it. */
+  readonly context: Pick<ModelContext, "interrupts" | "posted" | "virtio">;
+  /** Where interrupts go, for other threads. */
+  readonly interrupts: PciInterrupts;
+  /** What the client sends, for other threads. */
+  readonly writes: SocketWrites;
+  /**
+   * Puts the device behind it. Called once, before anything else; the device is the transport's from here on.
+   *
+   * @param context What its model was handed
+   * @throws {Error} When the device is none, or cannot be offered so, or goes on with another's state in vain
+   */
+  attach(device: VirtioDevice | PciDevice, context: DeviceContext): void;
+  /** Begins to take clients, or goes on with the one inherited. */
+  start(): void;
+  /** The device, as whoever runs it knows it. */
+  readonly device: Pick<
+    PciDevice,
+    | "commands"
+    | "counters"
+    | "info"
+    | "place"
+    | "queueGroups"
+    | "hold"
+    | "save"
+    | "load"
+  >;
+  /** The client's process; null without a client. */
+  readonly clientPid: number | null;
+  /** What was counted, over all clients. */
+  counters(): Readonly<Record<string, number>>;
+  /**
+   * Has the device take no new requests; to be called again, turns of the loop later, until nothing is in flight.
+   * Registers go on being served.
+   *
+   * @returns How many requests are in flight
+   */
+  hold(): number;
+  /** The device goes on after {@linkcode Transport.hold}. */
+  release(): void;
+  /** Gives device and client to a transport of another thread, between two turns of the loop; this one is then closed. */
+  handOver(): TransportBaggage;
+  /** Undoes {@linkcode Transport.attach} of what was inherited, which stays as it was; closes all else. */
+  giveBack(): void;
+  /** Drops the client and closes the device. */
+  close(): void;
+}
+
+/** A way to reach devices. */
+export interface TransportKind {
+  /** Its name, as in the title of its specification. */
+  readonly name: string;
+  /** Makes one for a device. */
+  open(options: TransportOptions): Transport;
+  /** Ends a client that nobody will take over any more. */
+  discard(baggage: TransportBaggage): void;
+  /** The argument by which QEMU reaches a device, ready for a shell. @param path Of its socket */
+  qemuArgument(path: string): string;
+  /**
+   * Lines for people: how a client reaches devices.
+   *
+   * @param paths Of their sockets
+   */
+  describe(paths: readonly string[]): readonly string[];
+}

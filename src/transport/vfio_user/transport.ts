@@ -1,0 +1,213 @@
+/**
+ * vfio-user as a transport: a PCI device is offered as it is, a virtio device by way of virtio-pci.
+ *
+ * @module
+ */
+
+import { describeModel } from "../../core/model_fault.ts";
+import {
+  type DeviceContext,
+  type PciDevice,
+  PciFunction,
+  PciInterrupts,
+} from "../../pci/mod.ts";
+import { SocketWrites } from "../../pci/socket_writes.ts";
+import { validatePciDevice } from "../../pci/validate.ts";
+import { validateVirtioDevice } from "../../virtio/validate.ts";
+import {
+  isVirtioDevice,
+  type VirtioDevice,
+  VirtioPort,
+} from "../../virtio/device.ts";
+import type {
+  Transport,
+  TransportBaggage,
+  TransportKind,
+  TransportOptions,
+} from "../contract.ts";
+import {
+  offerVirtioDevice,
+  VirtioPci,
+  type VirtioPciHandOver,
+} from "../virtio_pci/virtio_pci.ts";
+import { discardServer, type ServerBaggage } from "./baggage.ts";
+import { describeForQemu, qemuDeviceArguments } from "./qemu_arguments.ts";
+import { VfioUserServer } from "./server.ts";
+
+const UNSHARED_ADVICE =
+  "guest RAM is not shared with this process, so the device cannot reach it: start QEMU with " +
+  "-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem " +
+  "(SIZE as in -m; or memory-backend-file with share=on)";
+
+/** The transport's part of {@linkcode TransportBaggage}. */
+interface Baggage {
+  /** Configuration space and interrupts. */
+  readonly pci: unknown;
+  /** Of a virtio device, beyond its state. */
+  readonly virtio: VirtioPciHandOver | null;
+  /** The client, with everything it brought. */
+  readonly server: ServerBaggage;
+}
+
+/** The kernel's limit for a process, or what it is where nobody changed it and it may not be read. */
+function mapsMax(): number {
+  try {
+    return Number(Deno.readTextFileSync("/proc/sys/vm/max_map_count"));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) return 65_530;
+    throw error;
+  }
+}
+
+/**
+ * How many mappings one client may have: the kernel gives a process so many (vm.max_map_count), and one client must
+ * not take them all.
+ */
+function dmaMapsMax(): number {
+  return Math.min(65_535, mapsMax() >> 2);
+}
+
+/** What exists once there is a device. */
+interface Attached {
+  readonly device: PciDevice;
+  readonly pci: PciFunction;
+  readonly server: VfioUserServer;
+}
+
+class VfioUserTransport implements Transport {
+  readonly interrupts = new PciInterrupts();
+  readonly writes = new SocketWrites();
+  readonly context: Transport["context"];
+  readonly #options: TransportOptions;
+  readonly #virtio = new VirtioPort();
+  #given: VirtioDevice | PciDevice | null = null;
+  #attached: Attached | null = null;
+
+  constructor(options: TransportOptions) {
+    this.#options = options;
+    this.context = {
+      interrupts: this.interrupts,
+      posted: this.writes,
+      virtio: this.#virtio,
+    };
+  }
+
+  attach(given: VirtioDevice | PciDevice, context: DeviceContext): void {
+    const { memory, log, model, inherited } = this.#options;
+    const name = describeModel(model);
+    const baggage = inherited?.transport as Baggage | undefined;
+    this.#given = given;
+    let device: PciDevice;
+    if (isVirtioDevice(given)) {
+      validateVirtioDevice(given, name);
+      const its = baggage?.virtio ?? undefined;
+      device = offerVirtioDevice(given, context, this.#virtio, its);
+    } else {
+      validatePciDevice(given, name);
+      device = given;
+    }
+    this.#given = device;
+    const pci = new PciFunction(device, memory, this.interrupts, log, name);
+    if (baggage !== undefined) pci.load(baggage.pci);
+    const server = this.#makeServer(pci, baggage?.server);
+    this.#attached = { device, pci, server };
+  }
+
+  start(): void {
+    const { device, pci, server } = this.#all;
+    server.start();
+    const { inherited } = this.#options;
+    if (inherited === undefined) return;
+    // Nothing is received before the next turn, so that all is as it was when the device looks at it.
+    device.load?.(inherited.state);
+    pci.release();
+  }
+
+  get device(): PciDevice {
+    return this.#all.device;
+  }
+
+  get clientPid(): number | null {
+    return this.#all.server.clientPid;
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    return this.#all.server.counters();
+  }
+
+  hold(): number {
+    return this.#all.pci.hold();
+  }
+
+  release(): void {
+    this.#all.pci.release();
+  }
+
+  handOver(): TransportBaggage {
+    const { device, pci, server } = this.#all;
+    const state = device.save!();
+    const pciState = pci.save();
+    const given = device.handOver?.();
+    const virtio = device instanceof VirtioPci
+      ? given as VirtioPciHandOver
+      : null;
+    const resources = virtio === null ? given : virtio.device;
+    const transport: Baggage = {
+      ...{ pci: pciState, virtio },
+      server: server.handOver(),
+    };
+    this.#closeDevice("cannot close what the device left behind");
+    return { transport, state, resources };
+  }
+
+  giveBack(): void {
+    this.#attached?.server.handOver();
+    this.#given?.handOver?.();
+    this.#closeDevice("cannot close the device that failed");
+  }
+
+  close(): void {
+    this.#attached?.server.close();
+    this.#given?.close?.();
+  }
+
+  get #all(): Attached {
+    if (this.#attached === null) throw new Error("Cannot serve no device");
+    return this.#attached;
+  }
+
+  /** What matters has been given away by now: a leak here must not cost the device. */
+  #closeDevice(what: string): void {
+    try {
+      this.#given?.close?.();
+    } catch (error) {
+      this.#options.log.error(what, { error });
+    }
+  }
+
+  #makeServer(
+    pci: PciFunction,
+    inherited: ServerBaggage | undefined,
+  ): VfioUserServer {
+    const { loop, log, listener, memory, helloTimeoutMs, onClient } =
+      this.#options;
+    return new VfioUserServer({
+      ...{ loop, log, listener, memory, helloTimeoutMs, pci },
+      interrupts: this.interrupts,
+      writes: this.writes,
+      limits: { maxDmaMaps: dmaMapsMax() },
+      onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
+      onClient: (pid, _, reason) => onClient(pid, reason),
+      ...(inherited === undefined ? {} : { inherited }),
+    });
+  }
+}
+
+/** vfio-user (QEMU's docs/interop/vfio-user). */
+export const vfioUser: TransportKind = {
+  name: "vfio-user",
+  open: (options) => new VfioUserTransport(options),
+  discard: ({ transport }) => discardServer((transport as Baggage).server),
+  qemuArgument: qemuDeviceArguments,
+  describe: describeForQemu,
+};
