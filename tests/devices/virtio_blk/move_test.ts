@@ -243,7 +243,8 @@ Deno.test("the cache mode that the driver chose moves with the disk", () => {
   assertEquals(rig.writeback, 0);
   moving.hold();
   const { given, state } = moving.leave();
-  assert((given as { backend: { durable: boolean } }).backend.durable);
+  const { device } = given as { device: { backend: { durable: boolean } } };
+  assert(device.backend.durable);
   moving.arrive(given, state);
   assertEquals(rig.writeback, 0);
 });
@@ -292,7 +293,9 @@ Deno.test("a successor of a disk that cannot be made or loaded leaves what it wa
   moving.hold();
   const { state, given } = moving.leave();
   const fds = openFds();
-  for (const wrong of [null, {}, { ...given as object, backend: {} }]) {
+  const { device } = given as { device: object };
+  const other = { ...given as object, device: { ...device, backend: {} } };
+  for (const wrong of [null, {}, other]) {
     assertThrows(
       () => moving.arrive(wrong, state),
       Error,
