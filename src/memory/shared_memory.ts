@@ -4,7 +4,7 @@
  * @module
  */
 
-import { createMemfd, Fd, Mapping } from "../os/mod.ts";
+import { createMemfd, type Fd, Mapping, type ResourceBag } from "../os/mod.ts";
 
 /** Memory of the device that clients may map into their own address space. */
 export interface SharedMemory {
@@ -65,28 +65,28 @@ export class MemfdMemory implements SharedMemory, Disposable {
     this.#showsOwn = false;
   }
 
-  /**
-   * Shows a memfd of the same length, which it owns from here on, in place of what was in the memory.
-   *
-   * @param fd From {@linkcode MemfdMemory.handOver}
-   * @throws {import("../os/mod.ts").SyscallError} The memfd is then still the caller's
-   */
-  adopt(fd: number): void {
-    this.show(fd, 0);
-    this.#fd.close();
-    this.#fd = new Fd(fd);
-    this.#showsOwn = true;
+  /** Puts the memfd that the memory shows into a bag; nothing when it is in somebody else's file. */
+  save(bag: ResourceBag, name: string): void {
+    if (this.#showsOwn) bag.put(name, this.#fd.number);
   }
 
   /**
-   * Unmaps and closes, but for the memfd that the memory shows: that is given away.
+   * Shows what {@linkcode MemfdMemory.save} of memory of the same length put, in place of what was in this.
    *
-   * @returns The memfd, or null when the memory is in somebody else's file
+   * @throws {import("../os/mod.ts").SyscallError}
    */
-  handOver(): number | null {
-    const fd = this.#showsOwn ? this.#fd.release() : null;
-    this.close();
-    return fd;
+  load(bag: ResourceBag, name: string): void {
+    if (!bag.has(name)) return;
+    const fd = bag.take(name);
+    try {
+      this.show(fd.number, 0);
+    } catch (error) {
+      fd.close();
+      throw error;
+    }
+    this.#fd.close();
+    this.#fd = fd;
+    this.#showsOwn = true;
   }
 
   /** Unmaps and closes; clients that mapped it keep their mapping. */

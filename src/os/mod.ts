@@ -4,6 +4,7 @@
  * @module
  */
 
+export * from "./resource_bag.ts";
 export * from "./affinity.ts";
 export * from "./clock.ts";
 export * from "./wait/epoll.ts";

@@ -15,13 +15,13 @@ import {
   type MemoryBaggage,
 } from "../memory/dma_memory.ts";
 import { MemfdMemory } from "../memory/shared_memory.ts";
-import { closeFd } from "../os/mod.ts";
+import { ResourceBag } from "../os/mod.ts";
 import type { CommandAnswer, PciDevice } from "../pci/device.ts";
 import {
   DEFAULT_TRANSPORT,
   HELLO_TIMEOUT_MS,
   type Transport,
-  type TransportBaggage,
+  type TransportState,
 } from "../transport/mod.ts";
 import type { DeviceDescription } from "./iothread/messages.ts";
 import type { DeviceMetrics } from "./metrics/metrics.ts";
@@ -37,8 +37,6 @@ import type { ThreadCalls } from "./iothread/thread_calls.ts";
 export interface SharedMemoryBaggage {
   readonly name: string;
   readonly lengthBytes: number;
-  /** The memfd that holds it; null for a part of a BAR, which is in the file of that. */
-  readonly fd: number | null;
 }
 
 /**
@@ -51,7 +49,9 @@ export interface HostBaggage {
   /** In the order in which the model asked for it. */
   readonly shared: readonly SharedMemoryBaggage[];
   /** The device, and the client with everything it brought. */
-  readonly served: TransportBaggage;
+  readonly served: TransportState;
+  /** Descriptors that go with it, by name. */
+  readonly fds: Readonly<Record<string, number>>;
   /** What queue services have counted that have ended. */
   readonly counted: Readonly<Record<string, number>>;
 }
@@ -61,8 +61,7 @@ export interface HostBaggage {
  * had open (`resources`) is known to the model alone and stays.
  */
 export function discardBaggage(baggage: HostBaggage): void {
-  DEFAULT_TRANSPORT.discard(baggage.served);
-  for (const { fd } of baggage.shared) if (fd !== null) closeFd(fd);
+  ResourceBag.of(baggage.fds)[Symbol.dispose]();
   new DmaMemory({ inherited: baggage.memory }).close();
 }
 
@@ -124,8 +123,6 @@ export class DeviceHost implements Disposable {
   readonly #transport: Transport;
   readonly #memory: DmaMemory;
   readonly #shared: NamedMemory[] = [];
-  /** How many of them hold what was inherited. */
-  #adopted = 0;
   /** Who is to be told what becomes of the start. */
   readonly #starting: ((started: boolean) => void)[] = [];
   #threads: DeviceThreads | null = null;
@@ -147,12 +144,18 @@ export class DeviceHost implements Disposable {
     });
     this.#memory.onUnreachable = (range) => log.warn(unreachableText(range));
     this.#counted = { ...inherited?.counted };
+    const bag = ResourceBag.of(inherited?.fds);
     this.#transport = DEFAULT_TRANSPORT.open({
       ...{ loop, log, memory: this.#memory, model: model.name },
       listener: options.listener,
       helloTimeoutMs: options.helloTimeoutMs ?? HELLO_TIMEOUT_MS,
       onClient: (pid, reason) => this.#onClient(log, pid, reason),
-      ...(inherited === undefined ? {} : { inherited: inherited.served }),
+      onMemory: () => {
+        if (inherited !== undefined) this.#loadShared(inherited, bag);
+      },
+      ...(inherited === undefined
+        ? {}
+        : { saved: { state: inherited.served, bag } }),
     });
     try {
       const context = this.#contextFor(loop);
@@ -172,7 +175,6 @@ export class DeviceHost implements Disposable {
           ...options.threads!,
         });
       }
-      if (inherited !== undefined) this.#adopt(inherited);
       this.#transport.attach(device, context);
       if (options.threads !== undefined && !spreads) {
         this.#place(options.threads);
@@ -180,8 +182,11 @@ export class DeviceHost implements Disposable {
       if (inherited === undefined) return;
       this.#transport.start();
       this.#clientPid = this.#transport.clientPid;
+      bag[Symbol.dispose]();
     } catch (error) {
-      this.#abandon(inherited);
+      // What was inherited is as it was.
+      bag.release();
+      this.#abandon(inherited !== undefined);
       throw error;
     }
   }
@@ -214,7 +219,7 @@ export class DeviceHost implements Disposable {
   }
 
   /** @throws {Error} When the model made other memory than before */
-  #adopt({ shared }: HostBaggage): void {
+  #loadShared({ shared }: HostBaggage, bag: ResourceBag): void {
     const describe = (memory: { name: string; lengthBytes: number }[]) =>
       memory.map((it) => `${it.name} of ${it.lengthBytes} bytes`).join(", ") ||
       "none";
@@ -228,28 +233,21 @@ export class DeviceHost implements Disposable {
         `Cannot go on with ${this.id}: it has shared memory ${made}, and had ${given}`,
       );
     }
-    for (const { fd } of shared) {
-      if (fd !== null) this.#shared[this.#adopted]!.memory.adopt(fd);
-      this.#adopted++;
-    }
+    this.#shared.forEach(({ memory }, i) => memory.load(bag, `shared.${i}`));
   }
 
   /** Closes what a failed constructor has made, but nothing that was inherited. */
-  #abandon(inherited: HostBaggage | undefined): void {
-    if (inherited === undefined) {
+  #abandon(isInherited: boolean): void {
+    if (isInherited) {
+      this.#transport.giveBack();
+      this.#memory.handOver();
+    } else {
       try {
         this.#transport.close();
       } catch (error) {
         this.#log.error("cannot close the device that failed", { error });
       }
-      return this.#release();
     }
-    this.#transport.giveBack();
-    this.#shared.splice(0, this.#adopted).forEach(({ memory }, i) => {
-      if (inherited.shared[i]!.fd === null) memory.close();
-      else memory.handOver();
-    });
-    this.#memory.handOver();
     this.#release();
   }
 
@@ -351,15 +349,18 @@ export class DeviceHost implements Disposable {
         `Cannot move ${this.id}: requests in flight: ${inFlight}`,
       );
     }
+    using bag = ResourceBag.of();
+    this.#shared.forEach(({ memory }, i) => memory.save(bag, `shared.${i}`));
+    const served = this.#transport.handOver(bag);
     this.#closed = true;
-    const served = this.#transport.handOver();
-    const shared = this.#shared.splice(0).map(({ name, memory }) => ({
-      name,
-      lengthBytes: memory.bytes.length,
-      fd: memory.handOver(),
-    }));
+    const shared = this.#shared.splice(0).map(({ name, memory }) => {
+      const lengthBytes = memory.bytes.length;
+      memory.close();
+      return { name, lengthBytes };
+    });
     const memory = this.#memory.handOver();
-    return { memory, shared, served, counted: this.#counted };
+    const fds = bag.release();
+    return { memory, shared, served, fds, counted: this.#counted };
   }
 
   /** @param reason Why it has gone; none when it has come */

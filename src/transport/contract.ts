@@ -6,6 +6,7 @@
 
 import type { Log } from "../core/log.ts";
 import type { EventLoop } from "../loop/event_loop.ts";
+import type { ResourceBag, Saved } from "../os/mod.ts";
 import type { DmaMemory } from "../memory/dma_memory.ts";
 import type { ModelContext } from "../../devices/model.ts";
 import type { DeviceContext, PciDevice } from "../pci/device.ts";
@@ -34,19 +35,18 @@ export interface TransportOptions {
   readonly helloTimeoutMs: number;
   /** A client has come; or gone, for a reason that is told in words for people. */
   readonly onClient: (pid: number, reason?: string) => void;
-  /**
-   * What {@linkcode Transport.handOver} gave on another thread of this process, to go on from there. Everything in it is
-   * still the caller's when that fails.
-   */
-  readonly inherited?: TransportBaggage;
+  /** The device has asked for all memory that clients may map, and none of it is offered yet. */
+  readonly onMemory: () => void;
+  /** What {@linkcode Transport.handOver} gave, to go on from there. */
+  readonly saved?: Saved<TransportState>;
 }
 
-/** A device and its client on their way to another thread; plain data. */
-export interface TransportBaggage {
+/** A device and its client on their way to another transport; plain data. */
+export interface TransportState {
   /** The transport's own. */
   readonly transport: unknown;
   /** What the model's `save` gave. */
-  readonly state: unknown;
+  readonly device: unknown;
   /** What the model's `handOver` gave, for {@linkcode DeviceModel.create}. */
   readonly resources: unknown;
 }
@@ -73,7 +73,7 @@ export interface Transport {
    * @throws {Error} When the device is none, or cannot be offered so, or goes on with another's state in vain
    */
   attach(device: VirtioDevice | PciDevice, context: DeviceContext): void;
-  /** Begins to take clients, or goes on with the one inherited. */
+  /** Begins to take clients, or goes on with the one that was there. */
   start(): void;
   /** The device, as whoever runs it knows it. */
   readonly device: Pick<
@@ -100,9 +100,13 @@ export interface Transport {
   hold(): number;
   /** The device goes on after {@linkcode Transport.hold}. */
   release(): void;
-  /** Gives device and client to a transport of another thread, between two turns of the loop; this one is then closed. */
-  handOver(): TransportBaggage;
-  /** Undoes {@linkcode Transport.attach} of what was inherited, which stays as it was; closes all else. */
+  /**
+   * Gives device and client to a transport elsewhere, between two turns of the loop; this one is then closed.
+   *
+   * @throws {Error} When that cannot be; the device then goes on as before
+   */
+  handOver(bag: ResourceBag): TransportState;
+  /** Closes what was made of a state in vain, and leaves all that goes with the state as it was. */
   giveBack(): void;
   /** Drops the client and closes the device. */
   close(): void;
@@ -114,8 +118,6 @@ export interface TransportKind {
   readonly name: string;
   /** Makes one for a device. */
   open(options: TransportOptions): Transport;
-  /** Ends a client that nobody will take over any more. */
-  discard(baggage: TransportBaggage): void;
   /** The argument by which QEMU reaches a device, ready for a shell. @param path Of its socket */
   qemuArgument(path: string): string;
   /**

@@ -6,8 +6,15 @@
 
 import { Errno, errnoName } from "../../core/errno.ts";
 import type { BottomHalf, FdWatch, Loop } from "../../loop/event_loop.ts";
-import { Epoll, type Fd, MessageHeader, NativeBuffer } from "../../os/mod.ts";
-import type { ConnectionBaggage } from "./baggage.ts";
+import {
+  Epoll,
+  type Fd,
+  MessageHeader,
+  NativeBuffer,
+  type ResourceBag,
+  type Saved,
+} from "../../os/mod.ts";
+import type { ConnectionState } from "./client_state.ts";
 import {
   HEADER,
   VFIO_USER_F_ERROR,
@@ -81,6 +88,8 @@ export class Connection {
   readonly #receiveBuffer: NativeBuffer;
   readonly #sendBuffer: NativeBuffer;
   readonly #queuedFds: QueuedFds[] = [];
+  /** Those of the queued that nobody else owns. */
+  readonly #takenFds: Fd[] = [];
   #fds = new FdList();
   #laterFds = new FdList();
   /** Offset of the message that #laterFds belong to, −1 for none. */
@@ -104,7 +113,7 @@ export class Connection {
   /**
    * @param fd A nonblocking connected stream socket; owned from here on
    * @param maxMessageBytes The largest message, header included
-   * @param inherited What {@linkcode Connection.handOver} gave with this socket, to go on from there
+   * @param saved What {@linkcode Connection.save} gave of this socket, to go on from there
    * @param writes Counts what is received and handled
    * @throws {ErrnoError} When there is no memory or the socket cannot be watched; it is then still the caller's
    */
@@ -113,7 +122,7 @@ export class Connection {
     fd: Fd,
     maxMessageBytes: number,
     handler: ConnectionHandler,
-    inherited?: ConnectionBaggage,
+    saved?: Saved<ConnectionState>,
     writes: SocketWrites = new SocketWrites(),
   ) {
     this.#loop = loop;
@@ -129,7 +138,7 @@ export class Connection {
       owned.push(this.#sendBuffer);
       this.#watch = loop.watch(
         fd.number,
-        inherited !== undefined && inherited.unsent.length > 0
+        saved !== undefined && saved.state.unsent.length > 0
           ? Epoll.IN | Epoll.OUT
           : Epoll.IN,
         (events) => this.#run(events),
@@ -141,23 +150,30 @@ export class Connection {
     this.incoming = this.#receiveBuffer.view;
     this.outgoing = this.#sendBuffer.view;
     this.#again = loop.bottomHalf(() => this.#run(0));
-    writes.begin(fd.number, inherited?.received.length ?? 0);
-    if (inherited !== undefined) this.#adopt(inherited);
+    writes.begin(fd.number, saved?.state.received.length ?? 0);
+    if (saved !== undefined) this.#load(saved);
   }
 
-  #adopt(inherited: ConnectionBaggage): void {
-    const { received, fds, later, unsent, sendLeft, queuedFds } = inherited;
+  #load({ state, bag }: Saved<ConnectionState>): void {
+    const { received, fds, later, unsent, sendLeft, queuedFds } = state;
     this.#receiveBuffer.bytes.set(received);
     this.#end = received.length;
-    this.#fds.adopt(fds);
+    this.#fds.load(fds, bag.at("first"));
     if (later !== null) {
-      this.#laterFds.adopt(later);
+      this.#laterFds.load(later, bag.at("later"));
       this.#laterAt = later.at;
     }
     this.#sendBuffer.bytes.set(unsent);
     this.#sendEnd = unsent.length;
     this.#sendLeft = sendLeft;
-    for (const entry of queuedFds) this.#queuedFds.push({ ...entry });
+    queuedFds.forEach(({ at, count }, i) => {
+      const fds = Array.from({ length: count }, (_, j) => {
+        const fd = bag.take(`queued.${i}.${j}`);
+        this.#takenFds.push(fd);
+        return fd.number;
+      });
+      this.#queuedFds.push({ at, fds });
+    });
     if (received.length === 0) return;
     // The socket need not say anything more for whole messages to be handled; and until they are, nothing may be
     // received behind them.
@@ -165,37 +181,38 @@ export class Connection {
     this.#again.schedule();
   }
 
-  /**
-   * Gives socket, descriptors and bytes to a connection of another thread of this process. This one is then closed, and
-   * its owner is told nothing. Only between two turns of the loop, and not on a closed connection.
-   */
-  handOver(): ConnectionBaggage {
-    const received = this.#receiveBuffer.bytes.slice(this.#start, this.#end);
-    const unsent = this.#sendBuffer.bytes.slice(this.#sendStart, this.#sendEnd);
+  /** What a connection that goes on with this socket must know. Only between two turns, and not on a closed connection. */
+  save(bag: ResourceBag): ConnectionState {
+    bag.put("socket", this.#fd.number);
     const laterAt = this.#laterAt - this.#start;
-    const baggage: ConnectionBaggage = {
-      received,
-      fds: this.#fds.handOver(),
+    return {
+      received: this.#receiveBuffer.bytes.slice(this.#start, this.#end),
+      fds: this.#fds.save(bag.at("first")),
       later: this.#laterAt < 0
         ? null
-        : { ...this.#laterFds.handOver(), at: laterAt },
-      unsent,
+        : { ...this.#laterFds.save(bag.at("later")), at: laterAt },
+      unsent: this.#sendBuffer.bytes.slice(this.#sendStart, this.#sendEnd),
       sendLeft: this.#sendLeft,
-      queuedFds: this.#queuedFds.map(({ at, fds }) => ({
-        at: at - this.#sendStart,
-        fds: [...fds],
-      })),
-      fd: this.#fd.number,
+      queuedFds: this.#queuedFds.map(({ at, fds }, i) => {
+        fds.forEach((fd, j) => bag.put(`queued.${i}.${j}`, fd));
+        return { at: at - this.#sendStart, count: fds.length };
+      }),
     };
+  }
+
+  /** Closes the descriptors, and tells nobody: another connection goes on with the socket. */
+  leave(): void {
     this.#watch.close();
     this.#again.cancel();
     this.#writes.end();
-    this.#fd.release();
-    this.#closeReason = "it was handed over";
+    this.#fd.close();
+    this.#fds.closeAll();
+    this.#laterFds.closeAll();
+    for (const fd of this.#takenFds.splice(0)) fd.close();
+    this.#closeReason = "it goes on elsewhere";
     this.#header.close();
     this.#receiveBuffer.close();
     this.#sendBuffer.close();
-    return baggage;
   }
 
   /** Descriptors of the message at hand. */
@@ -253,6 +270,7 @@ export class Connection {
   #finish(): void {
     this.#fds.closeAll();
     this.#laterFds.closeAll();
+    for (const fd of this.#takenFds.splice(0)) fd.close();
     this.#header.close();
     this.#receiveBuffer.close();
     this.#sendBuffer.close();

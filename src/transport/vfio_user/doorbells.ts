@@ -6,11 +6,18 @@
 
 import { setU64 } from "../../core/bits.ts";
 import type { BottomHalf, FdWatch, Loop } from "../../loop/event_loop.ts";
-import { createEventFd, Fd, SCM_MAX_FD, signalEventFd } from "../../os/mod.ts";
+import {
+  createEventFd,
+  type Fd,
+  type ResourceBag,
+  type Saved,
+  SCM_MAX_FD,
+  signalEventFd,
+} from "../../os/mod.ts";
 import type { Doorbell } from "../../pci/device.ts";
 import type { PciFunction } from "../../pci/function.ts";
 import { type PostedWrites, WriteOrder } from "../../pci/posted_writes.ts";
-import type { BellsBaggage } from "./baggage.ts";
+import type { BellsState } from "./client_state.ts";
 import {
   KVM_IOEVENTFD_FLAG_DATAMATCH,
   KVM_IOEVENTFD_FLAG_PIO,
@@ -56,8 +63,8 @@ interface Bells {
   readonly bells: (Bell | null)[];
 }
 
-/** Stands in baggage for an eventfd that the device itself watches, and hands over if it likes. */
-const DEVICE_OWN = -1;
+/** Stands for an eventfd that the device itself watches, where it does so no more. */
+const NO_FD = -1;
 
 /** The doorbells of one client. */
 export class Doorbells {
@@ -70,8 +77,8 @@ export class Doorbells {
 
   /**
    * @param ring Called when an eventfd was signalled
-   * @param inherited What {@linkcode Doorbells.handOver} gave, to go on from there
-   * @throws {Error} When an eventfd of that cannot be watched; all are then still the caller's
+   * @param saved What {@linkcode Doorbells.save} gave, to go on from there
+   * @throws {Error} When an eventfd of that cannot be watched
    */
   constructor(
     loop: Loop,
@@ -79,17 +86,18 @@ export class Doorbells {
     pci: PciFunction,
     posted: PostedWrites,
     ring: (region: number, doorbell: number) => void,
-    inherited: readonly BellsBaggage[] = [],
+    saved?: Saved<readonly BellsState[]>,
   ) {
     this.#loop = loop;
     this.#agreement = agreement;
     this.#pci = pci;
     this.#posted = posted;
     this.#ring = ring;
+    if (saved === undefined) return;
     try {
-      for (const { region, fds } of inherited) this.#adopt(region, fds);
+      for (const bells of saved.state) this.#load(bells, saved.bag);
     } catch (error) {
-      this.handOver();
+      this.close();
       throw error;
     }
   }
@@ -142,23 +150,24 @@ export class Doorbells {
     this.#bells.clear();
   }
 
-  /**
-   * Gives the eventfds to the {@linkcode Doorbells} of another thread of this process. What was signalled and not seen
-   * here is seen there.
-   */
-  handOver(): BellsBaggage[] {
-    const baggage = Array.from(
-      this.#bells,
-      ([region, { fds, watches, bells }]) => {
-        for (const watch of watches) watch.close();
-        bells.forEach((bell, i) => {
-          if (bell?.close()) signalEventFd(fds[i]!.number);
-        });
-        return { region, fds: fds.map((fd) => fd?.release() ?? DEVICE_OWN) };
-      },
-    );
-    this.#bells.clear();
-    return baggage;
+  /** Puts the eventfds into a bag. */
+  save(bag: ResourceBag): BellsState[] {
+    return Array.from(this.#bells, ([region, { fds }]) => {
+      fds.forEach((fd, i) => {
+        if (fd !== null) bag.put(`${region}.${i}`, fd.number);
+      });
+      return { region, count: fds.length };
+    });
+  }
+
+  /** Closes every eventfd. What was signalled and not seen here is seen by whoever goes on with them. */
+  leave(): void {
+    for (const { fds, bells } of this.#bells.values()) {
+      fds.forEach((fd, i) => {
+        if (fd !== null && bells[i]!.close()) signalEventFd(fd.number);
+      });
+    }
+    this.close();
   }
 
   #offered(region: number): readonly Doorbell[] {
@@ -185,14 +194,15 @@ export class Doorbells {
     return bells;
   }
 
-  #adopt(region: number, fds: readonly number[]): void {
+  #load({ region, count }: BellsState, bag: ResourceBag): void {
     const bells = noBells();
-    // Known before it is complete, so that what is in it can be given back.
+    // Known before it is complete, so that what is in it can be closed.
     this.#bells.set(region, bells);
-    fds.forEach((fd, i) => {
-      if (fd !== DEVICE_OWN) this.#hang(region, bells, new Fd(fd));
-      else leaveToDevice(bells, this.#eventFdOf(region, i) ?? DEVICE_OWN);
-    });
+    for (let i = 0; i < count; i++) {
+      const name = `${region}.${i}`;
+      if (bag.has(name)) this.#hang(region, bells, bag.take(name));
+      else leaveToDevice(bells, this.#eventFdOf(region, i) ?? NO_FD);
+    }
   }
 
   #eventFdOf(region: number, doorbell: number): number | undefined {

@@ -4,8 +4,8 @@
  * @module
  */
 
-import { closeFd, SCM_MAX_FD } from "../../os/mod.ts";
-import type { FdsBaggage } from "./baggage.ts";
+import { closeFd, type ResourceBag, SCM_MAX_FD } from "../../os/mod.ts";
+import type { FdsState } from "./client_state.ts";
 
 /** Descriptors of a message, each owned by the list until somebody takes it. */
 export class FdList {
@@ -46,19 +46,20 @@ export class FdList {
     return fd;
   }
 
-  /** Gives all of them away; the list is empty afterwards. */
-  handOver(): FdsBaggage {
-    const { truncated } = this;
-    const fds = Array.from(this.#fds.subarray(0, this.#count));
-    this.#count = 0;
-    this.truncated = false;
-    return { fds, truncated };
+  /** Puts all of them into a bag. */
+  save(bag: ResourceBag): FdsState {
+    for (let i = 0; i < this.#count; i++) {
+      if (this.#fds[i]! >= 0) bag.put(`${i}`, this.#fds[i]!);
+    }
+    return { count: this.#count, truncated: this.truncated };
   }
 
-  /** Takes over what an empty list is to hold. */
-  adopt({ fds, truncated }: FdsBaggage): void {
-    this.#fds.set(fds);
-    this.#count = fds.length;
+  /** Takes out of a bag what an empty list is to hold. */
+  load({ count, truncated }: FdsState, bag: ResourceBag): void {
+    for (let i = 0; i < count; i++) {
+      this.#fds[i] = bag.has(`${i}`) ? bag.take(`${i}`).release() : -1;
+      this.#count = i + 1;
+    }
     this.truncated = truncated;
   }
 

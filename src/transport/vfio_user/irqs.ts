@@ -12,12 +12,14 @@ import {
   Epoll,
   Fd,
   isRegularFile,
+  type ResourceBag,
+  type Saved,
   setNonblocking,
   signalEventFd,
   statFd,
 } from "../../os/mod.ts";
 import type { IrqSink, PciInterrupts } from "../../pci/interrupts.ts";
-import type { IrqsBaggage } from "./baggage.ts";
+import type { IrqsState } from "./client_state.ts";
 import {
   IRQ_INFO,
   IRQ_SET,
@@ -151,16 +153,15 @@ export class Irqs implements IrqSink {
 
   /**
    * @param counters Where delivered interrupts are counted
-   * @param inherited What {@linkcode Irqs.handOver} gave, to go on from there
-   * @throws {Error} When that belongs to a device with other interrupts, or its eventfd cannot be watched; it is then
-   * still the caller's
+   * @param saved What {@linkcode Irqs.save} gave, to go on from there
+   * @throws {Error} When that belongs to a device with other interrupts, or its eventfd cannot be watched
    */
   constructor(
     loop: Loop,
     log: Log,
     interrupts: PciInterrupts,
     counters: { interrupts: number },
-    inherited?: IrqsBaggage,
+    saved?: Saved<IrqsState>,
   ) {
     this.#loop = loop;
     this.#log = log;
@@ -173,36 +174,50 @@ export class Irqs implements IrqSink {
         masked: new Uint8Array(count),
       });
     }
-    if (inherited !== undefined) this.#adopt(inherited);
+    if (saved === undefined) return;
+    try {
+      this.#load(saved);
+    } catch (error) {
+      this.close();
+      throw error;
+    }
   }
 
-  #adopt({ lines, unmaskFd }: IrqsBaggage): void {
+  #load({ state, bag }: Saved<IrqsState>): void {
     for (let index = 0; index < this.#lines.length; index++) {
       const { fds, masked } = this.#lines[index]!;
-      const count = lines[index]?.fds.length ?? 0;
-      if (count !== fds.length) {
+      const theirs = state.masked[index] ?? [];
+      if (theirs.length !== fds.length) {
         throw new Error(
-          `Cannot take over interrupts of index ${index}: there were ${count}, there are ${fds.length}`,
+          `Cannot take over interrupts of index ${index}: there were ${theirs.length}, there are ${fds.length}`,
         );
       }
-      fds.set(lines[index]!.fds);
-      masked.set(lines[index]!.masked);
+      masked.set(theirs);
+      for (let vector = 0; vector < fds.length; vector++) {
+        const name = `${index}.${vector}`;
+        if (bag.has(name)) fds[vector] = bag.take(name).release();
+      }
     }
-    if (unmaskFd === NO_FD) return;
-    this.#watchUnmaskFd(unmaskFd);
-    this.#unmaskFd = new Fd(unmaskFd);
+    if (!bag.has("unmask")) return;
+    this.#unmaskFd = bag.take("unmask");
+    this.#watchUnmaskFd(this.#unmaskFd.number);
   }
 
-  /** Gives eventfds and masks to the {@linkcode Irqs} of another thread of this process; nothing is delivered here any more. */
-  handOver(): IrqsBaggage {
-    const lines = this.#lines.map(({ fds, masked }) => ({
-      fds: Array.from(fds),
-      masked: Array.from(masked),
-    }));
-    const unmaskFd = this.#unmaskFd?.release() ?? NO_FD;
+  /** Puts eventfds into a bag, for whoever goes on with the client. */
+  save(bag: ResourceBag): IrqsState {
+    this.#lines.forEach(({ fds }, index) =>
+      fds.forEach((fd, vector) => {
+        if (fd >= 0) bag.put(`${index}.${vector}`, fd);
+      })
+    );
+    if (this.#unmaskFd !== null) bag.put("unmask", this.#unmaskFd.number);
+    return { masked: this.#lines.map(({ masked }) => Array.from(masked)) };
+  }
+
+  /** Leaves the eventfds open, which another thread may be signalling. */
+  abandon(): void {
     for (const { fds } of this.#lines) fds.fill(NO_FD);
-    this.#dropUnmaskFd();
-    return { lines, unmaskFd };
+    this.close();
   }
 
   deliver(index: number, vector: number): boolean {

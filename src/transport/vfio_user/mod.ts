@@ -5,6 +5,5 @@
  */
 
 export * from "./server.ts";
-export { discardServer } from "./baggage.ts";
-export type { ServerBaggage } from "./baggage.ts";
+export type { ServerState } from "./client_state.ts";
 export type { ServerLimits } from "./version.ts";

@@ -5,10 +5,15 @@
  */
 
 import { hex, PAGE_SIZE } from "../../core/bits.ts";
-import { createMemfd, Fd, sealLength } from "../../os/mod.ts";
+import {
+  createMemfd,
+  type Fd,
+  type ResourceBag,
+  type Saved,
+  sealLength,
+} from "../../os/mod.ts";
 import type { BarSpec, SharedMemory } from "../../pci/device.ts";
 import type { PciFunction } from "../../pci/function.ts";
-import type { RegionFileBaggage } from "./baggage.ts";
 import {
   VFIO_PCI_BAR0_REGION_INDEX,
   VFIO_PCI_BAR5_REGION_INDEX,
@@ -55,12 +60,11 @@ export class RegionFiles implements Disposable {
   readonly #files = new Map<number, Fd>();
 
   /**
-   * @param inherited What {@linkcode RegionFiles.handOver} gave: the areas then show these files, in place of what the
-   * model may have put into them
-   * @throws {ErrnoError} EINVAL when areas are not whole pages inside their BAR; and what making files throws. What was
-   * inherited is then still the caller's
+   * @param saved What {@linkcode RegionFiles.save} gave: the areas then show these files, in place of what the model may
+   * have put into them
+   * @throws {ErrnoError} EINVAL when areas are not whole pages inside their BAR; and what making files throws
    */
-  constructor(pci: PciFunction, inherited?: readonly RegionFileBaggage[]) {
+  constructor(pci: PciFunction, saved?: Saved<readonly number[]>) {
     for (
       let index = VFIO_PCI_BAR0_REGION_INDEX;
       index <= VFIO_PCI_BAR5_REGION_INDEX;
@@ -71,21 +75,18 @@ export class RegionFiles implements Disposable {
       checkAreas(bar);
       this.#bars.push(bar);
     }
-    if (inherited !== undefined) {
-      this.#adopt(inherited);
-      return;
-    }
     try {
-      this.renew();
+      if (saved === undefined) this.renew();
+      else this.#load(saved);
     } catch (error) {
       this.close();
       throw error;
     }
   }
 
-  #adopt(inherited: readonly RegionFileBaggage[]): void {
+  #load({ state, bag }: Saved<readonly number[]>): void {
     const bars = this.#bars.map(({ index }) => index).join();
-    const given = inherited.map(({ bar }) => bar).join();
+    const given = state.join();
     if (bars !== given) {
       throw new Error(
         `Cannot take over mappable memory: there were files for BARs ${
@@ -93,22 +94,19 @@ export class RegionFiles implements Disposable {
         }, there are for ${bars || "none"}`,
       );
     }
-    inherited.forEach(({ fd }, i) => {
-      for (const { offset, memory } of this.#bars[i]!.mmap!) {
-        (memory as RelocatableMemory).show(fd, offset);
+    for (const bar of this.#bars) {
+      const file = bag.take(`bar${bar.index}`);
+      this.#files.set(bar.index, file);
+      for (const { offset, memory } of bar.mmap!) {
+        (memory as RelocatableMemory).show(file.number, offset);
       }
-    });
-    for (const { bar, fd } of inherited) this.#files.set(bar, new Fd(fd));
+    }
   }
 
-  /** Gives the files to the {@linkcode RegionFiles} of another thread of this process: clients keep what they mapped. */
-  handOver(): RegionFileBaggage[] {
-    const baggage = Array.from(
-      this.#files,
-      ([bar, file]) => ({ bar, fd: file.release() }),
-    );
-    this.#files.clear();
-    return baggage;
+  /** Puts the files into a bag: clients keep what they mapped. @returns Numbers of the BARs */
+  save(bag: ResourceBag): number[] {
+    for (const [bar, file] of this.#files) bag.put(`bar${bar}`, file.number);
+    return [...this.#files.keys()];
   }
 
   /** The file behind a region; undefined when no part of it can be mapped. */

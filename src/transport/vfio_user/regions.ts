@@ -26,7 +26,7 @@ import {
   WRITE_MULTI_ENTRY,
 } from "./defs.ts";
 import type { RegionFiles } from "./region_files.ts";
-import type { RegionProgress } from "./baggage.ts";
+import type { RegionProgress } from "./client_state.ts";
 import { checkArgsz, invalid, type Request, UNFINISHED } from "./request.ts";
 import type { Agreement } from "./version.ts";
 

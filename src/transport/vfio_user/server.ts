@@ -10,14 +10,16 @@ import type { Log } from "../../core/log.ts";
 import {
   acceptUnix,
   Epoll,
-  Fd,
+  type Fd,
   peerPid,
+  type ResourceBag,
+  type Saved,
   setNonblocking,
 } from "../../os/mod.ts";
 import type { DmaMemory } from "../../memory/dma_memory.ts";
 import type { PciFunction } from "../../pci/function.ts";
 import type { PciInterrupts } from "../../pci/interrupts.ts";
-import type { ServerBaggage, SessionBaggage } from "./baggage.ts";
+import type { ServerState, SessionState } from "./client_state.ts";
 import { HELLO_TIMEOUT_MS } from "../contract.ts";
 import { VERSION_DEFAULTS } from "./defs.ts";
 import { SocketWrites } from "../../pci/socket_writes.ts";
@@ -66,11 +68,8 @@ export interface VfioUserServerOptions {
     event: "connected" | "gone",
     reason?: string,
   ) => void;
-  /**
-   * What {@linkcode VfioUserServer.handOver} gave on another thread of this process, to go on from there: with the same
-   * client, who is not announced again. Everything in it is still the caller's when making or starting the server fails.
-   */
-  readonly inherited?: ServerBaggage;
+  /** What {@linkcode VfioUserServer.save} gave, to go on from there: with the same client, who is not announced again. */
+  readonly saved?: Saved<ServerState>;
 }
 
 /**
@@ -112,23 +111,27 @@ export class VfioUserServer implements Disposable {
     this.#options = options;
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
     this.#writes = options.writes ?? new SocketWrites();
-    this.#files = new RegionFiles(options.pci, options.inherited?.files);
-    if (options.inherited === undefined) return;
-    Object.assign(this.#counters, options.inherited.counters);
-    this.#acceptFailed = options.inherited.acceptFailed;
+    const { saved } = options;
+    this.#files = new RegionFiles(
+      options.pci,
+      saved && { state: saved.state.files, bag: saved.bag },
+    );
+    if (saved === undefined) return;
+    Object.assign(this.#counters, saved.state.counters);
+    this.#acceptFailed = saved.state.acceptFailed;
   }
 
   /**
-   * Begins to take clients, or goes on with the one inherited.
+   * Begins to take clients, or goes on with the one that was there.
    *
-   * @throws {Error} When that one cannot be served; {@linkcode VfioUserServer.handOver} then undoes the rest
+   * @throws {Error} When that one cannot be served
    */
   start(): void {
     if (this.#watch !== null || this.#closed) return;
-    const { loop, listener, inherited } = this.#options;
+    const { loop, listener, saved } = this.#options;
     setNonblocking(listener);
     this.#retry = loop.timer(() => this.#listen());
-    const client = inherited?.client ?? null;
+    const client = saved?.state.client ?? null;
     this.#watch = loop.watch(
       listener,
       client === null ? Epoll.IN : client.othersTold ? 0 : OTHERS,
@@ -136,7 +139,14 @@ export class VfioUserServer implements Disposable {
     );
     if (client === null) return;
     const { pid, session, othersTold } = client;
-    this.#session = this.#open(new Fd(session.connection.fd), pid, session);
+    const { bag } = saved!;
+    const fd = bag.take("socket");
+    try {
+      this.#session = this.#open(fd, pid, { state: session, bag });
+    } catch (error) {
+      fd.close();
+      throw error;
+    }
     this.#othersTold = othersTold;
   }
 
@@ -145,28 +155,31 @@ export class VfioUserServer implements Disposable {
     return this.#session === null ? null : this.#clientPid;
   }
 
-  /**
-   * Gives client and files to a server of another thread of this process, between two turns of the loop. This one is
-   * then closed, and has closed nothing that it gave. The listening socket and guest memory are the caller's to hand over.
-   */
-  handOver(): ServerBaggage {
-    this.#closed = true;
-    this.#watch?.close();
-    this.#retry?.close();
-    // Of a client that has gone there is nothing to hand over.
+  /** What a server that goes on with client and files must know. Between two turns; {@linkcode leave} follows. */
+  save(bag: ResourceBag): ServerState {
+    // Of a client that has gone there is nothing to tell.
     this.#session?.finish();
     const session = this.#session;
-    this.#session = null;
     return {
-      files: this.#files.handOver(),
+      files: this.#files.save(bag),
       counters: this.counters(),
       client: session === null ? null : {
         pid: this.#clientPid,
-        session: session.handOver(),
+        session: session.save(bag),
         othersTold: this.#othersTold,
       },
       acceptFailed: this.#acceptFailed,
     };
+  }
+
+  /** Closes what is open here, and tells nobody: another server goes on with the client. */
+  leave(): void {
+    this.#closed = true;
+    this.#watch?.close();
+    this.#retry?.close();
+    this.#session?.leave();
+    this.#session = null;
+    this.#files.close();
   }
 
   /** Drops the client and takes no more; the listening socket stays open. Further calls do nothing. */
@@ -240,7 +253,7 @@ export class VfioUserServer implements Disposable {
     this.#options.onClient?.(this.#clientPid, "connected");
   }
 
-  #open(fd: Fd, pid: number, inherited?: SessionBaggage): Session {
+  #open(fd: Fd, pid: number, saved?: Saved<SessionState>): Session {
     const { loop, log, pci, interrupts, memory } = this.#options;
     this.#clientPid = pid;
     return new Session({
@@ -257,7 +270,7 @@ export class VfioUserServer implements Disposable {
       counters: this.#counters,
       onUnsharedMemory: () => this.#options.onUnsharedMemory?.(),
       onClose: (reason) => this.#onGone(pid, reason),
-      ...(inherited === undefined ? {} : { inherited }),
+      ...(saved === undefined ? {} : { saved }),
     });
   }
 

@@ -7,12 +7,12 @@
 import { Errno, ErrnoError } from "../../core/errno.ts";
 import type { BottomHalf, Loop, Timer } from "../../loop/event_loop.ts";
 import type { Log } from "../../core/log.ts";
-import type { Fd } from "../../os/mod.ts";
+import type { Fd, ResourceBag, Saved } from "../../os/mod.ts";
 import { modelFault } from "../../core/model_fault.ts";
 import type { DmaMemory } from "../../memory/dma_memory.ts";
 import type { PciFunction } from "../../pci/function.ts";
 import type { PciInterrupts } from "../../pci/interrupts.ts";
-import type { CommandsBaggage, SessionBaggage } from "./baggage.ts";
+import type { CommandsState, SessionState } from "./client_state.ts";
 import { Connection, type ConnectionHandler } from "./connection.ts";
 import {
   commandName,
@@ -93,8 +93,8 @@ export interface SessionOptions {
   readonly onUnsharedMemory: () => void;
   /** The client has gone; everything it brought is gone too. */
   readonly onClose: (reason: string) => void;
-  /** What {@linkcode Session.handOver} gave with this socket, to go on from there. */
-  readonly inherited?: SessionBaggage;
+  /** What {@linkcode Session.save} gave of this socket, to go on from there. */
+  readonly saved?: Saved<SessionState>;
 }
 
 /** What exists once a version is agreed. */
@@ -138,8 +138,7 @@ export class Session implements ConnectionHandler {
   #goneReason: string | null = null;
 
   /**
-   * @throws {Error} When the connection cannot be served; the socket, and all that was inherited, is then still the
-   * caller's
+   * @throws {Error} When the connection cannot be served; the socket is then still the caller's
    */
   constructor(options: SessionOptions) {
     this.#options = options;
@@ -153,7 +152,10 @@ export class Session implements ConnectionHandler {
       options.fd,
       maxMessageBytes,
       this,
-      options.inherited?.connection,
+      options.saved && {
+        state: options.saved.state.connection,
+        bag: options.saved.bag,
+      },
       options.writes,
     );
     const { incoming, outgoing, fds } = this.#connection;
@@ -169,7 +171,7 @@ export class Session implements ConnectionHandler {
     };
     this.#forget = options.loop.bottomHalf(() => this.#forgetClient(false));
     this.#hello = options.loop.timer(() => this.#onSilence());
-    if (options.inherited !== undefined) this.#adopt(options.inherited);
+    if (options.saved !== undefined) this.#load(options.saved);
     if (this.#commands === null) this.#hello.arm(options.helloTimeoutMs);
   }
 
@@ -178,40 +180,48 @@ export class Session implements ConnectionHandler {
     this.close(`it has agreed on no version within ${seconds} s`);
   }
 
-  #adopt({ commands, warned, underway }: SessionBaggage): void {
+  #load({ state, bag }: Saved<SessionState>): void {
+    const { commands, warned, underway } = state;
     this.#warned = warned;
     this.#underway = underway;
     if (commands === null) return;
     try {
-      this.#commands = this.#makeCommands(commands.agreement, commands);
+      this.#commands = this.#makeCommands(commands.agreement, {
+        state: commands,
+        bag,
+      });
     } catch (error) {
-      this.#connection.handOver();
+      this.#connection.leave();
       throw error;
     }
     this.#options.interrupts.connect(this.#commands.irqs);
   }
 
-  /**
-   * Gives the client, with everything it brought but its memory, to a session of another thread of this process. The
-   * client notices nothing; the device is not reset and the owner not told.
-   */
-  handOver(): SessionBaggage {
-    this.#hello.close();
-    // First, so that nobody uses an eventfd while it changes hands.
-    this.#options.interrupts.connect(null);
+  /** What a session that goes on with this client must know, but for its memory. The client notices nothing. */
+  save(bag: ResourceBag): SessionState {
     const commands = this.#commands;
     return {
-      connection: this.#connection.handOver(),
+      connection: this.#connection.save(bag),
       commands: commands === null ? null : {
         agreement: commands.agreement,
         sharedSeen: commands.dma.sharedSeen,
         progress: commands.regions.progress,
-        irqs: commands.irqs.handOver(),
-        doorbells: commands.doorbells.handOver(),
+        irqs: commands.irqs.save(bag.at("irqs")),
+        doorbells: commands.doorbells.save(bag.at("doorbells")),
       },
       warned: this.#warned,
       underway: this.#underway,
     };
+  }
+
+  /** Closes what is open here after {@linkcode save}; the device is not reset and the owner not told. */
+  leave(): void {
+    // First, so that nobody uses an eventfd that is closed.
+    this.#options.interrupts.connect(null);
+    this.#hello.close();
+    this.#connection.leave();
+    this.#commands?.irqs.close();
+    this.#commands?.doorbells.leave();
   }
 
   /** Ends the session. */
@@ -263,7 +273,7 @@ export class Session implements ConnectionHandler {
     );
     if (isQuiet) this.#commands?.irqs.close();
     // Eventfds that another thread may be signalling are better lost.
-    else this.#commands?.irqs.handOver();
+    else this.#commands?.irqs.abandon();
     this.#commands?.doorbells.close();
     this.#attempt("reset the device", () => pci.reset("client_gone"));
     this.#goneReason = reason;
@@ -379,14 +389,17 @@ export class Session implements ConnectionHandler {
     return reply.length;
   }
 
-  #makeCommands(agreement: Agreement, inherited?: CommandsBaggage): Commands {
+  #makeCommands(
+    agreement: Agreement,
+    saved?: Saved<CommandsState>,
+  ): Commands {
     const { loop, log, pci, interrupts, memory, files } = this.#options;
     const irqs = new Irqs(
       loop,
       log,
       interrupts,
       this.#counters,
-      inherited?.irqs,
+      saved && { state: saved.state.irqs, bag: saved.bag.at("irqs") },
     );
     let doorbells: Doorbells;
     try {
@@ -396,10 +409,13 @@ export class Session implements ConnectionHandler {
         pci,
         this.#options.writes,
         (region, doorbell) => this.#ring(region, doorbell),
-        inherited?.doorbells,
+        saved && {
+          state: saved.state.doorbells,
+          bag: saved.bag.at("doorbells"),
+        },
       );
     } catch (error) {
-      irqs.handOver();
+      irqs.close();
       throw error;
     }
     const dma = new DmaCommands(
@@ -407,9 +423,9 @@ export class Session implements ConnectionHandler {
       agreement.maxDmaMaps,
       this.#options.onUnsharedMemory,
       log,
-      inherited?.sharedSeen,
+      saved?.state.sharedSeen,
     );
-    const regions = new Regions(pci, files, agreement, inherited?.progress);
+    const regions = new Regions(pci, files, agreement, saved?.state.progress);
     return { agreement, dma, irqs, regions, doorbells };
   }
 

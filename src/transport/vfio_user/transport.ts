@@ -11,6 +11,7 @@ import {
   PciFunction,
   PciInterrupts,
 } from "../../pci/mod.ts";
+import type { ResourceBag, Saved } from "../../os/mod.ts";
 import { SocketWrites } from "../../pci/socket_writes.ts";
 import { validatePciDevice } from "../../pci/validate.ts";
 import { validateVirtioDevice } from "../../virtio/validate.ts";
@@ -21,16 +22,16 @@ import {
 } from "../../virtio/device.ts";
 import type {
   Transport,
-  TransportBaggage,
   TransportKind,
   TransportOptions,
+  TransportState,
 } from "../contract.ts";
 import {
   offerVirtioDevice,
   VirtioPci,
   type VirtioPciHandOver,
 } from "../virtio_pci/virtio_pci.ts";
-import { discardServer, type ServerBaggage } from "./baggage.ts";
+import type { ServerState } from "./client_state.ts";
 import { describeForQemu, qemuDeviceArguments } from "./qemu_arguments.ts";
 import { VfioUserServer } from "./server.ts";
 
@@ -39,14 +40,14 @@ const UNSHARED_ADVICE =
   "-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem " +
   "(SIZE as in -m; or memory-backend-file with share=on)";
 
-/** The transport's part of {@linkcode TransportBaggage}. */
-interface Baggage {
+/** The transport's part of {@linkcode TransportState}. */
+interface State {
   /** Configuration space and interrupts. */
   readonly pci: unknown;
   /** Of a virtio device, beyond its state. */
   readonly virtio: VirtioPciHandOver | null;
   /** The client, with everything it brought. */
-  readonly server: ServerBaggage;
+  readonly server: ServerState;
 }
 
 /** The kernel's limit for a process, or what it is where nobody changed it and it may not be read. */
@@ -93,33 +94,37 @@ class VfioUserTransport implements Transport {
   }
 
   attach(given: VirtioDevice | PciDevice, context: DeviceContext): void {
-    const { memory, log, model, inherited } = this.#options;
+    const { memory, log, model, saved } = this.#options;
     const name = describeModel(model);
-    const baggage = inherited?.transport as Baggage | undefined;
+    const state = saved?.state.transport as State | undefined;
     this.#given = given;
     let device: PciDevice;
     if (isVirtioDevice(given)) {
       validateVirtioDevice(given, name);
-      const its = baggage?.virtio ?? undefined;
+      const its = state?.virtio ?? undefined;
       device = offerVirtioDevice(given, context, this.#virtio, its);
     } else {
       validatePciDevice(given, name);
       device = given;
     }
     this.#given = device;
+    this.#options.onMemory();
     const pci = new PciFunction(device, memory, this.interrupts, log, name);
-    if (baggage !== undefined) pci.load(baggage.pci);
-    const server = this.#makeServer(pci, baggage?.server);
+    if (state !== undefined) pci.load(state.pci);
+    const server = this.#makeServer(
+      pci,
+      state && { state: state.server, bag: saved!.bag.at("client") },
+    );
     this.#attached = { device, pci, server };
   }
 
   start(): void {
     const { device, pci, server } = this.#all;
     server.start();
-    const { inherited } = this.#options;
-    if (inherited === undefined) return;
+    const { saved } = this.#options;
+    if (saved === undefined) return;
     // Nothing is received before the next turn, so that all is as it was when the device looks at it.
-    device.load?.(inherited.state);
+    device.load?.(saved.state.device);
     pci.release();
   }
 
@@ -143,25 +148,29 @@ class VfioUserTransport implements Transport {
     this.#all.pci.release();
   }
 
-  handOver(): TransportBaggage {
+  handOver(bag: ResourceBag): TransportState {
     const { device, pci, server } = this.#all;
-    const state = device.save!();
+    const deviceState = device.save!();
     const pciState = pci.save();
+    const serverState = server.save(bag.at("client"));
     const given = device.handOver?.();
+    server.leave();
     const virtio = device instanceof VirtioPci
       ? given as VirtioPciHandOver
       : null;
-    const resources = virtio === null ? given : virtio.device;
-    const transport: Baggage = {
-      ...{ pci: pciState, virtio },
-      server: server.handOver(),
-    };
     this.#closeDevice("cannot close what the device left behind");
-    return { transport, state, resources };
+    return {
+      transport: {
+        ...{ pci: pciState, virtio },
+        server: serverState,
+      } satisfies State,
+      device: deviceState,
+      resources: virtio === null ? given : virtio.device,
+    };
   }
 
   giveBack(): void {
-    this.#attached?.server.handOver();
+    this.#attached?.server.leave();
     this.#given?.handOver?.();
     this.#closeDevice("cannot close the device that failed");
   }
@@ -187,7 +196,7 @@ class VfioUserTransport implements Transport {
 
   #makeServer(
     pci: PciFunction,
-    inherited: ServerBaggage | undefined,
+    saved: Saved<ServerState> | undefined,
   ): VfioUserServer {
     const { loop, log, listener, memory, helloTimeoutMs, onClient } =
       this.#options;
@@ -198,7 +207,7 @@ class VfioUserTransport implements Transport {
       limits: { maxDmaMaps: dmaMapsMax() },
       onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
       onClient: (pid, _, reason) => onClient(pid, reason),
-      ...(inherited === undefined ? {} : { inherited }),
+      ...(saved === undefined ? {} : { saved }),
     });
   }
 }
@@ -207,7 +216,6 @@ class VfioUserTransport implements Transport {
 export const vfioUser: TransportKind = {
   name: "vfio-user",
   open: (options) => new VfioUserTransport(options),
-  discard: ({ transport }) => discardServer((transport as Baggage).server),
   qemuArgument: qemuDeviceArguments,
   describe: describeForQemu,
 };

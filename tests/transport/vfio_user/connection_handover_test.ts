@@ -4,7 +4,7 @@ import {
   closeFd,
   createEventFd,
   createMemfd,
-  Fd,
+  ResourceBag,
   socketPair,
 } from "../../../src/os/mod.ts";
 import {
@@ -70,7 +70,9 @@ class Mover {
   }
 
   move(): void {
-    const baggage = structuredClone(this.recorder.connection.handOver());
+    using bag = ResourceBag.of();
+    const state = structuredClone(this.recorder.connection.save(bag));
+    this.recorder.connection.leave();
     assert(this.recorder.connection.closed);
     this.recorder.connection.close("closing again does nothing");
     // A bottom half that was taken back costs a turn and does nothing.
@@ -81,10 +83,10 @@ class Mover {
     this.at = this.at === 0 ? 1 : 0;
     this.recorder.connection = new Connection(
       this.loop,
-      new Fd(baggage.fd),
+      bag.take("socket"),
       this.#maxMessageBytes,
       this.recorder,
-      baggage,
+      { state, bag },
     );
   }
 
@@ -260,30 +262,36 @@ Deno.test("Connection.handOver keeps a full queue, a half-sent reply and descrip
   assertEquals(openFds(), before);
 });
 
-Deno.test("Connection.handOver tells nobody; the next one tells of a client that has gone meanwhile", () => {
+Deno.test("Connection.leave tells nobody; the next one tells of a client that has gone meanwhile", () => {
   using mover = new Mover();
   mover.client.send(concat(numbered(1), numbered(2).slice(0, 3)));
-  const baggage = (mover.loop.turn(0), mover.recorder.connection.handOver());
+  mover.loop.turn(0);
+  using bag = ResourceBag.of();
+  const state = mover.recorder.connection.save(bag);
+  mover.recorder.connection.leave();
   mover.client.close();
   assertEquals(mover.recorder.closed, []);
   mover.recorder.connection = new Connection(
     mover.loops[1],
-    new Fd(baggage.fd),
+    bag.take("socket"),
     MAX_MESSAGE_BYTES,
     mover.recorder,
-    baggage,
+    { state, bag },
   );
   for (let i = 0; i < 5; i++) mover.loops[1].turn(0);
   assertEquals(mover.recorder.messages.length, 1);
   assertEquals(mover.recorder.closed, ["it closed the connection"]);
 });
 
-Deno.test("Connection leaves what it cannot take over with the caller, for another try", () => {
+Deno.test("Connection leaves what it cannot take over in the bag, for another try", () => {
   using mover = new Mover();
   using memfd = createMemfd("handover-test", 4096);
   mover.client.send(numbered(7).slice(0, 20), [memfd.number]);
   mover.settle();
-  const baggage = mover.recorder.connection.handOver();
+  using bag = ResourceBag.of();
+  const state = mover.recorder.connection.save(bag);
+  mover.recorder.connection.leave();
+  using socket = bag.take("socket");
   const before = openFds();
   const closed = new EventLoop();
   closed.close();
@@ -291,10 +299,10 @@ Deno.test("Connection leaves what it cannot take over with the caller, for anoth
   try {
     new Connection(
       closed,
-      new Fd(baggage.fd),
+      socket,
       MAX_MESSAGE_BYTES,
       mover.recorder,
-      baggage,
+      { state, bag },
     );
   } catch {
     failed = true;
@@ -303,10 +311,10 @@ Deno.test("Connection leaves what it cannot take over with the caller, for anoth
   assertEquals(openFds(), before);
   mover.recorder.connection = new Connection(
     mover.loop,
-    new Fd(baggage.fd),
+    bag.take("socket"),
     MAX_MESSAGE_BYTES,
     mover.recorder,
-    baggage,
+    { state, bag },
   );
   mover.client.send(numbered(7).slice(20));
   mover.settle();

@@ -8,7 +8,8 @@ import {
   isOpen,
   signalEventFd,
 } from "../../../src/os/mod.ts";
-import type { IrqsBaggage } from "../../../src/transport/vfio_user/baggage.ts";
+import { ResourceBag } from "../../../src/os/mod.ts";
+import type { IrqsState } from "../../../src/transport/vfio_user/client_state.ts";
 import { Irqs } from "../../../src/transport/vfio_user/irqs.ts";
 import { concat, message, type RawClient, words } from "./raw_client.ts";
 import { openFds, Rig } from "./rig.ts";
@@ -489,14 +490,18 @@ Deno.test("DEVICE_SET_IRQS: no eventfd is closed that another thread may be sign
 Deno.test("Irqs refuses what belongs to a device with other interrupts", () => {
   using rig = new Rig();
   const { loop, interrupts } = rig;
-  const make = (inherited?: IrqsBaggage) =>
-    new Irqs(loop, rig.log(), interrupts, { interrupts: 0 }, inherited);
-  const baggage = make().handOver();
-  assertEquals(baggage.lines.map(({ fds }) => fds.length), [1, 4, 8, 1, 0]);
-  make(baggage).close();
-  const lines = baggage.lines.with(MSIX, { fds: [-1], masked: [0] });
+  using bag = ResourceBag.of();
+  const make = (state?: IrqsState) =>
+    new Irqs(
+      ...[loop, rig.log(), interrupts, { interrupts: 0 }] as const,
+      state && { state, bag },
+    );
+  const state = make().save(bag);
+  assertEquals(state.masked.map(({ length }) => length), [1, 4, 8, 1, 0]);
+  make(state).close();
+  const masked = state.masked.with(MSIX, [0]);
   assertThrows(
-    () => make({ ...baggage, lines }),
+    () => make({ masked }),
     Error,
     "Cannot take over interrupts of index 2: there were 1, there are 8",
   );

@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { ErrnoError } from "../../../src/core/errno.ts";
-import { Mapping } from "../../../src/os/mod.ts";
+import { Mapping, ResourceBag } from "../../../src/os/mod.ts";
 import { MemfdMemory } from "../../../src/memory/shared_memory.ts";
 import type { BarSpec, MmapArea } from "../../../src/pci/device.ts";
 import type { PciFunction } from "../../../src/pci/function.ts";
@@ -77,30 +77,30 @@ Deno.test("RegionFiles offers nothing of memory that cannot be passed on", () =>
   assertEquals(files.fd(3), undefined);
 });
 
-Deno.test("RegionFiles.handOver gives files that the next one shows without a copy, or leaves alone", () => {
+Deno.test("RegionFiles.save gives files that the next one shows without a copy, or leaves alone", () => {
   const before = openFds();
   {
     using memory = new MemfdMemory("area", 0x1000);
     const files = new RegionFiles(functionWith(0x4000, { offset: 0, memory }));
     memory.bytes[5] = 1;
-    const baggage = files.handOver();
+    using bag = ResourceBag.of();
+    const state = files.save(bag);
     files.close();
     assertEquals(files.fd(3), undefined);
     using next = new MemfdMemory("area", 0x1000);
     next.bytes[5] = 2;
     const successor = functionWith(0x4000, { offset: 0, memory: next });
     assertThrows(
-      () => new RegionFiles(functionWith(0x1000), baggage),
+      () => new RegionFiles(functionWith(0x1000), { state, bag }),
       Error,
       "Cannot take over mappable memory: there were files for BARs 3, there are for none",
     );
     assertThrows(
-      () => new RegionFiles(successor, []),
+      () => new RegionFiles(successor, { state: [], bag }),
       Error,
       "there were files for BARs none, there are for 3",
     );
-    using shown = new RegionFiles(successor, baggage);
-    assertEquals(shown.fd(3), baggage[0]!.fd);
+    using shown = new RegionFiles(successor, { state, bag });
     assertEquals([next.bytes[5], memory.bytes[5]], [1, 1]);
     next.bytes[6] = 7;
     assertEquals(byteAt(shown.fd(3)!, 6, 0x4000), 7);
