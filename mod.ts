@@ -14,7 +14,7 @@
  * @module
  */
 
-export type { DeviceModel, ModelContext, OptionSpec } from "./devices/model.ts";
+export type { DeviceModel, ModelContext } from "./devices/model.ts";
 export {
   alignUp,
   bit,
@@ -40,6 +40,35 @@ export type {
   Timer,
 } from "./src/loop/event_loop.ts";
 export type { Log } from "./src/core/log.ts";
+export {
+  type Kinds,
+  type Numbered,
+  numbered,
+  type OfKinds,
+  oneOfKinds,
+} from "./src/core/option_groups.ts";
+export {
+  flag,
+  type Infer,
+  integer,
+  list,
+  oneOf,
+  onOff,
+  option,
+  OptionError,
+  type OptionFields,
+  type OptionRow,
+  type Options,
+  options,
+  type OptionSpec,
+  type OptionTexts,
+  type OptionValue,
+  type OptionValues,
+  type Refuse,
+  refuse,
+  size,
+  text,
+} from "./src/core/options.ts";
 export {
   Access,
   type GuestMemory,
@@ -99,15 +128,11 @@ export type {
 export { VirtioQueueService } from "./src/virtio/session/queue_service.ts";
 export { Features, VIRTIO_F } from "./src/virtio/features.ts";
 export {
-  type DoorbellMode,
-  isVirtioOption,
   mapsNotify,
-  parseVirtioOptions,
   ringFeatures,
   VIRTIO_DEFAULTS,
-  type VirtioOption,
   type VirtioOptions,
-  virtioOptionTable,
+  virtioOptions,
 } from "./src/virtio/options.ts";
 export { Chain, type Virtqueue } from "./src/virtio/queue/queue.ts";
 export type {

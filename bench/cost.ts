@@ -56,7 +56,7 @@ class Bench implements Disposable {
     const device = createPciDevice(
       model,
       context,
-      model.parse({
+      model.options!.parse({
         frame: transmit ? "0" : `${FRAME_BYTES}`,
         packed: packed ? "on" : "off",
       }),

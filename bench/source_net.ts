@@ -8,10 +8,12 @@ import { VirtioNet } from "../devices/virtio_net/mod.ts";
 import {
   type DeviceModel,
   Errno,
-  parseVirtioOptions,
+  type Infer,
+  integer,
+  options,
   ringFeatures,
   type ScatterGather,
-  type VirtioOptions,
+  virtioOptions,
   VirtioPci,
 } from "../mod.ts";
 import type { NetBackend, NetPeer } from "../src/backend/net/contract.ts";
@@ -83,27 +85,31 @@ class EndlessNet implements NetBackend {
   close(): void {}
 }
 
-/** What the card is like; plain data. */
-interface SourceOptions {
-  readonly frameBytes: number;
-  readonly pairs: number;
-  readonly rings: VirtioOptions;
-}
+const OPTIONS = options({
+  frameBytes: integer("frame", {
+    syntax: "bytes",
+    help: "length of the frames it offers; 0 offers none",
+    min: 0,
+    max: 65_535,
+    default: "0",
+  }),
+  pairs: integer("pairs", {
+    help: "queue pairs",
+    min: 1,
+    max: 8,
+    default: "1",
+  }),
+  rings: virtioOptions(),
+});
 
-/** `frame=BYTES`: the length of the frames it offers; 0 offers none. */
+/** What the card is like; plain data. */
+type SourceOptions = Infer<typeof OPTIONS>;
+
+/** A card on an endless source. */
 export const model: DeviceModel<SourceOptions> = {
   name: "source-net",
   help: "virtio-net on an endless source, for benches",
-  options: [
-    { name: "frame", syntax: "bytes", help: "length of the frames" },
-    { name: "pairs", syntax: "1-8", help: "queue pairs" },
-    { name: "packed", syntax: "on|off", help: "offer packed queues" },
-  ],
-  parse: (options) => ({
-    frameBytes: Number(options["frame"] ?? 0),
-    pairs: Number(options["pairs"] ?? 1),
-    rings: parseVirtioOptions({ packed: options["packed"] ?? "off" }),
-  }),
+  options: OPTIONS,
   create: (context, options) =>
     new VirtioPci(context, (transport) =>
       new VirtioNet({

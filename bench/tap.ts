@@ -24,7 +24,6 @@ import {
 } from "../src/os/mod.ts";
 import { DmaMemory } from "../src/memory/dma_memory.ts";
 import type { ScatterGather } from "../src/memory/scatter_gather.ts";
-import { TapEngine } from "../src/backend/net/option_table.ts";
 import { TapQueue } from "../src/backend/net/tap/queue.ts";
 import { TapSender } from "../src/backend/net/tap/sender.ts";
 import { RecordingLog } from "../src/testing/fake_context.ts";
@@ -35,6 +34,7 @@ import {
 } from "../tests/backend/net/packet_socket.ts";
 import { type Figure, leftOut, median } from "./report.ts";
 import { type BenchSettings, count } from "./settings.ts";
+import { TapEngine } from "../src/backend/net/tap/driver.ts";
 
 const IFNAME = "obbench0";
 const VNET_HEADER_BYTES = 12;

@@ -8,7 +8,13 @@
  */
 
 import { loadModel } from "../devices/registry.ts";
-import type { DeviceModel } from "../mod.ts";
+import {
+  type DeviceModel,
+  type Infer,
+  oneOf,
+  oneOfKinds,
+  type Options,
+} from "../mod.ts";
 
 /** The models that can be watched. */
 const MODELS: ReadonlyMap<string, DeviceModel> = new Map(
@@ -25,11 +31,20 @@ const MODELS: ReadonlyMap<string, DeviceModel> = new Map(
   ),
 );
 
-/** What is watched; plain data. */
-interface WatchedOptions {
-  readonly of: string;
-  readonly options: unknown;
-}
+const NAMES = [...MODELS.keys()];
+
+const OPTIONS = oneOfKinds(
+  "of",
+  Object.fromEntries(
+    [...MODELS].map(([name, { options }]) => [
+      name,
+      { options: options as Options<object> },
+    ]),
+  ),
+  oneOf("of", NAMES, { help: "the model to watch", default: NAMES[0]! }),
+  (of) => `of=${of}`,
+  "watched",
+);
 
 /** What this thread's heap holds, now and without garbage, in bytes. */
 export function heapCounters(): Record<string, number> {
@@ -41,23 +56,11 @@ export function heapCounters(): Record<string, number> {
 }
 
 /** `of=MODEL`: which model to watch; all other options are its own. */
-export const model: DeviceModel<WatchedOptions> = {
+export const model: DeviceModel<Infer<typeof OPTIONS>> = {
   name: "watched",
   help: "another model, and its thread's heap among the counters",
-  options: [
-    { name: "of", syntax: "model", help: "the model to watch" },
-    ...[...MODELS.values()].flatMap(({ options }) => options),
-  ],
-  parse: ({ of, ...own }) => {
-    const watched = MODELS.get(`${of}`);
-    if (watched === undefined) {
-      throw new Error(
-        `Cannot watch ${of}: choose one of ${[...MODELS.keys()].join(", ")}`,
-      );
-    }
-    return { of: watched.name, options: watched.parse(own) };
-  },
-  create: (context, { of, options }) => {
+  options: OPTIONS,
+  create: (context, { of, ...options }) => {
     const device = MODELS.get(of)!.create(context, options);
     const counters = device.counters?.bind(device);
     // On the device itself: a wrapper around it would be measured too.

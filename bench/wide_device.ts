@@ -16,11 +16,9 @@ const TABLE_BAR = 1;
 const TABLE_ENTRY_BYTES = 16;
 
 /** The model: `--device bench/wide_device.ts`. */
-export const model: DeviceModel<null> = {
+export const model: DeviceModel = {
   name: "wide",
   help: "registers of 2 MiB and 2048 vectors",
-  options: [],
-  parse: () => null,
   create: () => {
     const registers = new Uint8Array(REGISTERS_BYTES);
     return {

@@ -12,8 +12,12 @@ import {
   placeInModel,
 } from "../src/core/model_fault.ts";
 import { encodePlainData } from "../src/core/plain_data.ts";
-import type { DeviceModel, OptionSpec } from "./model.ts";
-import { checkOptions } from "./options.ts";
+import {
+  type Options,
+  options,
+  type OptionTexts,
+} from "../src/core/options.ts";
+import type { DeviceModel } from "./model.ts";
 
 /** What there is to say of a model. */
 export type ModelText = Pick<DeviceModel, "name" | "help" | "options">;
@@ -25,7 +29,7 @@ export interface ModelEntry {
   /** One line on what it is; the same as the model's own. */
   readonly help: string;
   /** Loads its options alone, which takes no permission. */
-  loadOptions(): Promise<readonly OptionSpec[]>;
+  loadOptions(): Promise<Options<unknown>>;
   /** Loads it. */
   load(): Promise<DeviceModel>;
 }
@@ -91,17 +95,21 @@ function describe(value: unknown): string {
 }
 
 function optionsProblem(options: unknown): string | null {
-  if (!Array.isArray(options)) {
-    return `its \`options\` must be an array, not ${describe(options)}`;
+  if (options === undefined) return null;
+  const { rows, has, parse } = (options ?? {}) as Partial<Options<unknown>>;
+  if (
+    !Array.isArray(rows) || typeof has !== "function" ||
+    typeof parse !== "function"
+  ) {
+    return `its \`options\` must be what \`options({…})\` makes, not ${
+      describe(options)
+    }`;
   }
-  for (const [i, option] of options.entries()) {
-    for (const field of ["name", "syntax", "help"]) {
-      if (typeof option?.[field] !== "string") {
-        return `its \`options[${i}].${field}\` must be a string, not ${
-          describe(option?.[field])
-        }`;
-      }
-    }
+  for (const { name, help } of rows) {
+    if (typeof help === "string" && help !== "") continue;
+    return `its option \`${name}\` must have a \`help\` that is a string, not ${
+      describe(help)
+    }`;
   }
   return null;
 }
@@ -116,19 +124,14 @@ function modelProblem(model: object): string | null {
       }`;
     }
   }
-  const problem = optionsProblem(candidate.options);
-  if (problem !== null) return problem;
-  for (const field of ["parse", "create"]) {
-    if (typeof candidate[field] !== "function") {
-      return `its \`${field}\` must be a function, not ${
-        describe(candidate[field])
-      }`;
-    }
-    if (isAsync(candidate[field])) {
-      return `its \`${field}\` must not be async: it is to return what it makes, not a promise`;
-    }
+  const { create } = candidate;
+  if (typeof create !== "function") {
+    return `its \`create\` must be a function, not ${describe(create)}`;
   }
-  return null;
+  if (isAsync(create)) {
+    return "its `create` must not be async: it is to return what it makes, not a promise";
+  }
+  return optionsProblem(candidate.options);
 }
 
 /**
@@ -163,25 +166,25 @@ export function modelOfModule(
 }
 
 /**
- * Has a model parse its options; one from a file is given only those that it declares.
+ * Checks and converts the options of a model, and those that it shares with all others.
  *
  * @param reference How the person called it
- * @throws {Error} For an option that is not declared; what `parse` throws, or that it returned something else than plain
- * data
+ * @param common Those of all models
+ * @throws {Error} With one line that says what is wrong: with the options, or with what the model makes of them
  */
-export function parseModelOptions(
+export function parseModelOptions<C>(
   model: DeviceModel,
   reference: string,
-  options: Parameters<DeviceModel["parse"]>[0],
-): unknown {
-  // Those that come with us check theirs, which go by patterns too.
-  if (!builtinModels.has(reference)) checkOptions(options, model);
-  const parsed = model.parse(options);
+  texts: OptionTexts,
+  common: Options<C>,
+): { readonly common: C; readonly own: unknown } {
+  const own = model.options ?? options({});
+  const parsed = options({ common, own }).parse(texts, model.name);
   try {
-    encodePlainData(parsed);
+    encodePlainData(parsed.own);
   } catch (error) {
     throw new Error(
-      `Cannot use ${reference} as a device model: its \`parse\` must return plain data, which travels to another thread: ${
+      `Cannot use ${reference} as a device model: its options must become plain data, which travels to another thread: ${
         (error as Error).message
       }`,
       { cause: error },

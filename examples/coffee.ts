@@ -24,10 +24,8 @@ function create(context: DeviceContext): PciDevice {
 }
 
 /** The model: `--device ./examples/coffee.ts`. */
-export const model: DeviceModel<null, PciDevice> = {
+export const model: DeviceModel<unknown, PciDevice> = {
   name: "coffee",
   help: "answers 0xc0ffee",
-  options: [],
-  parse: () => null,
   create,
 };

@@ -17,31 +17,48 @@
  * @module
  */
 
-import type {
-  AccessWidth,
-  DeviceContext,
-  DeviceModel,
-  PciDevice,
-  PciSpec,
-  SharedMemory,
-  Timer,
+import {
+  type AccessWidth,
+  type DeviceContext,
+  type DeviceModel,
+  type Infer,
+  integer,
+  options,
+  type PciDevice,
+  type PciSpec,
+  type SharedMemory,
+  type Timer,
 } from "../mod.ts";
 
 const Register = { ID: 0x00, INTERVAL: 0x04, COUNT: 0x08, STATUS: 0x0c };
 const ID = 0x4b43_4954;
 const STATUS_TICKED = 1;
 
+const OPTIONS = options({
+  leastMs: integer("least", {
+    syntax: "milliseconds",
+    help: "the shortest interval, whatever the driver asks for",
+    min: 1,
+    max: 1000,
+    default: "1",
+  }),
+});
+
+type TickerOptions = Infer<typeof OPTIONS>;
+
 class Ticker implements PciDevice {
   readonly spec: PciSpec;
   readonly #context: DeviceContext;
   readonly #timer: Timer;
   readonly #scratch: SharedMemory;
+  readonly #leastMs: number;
   #intervalMs = 0;
   #count = 0;
   #status = 0;
 
-  constructor(context: DeviceContext) {
+  constructor(context: DeviceContext, { leastMs }: TickerOptions) {
     this.#context = context;
+    this.#leastMs = leastMs;
     this.#timer = context.loop.timer(() => this.#tick());
     this.#scratch = context.createSharedMemory("ticker-scratch", 4096);
     this.spec = {
@@ -91,7 +108,7 @@ class Ticker implements PciDevice {
       case Register.INTERVAL:
         this.#intervalMs = value;
         if (value === 0) this.#timer.cancel();
-        else this.#timer.arm(value);
+        else this.#arm();
         return;
       case Register.STATUS:
         this.#status &= ~value;
@@ -106,7 +123,11 @@ class Ticker implements PciDevice {
     const { interrupts } = this.#context;
     if (interrupts.mode === "msi") interrupts.raise(0);
     else interrupts.setLevel(true);
-    this.#timer.arm(this.#intervalMs);
+    this.#arm();
+  }
+
+  #arm(): void {
+    this.#timer.arm(Math.max(this.#intervalMs, this.#leastMs));
   }
 
   reset(): void {
@@ -123,10 +144,9 @@ class Ticker implements PciDevice {
 }
 
 /** The model: `--device ./examples/ticker.ts`. */
-export const model: DeviceModel<null> = {
+export const model: DeviceModel<TickerOptions> = {
   name: "ticker",
   help: "a timer that counts and interrupts",
-  options: [],
-  parse: () => null,
-  create: (context) => new Ticker(context),
+  options: OPTIONS,
+  create: (context, options) => new Ticker(context, options),
 };

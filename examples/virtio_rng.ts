@@ -33,10 +33,8 @@ function create({ memory, random, virtio }: ModelContext): VirtioDevice {
 }
 
 /** The model: `--device ./examples/virtio_rng.ts`. */
-export const model: DeviceModel<null, VirtioDevice> = {
+export const model: DeviceModel<unknown, VirtioDevice> = {
   name: "virtio-rng",
   help: "gives random bytes",
-  options: [],
-  parse: () => null,
   create,
 };

@@ -4,12 +4,14 @@
  * @module
  */
 
-import type { BlockOptions } from "../../src/backend/block/option_table.ts";
-import { parseBlockOptions } from "../../src/backend/block/options.ts";
+import {
+  BLOCK_OPTIONS,
+  type BlockOptions,
+} from "../../src/backend/block/options.ts";
 import { resizeStorage, SHRINK } from "../../src/backend/block/resize.ts";
-import { formatSize } from "../../src/backend/block/size.ts";
+import { formatSize } from "../../src/core/size.ts";
 import type { CommandAnswer, DeviceCommand } from "../../src/pci/device.ts";
-import { parseOptionParts, splitAtCommas } from "../options.ts";
+import { parseOptionParts, splitAtCommas } from "../../src/core/options.ts";
 import { type Namespace, type NamespaceSet, NSID_MAX } from "./io/namespace.ts";
 
 /** What the commands act on. */
@@ -81,7 +83,7 @@ function addCommand(host: NamespaceHost): DeviceCommand {
         );
       }
       return describe([
-        host.add(nsid, parseBlockOptions(parseOptionParts(parts))),
+        host.add(nsid, BLOCK_OPTIONS.parse(parseOptionParts(parts))),
       ]);
     },
   };

@@ -8,8 +8,8 @@ import type {
   BlockClient,
   BlockRequest,
 } from "../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../src/backend/block/option_table.ts";
-import { formatSize } from "../../src/backend/block/size.ts";
+import type { BlockOptions } from "../../src/backend/block/options.ts";
+import { formatSize } from "../../src/core/size.ts";
 import type { BottomHalf, Poller, Timer } from "../../src/loop/event_loop.ts";
 import { LookTimer } from "../../src/loop/look_timer.ts";
 import type {

@@ -5,7 +5,7 @@
  */
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../src/backend/block/options.ts";
 import type { SpreadingListener } from "../../src/pci/spreading.ts";
 import type { FeaturesState } from "./admin/features.ts";
 import type { RingSpec } from "./queue/queue.ts";

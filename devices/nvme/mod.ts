@@ -5,7 +5,7 @@
  */
 
 import { openBlockBackend } from "../../src/backend/block/open.ts";
-import { BlockKind } from "../../src/backend/block/option_table.ts";
+import { blockDriver } from "../../src/backend/block/options.ts";
 import type { Log } from "../../src/core/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import type { DeviceModel } from "../model.ts";
@@ -16,7 +16,6 @@ import {
   type NamespaceOptions,
   NVME_OPTIONS,
   type NvmeOptions,
-  parseNvmeOptions,
   storageName,
 } from "./options.ts";
 import type { NvmeHandOver } from "./state.ts";
@@ -109,9 +108,7 @@ export const nvmeModel: DeviceModel<NvmeOptions> = {
   name: "nvme",
   help: "NVM Express controller",
   options: NVME_OPTIONS,
-  parse: parseNvmeOptions,
-  // An NBD server promises what it does for one connection only.
   maxIOThreads: ({ namespaces, queues }) =>
-    namespaces.some(({ block }) => block.kind === BlockKind.NBD) ? 1 : queues,
+    namespaces.every(({ block }) => blockDriver(block).shareable) ? queues : 1,
   create,
 };

@@ -5,8 +5,8 @@
  */
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../src/backend/block/option_table.ts";
-import { formatSize } from "../../src/backend/block/size.ts";
+import type { BlockOptions } from "../../src/backend/block/options.ts";
+import { formatSize } from "../../src/core/size.ts";
 import type { DeviceContext, SharedMemory } from "../../src/pci/device.ts";
 import { AdminCommands } from "./admin/admin.ts";
 import type { Command } from "./command/command.ts";

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { BlockOptions } from "../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../src/backend/block/options.ts";
 import type { Interrupts } from "../../src/pci/device.ts";
 import {
   FOR_HOME,

@@ -5,7 +5,7 @@
  */
 
 import { bit, field } from "../../src/core/bits.ts";
-import type { BlockOptions } from "../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../src/backend/block/options.ts";
 import { StateReader } from "../../src/core/state_reader.ts";
 import { type CountersState, parseCountersState } from "./counters.ts";
 import { NVME_CC, NVME_CSTS, NVME_MPS_MAX } from "./defs.ts";

@@ -6,7 +6,7 @@
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { resizeStorage } from "../../src/backend/block/resize.ts";
-import { formatSize } from "../../src/backend/block/size.ts";
+import { formatSize } from "../../src/core/size.ts";
 import type { DeviceCommand } from "../../src/pci/device.ts";
 
 /** The `resize` command: changes the size of a disk's storage, or tells it. */

@@ -4,23 +4,20 @@
  * @module
  */
 
-import { isPowerOfTwo, setU64 } from "../../src/core/bits.ts";
+import { setU64 } from "../../src/core/bits.ts";
 import type { BlockInfo } from "../../src/backend/block/contract.ts";
+import { BLOCK_OPTIONS } from "../../src/backend/block/options.ts";
 import {
-  BLOCK_OPTIONS,
-  type BlockOptions,
-} from "../../src/backend/block/option_table.ts";
-import { parseBlockOptions } from "../../src/backend/block/options.ts";
+  type Infer,
+  integer,
+  onOff,
+  options,
+  refuse,
+  text,
+} from "../../src/core/options.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import { Features } from "../../src/virtio/features.ts";
-import {
-  isVirtioOption,
-  parseVirtioOptions,
-  type VirtioOptions,
-  virtioOptionTable,
-} from "../../src/virtio/options.ts";
-import type { OptionSpec } from "../model.ts";
-import { type OptionGroup, optionGroup, sortOptions } from "../options.ts";
+import { virtioOptions } from "../../src/virtio/options.ts";
 import {
   VIRTIO_BLK_CONFIG,
   VIRTIO_BLK_F,
@@ -30,10 +27,7 @@ import {
 import { RANGES_MAX } from "./in_flight.ts";
 import { RANGE_SECTORS_MAX } from "./request.ts";
 
-const QUEUES_MAX = 16;
-const QUEUE_SIZE_MIN = 8;
 const QUEUE_SIZE_MAX = 1024;
-const QUEUE_SIZE_DEFAULT = 256;
 /** What is left of a queue's descriptors when header and status have theirs. */
 const OVERHEAD_SEGMENTS = 2;
 /** Below a page Linux does not go. */
@@ -42,154 +36,59 @@ const SIZE_MAX_MIN = 4096;
 const SIZE_MAX_MAX = 0x4000_0000;
 const U16_MAX = 0xffff;
 
-/** How the disk behaves, whatever holds its blocks; plain data. */
-export interface DiskOptions {
-  /** Number of queues, 1–16. */
-  readonly queues: number;
-  /** Largest size of each. */
-  readonly queueSize: number;
-  /** The most data segments of a request. */
-  readonly segMax: number;
-  /** What GET_ID tells, up to 20 ASCII characters. */
-  readonly serial: string;
-  /** Whether completed writes may wait for a flush, until the driver says otherwise. */
-  readonly writeCache: boolean;
-}
-
-/** What a disk is made with; plain data. */
-export interface VirtioBlkOptions extends DiskOptions {
-  /** Which kinds of ring are offered. */
-  readonly rings: VirtioOptions;
-  /** What holds its blocks. */
-  readonly block: BlockOptions;
-}
-
-/** A slow request would hold back every one that was finished behind it: only when asked for. */
-const RING_DEFAULTS = { inOrder: false };
-
-const DISK_OPTIONS: readonly OptionSpec[] = [
-  {
-    name: "queues",
-    syntax: "number",
-    help:
-      `queues, so that each CPU of the guest has its own; 1 to ${QUEUES_MAX}`,
+/** Every option of the model: the disk's own, those of what holds its blocks, and those of its queues. */
+export const VIRTIO_BLK_OPTIONS = options({
+  queues: integer("queues", {
+    help: "queues, so that each CPU of the guest has its own",
+    min: 1,
+    max: 16,
     default: "1",
-  },
-  {
-    name: "queue-size",
+  }),
+  queueSize: integer("queue-size", {
     syntax: "entries",
-    help:
-      `largest size of a queue, a power of two from ${QUEUE_SIZE_MIN} to ${QUEUE_SIZE_MAX}`,
-    default: `${QUEUE_SIZE_DEFAULT}`,
-  },
-  {
-    name: "seg-max",
-    syntax: "number",
+    help: "largest size of a queue",
+    min: 8,
+    max: QUEUE_SIZE_MAX,
+    powerOfTwo: true,
+    default: "256",
+  }),
+  segMax: integer("seg-max", {
     help:
       `data segments of a request; up to ${OVERHEAD_SEGMENTS} less than queue-size, which is the default`,
-  },
-  {
-    name: "serial",
-    syntax: "text",
+    min: 1,
+    max: QUEUE_SIZE_MAX - OVERHEAD_SEGMENTS,
+  }),
+  serial: text("serial", {
     help:
       `what the guest can tell the disk by (/dev/disk/by-id); up to ${VIRTIO_BLK_ID_BYTES} characters`,
-  },
-  {
-    name: "write-cache",
-    syntax: "on|off",
+    pattern: [
+      new RegExp(`^[ -~]{0,${VIRTIO_BLK_ID_BYTES}}$`),
+      `up to ${VIRTIO_BLK_ID_BYTES} printable ASCII characters are allowed`,
+    ],
+    default: "",
+  }),
+  writeCache: onOff("write-cache", {
     help:
       "whether written data may wait for a flush, until the guest says otherwise",
     default: "on",
-  },
-];
-
-/** Every option of the model: the disk's own, then those of what holds its blocks. */
-export const VIRTIO_BLK_OPTIONS: readonly OptionSpec[] = [
-  ...DISK_OPTIONS,
-  ...BLOCK_OPTIONS,
-  ...virtioOptionTable(RING_DEFAULTS),
-];
-
-function parseNumber(
-  key: string,
-  text: string,
-  least: number,
-  most: number,
-): number {
-  const value = Number(text);
-  if (!/^\d+$/.test(text) || value < least || value > most) {
-    throw new Error(
-      `Cannot use ${key}=${text}: a number from ${least} to ${most} is wanted`,
-    );
+  }),
+  block: BLOCK_OPTIONS,
+  // A slow request would hold back every one that was finished behind it: only when asked for.
+  rings: virtioOptions(false),
+}, (values) => {
+  const most = values.queueSize - OVERHEAD_SEGMENTS;
+  const segMax = values.segMax ?? most;
+  if (segMax > most) {
+    refuse(`seg-max=${segMax}`, `a number from 1 to ${most} is wanted`);
   }
-  return value;
-}
+  return { ...values, segMax };
+});
 
-function parseQueueSize(text: string): number {
-  const size = Number(text);
-  if (
-    !/^\d+$/.test(text) || !isPowerOfTwo(size) || size < QUEUE_SIZE_MIN ||
-    size > QUEUE_SIZE_MAX
-  ) {
-    throw new Error(
-      `Cannot use queue-size=${text}: a power of two from ${QUEUE_SIZE_MIN} to ${QUEUE_SIZE_MAX} is wanted`,
-    );
-  }
-  return size;
-}
+/** What a disk is made with; plain data. */
+export type VirtioBlkOptions = Infer<typeof VIRTIO_BLK_OPTIONS>;
 
-function parseSerial(text: string): string {
-  if (text.length > VIRTIO_BLK_ID_BYTES || !/^[\x20-\x7e]*$/.test(text)) {
-    throw new Error(
-      `Cannot use serial=${
-        JSON.stringify(text)
-      }: up to ${VIRTIO_BLK_ID_BYTES} printable ASCII characters are allowed`,
-    );
-  }
-  return text;
-}
-
-function parseOnOff(key: string, text: string): boolean {
-  if (text !== "on" && text !== "off") {
-    throw new Error(`Cannot use ${key}=${text}: it is on or off`);
-  }
-  return text === "on";
-}
-
-/**
- * Parses and checks the options of `--device virtio-blk,…`.
- *
- * @throws {Error} With what is wrong and what would be right
- */
-export function parseVirtioBlkOptions(
-  options: Readonly<Record<string, string | readonly string[]>>,
-): VirtioBlkOptions {
-  const block = optionGroup(BLOCK_OPTIONS);
-  const rings: OptionGroup = { has: isVirtioOption, values: {} };
-  const own = sortOptions(options, {
-    name: "virtio-blk",
-    own: DISK_OPTIONS,
-    all: VIRTIO_BLK_OPTIONS,
-  }, [block, rings]);
-  const queueSize = parseQueueSize(
-    own.get("queue-size") ?? `${QUEUE_SIZE_DEFAULT}`,
-  );
-  const segMax = queueSize - OVERHEAD_SEGMENTS;
-  return {
-    queues: parseNumber("queues", own.get("queues") ?? "1", 1, QUEUES_MAX),
-    queueSize,
-    segMax: parseNumber(
-      "seg-max",
-      own.get("seg-max") ?? `${segMax}`,
-      1,
-      segMax,
-    ),
-    serial: parseSerial(own.get("serial") ?? ""),
-    writeCache: parseOnOff("write-cache", own.get("write-cache") ?? "on"),
-    rings: parseVirtioOptions(rings.values, RING_DEFAULTS),
-    block: parseBlockOptions(block.values),
-  };
-}
+/** How the disk behaves, whatever holds its blocks. */
+export type DiskOptions = Omit<VirtioBlkOptions, "block" | "rings">;
 
 /** What a disk on such storage offers. */
 export function diskFeatures(info: BlockInfo, queues: number): Features {

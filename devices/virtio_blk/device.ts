@@ -5,7 +5,7 @@
  */
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
-import { formatSize } from "../../src/backend/block/size.ts";
+import { formatSize } from "../../src/core/size.ts";
 import type {
   AccessWidth,
   DeviceCommand,

@@ -6,7 +6,7 @@
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../src/backend/block/open.ts";
-import { formatSize } from "../../src/backend/block/size.ts";
+import { formatSize } from "../../src/core/size.ts";
 import type { Log } from "../../src/core/log.ts";
 import type {
   QueueContext,
@@ -15,11 +15,7 @@ import type {
 import type { VirtioDevice } from "../../src/virtio/device.ts";
 import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
 import type { DeviceModel, ModelContext } from "../model.ts";
-import {
-  parseVirtioBlkOptions,
-  VIRTIO_BLK_OPTIONS,
-  type VirtioBlkOptions,
-} from "./config.ts";
+import { VIRTIO_BLK_OPTIONS, type VirtioBlkOptions } from "./config.ts";
 import { VirtioBlk } from "./device.ts";
 import { BlkQueues } from "./queues.ts";
 import type { VirtioBlkHandOver } from "./state.ts";
@@ -89,7 +85,6 @@ export const virtioBlkModel: DeviceModel<VirtioBlkOptions> = {
   name: "virtio-blk",
   help: "virtio disk",
   options: VIRTIO_BLK_OPTIONS,
-  parse: parseVirtioBlkOptions,
   create,
   serve,
 };

@@ -14,7 +14,6 @@ import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
 import type { DeviceModel, ModelContext } from "../model.ts";
 import {
   formatMac,
-  parseVirtioNetOptions,
   randomMac,
   VIRTIO_NET_OPTIONS,
   type VirtioNetOptions,
@@ -110,7 +109,6 @@ export const virtioNetModel: DeviceModel<VirtioNetOptions> = {
   name: "virtio-net",
   help: "virtio network card",
   options: VIRTIO_NET_OPTIONS,
-  parse: parseVirtioNetOptions,
   create,
   serve,
 };

@@ -5,10 +5,10 @@
  */
 
 import {
-  type OptionValues,
+  type OptionTexts,
   parseOptionParts,
   splitAtCommas,
-} from "../../devices/options.ts";
+} from "../core/options.ts";
 import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import {
@@ -40,7 +40,7 @@ export interface DeviceArgument {
   /** Name in the registry, or path or URL of a module. */
   readonly model: string;
   /** Options in the order given; a repeated key holds all its values. */
-  readonly options: OptionValues;
+  readonly options: OptionTexts;
   /** Whether `help` was asked for: `MODEL,help`. */
   readonly help: boolean;
 }

@@ -4,25 +4,22 @@
  * @module
  */
 
-import type { OptionSpec } from "../../devices/model.ts";
+import { option, type OptionRow, options } from "../core/options.ts";
 import { builtinModels, type ModelText } from "../../devices/registry.ts";
+import { IOTHREAD_OPTION } from "./iothreads.ts";
 
 /** Options that every device has, whatever its model. */
-export const COMMON_DEVICE_OPTIONS: readonly OptionSpec[] = [
-  {
-    name: "id",
+export const COMMON_DEVICE_OPTIONS = options({
+  id: option("id", {
     syntax: "NAME",
     help: "name in logs and on the control socket",
-    default: "MODEL and a number",
-  },
-  {
-    name: "iothread",
-    syntax: "N[:N...]",
-    help:
-      "which of the --iothreads it lives on, counted from 0; further ones share the queues of a model that can",
-    default: "the one with the fewest devices",
-  },
-];
+    otherwise: "MODEL and a number",
+  }, (text, refuse) =>
+    /^[A-Za-z][\w.-]*$/.test(text) ? text : refuse(
+      'a name of letters, digits, ".", "_" and "-" is wanted, starting with a letter',
+    )),
+  iothreads: IOTHREAD_OPTION,
+});
 
 /** The text of `--help`. */
 export const HELP = `\
@@ -84,11 +81,12 @@ It may be run with fewer permissions than -A; the README lists them.
 SIGINT, SIGTERM and SIGHUP stop it cleanly.
 `;
 
-function optionLines(options: readonly OptionSpec[]): string[] {
+function optionLines(options: readonly OptionRow[]): string[] {
   const heads = options.map((option) => `${option.name}=${option.syntax}`);
   const width = Math.min(34, Math.max(...heads.map((head) => head.length)));
   return options.map((option, i) => {
     const notes = [
+      option.allowed ?? "",
       option.default === undefined ? "" : `default ${option.default}`,
       option.repeatable ? "repeatable" : "",
     ].filter((note) => note !== "").join(", ");
@@ -122,7 +120,10 @@ export function deviceHelp(model: ModelText): string {
     `${model.name}: ${model.help}`,
     "",
     "Options:",
-    ...optionLines([...COMMON_DEVICE_OPTIONS, ...model.options]),
+    ...optionLines([
+      ...COMMON_DEVICE_OPTIONS.rows,
+      ...model.options?.rows ?? [],
+    ]),
     "",
     "A comma in a value is written twice; sizes are bytes or like 64M and 10G (powers of 1024).",
     "",

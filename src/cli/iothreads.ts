@@ -4,6 +4,7 @@
  * @module
  */
 
+import { option } from "../core/options.ts";
 import { IOTHREADS_MAX } from "../runtime/iothread/bounds.ts";
 import { UsageError } from "./usage_error.ts";
 
@@ -80,31 +81,20 @@ export function parseIOThreads(text: string): IOThreadsArgument {
   return { count, cpus };
 }
 
-/**
- * The value of a device's `iothread=`: `0`, or `0:1` for several, the home of the device first.
- *
- * @param value As given; an array when the key was repeated
- * @returns Numbers of IOThreads, of which there may be fewer
- * @throws {UsageError}
- */
-export function parseIOThreadList(value: string | readonly string[]): number[] {
-  if (typeof value !== "string") {
-    throw new UsageError(
-      `Cannot use iothread= ${value.length} times: give it once; several IOThreads are 0:1`,
-    );
-  }
-  const numbers = value.split(":").map((part) =>
-    /^\d{1,3}$/.test(part) ? Number(part) : NaN
+/** A device's `iothread=`: `0`, or `0:1` for several, its home first. There may be fewer IOThreads than that. */
+export const IOTHREAD_OPTION = option("iothread", {
+  syntax: "N[:N...]",
+  help:
+    "which of the --iothreads it lives on, counted from 0; further ones share the queues of a model that can",
+  otherwise: "the one with the fewest devices",
+}, (text, refuse) => {
+  const numbers = text.split(":").map((part) =>
+    /^\d{1,3}$/.test(part)
+      ? Number(part)
+      : refuse("give the number of an IOThread, counted from 0")
   );
-  if (numbers.some(Number.isNaN)) {
-    throw new UsageError(
-      `Cannot use iothread=${value}: give the number of an IOThread, counted from 0`,
-    );
-  }
   if (new Set(numbers).size !== numbers.length) {
-    throw new UsageError(
-      `Cannot use iothread=${value}: name each IOThread once`,
-    );
+    refuse("name each IOThread once");
   }
   return numbers;
-}
+});

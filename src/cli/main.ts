@@ -11,6 +11,7 @@ import {
   modelUrl,
   parseModelOptions,
 } from "../../devices/registry.ts";
+import type { DeviceModel } from "../../devices/model.ts";
 import denoJson from "../../deno.json" with { type: "json" };
 import {
   configureLogging,
@@ -27,7 +28,6 @@ import {
   parseCommandLine,
   UsageError,
 } from "./arguments.ts";
-import { parseIOThreadList } from "./iothreads.ts";
 import { UncaughtErrors } from "./uncaught.ts";
 import { COMMON_DEVICE_OPTIONS, deviceHelp, deviceList, HELP } from "./help.ts";
 
@@ -58,35 +58,6 @@ async function asUsage<T>(act: () => T | Promise<T>): Promise<T> {
 
 type RunCommand = Extract<Command, { kind: "run" }>;
 
-/** A device's options, sorted. */
-interface SplitOptions {
-  readonly id: string | undefined;
-  readonly iothreads: readonly number[];
-  /** The model's own. */
-  readonly own: DeviceArgument["options"];
-}
-
-/** Takes the options that every device has off the model's own. */
-function splitOptions(
-  argument: DeviceArgument,
-  reserved: readonly string[],
-): SplitOptions {
-  const { id, iothread, ...own } = argument.options;
-  const iothreads = iothread === undefined ? [] : parseIOThreadList(iothread);
-  if (id === undefined) return { id, iothreads, own };
-  if (
-    typeof id !== "string" || !/^[A-Za-z][\w.-]*$/.test(id) ||
-    reserved.includes(id)
-  ) {
-    throw new UsageError(
-      `Cannot use id=${id}: one name of letters, digits, ".", "_" and "-" is wanted, starting with a letter, and none of ${
-        reserved.join(", ")
-      }`,
-    );
-  }
-  return { id, iothreads, own };
-}
-
 /** Whether the queues of a device can be served by so many threads. */
 function checkSharing(
   id: string,
@@ -105,17 +76,25 @@ function checkSharing(
 
 /** What is wrong with a device's options. */
 function optionError(model: string, error: Error): UsageError {
-  const message = `--device ${model}: ${error.message}`;
-  if (!(error instanceof UnknownNameError)) {
-    return new UsageError(message, { cause: error });
+  const hint = error instanceof UnknownNameError
+    ? " (write a comma in a value twice)"
+    : "";
+  const message = `--device ${model}: ${error.message}${hint}`;
+  return new UsageError(message, { cause: error });
+}
+
+/** A device's options, checked. */
+function parseOptions(model: DeviceModel, argument: DeviceArgument) {
+  try {
+    return parseModelOptions(
+      model,
+      argument.model,
+      argument.options,
+      COMMON_DEVICE_OPTIONS,
+    );
+  } catch (error) {
+    throw optionError(argument.model, error as Error);
   }
-  const known = COMMON_DEVICE_OPTIONS.map(({ name }) => name);
-  return new UsageError(`${message} (write a comma in a value twice)`, {
-    cause: new UnknownNameError(message, error.given, [
-      ...known,
-      ...error.known,
-    ]),
-  });
 }
 
 async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
@@ -124,29 +103,35 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
   const counts = new Map<string, number>();
   for (const { device, endpoint } of command.devices) {
     const model = await asUsage(() => loadModel(device.model));
-    const { id: given, iothreads, own } = splitOptions(device, CONTROL_WORDS);
+    const { common, own } = parseOptions(model, device);
+    const iothreads = common.iothreads ?? [];
     const count = counts.get(model.name) ?? 0;
     counts.set(model.name, count + 1);
-    const id = given ?? `${model.name}${count}`;
+    const id = common.id ?? `${model.name}${count}`;
+    if (CONTROL_WORDS.includes(id)) {
+      throw new UsageError(
+        `Cannot use id=${id}: it is none of ${CONTROL_WORDS.join(", ")}`,
+      );
+    }
     if (devices.some((other) => other.id === id)) {
       throw new UsageError(
         `Cannot use id=${id} twice: give each device a name of its own`,
       );
     }
-    let options: unknown;
-    try {
-      options = parseModelOptions(model, device.model, own);
-    } catch (error) {
-      throw optionError(device.model, error as Error);
-    }
     if (model.serve === undefined) {
-      checkSharing(id, iothreads, model.maxIOThreads?.(options) ?? 1);
+      checkSharing(id, iothreads, model.maxIOThreads?.(own) ?? 1);
     }
     // The IOThread need not share our working folder's meaning of a path.
     const reference = isModelPath(device.model)
       ? modelUrl(device.model)
       : device.model;
-    devices.push({ id, model: reference, options, endpoint, iothreads });
+    devices.push({
+      id,
+      model: reference,
+      options: own,
+      endpoint,
+      iothreads,
+    });
   }
   return devices;
 }

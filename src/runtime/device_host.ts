@@ -6,7 +6,7 @@
 
 import type { DeviceModel, ModelContext } from "../../devices/model.ts";
 import { hex } from "../core/bits.ts";
-import { formatSize } from "../backend/block/size.ts";
+import { formatSize } from "../core/size.ts";
 import type { EventLoop } from "../loop/event_loop.ts";
 import type { Log } from "../core/log.ts";
 import {

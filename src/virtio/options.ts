@@ -5,27 +5,13 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../core/errno.ts";
+import { oneOf, onOff, type Options, options } from "../core/options.ts";
 import { Features, VIRTIO_F } from "./features.ts";
 
-/** One row of the option table, for help and for parsing. */
-export interface VirtioOption {
-  /** The key on the command line. */
-  readonly name: string;
-  /** What its value looks like. */
-  readonly syntax: string;
-  /** One line for people. */
-  readonly help: string;
-  /** The value when it is not given. */
-  readonly default: string;
-}
-
-/** The way drivers notify a device; `auto` leaves the choice to us. */
-export type DoorbellMode = "auto" | "message" | "mmap";
-
-const DOORBELLS: readonly DoorbellMode[] = ["auto", "message", "mmap"];
-
-/** Which features of rings and of memory are offered, and how one notifies the other; plain data that can be sent to a Worker. */
+/**
+ * Which features of rings and of memory are offered, and how one notifies the other; plain data that can be sent to a
+ * Worker.
+ */
 export interface VirtioOptions {
   /** RING_PACKED. */
   readonly packed: boolean;
@@ -41,151 +27,81 @@ export interface VirtioOptions {
   readonly iommuPlatform: boolean;
   /** Whether interrupts can be MSI-X messages; else they are INTA#. */
   readonly msix: boolean;
-  /** How drivers notify. */
-  readonly doorbells: DoorbellMode;
+  /** The way drivers notify the device; `auto` leaves the choice to us. */
+  readonly doorbells: "auto" | "message" | "mmap";
 }
 
-/** The fields of {@linkcode VirtioOptions} that are on or off. */
-type Switch = Exclude<keyof VirtioOptions, "doorbells">;
-
-/** What is offered unless someone chooses; a model may have reasons for other defaults. */
-export const VIRTIO_DEFAULTS: VirtioOptions = {
-  packed: false,
-  inOrder: true,
-  eventIdx: true,
-  indirect: true,
-  notificationData: false,
-  iommuPlatform: true,
-  msix: true,
-  doorbells: "auto",
-};
-
-/** Key, field of {@linkcode VirtioOptions}, feature bit where it is one, help. */
-const ROWS: readonly (readonly [
-  name: string,
-  field: Switch,
-  feature: number | null,
-  help: string,
-])[] = [
-  [
-    "packed",
-    "packed",
-    VIRTIO_F.RING_PACKED,
-    "offer packed queues, where each descriptor ring is all there is",
-  ],
-  [
-    "in-order",
-    "inOrder",
-    VIRTIO_F.IN_ORDER,
-    "offer to return buffers in the order in which they were made available",
-  ],
-  [
-    "event-idx",
-    "eventIdx",
-    VIRTIO_F.RING_EVENT_IDX,
-    "offer to notify at a certain buffer, and be notified so",
-  ],
-  [
-    "indirect",
-    "indirect",
-    VIRTIO_F.RING_INDIRECT_DESC,
-    "offer to take tables of descriptors outside the queue",
-  ],
-  [
-    "notification-data",
-    "notificationData",
-    VIRTIO_F.NOTIFICATION_DATA,
-    "ask drivers to say in a notification how far they have come",
-  ],
-  [
-    "iommu-platform",
-    "iommuPlatform",
-    VIRTIO_F.ACCESS_PLATFORM,
-    "say that memory is reached through the machine's IOMMU where there is one; without it a guest passes that by, and the device fails behind one",
-  ],
-  [
-    "msix",
-    "msix",
-    null,
-    "have MSI-X; without it interrupts are INTA#, and QEMU can unplug the device",
-  ],
-];
-
-const DOORBELLS_ROW: Omit<VirtioOption, "default"> = {
-  name: "doorbells",
-  syntax: DOORBELLS.join("|"),
-  help:
-    "drivers notify by messages and eventfds, or by a page that the client maps and we look at " +
-    "at least once a millisecond (mmap; auto is message); a client that never " +
-    "notifies, as SPDK's, needs mmap or --poll always",
-};
-
 /**
- * The rows for the option table of a device model.
+ * Options for a virtio device, among those of its model.
  *
- * @param defaults Where the model differs from {@linkcode VIRTIO_DEFAULTS}
+ * @param inOrder Whether IN_ORDER is offered unless someone chooses
  */
-export function virtioOptionTable(
-  defaults: Partial<VirtioOptions> = {},
-): readonly VirtioOption[] {
-  const values = { ...VIRTIO_DEFAULTS, ...defaults };
-  const switches = ROWS.map(([name, field, , help]) => ({
-    name,
-    syntax: "on|off",
-    help,
-    default: values[field] ? "on" : "off",
+export function virtioOptions(inOrder: boolean = true): Options<VirtioOptions> {
+  return options({
+    packed: onOff("packed", {
+      help: "offer packed queues, where each descriptor ring is all there is",
+      default: "off",
+    }),
+    inOrder: onOff("in-order", {
+      help:
+        "offer to return buffers in the order in which they were made available",
+      otherwise: inOrder ? "on" : "off",
+    }),
+    eventIdx: onOff("event-idx", {
+      help: "offer to notify at a certain buffer, and be notified so",
+      default: "on",
+    }),
+    indirect: onOff("indirect", {
+      help: "offer to take tables of descriptors outside the queue",
+      default: "on",
+    }),
+    notificationData: onOff("notification-data", {
+      help: "ask drivers to say in a notification how far they have come",
+      default: "off",
+    }),
+    iommuPlatform: onOff("iommu-platform", {
+      help:
+        "say that memory is reached through the machine's IOMMU where there is one; without it a guest passes that by, and the device fails behind one",
+      default: "on",
+    }),
+    msix: onOff("msix", {
+      help:
+        "have MSI-X; without it interrupts are INTA#, and QEMU can unplug the device",
+      default: "on",
+    }),
+    doorbells: oneOf("doorbells", ["auto", "message", "mmap"], {
+      help:
+        "drivers notify by messages and eventfds, or by a page that the client maps and we look at " +
+        "at least once a millisecond (mmap; auto is message); a client that never " +
+        "notifies, as SPDK's, needs mmap or --poll always",
+      default: "auto",
+    }),
+  }, (values) => ({
+    ...values,
+    // Linux' first drivers with IN_ORDER take the slot of a split queue's used entry for the head of its chain, which is
+    // true only while every chain is one descriptor, as with indirect tables. So not without them, unless asked for.
+    inOrder: values.inOrder ?? (inOrder && values.indirect),
   }));
-  return [...switches, { ...DOORBELLS_ROW, default: values.doorbells }];
 }
 
-/** Whether a key belongs to {@linkcode virtioOptionTable}. */
-export function isVirtioOption(key: string): boolean {
-  return key === DOORBELLS_ROW.name || ROWS.some(([name]) => name === key);
-}
+/** What is offered unless someone chooses. */
+export const VIRTIO_DEFAULTS: VirtioOptions = virtioOptions().parse({});
 
-/**
- * Parses and checks ring options.
- *
- * @param values Only keys for which {@linkcode isVirtioOption} is true; a repeated key is an array
- * @param defaults Where the model differs from {@linkcode VIRTIO_DEFAULTS}
- * @throws {ErrnoError} EINVAL, with what is wrong and what would be right
- */
-export function parseVirtioOptions(
-  values: Readonly<Record<string, string | readonly string[]>>,
-  defaults: Partial<VirtioOptions> = {},
-): VirtioOptions {
-  const chosen: { -readonly [K in keyof VirtioOptions]: VirtioOptions[K] } = {
-    ...VIRTIO_DEFAULTS,
-    ...defaults,
-  };
-  for (const [key, value] of Object.entries(values)) {
-    if (key === DOORBELLS_ROW.name) {
-      chosen.doorbells = parseDoorbells(value);
-      continue;
-    }
-    const row = ROWS.find(([name]) => name === key);
-    if (row === undefined) {
-      const names = [...ROWS, [DOORBELLS_ROW.name]].map(([name]) => name)
-        .join(", ");
-      throw refused(key, `it is no option of virtio queues, they are ${names}`);
-    }
-    chosen[row[1]] = parseOnOff(key, value);
-  }
-  // Linux' first drivers with IN_ORDER take the slot of a split queue's used entry for the head of its chain, which is
-  // true only while every chain is one descriptor, as with indirect tables. So not without them, unless asked for.
-  if (!chosen.indirect && values["in-order"] === undefined) {
-    chosen.inOrder = false;
-  }
-  return chosen;
-}
+/** The options that are a feature each. */
+const FEATURES = {
+  packed: VIRTIO_F.RING_PACKED,
+  inOrder: VIRTIO_F.IN_ORDER,
+  eventIdx: VIRTIO_F.RING_EVENT_IDX,
+  indirect: VIRTIO_F.RING_INDIRECT_DESC,
+  notificationData: VIRTIO_F.NOTIFICATION_DATA,
+  iommuPlatform: VIRTIO_F.ACCESS_PLATFORM,
+} as const satisfies Partial<Record<keyof VirtioOptions, number>>;
 
 /** What `VirtioPciOptions.ringFeatures` is to be for these options; RING_RESET is always offered. */
 export function ringFeatures(options: VirtioOptions): Features {
-  const bits: number[] = [VIRTIO_F.RING_RESET];
-  for (const [, field, feature] of ROWS) {
-    if (feature !== null && options[field]) bits.push(feature);
-  }
-  return Features.of(...bits);
+  const chosen = Object.entries(FEATURES)
+    .filter(([field]) => options[field as keyof typeof FEATURES]);
+  return Features.of(VIRTIO_F.RING_RESET, ...chosen.map(([, bit]) => bit));
 }
 
 /**
@@ -197,30 +113,4 @@ export function ringFeatures(options: VirtioOptions): Features {
  */
 export function mapsNotify(options: VirtioOptions): boolean {
   return options.doorbells === "mmap";
-}
-
-function parseDoorbells(value: string | readonly string[]): DoorbellMode {
-  const key = DOORBELLS_ROW.name;
-  if (typeof value !== "string") {
-    throw refused(`${key} ${value.length} times`, "give it once");
-  }
-  const mode = DOORBELLS.find((each) => each === value);
-  if (mode === undefined) {
-    throw refused(`${key}=${value}`, `it is ${DOORBELLS.join(", ")}`);
-  }
-  return mode;
-}
-
-function parseOnOff(key: string, value: string | readonly string[]): boolean {
-  if (typeof value !== "string") {
-    throw refused(`${key} ${value.length} times`, "give it once");
-  }
-  if (value !== "on" && value !== "off") {
-    throw refused(`${key}=${value}`, "it is on or off");
-  }
-  return value === "on";
-}
-
-function refused(what: string, right: string): ErrnoError {
-  return new ErrnoError(Errno.EINVAL, `Cannot use ${what}: ${right}`);
 }

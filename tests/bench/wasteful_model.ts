@@ -30,10 +30,8 @@ function create(_context: DeviceContext): PciDevice {
 }
 
 /** The model. */
-export const model: DeviceModel<null> = {
+export const model: DeviceModel = {
   name: "wasteful",
   help: "allocates at every write",
-  options: [],
-  parse: () => null,
   create,
 };

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { parseCommandLine } from "../../src/cli/arguments.ts";
-import { parseIOThreadList, parseIOThreads } from "../../src/cli/iothreads.ts";
+import { IOTHREAD_OPTION, parseIOThreads } from "../../src/cli/iothreads.ts";
+import { OptionError } from "../../src/core/options.ts";
 import { UsageError } from "../../src/cli/usage_error.ts";
 
 Deno.test("parseIOThreads takes a number and CPUs", () => {
@@ -47,9 +48,11 @@ Deno.test("parseIOThreads says in one line what would be right", () => {
   }
 });
 
-Deno.test("parseIOThreadList takes one IOThread or several", () => {
-  assertEquals(parseIOThreadList("0"), [0]);
-  assertEquals(parseIOThreadList("3:1:2"), [3, 1, 2]);
+Deno.test("IOTHREAD_OPTION takes one IOThread or several", () => {
+  const parse = (iothread: string | string[]) =>
+    IOTHREAD_OPTION.parse({ iothread });
+  assertEquals(parse("0"), [0]);
+  assertEquals(parse("3:1:2"), [3, 1, 2]);
   const cases: [string | string[], string][] = [
     ["", "counted from 0"],
     ["on", "counted from 0"],
@@ -60,7 +63,7 @@ Deno.test("parseIOThreadList takes one IOThread or several", () => {
     [["0", "1"], "give it once"],
   ];
   for (const [value, expected] of cases) {
-    assertThrows(() => parseIOThreadList(value), UsageError, expected);
+    assertThrows(() => parse(value), OptionError, expected);
   }
 });
 

@@ -14,6 +14,13 @@ import {
   parseModelOptions,
 } from "../../devices/registry.ts";
 import type { DeviceModel } from "../../devices/model.ts";
+import {
+  integer,
+  list,
+  options,
+  type OptionTexts,
+  text,
+} from "../../src/core/options.ts";
 import { UnknownNameError } from "../../src/core/unknown_name.ts";
 import { model } from "./fixtures/by_name.ts";
 
@@ -25,7 +32,7 @@ Deno.test("builtinModels agree with what they load", async () => {
     const loaded = await entry.load();
     assertEquals([entry.name, loaded.name], [name, name]);
     assertEquals(entry.help, loaded.help);
-    assertEquals(await entry.loadOptions(), loaded.options);
+    assertEquals(await entry.loadOptions(), loaded.options!);
     assertEquals(modelOfModule({ model: loaded }, name), loaded);
     assertEquals(await loadModel(name), loaded);
   }
@@ -129,29 +136,60 @@ Deno.test("modelUrl resolves paths and keeps their odd characters", () => {
 });
 
 Deno.test("parseModelOptions gives a model from a file what it declares, and nothing else", () => {
-  const options = [
-    { name: "colour", syntax: "text", help: "its looks" },
-    { name: "port", syntax: "number", help: "its ports", repeatable: true },
-  ];
-  const parse: DeviceModel["parse"] = (given) => ({ ...given });
-  const file = { ...model, options, parse };
+  const file = {
+    ...model,
+    options: options({
+      colour: text("colour", { help: "its looks" }),
+      ports: list(integer("port", { help: "its ports", min: 1, max: 9 })),
+    }),
+  };
+  const common = options({ id: text("id", { help: "its name" }) });
+  const parse = (of: DeviceModel, texts: OptionTexts) =>
+    parseModelOptions(of, "./a.ts", texts, common);
   const given = { colour: "red", port: ["1", "2"] };
-  assertEquals(parseModelOptions(file, "./a.ts", given), given);
+  assertEquals(parse(file, { ...given, id: "x" }), {
+    common: { id: "x" },
+    own: { colour: "red", ports: [1, 2] },
+  });
   const error = assertThrows(
-    () => parseModelOptions(file, "./a.ts", { color: "red" }),
+    () => parse(file, { color: "red" }),
     UnknownNameError,
-    "Cannot use option color: by-name has colour, port",
+    "Cannot use option color: by-name has id, colour, port",
   );
-  assertEquals([error.given, error.known], ["color", ["colour", "port"]]);
+  assertEquals([error.given, error.known], ["color", ["id", "colour", "port"]]);
   assertThrows(
-    () => parseModelOptions(file, "./a.ts", { colour: ["red", "blue"] }),
+    () => parse(file, { colour: ["red", "blue"] }),
     Error,
     "Cannot use colour 2 times: give it once",
   );
+  const { options: _, ...bare } = file;
+  assertEquals(parse(bare, {}), { common: { id: null }, own: {} });
   assertThrows(
-    () => parseModelOptions({ ...file, options: [] }, "./a.ts", given),
+    () => parseModelOptions(bare, "./a.ts", given, options({})),
     UnknownNameError,
     "Cannot use option colour: by-name has no options",
+  );
+});
+
+Deno.test("parseModelOptions says what is wrong with what a model makes of its options", () => {
+  for (const made of [Promise.resolve({}), () => {}]) {
+    assertThrows(
+      () =>
+        parseModelOptions(
+          { ...model, options: options({}, () => made) },
+          "./a.ts",
+          {},
+          options({}),
+        ),
+      Error,
+      "Cannot use ./a.ts as a device model: its options must become plain data",
+    );
+  }
+  const id = options({ id: text("id", { help: "another" }) });
+  assertThrows(
+    () => parseModelOptions({ ...model, options: id }, "./a.ts", {}, id),
+    Error,
+    "Cannot declare option id twice",
   );
 });
 
@@ -162,16 +200,17 @@ Deno.test("modelOfModule refuses what is no device model", () => {
     [{ default: null }, "must be an object, not null"],
     [{ model: { ...model, name: "" } }, "`name` must be a non-empty string"],
     [{ model: { ...model, help: 7 } }, "`help` must be a non-empty string"],
-    [{ model: { ...model, options: {} } }, "`options` must be an array"],
     [
-      { model: { ...model, options: [{ name: "a", syntax: "b" }] } },
-      "`options[0].help` must be a string, not undefined",
+      { model: { ...model, options: [] } },
+      "`options` must be what `options({…})` makes, not array",
     ],
-    [{ model: { ...model, options: [null] } }, "`options[0].name`"],
-    [{ model: { ...model, parse: undefined } }, "`parse` must be a function"],
+    [{ model: { ...model, options: null } }, "makes, not null"],
+    [
+      { model: { ...model, options: text("a", {} as { help: string }) } },
+      "its option `a` must have a `help` that is a string, not undefined",
+    ],
     [{ model: { ...model, create: [] } }, "must be a function, not array"],
     [{ model: { ...model, create: async () => {} } }, "must not be async"],
-    [{ model: { ...model, parse: async () => {} } }, "must not be async"],
   ];
   for (const [module, message] of cases) {
     assertThrows(

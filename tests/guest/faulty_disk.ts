@@ -12,16 +12,17 @@ import {
   type BlockBackend,
   type BlockClient,
   type BlockInfo,
-  BlockKind,
   BlockOp,
   type BlockRequest,
-  openBlockBackend,
-  parseBlockOptions,
-} from "../../src/backend/block/mod.ts";
+} from "../../src/backend/block/contract.ts";
+import { openBlockBackend } from "../../src/backend/block/open.ts";
+import { BLOCK_OPTIONS } from "../../src/backend/block/options.ts";
 import {
   type DeviceContext,
   type DeviceModel,
   Errno,
+  oneOf,
+  options,
   VirtioPci,
 } from "../../mod.ts";
 
@@ -102,20 +103,22 @@ function createVirtioBlk(context: DeviceContext, backend: BlockBackend) {
 }
 
 /** The model. */
-export const model: DeviceModel<{ nvme: boolean }> = {
+export const model: DeviceModel<{ controller: string }> = {
   name: "faulty-disk",
   help: "a disk with bad places, for tests",
-  options: [
-    { name: "controller", syntax: "virtio-blk|nvme", help: "how it is driven" },
-  ],
-  parse: (options) => ({ nvme: options["controller"] === "nvme" }),
-  create(context, { nvme }) {
+  options: options({
+    controller: oneOf("controller", ["virtio-blk", "nvme"], {
+      help: "how it is driven",
+      default: "virtio-blk",
+    }),
+  }),
+  create(context, { controller }) {
     const inner = openBlockBackend(
-      parseBlockOptions({ [BlockKind.MEMORY]: "16M" }),
+      BLOCK_OPTIONS.parse({ memory: "16M" }),
       context,
     );
     const backend = new FaultyDisk(inner);
-    return nvme
+    return controller === "nvme"
       ? createNvme(context, backend)
       : createVirtioBlk(context, backend);
   },

@@ -179,8 +179,6 @@ Deno.test("DeviceHost.hold says why a model cannot be moved", () => {
   const model: DeviceModel<unknown> = {
     name: "stone",
     help: "",
-    options: [],
-    parse: () => null,
     create: () => ({
       spec,
       readBar: () => 0,

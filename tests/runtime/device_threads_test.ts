@@ -164,8 +164,6 @@ Deno.test("QueueSite lets go of a range once, however often it is told", () => {
     model: {
       name: "served",
       help: "",
-      options: [],
-      parse: () => null,
       create: () => {
         throw new Error("Not here");
       },

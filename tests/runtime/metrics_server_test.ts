@@ -223,7 +223,10 @@ Deno.test("Outboard.metrics counts what clients do, on every IOThread", () =>
         devices: [0, 1].map((i) => ({
           id: `lan${i}`,
           model: "virtio-net",
-          options: virtioNetModel.parse({ net: "none", doorbells: "mmap" }),
+          options: virtioNetModel.options!.parse({
+            net: "none",
+            doorbells: "mmap",
+          }),
           endpoint: { kind: "path" as const, path: `${folder}/${i}` },
         })),
         metrics: ANY_PORT,

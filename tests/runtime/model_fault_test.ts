@@ -196,7 +196,7 @@ for (
       "close",
       `model faulty, ${FILE}: the device has no \`close\`, which must be a function`,
     ],
-    ["parse", "must return plain data, which travels to another thread"],
+    ["parse", "must become plain data, which travels to another thread"],
   ] as const
 ) {
   Deno.test(`a model that is wrong at ${where} is one line, and nothing is served`, async () => {

@@ -30,7 +30,10 @@ Deno.test("a mapped notify page works on while its device moves between IOThread
       devices: [{
         id: "lan",
         model: "virtio-net",
-        options: virtioNetModel.parse({ net: "none", doorbells: "mmap" }),
+        options: virtioNetModel.options!.parse({
+          net: "none",
+          doorbells: "mmap",
+        }),
         endpoint: { kind: "path", path },
         iothreads: [0],
       }],

@@ -15,7 +15,7 @@ async function counterAt(
   return {
     id,
     model: counter,
-    options: model.parse({}),
+    options: model.options!.parse({}),
     endpoint: { kind: "path", path },
     iothreads,
   };

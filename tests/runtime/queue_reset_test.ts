@@ -53,7 +53,7 @@ class Rig implements Disposable {
     const { seat } = this.#calls;
     const parts = {
       model,
-      options: model.parse({ memory: "1M", queues: "2" }),
+      options: model.options!.parse({ memory: "1M", queues: "2" }),
     };
     this.#site = new QueueSite({
       ...parts,

@@ -204,8 +204,6 @@ Deno.test("CrewTwin lets go of a range once, however often it is told", () => {
     model: {
       name: "spread",
       help: "",
-      options: [],
-      parse: () => null,
       create: () => deviceOf([]),
     },
     options: null,

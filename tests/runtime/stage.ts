@@ -144,8 +144,6 @@ export class Stage implements Disposable {
     const model: DeviceModel<unknown> = {
       name: "movable",
       help: "",
-      options: [],
-      parse: () => null,
       create: (context, _options, resources) =>
         this.device = new Movable(context, trouble, resources as Resources),
     };

@@ -4,19 +4,19 @@ import {
   assertRejects,
   assertThrows,
 } from "@std/assert";
-import { parseNvmeOptions } from "../../devices/nvme/options.ts";
+import { NVME_OPTIONS } from "../../devices/nvme/options.ts";
 import { loadModel } from "../../devices/registry.ts";
-import { parseVirtioBlkOptions } from "../../devices/virtio_blk/config.ts";
-import { parseVirtioNetOptions } from "../../devices/virtio_net/config.ts";
+import { VIRTIO_BLK_OPTIONS } from "../../devices/virtio_blk/config.ts";
+import { VIRTIO_NET_OPTIONS } from "../../devices/virtio_net/config.ts";
 import { messageForPeople } from "../../src/runtime/control/suggestion.ts";
 
 Deno.test("messageForPeople tells what a misspelt option or model may have been", async () => {
   const cases: [() => unknown, string][] = [
-    [() => parseVirtioNetOptions({ hostfdw: "x" }), "hostfwd"],
-    [() => parseVirtioBlkOptions({ quues: "2" }), "queues"],
-    [() => parseVirtioBlkOptions({ READONLY: "on" }), "readonly"],
-    [() => parseNvmeOptions({ serail: "1" }), "serial"],
-    [() => parseNvmeOptions({ "ns1.flie": "a" }), "file"],
+    [() => VIRTIO_NET_OPTIONS.parse({ hostfdw: "x" }), "hostfwd"],
+    [() => VIRTIO_BLK_OPTIONS.parse({ quues: "2" }), "queues"],
+    [() => VIRTIO_BLK_OPTIONS.parse({ READONLY: "on" }), "readonly"],
+    [() => NVME_OPTIONS.parse({ serail: "1" }), "serial"],
+    [() => NVME_OPTIONS.parse({ "ns1.flie": "a" }), "file"],
   ];
   for (const [parse, meant] of cases) {
     const message = await messageForPeople(assertThrows(parse));
@@ -30,7 +30,7 @@ Deno.test("messageForPeople tells what a misspelt option or model may have been"
 });
 
 Deno.test("messageForPeople does not guess where nothing is alike", async () => {
-  const error = assertThrows(() => parseVirtioBlkOptions({ colour: "red" }));
+  const error = assertThrows(() => VIRTIO_BLK_OPTIONS.parse({ colour: "red" }));
   assertEquals(await messageForPeople(error), error.message);
   assertEquals(await messageForPeople("text"), "text");
 });

@@ -1,17 +1,16 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { ErrnoError } from "../../src/core/errno.ts";
+import { OptionError } from "../../src/core/options.ts";
+import { UnknownNameError } from "../../src/core/unknown_name.ts";
 import {
-  isVirtioOption,
   mapsNotify,
-  parseVirtioOptions,
   ringFeatures,
   VIRTIO_DEFAULTS,
-  virtioOptionTable,
+  virtioOptions,
 } from "../../src/virtio/options.ts";
 
 /** Feature bits by the standard, section 6. */
 function bits(values: Record<string, string>): number[] {
-  const features = ringFeatures(parseVirtioOptions(values));
+  const features = ringFeatures(virtioOptions().parse(values));
   return Array.from({ length: 64 }, (_, i) => i).filter((i) => features.has(i));
 }
 
@@ -32,7 +31,7 @@ Deno.test("ringFeatures offers what the options say, and RING_RESET", () => {
   assertEquals(bits({ ...off, "iommu-platform": "on" }), [33, 40]);
 });
 
-Deno.test("parseVirtioOptions offers IN_ORDER without indirect tables only when asked to", () => {
+Deno.test("virtioOptions offers IN_ORDER without indirect tables only when asked to", () => {
   assertEquals(bits({ indirect: "off" }), [29, 33, 40]);
   assertEquals(bits({ indirect: "off", "in-order": "on" }), [29, 33, 35, 40]);
   assertEquals(bits({ indirect: "off", packed: "on" }), [29, 33, 34, 40]);
@@ -41,28 +40,28 @@ Deno.test("parseVirtioOptions offers IN_ORDER without indirect tables only when 
 Deno.test("mapsNotify is what doorbells=mmap asks for, and nothing else does", () => {
   const modes = [{}, { doorbells: "auto" }, { doorbells: "message" }];
   for (const values of modes) {
-    assertEquals(mapsNotify(parseVirtioOptions(values)), false);
+    assertEquals(mapsNotify(virtioOptions().parse(values)), false);
   }
-  assertEquals(mapsNotify(parseVirtioOptions({ doorbells: "mmap" })), true);
+  assertEquals(mapsNotify(virtioOptions().parse({ doorbells: "mmap" })), true);
   assertEquals(bits({ doorbells: "mmap" }), bits({}));
   assertEquals(bits({ msix: "off" }), bits({}));
 });
 
-Deno.test("parseVirtioOptions returns plain data, with the model's defaults", () => {
-  const options = parseVirtioOptions({ packed: "on" }, { inOrder: false });
+Deno.test("virtioOptions returns plain data, with the model's defaults", () => {
+  const options = virtioOptions(false).parse({ packed: "on" });
   assertEquals(structuredClone(options), {
     ...VIRTIO_DEFAULTS,
     packed: true,
     inOrder: false,
   });
   assertEquals(
-    parseVirtioOptions({ "in-order": "on" }, { inOrder: false }).inOrder,
+    virtioOptions(false).parse({ "in-order": "on" }).inOrder,
     true,
   );
 });
 
-Deno.test("virtioOptionTable has a row for every option, with the model's defaults", () => {
-  const rows = virtioOptionTable({ inOrder: false });
+Deno.test("virtioOptions has a row for every option, with the model's defaults", () => {
+  const rows = virtioOptions(false).rows;
   assertEquals(rows.map((row) => `${row.name}=${row.default}`), [
     "packed=off",
     "in-order=off",
@@ -73,26 +72,31 @@ Deno.test("virtioOptionTable has a row for every option, with the model's defaul
     "msix=on",
     "doorbells=auto",
   ]);
-  for (const row of virtioOptionTable()) {
-    assertEquals(isVirtioOption(row.name), true);
-    assertEquals(
-      parseVirtioOptions({ [row.name]: row.default }),
-      VIRTIO_DEFAULTS,
-    );
+  const options = virtioOptions();
+  for (const row of options.rows) {
+    assertEquals(options.has(row.name), true);
+    assertEquals(options.parse({ [row.name]: row.default! }), VIRTIO_DEFAULTS);
   }
-  assertEquals(isVirtioOption("mac"), false);
+  assertEquals(options.has("mac"), false);
 });
 
-Deno.test("parseVirtioOptions says what is wrong and what would be right", () => {
+Deno.test("virtioOptions says what is wrong and what would be right", () => {
   const cases: [Record<string, string | string[]>, string][] = [
     [{ packed: "yes" }, "Cannot use packed=yes: it is on or off"],
-    [{ indirect: "" }, "Cannot use indirect=: it is on or off"],
+    [{ indirect: "" }, 'Cannot use indirect="": it is on or off'],
     [{ packed: ["on", "on"] }, "Cannot use packed 2 times: give it once"],
-    [{ doorbells: "on" }, "Cannot use doorbells=on: it is auto, message, mmap"],
+    [
+      { doorbells: "on" },
+      "Cannot use doorbells=on: it is auto, message or mmap",
+    ],
     [{ doorbells: ["mmap", "auto"] }, "Cannot use doorbells 2 times"],
-    [{ ring: "on" }, "Cannot use ring: it is no option of virtio queues"],
   ];
   for (const [values, message] of cases) {
-    assertThrows(() => parseVirtioOptions(values), ErrnoError, message);
+    assertThrows(() => virtioOptions().parse(values), OptionError, message);
   }
+  assertThrows(
+    () => virtioOptions().parse({ ring: "on" }, "a card"),
+    UnknownNameError,
+    "Cannot use option ring: a card has packed, in-order",
+  );
 });

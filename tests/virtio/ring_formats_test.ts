@@ -2,7 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { validatePciSpec } from "../../src/pci/mod.ts";
-import { parseVirtioOptions, ringFeatures } from "../../src/virtio/options.ts";
+import { ringFeatures, virtioOptions } from "../../src/virtio/options.ts";
 import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
 import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
 import { NaivePackedRing } from "./naive_packed_ring.ts";
@@ -24,7 +24,7 @@ const IN = { iova: DATA, length: 4 };
 const OUT = { iova: DATA + 64, length: 4, write: true };
 
 const EVERYTHING = ringFeatures(
-  parseVirtioOptions({ "packed": "on", "notification-data": "on" }),
+  virtioOptions().parse({ "packed": "on", "notification-data": "on" }),
 );
 
 function makeDriver(polled = false): PciDriver {

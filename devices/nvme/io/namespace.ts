@@ -9,7 +9,7 @@ import type {
   BlockClient,
   BlockRequest,
 } from "../../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { deriveNamespaceIds, type NamespaceIds } from "../admin/identity.ts";
 
 /** The largest namespace id: NN of Identify Controller, whichever namespaces there are by now. */

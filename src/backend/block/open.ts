@@ -4,19 +4,23 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../../core/errno.ts";
 import type { BlockBackend, BlockContext } from "./contract.ts";
-import { FileBackend } from "./file/file.ts";
-import { inheritedFrom } from "./hand_over.ts";
-import { MemoryBackend } from "./memory.ts";
-import { NbdBackend } from "./nbd/nbd.ts";
-import { BlockKind, type BlockOptions } from "./option_table.ts";
+import type { OpenBlock } from "./driver.ts";
+import { BLOCK_DRIVERS, type BlockOptions } from "./options.ts";
+
+/** Loaded once and for all: opening waits for nothing. */
+const OPEN = new Map(
+  await Promise.all(
+    Object.entries(BLOCK_DRIVERS).map(async ([kind, driver]) =>
+      [kind, await driver.load() as OpenBlock<never>] as const
+    ),
+  ),
+);
 
 /**
  * Opens the storage that the options ask for; to be called on the thread of the controller's event loop.
  *
- * @param inherited What {@linkcode BlockBackend.handOver} of a back end with the same options gave on another thread: used
- * in place of opening it anew, and owned by the result; untouched when this throws
+ * @param inherited See {@linkcode OpenBlock}
  * @throws {ErrnoError} With what is wrong and the remedy
  */
 export function openBlockBackend(
@@ -24,22 +28,6 @@ export function openBlockBackend(
   context: BlockContext,
   inherited?: unknown,
 ): BlockBackend {
-  const { kind } = options;
-  switch (kind) {
-    case BlockKind.FILE:
-      return new FileBackend(
-        options,
-        context,
-        inheritedFrom(kind, inherited),
-      );
-    case BlockKind.MEMORY:
-      return new MemoryBackend(options, inheritedFrom(kind, inherited));
-    case BlockKind.NBD:
-      return new NbdBackend(options, context, inheritedFrom(kind, inherited));
-    default:
-      throw new ErrnoError(
-        Errno.EINVAL,
-        `Cannot open storage ${kind satisfies never}`,
-      );
-  }
+  // The kind of the options is the kind of their driver.
+  return OPEN.get(options.kind)!(options as never, context, inherited);
 }

@@ -5,7 +5,7 @@
  */
 
 import type { BlockBackend } from "./contract.ts";
-import { formatSize, parseSize, SIZE_WANTED } from "./size.ts";
+import { formatSize, parseSize, SIZE_WANTED } from "../../core/size.ts";
 
 /** Without this word nothing is cut off; `qemu-img resize` has the same. */
 export const SHRINK = "--shrink";

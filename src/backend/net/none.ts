@@ -6,6 +6,7 @@
 
 import { Errno } from "../../core/errno.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
+import type { OpenNet } from "./driver.ts";
 import { type NetBackend, type NetPeer, QUEUE_PAIRS_MAX } from "./contract.ts";
 import { type Given, takeGiven } from "./given.ts";
 
@@ -15,8 +16,12 @@ interface GivenNone extends Given {
   readonly sent: number;
 }
 
+/** Opens nothing. */
+export const openNone: OpenNet<object> = (_options, _context, inherited) =>
+  new NoneBackend(inherited);
+
 /** Takes every frame and has none. */
-export class NoneBackend implements NetBackend {
+class NoneBackend implements NetBackend {
   readonly description = "none";
   readonly hasVnetHeader = false;
   readonly queuePairs = QUEUE_PAIRS_MAX;

@@ -6,7 +6,7 @@ import {
   type BlockRequest,
   PENDING,
 } from "../../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { heapGrowthPerOperation } from "../../resources.ts";
 import { Controller, FILE, Folder, Host, MEMORY } from "./rig.ts";
 

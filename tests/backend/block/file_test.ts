@@ -1,11 +1,11 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { BlockOp } from "../../../src/backend/block/contract.ts";
 import { setImageLength } from "../../../src/backend/block/file/image.ts";
-import type { FileBlockOptions } from "../../../src/backend/block/option_table.ts";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import { isInMemory, openFd } from "../../../src/os/mod.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
 import { Controller, FILE, Folder, Host, pattern } from "./rig.ts";
+import type { FileBlockOptions } from "../../../src/backend/block/file/driver.ts";
 
 const ENGINES = ["auto", "ring", "sync"] as const;
 const SHM = "/dev/shm";

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { BlockOp } from "../../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../../src/backend/block/open.ts";
-import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
 import { NbdRig } from "./nbd_rig.ts";
 import { Controller, FILE, Folder, Host, MEMORY, pattern } from "./rig.ts";

@@ -1,9 +1,9 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { BlockOp, PENDING } from "../../../src/backend/block/contract.ts";
-import { MemoryBackend } from "../../../src/backend/block/memory.ts";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
 import { Controller, Host, MEMORY, pattern } from "./rig.ts";
+import { MemoryBackend } from "../../../src/backend/block/memory/memory.ts";
 
 const SIZE = MEMORY.sizeBytes;
 

@@ -8,7 +8,7 @@
 import { createPciDevice } from "../../devices/pci_device.ts";
 import { assertEquals } from "@std/assert";
 import type { DeviceModel } from "../../../devices/model.ts";
-import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { EventLoop } from "../../../src/loop/event_loop.ts";
 import { createMemfd, Mapping } from "../../../src/os/mod.ts";
 import { DmaMemory } from "../../../src/memory/dma_memory.ts";

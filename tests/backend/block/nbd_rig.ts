@@ -5,12 +5,14 @@
  */
 
 import { assertEquals } from "@std/assert";
-import type { NbdBlockOptions } from "../../../src/backend/block/option_table.ts";
 import { workersGone, workerThreads } from "../../resources.ts";
 import { PATIENCE_MS } from "../../until.ts";
 import type { NbdServerOptions, NbdServerRequest } from "./nbd_server.ts";
 import type { NbdServerMessage } from "./nbd_server_worker.ts";
 import { Controller, Folder, Host } from "./rig.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
+
+type NbdBlockOptions = Extract<BlockOptions, { kind: "nbd" }>;
 
 /** What most tests want of a client. */
 export const NBD: Omit<NbdBlockOptions, "uri"> = {

@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { parseBlockOptions } from "../../../src/backend/block/options.ts";
+import { BLOCK_OPTIONS } from "../../../src/backend/block/options.ts";
 import { parseNbdUri } from "../../../src/backend/block/nbd/uri.ts";
 
 const tcp = (host: string, port: number, exportName: string) => ({
@@ -68,8 +68,8 @@ for (
   });
 }
 
-Deno.test("parseBlockOptions checks the options of an NBD client", () => {
-  assertEquals(parseBlockOptions({ nbd: "unix:/run/nbd" }), {
+Deno.test("BLOCK_OPTIONS.parse checks the options of an NBD client", () => {
+  assertEquals(BLOCK_OPTIONS.parse({ nbd: "unix:/run/nbd" }), {
     kind: "nbd",
     uri: "unix:/run/nbd",
     timeoutMs: 120_000,
@@ -78,18 +78,18 @@ Deno.test("parseBlockOptions checks the options of an NBD client", () => {
     physicalBlockBytes: null,
   });
   const nbd = "nbd://host";
-  const options = parseBlockOptions({ nbd, timeout: "0" });
+  const options = BLOCK_OPTIONS.parse({ nbd, timeout: "0" });
   assertEquals(options.kind === "nbd" && options.timeoutMs, 0);
   for (const timeout of ["x", "-1", "1.5", "", "9999999"]) {
     assertThrows(
-      () => parseBlockOptions({ nbd, timeout }),
+      () => BLOCK_OPTIONS.parse({ nbd, timeout }),
       Error,
-      "whole seconds",
+      "0 to 999999 seconds are wanted",
     );
   }
-  assertThrows(() => parseBlockOptions({ nbd: "x" }), Error, "nbd=x");
+  assertThrows(() => BLOCK_OPTIONS.parse({ nbd: "x" }), Error, "nbd=x");
   assertThrows(
-    () => parseBlockOptions({ memory: "1M", timeout: "1" }),
+    () => BLOCK_OPTIONS.parse({ memory: "1M", timeout: "1" }),
     Error,
     "it needs nbd",
   );

@@ -4,7 +4,7 @@ import {
   BlockOp,
   type BlockRequest,
 } from "../../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { Controller, FILE, Folder, Host, type Job, MEMORY } from "./rig.ts";
 
 const BLOCK = 512;

@@ -18,18 +18,14 @@ import {
   PENDING,
 } from "../../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../../src/backend/block/open.ts";
-import type {
-  BlockOptions,
-  FileBlockOptions,
-  MemoryBlockOptions,
-} from "../../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { PATIENCE_MS } from "../../until.ts";
 
 const MEMORY_BYTES = 16 << 20;
 const TURN_MS = 20;
 
 /** What most tests want of a file. */
-export const FILE: Omit<FileBlockOptions, "path"> = {
+export const FILE: Omit<Extract<BlockOptions, { kind: "file" }>, "path"> = {
   kind: "file",
   readonly: false,
   logicalBlockBytes: 512,
@@ -40,7 +36,7 @@ export const FILE: Omit<FileBlockOptions, "path"> = {
 };
 
 /** What most tests want of memory. */
-export const MEMORY: MemoryBlockOptions = {
+export const MEMORY: Extract<BlockOptions, { kind: "memory" }> = {
   kind: "memory",
   readonly: false,
   logicalBlockBytes: 512,

@@ -4,25 +4,23 @@ import { bindUnixDatagram } from "../../../src/os/mod.ts";
 import { Access } from "../../../src/memory/guest_memory.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
-import {
-  type OptionValues,
-  parseNetOptions,
-} from "../../../src/backend/net/options.ts";
+import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
 import { heapGrowthPerOperation, openFds } from "../../resources.ts";
 import { Card, Host } from "./card.ts";
 import { DGRAM, HostSocket } from "./sockets.ts";
+import type { OptionTexts } from "../../../src/core/options.ts";
 
 /** Seconds of looking for a datagram that was sent. */
 const TRIES_MAX = 10_000_000;
 
 interface Scene {
   readonly host: Host;
-  readonly open: (values: OptionValues) => NetBackend;
+  readonly open: (values: OptionTexts) => NetBackend;
   /** The options of one end and of the other. */
-  readonly ends: readonly [OptionValues, OptionValues];
+  readonly ends: readonly [OptionTexts, OptionTexts];
 }
 
-function unixEnds(folder: string): [OptionValues, OptionValues] {
+function unixEnds(folder: string): [OptionTexts, OptionTexts] {
   const [a, b] = [`${folder}/a`, `${folder}/b`];
   return [{ "local-path": a, "remote-path": b }, {
     "local-path": b,
@@ -30,7 +28,7 @@ function unixEnds(folder: string): [OptionValues, OptionValues] {
   }];
 }
 
-function udpEnds(host: string): [OptionValues, OptionValues] {
+function udpEnds(host: string): [OptionTexts, OptionTexts] {
   const a = `${host}:${HostSocket.freePort(DGRAM)}`;
   let b = a;
   while (b === a) b = `${host}:${HostSocket.freePort(DGRAM)}`;
@@ -56,9 +54,9 @@ function dgramTest(
       try {
         {
           using host = new Host();
-          const open = (values: OptionValues) =>
+          const open = (values: OptionTexts) =>
             openNetBackend(
-              parseNetOptions({ net: "dgram", ...values }),
+              NET_OPTIONS.parse({ net: "dgram", ...values }),
               host.context,
             );
           run({ host, open, ends: FAMILIES[family](folder) });

@@ -3,10 +3,9 @@ import fc from "fast-check";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import { GatewayBackend } from "../../../src/backend/net/gateway/gateway.ts";
 import { GatewayReplies } from "../../../src/backend/net/gateway/replies.ts";
-import type { UserNetOptions } from "../../../src/backend/net/option_table.ts";
 import {
-  type OptionValues,
-  parseNetOptions,
+  NET_OPTIONS,
+  type NetOptions,
 } from "../../../src/backend/net/options.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
 import { openFds } from "../../resources.ts";
@@ -24,16 +23,19 @@ import {
   parseIp,
   ping,
 } from "./frames.ts";
+import type { OptionTexts } from "../../../src/core/options.ts";
 
 const GATEWAY_MAC = Uint8Array.of(0x52, 0x55, 10, 0, 2, 2);
 
-function options(values: OptionValues = {}): UserNetOptions {
-  return parseNetOptions(values) as UserNetOptions;
+function options(
+  values: OptionTexts = {},
+): Extract<NetOptions, { net: "user" }> {
+  return NET_OPTIONS.parse(values) as Extract<NetOptions, { net: "user" }>;
 }
 
 function plug(
   host: Host,
-  values: OptionValues = {},
+  values: OptionTexts = {},
 ): Card {
   return new Card(host, new GatewayBackend(options(values), host.context));
 }
@@ -337,7 +339,7 @@ Deno.test("openNetBackend with net=none takes all frames and has none", () => {
   using host = new Host();
   using card = new Card(
     host,
-    openNetBackend(parseNetOptions({ net: "none" }), host.context),
+    openNetBackend(NET_OPTIONS.parse({ net: "none" }), host.context),
   );
   assertEquals(card.send(arpRequest("10.0.2.15", "10.0.2.2")), 0);
   card.fetch();

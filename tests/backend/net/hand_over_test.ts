@@ -3,10 +3,7 @@ import { Errno } from "../../../src/core/errno.ts";
 import { Access } from "../../../src/memory/guest_memory.ts";
 import type { NetPeer } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
-import {
-  type OptionValues,
-  parseNetOptions,
-} from "../../../src/backend/net/options.ts";
+import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
 import type { GivenPort } from "../../../src/backend/net/socket/stream_port.ts";
 import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
 import { openFds } from "../../resources.ts";
@@ -18,6 +15,7 @@ import { testLibslirp } from "./libslirp.ts";
 import { DGRAM, HostSocket, STREAM } from "./sockets.ts";
 import { TcpPeer } from "./tcp_peer.ts";
 import { give, MOVES, Traveller } from "./traveller.ts";
+import type { OptionTexts } from "../../../src/core/options.ts";
 
 interface Scene {
   /** Where the card travels between. */
@@ -25,8 +23,8 @@ interface Scene {
   /** Where others stay. */
   readonly far: Host;
   readonly folder: string;
-  readonly open: (values: OptionValues) => Card;
-  readonly travel: (values: OptionValues) => Traveller;
+  readonly open: (values: OptionTexts) => Card;
+  readonly travel: (values: OptionTexts) => Traveller;
 }
 
 /** Our children, zombies included. */
@@ -49,9 +47,9 @@ function moveTest(
         using first = new Host();
         using second = new Host();
         const hosts = [first, second] as const;
-        const open = (values: OptionValues) =>
-          new Card(far, openNetBackend(parseNetOptions(values), far.context));
-        const travel = (values: OptionValues) => new Traveller(hosts, values);
+        const open = (values: OptionTexts) =>
+          new Card(far, openNetBackend(NET_OPTIONS.parse(values), far.context));
+        const travel = (values: OptionTexts) => new Traveller(hosts, values);
         run({ hosts, far, folder, open, travel });
       }
       assertEquals([openFds(), children()], before);
@@ -139,7 +137,7 @@ function assertSendsAcrossMoves(
 for (const role of ["server", "client"]) {
   for (const family of ["unix", "inet"]) {
     moveTest(`of a ${family} stream's ${role} loses no byte`, (scene) => {
-      const at: OptionValues = family === "unix"
+      const at: OptionTexts = family === "unix"
         ? { path: `${scene.folder}/net.sock` }
         : { addr: `127.0.0.1:${HostSocket.freePort(STREAM)}` };
       const values = { net: "stream", ...at };
@@ -207,7 +205,7 @@ moveTest(
     assert(given.port.stream!.unsent.length > 0, "a part is left");
     const [, host] = scene.hosts;
     const moved = openNetBackend(
-      parseNetOptions(values),
+      NET_OPTIONS.parse(values),
       host.context,
       given,
     );
@@ -410,7 +408,7 @@ moveTest(
 );
 
 moveTest("of the built-in gateway keeps its answers", ({ hosts }) => {
-  const options = parseNetOptions({ net: "user" });
+  const options = NET_OPTIONS.parse({ net: "user" });
   Deno.env.set("OUTBOARD_LIBSLIRP", "none");
   try {
     let card = new Card(hosts[0], openNetBackend(options, hosts[0].context));
@@ -453,7 +451,7 @@ moveTest("of a stopped back end drops what waits, as ever", (scene) => {
   const { backend } = traveller.card;
   backend.stop();
   const { hosts: [, host], values } = traveller;
-  const options = parseNetOptions(values);
+  const options = NET_OPTIONS.parse(values);
   const next = openNetBackend(options, host.context, give(backend));
   // Without a card it reads and drops.
   for (let i = 0; i < 5; i++) host.loop.turn(0);
@@ -475,7 +473,7 @@ moveTest("of a stream that had started keeps what waits", (scene) => {
   const sent = frames(5);
   sendUntilFull(far, sent);
   const { hosts: [, host], values, card: { backend } } = traveller;
-  const options = parseNetOptions(values);
+  const options = NET_OPTIONS.parse(values);
   const next = openNetBackend(options, host.context, give(backend));
   for (let i = 0; i < 5; i++) host.loop.turn(0);
   // Nor does the end of the connection make the loop spin, or drop anything.
@@ -532,7 +530,7 @@ moveTest("that fails leaves what was given to the giver", (scene) => {
 });
 
 moveTest("refuses what another kind or version gave", ({ far }) => {
-  const wrong: [OptionValues, unknown][] = [
+  const wrong: [OptionTexts, unknown][] = [
     [{ net: "none" }, { version: 2, kind: "none" }],
     [{ net: "none" }, { version: 1, kind: "tap" }],
     [{ net: "tap" }, null],
@@ -543,7 +541,7 @@ moveTest("refuses what another kind or version gave", ({ far }) => {
   ];
   for (const [values, given] of wrong) {
     assertThrows(
-      () => openNetBackend(parseNetOptions(values), far.context, given),
+      () => openNetBackend(NET_OPTIONS.parse(values), far.context, given),
       Error,
       "Cannot load a network of kind",
     );
@@ -590,7 +588,7 @@ moveTest("of a TAP loses no frame of any queue", () => {
   using first = new Host(1500, PAIRS);
   using second = new Host(1500, PAIRS);
   const hosts = [first, second] as const;
-  const options = parseNetOptions({ net: "tap", ifname: "obtap0" });
+  const options = NET_OPTIONS.parse({ net: "tap", ifname: "obtap0" });
   const open = (host: Host, given?: unknown) =>
     openNetBackend(options, host.context, given) as TapBackend;
   let host: Host = first;
@@ -646,7 +644,7 @@ moveTest("of a TAP loses no frame of any queue", () => {
 moveTest("of a TAP that was deleted stays without one", () => {
   using namespace = new NetworkNamespace();
   using host = new Host();
-  const options = parseNetOptions({ net: "tap", ifname: "obtap0" });
+  const options = NET_OPTIONS.parse({ net: "tap", ifname: "obtap0" });
   const backend = openNetBackend(options, host.context);
   backend.start(new Silent());
   namespace.delete("obtap0");

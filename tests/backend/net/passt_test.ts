@@ -1,11 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
-import {
-  type OptionValues,
-  parseNetOptions,
-} from "../../../src/backend/net/options.ts";
-import type { PasstNetOptions } from "../../../src/backend/net/option_table.ts";
+import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
 import { Passt, passtArguments } from "../../../src/backend/net/peer/passt.ts";
 import { PeerBackend } from "../../../src/backend/net/peer/backend.ts";
 import { testPasst } from "../../guest/passt.ts";
@@ -14,6 +10,8 @@ import { PATIENCE_MS } from "../../until.ts";
 import { Card, Host } from "./card.ts";
 import { arpRequest } from "./frames.ts";
 import { HostSocket, STREAM } from "./sockets.ts";
+import type { OptionTexts } from "../../../src/core/options.ts";
+import type { PasstNetOptions } from "../../../src/backend/net/peer/driver.ts";
 
 /** Our children, zombies included. */
 function children(): string[] {
@@ -31,9 +29,9 @@ function isInherited(fd: string): boolean {
 
 interface Scene {
   readonly host: Host;
-  readonly open: (values?: OptionValues) => Card;
+  readonly open: (values?: OptionTexts) => Card;
   /** Opens what ends at once, and gives the error. */
-  readonly refuse: (values: OptionValues) => ErrnoError;
+  readonly refuse: (values: OptionTexts) => ErrnoError;
   /** A program of the test's own in passt's place. */
   readonly script: (text: string) => string;
 }
@@ -56,11 +54,11 @@ function passtTest(
           run({
             host,
             open: (values) => {
-              const options = parseNetOptions({ net: "passt", ...values });
+              const options = NET_OPTIONS.parse({ net: "passt", ...values });
               return new Card(host, openNetBackend(options, host.context));
             },
             refuse: (values) => {
-              const options = parseNetOptions({ net: "passt", ...values });
+              const options = NET_OPTIONS.parse({ net: "passt", ...values });
               return assertThrows(
                 () =>
                   new PeerBackend(
@@ -243,7 +241,7 @@ passtTest("says that a program cannot be started", ({ open, script }) => {
 });
 
 Deno.test("passtArguments passes the MTU and the ports on", () => {
-  const options = parseNetOptions({
+  const options = NET_OPTIONS.parse({
     net: "passt",
     "tcp-ports": ["2222:22", "127.0.0.1/80-90,~85"],
     "udp-ports": "53",

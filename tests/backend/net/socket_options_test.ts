@@ -1,22 +1,19 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { ErrnoError } from "../../../src/core/errno.ts";
-import {
-  type OptionValues,
-  parseNetOptions,
-} from "../../../src/backend/net/options.ts";
+import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
+import { OptionError, type OptionTexts } from "../../../src/core/options.ts";
 
 const LOOPBACK = [127, 0, 0, 1];
 
-Deno.test("parseNetOptions takes a stream's end, as client or server", () => {
-  assertEquals(parseNetOptions({ net: "stream", path: "/run/net" }), {
+Deno.test("NET_OPTIONS.parse takes a stream's end, as client or server", () => {
+  assertEquals(NET_OPTIONS.parse({ net: "stream", path: "/run/net" }), {
     net: "stream",
     endpoint: { family: "unix", path: "/run/net" },
     server: false,
     reconnectMs: 1000,
   });
   assertEquals(
-    parseNetOptions({ net: "stream", addr: "127.0.0.1:4", server: "on" }),
+    NET_OPTIONS.parse({ net: "stream", addr: "127.0.0.1:4", server: "on" }),
     {
       net: "stream",
       endpoint: { family: "inet", address: { host: LOOPBACK, port: 4 } },
@@ -26,14 +23,14 @@ Deno.test("parseNetOptions takes a stream's end, as client or server", () => {
   );
   const given = { net: "stream", path: "x", "reconnect-ms": "0" };
   assertEquals(
-    (parseNetOptions(given) as { reconnectMs: number }).reconnectMs,
+    (NET_OPTIONS.parse(given) as { reconnectMs: number }).reconnectMs,
     0,
   );
 });
 
-Deno.test("parseNetOptions takes both ends of datagrams", () => {
+Deno.test("NET_OPTIONS.parse takes both ends of datagrams", () => {
   assertEquals(
-    parseNetOptions({ net: "dgram", "local-path": "a", "remote-path": "b" }),
+    NET_OPTIONS.parse({ net: "dgram", "local-path": "a", "remote-path": "b" }),
     {
       net: "dgram",
       local: { family: "unix", path: "a" },
@@ -41,7 +38,7 @@ Deno.test("parseNetOptions takes both ends of datagrams", () => {
     },
   );
   assertEquals(
-    parseNetOptions({
+    NET_OPTIONS.parse({
       net: "dgram",
       local: "0.0.0.0:1",
       remote: "127.0.0.1:2",
@@ -54,7 +51,7 @@ Deno.test("parseNetOptions takes both ends of datagrams", () => {
   );
 });
 
-Deno.test("parseNetOptions gives socket options that can be sent to a Worker", () => {
+Deno.test("NET_OPTIONS.parse gives socket options that can be sent to a Worker", () => {
   for (
     const values of [
       { net: "stream", addr: "[::1]:5" },
@@ -62,12 +59,12 @@ Deno.test("parseNetOptions gives socket options that can be sent to a Worker", (
       { net: "passt", "tcp-ports": ["22", "80:8080"] },
     ]
   ) {
-    const options = parseNetOptions(values);
+    const options = NET_OPTIONS.parse(values);
     assertEquals(structuredClone(options), options);
   }
 });
 
-const REFUSED: readonly [OptionValues, RegExp][] = [
+const REFUSED: readonly [OptionTexts, RegExp][] = [
   [{ net: "stream" }, /^Cannot use net=stream alone: it needs path=PATH/],
   [{ net: "stream", path: "a", addr: "127.0.0.1:1" }, /takes one of them/],
   [{ net: "stream", path: "" }, /1 to 107 bytes/],
@@ -106,15 +103,15 @@ const REFUSED: readonly [OptionValues, RegExp][] = [
   [{ net: "passt", "tcp-ports": ["22", "80 81"] }, /ports as passt\(1\)/],
 ];
 
-Deno.test("parseNetOptions says what is wrong with a socket's options", () => {
+Deno.test("NET_OPTIONS.parse says what is wrong with a socket's options", () => {
   for (const [values, message] of REFUSED) {
-    const error = assertThrows(() => parseNetOptions(values), ErrnoError);
+    const error = assertThrows(() => NET_OPTIONS.parse(values), OptionError);
     assert(message.test(error.message), `${error.message} for ${message}`);
     assert(!error.message.includes("\n"));
   }
 });
 
-Deno.test("parseNetOptions returns socket options or throws ErrnoError, whatever it gets", () => {
+Deno.test("NET_OPTIONS.parse returns socket options or throws OptionError, whatever it gets", () => {
   const keys = ["path", "addr", "server", "local", "remote", "local-path"];
   const value = fc.oneof(
     fc.string(),
@@ -127,9 +124,9 @@ Deno.test("parseNetOptions returns socket options or throws ErrnoError, whatever
       fc.dictionary(fc.constantFrom(...keys, "reconnect-ms", "passt"), value),
       (net, values) => {
         try {
-          parseNetOptions({ ...values, net });
+          NET_OPTIONS.parse({ ...values, net });
         } catch (error) {
-          if (!(error instanceof ErrnoError)) throw error;
+          if (!(error instanceof OptionError)) throw error;
         }
       },
     ),

@@ -3,14 +3,12 @@ import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import { listenUnix } from "../../../src/os/mod.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
-import {
-  type OptionValues,
-  parseNetOptions,
-} from "../../../src/backend/net/options.ts";
+import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
 import { openFds } from "../../resources.ts";
 import { Card, Host } from "./card.ts";
 import { be32, bytes } from "./frames.ts";
 import { HostSocket, STREAM } from "./sockets.ts";
+import type { OptionTexts } from "../../../src/core/options.ts";
 
 interface Scene {
   readonly host: Host;
@@ -18,7 +16,7 @@ interface Scene {
   readonly folder: string;
   /** Path of a socket in it. */
   readonly path: string;
-  readonly open: (values: OptionValues) => NetBackend;
+  readonly open: (values: OptionTexts) => NetBackend;
 }
 
 /** A test after which no descriptor and no file is left. */
@@ -35,7 +33,7 @@ function streamTest(name: string, run: (scene: Scene) => void): void {
           path: `${folder}/net.sock`,
           open: (values) =>
             openNetBackend(
-              parseNetOptions({ net: "stream", ...values }),
+              NET_OPTIONS.parse({ net: "stream", ...values }),
               host.context,
             ),
         });

@@ -4,7 +4,7 @@ import { openTap } from "../../../src/os/mod.ts";
 import { Access } from "../../../src/memory/guest_memory.ts";
 import type { NetPeer } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { parseNetOptions } from "../../../src/backend/net/options.ts";
+import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
 import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
 import { openFds } from "../../resources.ts";
 import { Host } from "./card.ts";
@@ -38,7 +38,7 @@ function tapTest(
 }
 
 function open(host: Host, ifname = "obtap0"): TapBackend {
-  const options = parseNetOptions({ net: "tap", ifname });
+  const options = NET_OPTIONS.parse({ net: "tap", ifname });
   return openNetBackend(options, host.context) as TapBackend;
 }
 
@@ -194,7 +194,7 @@ tapTest("says that an interface has one queue, or several", (host) => {
   const several = openTap("obtap1", HEADER_BYTES, true);
   try {
     const { queuePairs: _, ...context } = host.context;
-    const options = parseNetOptions({ net: "tap", ifname: "obtap1" });
+    const options = NET_OPTIONS.parse({ net: "tap", ifname: "obtap1" });
     const error = assertThrows(
       () => openNetBackend(options, context),
       ErrnoError,

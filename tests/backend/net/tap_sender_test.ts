@@ -6,8 +6,7 @@ import { Access } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { TapEngine } from "../../../src/backend/net/option_table.ts";
-import { parseNetOptions } from "../../../src/backend/net/options.ts";
+import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
 import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
 import { openTapQueues } from "../../../src/backend/net/tap/open.ts";
 import {
@@ -25,6 +24,7 @@ import type { NamespaceTest } from "../../namespaces.ts";
 import { NetworkNamespace, tapTests } from "./netns.ts";
 import { ETH_P_EXPERIMENTAL, PacketSocket } from "./packet_socket.ts";
 import { give } from "./traveller.ts";
+import { TapEngine } from "../../../src/backend/net/tap/driver.ts";
 
 const IFNAME = "obtap0";
 const HEADER_BYTES = 12;
@@ -373,7 +373,7 @@ function sendBatch(
 }
 
 const PAIRS = 3;
-const OPTIONS = parseNetOptions({ net: "tap", ifname: IFNAME });
+const OPTIONS = NET_OPTIONS.parse({ net: "tap", ifname: IFNAME });
 
 senderTest(
   "costs a descriptor at the first batch, gone with its back end",

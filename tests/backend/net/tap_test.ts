@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
-import { parseNetOptions } from "../../../src/backend/net/options.ts";
+import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
 import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
 import { heapGrowthPerOperation, openFds } from "../../resources.ts";
@@ -35,7 +35,7 @@ function tapTest(
 }
 
 function open(host: Host, ifname: string): TapBackend {
-  const options = parseNetOptions({ net: "tap", ifname });
+  const options = NET_OPTIONS.parse({ net: "tap", ifname });
   return openNetBackend(options, host.context) as TapBackend;
 }
 

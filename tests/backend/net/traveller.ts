@@ -8,11 +8,9 @@ import type { Loop } from "../../../src/loop/event_loop.ts";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
-import {
-  type OptionValues,
-  parseNetOptions,
-} from "../../../src/backend/net/options.ts";
+import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
 import { Card, type Host } from "./card.ts";
+import type { OptionTexts } from "../../../src/core/options.ts";
 
 /** How often a test has its card move. */
 export const MOVES = 20;
@@ -25,11 +23,11 @@ export function give(backend: NetBackend): unknown {
 /** A card with two homes, and what it received in both. */
 export class Traveller implements Disposable {
   readonly hosts: readonly [Host, Host];
-  readonly values: OptionValues;
+  readonly values: OptionTexts;
   card: Card;
   moves = 0;
 
-  constructor(hosts: readonly [Host, Host], values: OptionValues) {
+  constructor(hosts: readonly [Host, Host], values: OptionTexts) {
     this.hosts = hosts;
     this.values = values;
     this.card = new Card(hosts[0], this.#open(hosts[0]));
@@ -83,7 +81,7 @@ export class Traveller implements Disposable {
     };
     let message = "";
     try {
-      const options = parseNetOptions(this.values);
+      const options = NET_OPTIONS.parse(this.values);
       openNetBackend(options, { ...context, loop }, given).close();
     } catch (error) {
       message = (error as Error).message;
@@ -95,7 +93,7 @@ export class Traveller implements Disposable {
   }
 
   #open(host: Host, inherited?: unknown): NetBackend {
-    const options = parseNetOptions(this.values);
+    const options = NET_OPTIONS.parse(this.values);
     return openNetBackend(options, host.context, inherited);
   }
 

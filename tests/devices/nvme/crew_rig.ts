@@ -10,7 +10,7 @@ import {
   NvmeController,
   type NvmeControllerOptions,
 } from "../../../devices/nvme/controller.ts";
-import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import type { ResetReason } from "../../../src/pci/device.ts";
 import {
   FOR_HOME,

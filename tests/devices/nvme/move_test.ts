@@ -22,7 +22,7 @@ class MovingRig implements Disposable {
   readonly driver: NaiveDriver;
 
   constructor(options: Record<string, string>, enable = true, ring = false) {
-    const parsed = nvmeModel.parse({ queues: "4", ...options });
+    const parsed = nvmeModel.options!.parse({ queues: "4", ...options });
     const namespaces = parsed.namespaces.map(({ nsid, block }) => (
       { nsid, block: throughRing(block) }
     ));

@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import type { BlockInfo } from "../../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../../src/backend/block/option_table.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { textOf } from "../command_text.ts";
 import { CrewRig } from "./crew_rig.ts";
 import type { Pair, Sqe } from "./naive_driver.ts";
@@ -236,8 +236,11 @@ Deno.test("the commands about namespaces say what is wrong, and change nothing t
     ["add 2 memory=1M", "it takes 4K at a time, and the driver was told 1M"],
     ["remove", "say remove NSID"],
     ["remove 1 2", "say remove NSID"],
-    ["add 2 constructor=1", "no storage option"],
-    ["add 2 file=a,,b,c=d", "Cannot use c: "],
+    [
+      "add 2 constructor=1",
+      "Cannot use option constructor: storage has file, memory, nbd",
+    ],
+    ["add 2 file=a,,b,c=d", "Cannot use option c: storage has"],
     [
       "remove 2",
       "Cannot remove namespace 2: there is none of that number, only 1",

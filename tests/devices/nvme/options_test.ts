@@ -6,16 +6,12 @@ import {
   deriveNqn,
   deriveSerial,
 } from "../../../devices/nvme/admin/identity.ts";
-import {
-  NVME_OPTIONS,
-  parseNvmeOptions,
-  storageName,
-} from "../../../devices/nvme/options.ts";
+import { NVME_OPTIONS, storageName } from "../../../devices/nvme/options.ts";
 import { builtinModels } from "../../../devices/registry.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 
-Deno.test("parseNvmeOptions has defaults for everything", () => {
-  const options = parseNvmeOptions({});
+Deno.test("NVME_OPTIONS.parse has defaults for everything", () => {
+  const options = NVME_OPTIONS.parse({});
   assertEquals(
     [options.serial, options.model, options.firmware],
     [null, "Outboard NVMe", "1.0"],
@@ -35,8 +31,8 @@ Deno.test("parseNvmeOptions has defaults for everything", () => {
   assertEquals(structuredClone(options), options);
 });
 
-Deno.test("parseNvmeOptions takes one namespace at top level", () => {
-  const { namespaces, ...rest } = parseNvmeOptions({
+Deno.test("NVME_OPTIONS.parse takes one namespace at top level", () => {
+  const { namespaces, ...rest } = NVME_OPTIONS.parse({
     file: "a.img",
     readonly: "on",
     serial: "X 1",
@@ -60,8 +56,8 @@ Deno.test("parseNvmeOptions takes one namespace at top level", () => {
   assertEquals([nsid, block.kind, block.readonly], [1, "file", true]);
 });
 
-Deno.test("parseNvmeOptions takes several namespaces by number", () => {
-  const { namespaces } = parseNvmeOptions({
+Deno.test("NVME_OPTIONS.parse takes several namespaces by number", () => {
+  const { namespaces } = NVME_OPTIONS.parse({
     "ns7.memory": "1M",
     "ns2.file": "b.img",
     "ns2.block-size": "4096",
@@ -76,8 +72,8 @@ Deno.test("parseNvmeOptions takes several namespaces by number", () => {
   );
 });
 
-Deno.test("parseNvmeOptions takes options without ns as those of namespace 1", () => {
-  const { namespaces } = parseNvmeOptions({
+Deno.test("NVME_OPTIONS.parse takes options without ns as those of namespace 1", () => {
+  const { namespaces } = NVME_OPTIONS.parse({
     "ns2.file": "b.img",
     file: "a.img",
     "ns1.readonly": "on",
@@ -92,7 +88,7 @@ Deno.test("parseNvmeOptions takes options without ns as those of namespace 1", (
   );
 });
 
-Deno.test("parseNvmeOptions explains what is wrong", () => {
+Deno.test("NVME_OPTIONS.parse explains what is wrong", () => {
   const cases: [Record<string, string | string[]>, string][] = [
     [{ nonsense: "1" }, "Cannot use option nonsense"],
     [{ serial: ["a", "b"] }, "Cannot use serial 2 times"],
@@ -105,20 +101,23 @@ Deno.test("parseNvmeOptions explains what is wrong", () => {
     [{ queues: "two" }, "1 to 64"],
     [{ "queue-size": "1" }, "2 to 4096"],
     [{ "queue-size": "4097" }, "2 to 4096"],
-    [{ doorbells: "bells" }, "auto, message, mmap"],
+    [{ doorbells: "bells" }, "auto, message or mmap"],
     [{ "ns0.memory": "1M" }, "1 to 32"],
     [{ "ns33.memory": "1M" }, "1 to 32"],
-    [{ file: "a", "ns1.file": "b" }, "both are of namespace 1"],
+    [
+      { file: "a", "ns1.file": "b" },
+      "Cannot use file beside ns1.file: both are of ns1",
+    ],
     [{ "ns1.nonsense": "b" }, "nonsense"],
     [{ "ns1.file": ["a", "b"] }, "file 2 times"],
   ];
   for (const [options, message] of cases) {
-    assertThrows(() => parseNvmeOptions(options), Error, message);
+    assertThrows(() => NVME_OPTIONS.parse(options), Error, message);
   }
 });
 
 Deno.test("NVME_OPTIONS are known to the parser and unique", () => {
-  const names = NVME_OPTIONS.map(({ name }) => name);
+  const names = NVME_OPTIONS.rows.map(({ name }) => name);
   assertEquals(new Set(names).size, names.length);
   assert(names.includes("file"));
   assert(names.includes("nsN.OPTION"));
@@ -126,7 +125,7 @@ Deno.test("NVME_OPTIONS are known to the parser and unique", () => {
 
 Deno.test("names follow from the storage, and differ", () => {
   const name = (options: Record<string, string>) =>
-    storageName(parseNvmeOptions(options).namespaces);
+    storageName(NVME_OPTIONS.parse(options).namespaces);
   assertEquals(name({ file: "a.img" }), name({ file: "a.img", queues: "2" }));
   assert(name({ file: "a.img" }) !== name({ file: "b.img" }));
   assert(name({ "ns2.file": "a.img" }) !== name({ file: "a.img" }));
@@ -145,7 +144,7 @@ Deno.test("names follow from the storage, and differ", () => {
 
 Deno.test("nvmeModel makes a controller, with names of its own for memory", () => {
   assert(builtinModels.has("nvme"));
-  const options = nvmeModel.parse({ memory: "1M" });
+  const options = nvmeModel.options!.parse({ memory: "1M" });
   const serials = [1, 2].map((seed) => {
     const context = fakeContext({ seed });
     const device = createPciDevice(nvmeModel, context, options);
@@ -161,7 +160,7 @@ Deno.test("nvmeModel makes a controller, with names of its own for memory", () =
 });
 
 Deno.test("nvmeModel leaves nothing behind when storage cannot be opened", () => {
-  const options = nvmeModel.parse({
+  const options = nvmeModel.options!.parse({
     "ns1.memory": "1M",
     "ns2.file": "/nonexistent/disk.img",
   });

@@ -198,12 +198,15 @@ Deno.test("a namespace that grows or shrinks does so for all threads, and is tol
 
 Deno.test("nvmeModel shares its storage with twins, and says which cannot be shared", () => {
   using folder = new Folder();
-  const options = nvmeModel.parse({
+  const options = nvmeModel.options!.parse({
     "ns1.file": folder.image("disk", 1 << 20),
     "ns3.memory": "1M",
   });
   assertEquals(nvmeModel.maxIOThreads!(options), 64);
-  const nbd = nvmeModel.parse({ "ns1.memory": "1M", "ns2.nbd": "unix:/x" });
+  const nbd = nvmeModel.options!.parse({
+    "ns1.memory": "1M",
+    "ns2.nbd": "unix:/x",
+  });
   assertEquals(nvmeModel.maxIOThreads!(nbd), 1);
   const before = [openFds(), sharedMappings()];
   const home = createPciDevice(nvmeModel, fakeContext(), options);

@@ -1,9 +1,6 @@
 import { createPciDevice } from "../pci_device.ts";
 import { assertEquals, assertThrows } from "@std/assert";
-import {
-  parseVirtioBlkOptions,
-  VIRTIO_BLK_OPTIONS,
-} from "../../../devices/virtio_blk/config.ts";
+import { VIRTIO_BLK_OPTIONS } from "../../../devices/virtio_blk/config.ts";
 import { VIRTIO_BLK_CONFIG } from "../../../devices/virtio_blk/defs.ts";
 import { virtioBlkModel } from "../../../devices/virtio_blk/mod.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
@@ -19,8 +16,8 @@ const DEFAULT_RINGS = {
   doorbells: "auto" as const,
 };
 
-Deno.test("parseVirtioBlkOptions has defaults that make a disk", () => {
-  const { block, ...disk } = parseVirtioBlkOptions({});
+Deno.test("VIRTIO_BLK_OPTIONS.parse has defaults that make a disk", () => {
+  const { block, ...disk } = VIRTIO_BLK_OPTIONS.parse({});
   assertEquals(disk, {
     queues: 1,
     queueSize: 256,
@@ -32,8 +29,8 @@ Deno.test("parseVirtioBlkOptions has defaults that make a disk", () => {
   assertEquals(block.kind, "memory");
 });
 
-Deno.test("parseVirtioBlkOptions takes the disk's options and the storage's", () => {
-  const options = parseVirtioBlkOptions({
+Deno.test("VIRTIO_BLK_OPTIONS.parse takes the disk's options and the storage's", () => {
+  const options = VIRTIO_BLK_OPTIONS.parse({
     queues: "4",
     "queue-size": "64",
     "seg-max": "8",
@@ -64,7 +61,7 @@ for (
     ["queue-size", "100", "a power of two from 8 to 1024"],
     ["queue-size", "4", "a power of two from 8 to 1024"],
     ["queue-size", "2048", "a power of two from 8 to 1024"],
-    ["seg-max", "0", "a number from 1 to 254"],
+    ["seg-max", "0", "a number from 1 to 1022"],
     ["seg-max", "255", "a number from 1 to 254"],
     ["serial", "123456789012345678901", "up to 20 printable ASCII"],
     ["serial", "Käse", "up to 20 printable ASCII"],
@@ -74,9 +71,9 @@ for (
     ["memory", "x", "memory=x"],
   ] as const
 ) {
-  Deno.test(`parseVirtioBlkOptions refuses ${key}=${value}`, () => {
+  Deno.test(`VIRTIO_BLK_OPTIONS.parse refuses ${key}=${value}`, () => {
     assertThrows(
-      () => parseVirtioBlkOptions({ [key]: value }),
+      () => VIRTIO_BLK_OPTIONS.parse({ [key]: value }, "virtio-blk"),
       Error,
       message,
     );
@@ -84,7 +81,7 @@ for (
 }
 
 Deno.test("VIRTIO_BLK_OPTIONS have names of their own", () => {
-  const names = VIRTIO_BLK_OPTIONS.map(({ name }) => name);
+  const names = VIRTIO_BLK_OPTIONS.rows.map(({ name }) => name);
   assertEquals(new Set(names).size, names.length);
 });
 
@@ -113,7 +110,7 @@ Deno.test("VIRTIO_BLK_CONFIG has the offsets of the kernel's virtio_blk.h", () =
 
 Deno.test("virtioBlkModel.create makes a disk on its storage, and says so", () => {
   const context = fakeContext();
-  const options = virtioBlkModel.parse({ memory: "1M", queues: "2" });
+  const options = virtioBlkModel.options!.parse({ memory: "1M", queues: "2" });
   const device = createPciDevice(
     virtioBlkModel,
     context,

@@ -28,7 +28,7 @@ class MovingRig implements Disposable {
 
   constructor(options: Record<string, string>, ring = false) {
     const interrupts = new PciInterrupts();
-    const parsed = virtioBlkModel.parse(options);
+    const parsed = virtioBlkModel.options!.parse(options);
     this.moving = new Moving(
       virtioBlkModel,
       ring ? { ...parsed, block: throughRing(parsed.block) } : parsed,
@@ -376,7 +376,9 @@ Deno.test("a disk on storage that stays on its thread says so", () => {
 
 Deno.test("virtioBlkModel that is handed nothing opens nothing", () => {
   using folder = new Folder();
-  const options = virtioBlkModel.parse({ file: folder.image("disk", 1 << 20) });
+  const options = virtioBlkModel.options!.parse({
+    file: folder.image("disk", 1 << 20),
+  });
   const fds = openFds();
   assertThrows(() =>
     createPciDevice(virtioBlkModel, fakeContext(), options, {})

@@ -2,7 +2,6 @@ import { assertEquals, assertMatch, assertThrows } from "@std/assert";
 import {
   formatMac,
   NetConfig,
-  parseVirtioNetOptions,
   randomMac,
   VIRTIO_NET_OPTIONS,
 } from "../../../devices/virtio_net/config.ts";
@@ -19,8 +18,8 @@ const DEFAULT_RINGS = {
   doorbells: "auto" as const,
 };
 
-Deno.test("parseVirtioNetOptions has sensible defaults", () => {
-  const options = parseVirtioNetOptions({ net: "none" });
+Deno.test("VIRTIO_NET_OPTIONS.parse has sensible defaults", () => {
+  const options = VIRTIO_NET_OPTIONS.parse({ net: "none" });
   assertEquals(options, {
     mac: null,
     mtu: 1500,
@@ -35,8 +34,8 @@ Deno.test("parseVirtioNetOptions has sensible defaults", () => {
   });
 });
 
-Deno.test("parseVirtioNetOptions takes every option of the card", () => {
-  const options = parseVirtioNetOptions({
+Deno.test("VIRTIO_NET_OPTIONS.parse takes every option of the card", () => {
+  const options = VIRTIO_NET_OPTIONS.parse({
     mac: "52:54:00:AB-cd:ef",
     mtu: "9000",
     link: "down",
@@ -63,14 +62,14 @@ Deno.test("parseVirtioNetOptions takes every option of the card", () => {
   assertEquals(structuredClone(options), options);
 });
 
-Deno.test("parseVirtioNetOptions hands network options on", () => {
-  const { net } = parseVirtioNetOptions({
+Deno.test("VIRTIO_NET_OPTIONS.parse hands network options on", () => {
+  const { net } = VIRTIO_NET_OPTIONS.parse({
     net: "user",
     hostfwd: ["tcp::2222-:22", "udp::5353-:53"],
   });
   assertEquals(net.net === "user" && net.hostForwards.length, 2);
   assertThrows(
-    () => parseVirtioNetOptions({ net: "bridge" }),
+    () => VIRTIO_NET_OPTIONS.parse({ net: "bridge" }),
     Error,
     "it is user, tap",
   );
@@ -107,30 +106,30 @@ for (
     ],
   ] as const
 ) {
-  Deno.test(`parseVirtioNetOptions refuses ${JSON.stringify(options)}`, () => {
+  Deno.test(`VIRTIO_NET_OPTIONS.parse refuses ${JSON.stringify(options)}`, () => {
     assertThrows(
-      () => parseVirtioNetOptions({ ...options, net: "none" }),
+      () => VIRTIO_NET_OPTIONS.parse({ ...options, net: "none" }, "virtio-net"),
       Error,
       message,
     );
   });
 }
 
-Deno.test("parseVirtioNetOptions refuses several queues where the network has one", () => {
+Deno.test("VIRTIO_NET_OPTIONS.parse refuses several queues where the network has one", () => {
   assertThrows(
-    () => parseVirtioNetOptions({ queues: "2" }),
+    () => VIRTIO_NET_OPTIONS.parse({ queues: "2" }),
     Error,
     "Cannot use queues=2 with net=user: it has one queue, several need net=tap",
   );
-  assertEquals(parseVirtioNetOptions({ queues: "1" }).queuePairs, 1);
+  assertEquals(VIRTIO_NET_OPTIONS.parse({ queues: "1" }).queuePairs, 1);
   assertEquals(
-    parseVirtioNetOptions({ queues: "2", net: "tap" }).queuePairs,
+    VIRTIO_NET_OPTIONS.parse({ queues: "2", net: "tap" }).queuePairs,
     2,
   );
 });
 
 Deno.test("VIRTIO_NET_OPTIONS lists what is parsed, once each", () => {
-  const names = VIRTIO_NET_OPTIONS.map(({ name }) => name);
+  const names = VIRTIO_NET_OPTIONS.rows.map(({ name }) => name);
   assertEquals(new Set(names).size, names.length);
   for (
     const name of [

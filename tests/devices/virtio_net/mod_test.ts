@@ -7,7 +7,7 @@ import { fakeContext } from "../../../src/testing/fake_context.ts";
 
 Deno.test("virtioNetModel.create makes a card with an address that it tells", () => {
   const context = fakeContext({ seed: 7 });
-  const options = virtioNetModel.parse({ net: "none" });
+  const options = virtioNetModel.options!.parse({ net: "none" });
   const device = createPciDevice(
     virtioNetModel,
     context,
@@ -33,7 +33,7 @@ Deno.test("virtioNetModel.create honours its options", () => {
   const device = createPciDevice(
     virtioNetModel,
     fakeContext(),
-    virtioNetModel.parse({
+    virtioNetModel.options!.parse({
       net: "none",
       mac: "02:00:00:00:00:01",
       mtu: "9000",
@@ -54,7 +54,7 @@ Deno.test("virtioNetModel.create honours its options", () => {
 
 Deno.test("virtioNetModel.create leaves nothing behind when the device cannot be made", () => {
   const context = fakeContext();
-  const options = virtioNetModel.parse({ net: "none" });
+  const options = virtioNetModel.options!.parse({ net: "none" });
   // More queue entries than an array may have: the transport refuses.
   assertThrows(() =>
     createPciDevice(virtioNetModel, context, { ...options, queueSize: -1 })
@@ -65,7 +65,7 @@ Deno.test("virtioNetModel.create leaves nothing behind when the device cannot be
 
 Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
   const from = fakeContext({ seed: 7 });
-  const options = virtioNetModel.parse({ net: "none", link: "up" });
+  const options = virtioNetModel.options!.parse({ net: "none", link: "up" });
   const first = createPciDevice(virtioNetModel, from, options);
   first.commands!.link!.run(["down"]);
   first.writeBar(4, 0x3000, 2, 0);
@@ -91,7 +91,7 @@ Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
 });
 
 Deno.test("VirtioNet keeps its address in its state", () => {
-  const options = virtioNetModel.parse({ net: "none" });
+  const options = virtioNetModel.options!.parse({ net: "none" });
   const first = createPciDevice(
     virtioNetModel,
     fakeContext({ seed: 7 }),
@@ -116,7 +116,7 @@ Deno.test("VirtioNet keeps its address in its state", () => {
 });
 
 Deno.test("virtioNetModel.create refuses what no card handed over", () => {
-  const options = virtioNetModel.parse({ net: "none" });
+  const options = virtioNetModel.options!.parse({ net: "none" });
   for (const given of [null, {}, { version: 1, mac: "52:54:00:00:00:00" }]) {
     assertThrows(
       () => createPciDevice(virtioNetModel, fakeContext(), options, given),

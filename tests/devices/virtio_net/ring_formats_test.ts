@@ -15,10 +15,7 @@ import {
 } from "../../../src/testing/mod.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import type { DriverQueue } from "../../../src/testing/virtio_driver.ts";
-import {
-  parseVirtioOptions,
-  ringFeatures,
-} from "../../../src/virtio/options.ts";
+import { ringFeatures, virtioOptions } from "../../../src/virtio/options.ts";
 import { VirtioPci } from "../../../src/transport/virtio_pci/virtio_pci.ts";
 import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
 import { LocalPci } from "../local_pci.ts";
@@ -118,7 +115,7 @@ class Bench {
         }),
       {
         ringFeatures: ringFeatures(
-          parseVirtioOptions({ "packed": "on", "notification-data": "on" }),
+          virtioOptions().parse({ "packed": "on", "notification-data": "on" }),
         ),
       },
     );

@@ -39,7 +39,11 @@ async function create(
 ): Promise<PciDevice> {
   if (request.model === undefined) return new LessonDevice(context);
   const model = await loadModel(request.model);
-  return createPciDevice(model, context, model.parse(request.options ?? {}));
+  return createPciDevice(
+    model,
+    context,
+    model.options?.parse(request.options ?? {}),
+  );
 }
 
 async function serve(request: ServerRequest): Promise<void> {

@@ -42,7 +42,7 @@ import {
   Step,
   ZEROES_BYTES,
 } from "./steps.ts";
-import type { FileHandOver } from "../hand_over.ts";
+import { type BlockHandOver, inheritedFrom } from "../hand_over.ts";
 import {
   closeImage,
   type Image,
@@ -51,13 +51,31 @@ import {
   openImage,
   setImageLength,
 } from "./image.ts";
-import { type FileBlockOptions, FileEngine } from "../option_table.ts";
+import type { OpenBlock } from "../driver.ts";
+import { type FileBlockOptions, FileEngine } from "./driver.ts";
 import { RequestQueue } from "../request_queue.ts";
 
 const DEFAULT_DEPTH = 256;
 
+/** What is handed over: the descriptor, with the lock that belongs to this opening of the file. */
+interface FileHandOver extends BlockHandOver {
+  readonly kind: "file";
+  readonly fd: number;
+  /** Whether every write is to be durable when it is completed. */
+  readonly durable: boolean;
+  /** Whether the lock stays with the giver, who goes on beside the receiver. */
+  readonly shared?: boolean;
+}
+
+/** Opens an image or a block device. */
+export const openFile: OpenBlock<FileBlockOptions> = (
+  options,
+  context,
+  inherited,
+) => new FileBackend(options, context, inheritedFrom("file", inherited));
+
 /** A file or a block device of the host. */
-export class FileBackend implements BlockBackend {
+class FileBackend implements BlockBackend {
   readonly description: string;
   readonly #options: FileBlockOptions;
   readonly #loop: Loop;

@@ -25,8 +25,8 @@ import { libc } from "../../../os/symbols.ts";
 import type { Log } from "../../../core/log.ts";
 import type { BlockContext, BlockInfo } from "../contract.ts";
 import { lockImage, unlockImage } from "./image_lock.ts";
-import type { FileBlockOptions } from "../option_table.ts";
-import { formatSize } from "../size.ts";
+import type { FileBlockOptions } from "./driver.ts";
+import { formatSize } from "../../../core/size.ts";
 
 const O_RDONLY = 0;
 const O_RDWR = 2;

@@ -14,7 +14,7 @@ import {
   NBD_ERROR,
   NBD_FLAG_EXPORT,
 } from "./protocol.ts";
-import type { CommonBlockOptions } from "../option_table.ts";
+import type { CommonBlockOptions } from "../driver.ts";
 
 /** Larger physical blocks than that are nothing a guest expects. */
 const PHYSICAL_MAX_BYTES = 4096;

@@ -20,7 +20,7 @@ import { NbdCounter, type NbdCounters } from "./counters.ts";
 import type { NbdExport } from "./handshake.ts";
 import { nbdInfo } from "./info.ts";
 import { parseNbdUri } from "./uri.ts";
-import type { NbdBlockOptions } from "../option_table.ts";
+import type { NbdBlockOptions } from "./driver.ts";
 
 const RETRY_FIRST_MS = 50;
 const RETRY_MAX_MS = 5000;

@@ -23,22 +23,36 @@ import {
   type BlockRequest,
   PENDING,
 } from "../contract.ts";
-import type { NbdHandOver } from "../hand_over.ts";
-import { NbdCommands } from "./commands.ts";
+import type { OpenBlock } from "../driver.ts";
+import { type BlockHandOver, inheritedFrom } from "../hand_over.ts";
+import { NbdCommands, type NbdWriteState } from "./commands.ts";
 import { NbdCounter, NbdCounters } from "./counters.ts";
 import { errnoOfNbd } from "./info.ts";
-import { NbdLink } from "./link.ts";
+import { NbdLink, type NbdLinkState } from "./link.ts";
 import { NBD_CMD, NBD_ERROR } from "./protocol.ts";
 import { NbdReceiver, type NbdReplySink } from "./receiver.ts";
 import { BLOCKED, NbdSender } from "./sender.ts";
 import { NbdPayload, type NbdSlot, NbdSlots, NbdSlotState } from "./slots.ts";
-import type { NbdBlockOptions } from "../option_table.ts";
+import type { NbdBlockOptions } from "./driver.ts";
 import { RequestQueue } from "../request_queue.ts";
 
 /** Commands on the wire at once; more requests wait here. */
 const SLOTS = 1024;
 const TICK_MAX_MS = 250;
 const TICKS_PER_TIMEOUT = 8;
+
+/** What is handed over: the connection, if there is one. */
+interface NbdHandOver extends BlockHandOver, NbdLinkState, NbdWriteState {
+  readonly kind: "nbd";
+  readonly fd: number | null;
+}
+
+/** Connects to the server. */
+export const openNbd: OpenBlock<NbdBlockOptions> = (
+  options,
+  context,
+  inherited,
+) => new NbdBackend(options, context, inheritedFrom("nbd", inherited, true));
 
 /**
  * An NBD export. Requests are taken while it is connected and while it is not. One that waits for longer than the

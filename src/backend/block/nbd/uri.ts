@@ -4,7 +4,7 @@
  * @module
  */
 
-import { refuse as refuseOption } from "../../../core/refuse.ts";
+import { refuse as refuseOption } from "../../../core/options.ts";
 import { NBD_DEFAULT_PORT, NBD_MAX_STRING } from "./protocol.ts";
 
 /** An export of a server. */
@@ -82,7 +82,7 @@ function parseUnixUri(uri: string, rest: string): NbdLocation {
  * Parses an NBD URI (NetworkBlockDevice/nbd, doc/uri.md), or a short form: `tcp://host:port/export`,
  * `unix:/path?export`.
  *
- * @throws {ErrnoError} EINVAL, with what is wrong and what would be right
+ * @throws {OptionError} With what is wrong and what would be right
  */
 export function parseNbdUri(uri: string): NbdLocation {
   const [, scheme, rest] = /^([a-z+]+):(.*)$/is.exec(uri) ??

@@ -12,7 +12,7 @@ import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
 import { type Given, takeGiven } from "../given.ts";
 import { GatewayReplies } from "./replies.ts";
-import type { UserNetOptions } from "../option_table.ts";
+import type { UserNetOptions } from "../user/driver.ts";
 
 /** The longest frame taken: 64 KiB of IP behind an Ethernet and a VLAN header. */
 const FRAME_MAX = 65535 + 18;

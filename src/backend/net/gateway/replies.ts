@@ -7,7 +7,7 @@
  */
 
 import { netmask } from "../frame/ipv4.ts";
-import type { UserNetOptions } from "../option_table.ts";
+import type { UserNetOptions } from "../user/driver.ts";
 import {
   ARP,
   ARPOP,

@@ -15,7 +15,7 @@ import type {
   NetPeer,
 } from "../contract.ts";
 import { Backoff, type BackoffState } from "../backoff.ts";
-import type { Given } from "../given.ts";
+import { type Given, takeGiven } from "../given.ts";
 import {
   type GivenPeerProcess,
   PeerProcess,
@@ -71,6 +71,11 @@ export interface GivenPeer extends Given {
   readonly process: GivenPeerProcess | null;
   readonly backoff: BackoffState;
   readonly starts: number;
+}
+
+/** What a predecessor of that kind gave; null without one. */
+export function takePeer(inherited: unknown, kind: string): GivenPeer | null {
+  return inherited === undefined ? null : takeGiven<GivenPeer>(inherited, kind);
 }
 
 /**

@@ -7,8 +7,9 @@
 import { environmentVariable } from "../../../core/environment.ts";
 import { Errno, ErrnoError } from "../../../core/errno.ts";
 import { formatExitStatus } from "../../../os/mod.ts";
-import type { PasstNetOptions } from "../option_table.ts";
-import type { PeerProgram } from "./backend.ts";
+import type { OpenNet } from "../driver.ts";
+import { PeerBackend, type PeerProgram, takePeer } from "./backend.ts";
+import type { PasstNetOptions } from "./driver.ts";
 import {
   PEER_SOCKET_FD,
   peerEnvironment,
@@ -18,11 +19,22 @@ import {
 } from "./process.ts";
 
 /** What marks the state of a card on passt. */
-export const PASST_KIND = "passt";
+const PASST_KIND = "passt";
 /** A passt that does not like its options or its host says so and ends within this time, unless the machine is busy. */
 const START_MS = 200;
 /** The environment variable that names the passt to start, where the option does not. */
 export const PASST_VARIABLE = "OUTBOARD_PASST";
+
+/** Starts passt. */
+export const openPasst: OpenNet<PasstNetOptions> = (
+  options,
+  context,
+  inherited,
+) => {
+  const given = takePeer(inherited, PASST_KIND);
+  const passt = new Passt(options, context.mtu, given?.program);
+  return new PeerBackend(passt, context, given);
+};
 
 /** What it says of itself whatever happens: no news, and no reason for its end. */
 const USUAL = [

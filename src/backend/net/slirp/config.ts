@@ -7,7 +7,7 @@
 import { setU64 } from "../../../core/bits.ts";
 import { NativeBuffer } from "../../../os/mod.ts";
 import { netmask } from "../frame/ipv4.ts";
-import type { UserNetOptions } from "../option_table.ts";
+import type { UserNetOptions } from "../user/driver.ts";
 import { SLIRP_CONFIG, SLIRP_CONFIG_VERSION } from "./symbols.ts";
 
 const AT = SLIRP_CONFIG;

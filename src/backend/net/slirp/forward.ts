@@ -7,7 +7,7 @@
 import { Errno, ErrnoError, errnoName } from "../../../core/errno.ts";
 import { lastErrno } from "../../../os/symbols.ts";
 import { formatIpv4 } from "../frame/ipv4.ts";
-import type { HostForward } from "../option_table.ts";
+import type { HostForward } from "../user/driver.ts";
 import type { SlirpSymbols } from "./symbols.ts";
 
 /**

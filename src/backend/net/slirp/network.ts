@@ -18,7 +18,7 @@ import { Epoll, type Fd, NativeBuffer } from "../../../os/mod.ts";
 import { Words } from "../../../os/symbols.ts";
 import { FrameStream } from "../socket/frame_stream.ts";
 import { NetOffload } from "../contract.ts";
-import type { UserNetOptions } from "../option_table.ts";
+import type { UserNetOptions } from "../user/driver.ts";
 import { VIRTIO_NET_HDR } from "../frame/vnet_header.ts";
 import { SlirpCallbacks, type SlirpHost } from "./callbacks.ts";
 import { buildSlirpConfig } from "./config.ts";

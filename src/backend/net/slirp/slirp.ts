@@ -7,7 +7,7 @@
 import { Errno, ErrnoError, errnoName } from "../../../core/errno.ts";
 import { Fd, formatExitStatus } from "../../../os/mod.ts";
 import type { Log } from "../../../core/log.ts";
-import type { UserNetOptions } from "../option_table.ts";
+import type { UserNetOptions } from "../user/driver.ts";
 import type { PeerProgram } from "../peer/backend.ts";
 import {
   peerEnvironment,

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { UserNetOptions } from "../option_table.ts";
+import type { UserNetOptions } from "../user/driver.ts";
 
 /** The program's argument. */
 export interface SlirpTask {

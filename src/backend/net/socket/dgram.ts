@@ -17,9 +17,11 @@ import {
 } from "../../../os/mod.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
+import type { OpenNet } from "../driver.ts";
 import { FrameMessage } from "./frame_message.ts";
 import { type Given, PARKED_EVENTS, takeGiven } from "../given.ts";
-import { type DgramNetOptions, formatEndpoint } from "../option_table.ts";
+import type { DgramNetOptions } from "./drivers.ts";
+import { formatEndpoint } from "./endpoint.ts";
 import {
   makeSocketFile,
   removeSocketFile,
@@ -44,8 +46,15 @@ interface GivenDgram extends Given {
   readonly rxErrors: number;
 }
 
+/** Opens a datagram socket. */
+export const openDgram: OpenNet<DgramNetOptions> = (
+  options,
+  context,
+  inherited,
+) => new DgramBackend(options, context, inherited);
+
 /** Frames by sendmsg(2) and recvmsg(2) between guest memory and the kernel, without a copy in between. */
-export class DgramBackend implements NetBackend {
+class DgramBackend implements NetBackend {
   readonly description: string;
   readonly hasVnetHeader = false;
   readonly #fd: Fd;

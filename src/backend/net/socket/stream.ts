@@ -7,8 +7,10 @@
 import type { Fd } from "../../../os/mod.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
+import type { OpenNet } from "../driver.ts";
 import { type Given, takeGiven } from "../given.ts";
-import { formatEndpoint, type StreamNetOptions } from "../option_table.ts";
+import type { StreamNetOptions } from "./drivers.ts";
+import { formatEndpoint } from "./endpoint.ts";
 import {
   type Connector,
   createConnector,
@@ -23,8 +25,15 @@ interface GivenStream extends Given {
   readonly connector: GivenConnector;
 }
 
+/** Connects, or listens. */
+export const openStream: OpenNet<StreamNetOptions> = (
+  options,
+  context,
+  inherited,
+) => new StreamBackend(options, context, inherited);
+
 /** A frame stream over a UNIX or TCP socket. */
-export class StreamBackend implements NetBackend {
+class StreamBackend implements NetBackend {
   readonly description: string;
   readonly hasVnetHeader = false;
   readonly #port: StreamPort;

@@ -21,7 +21,8 @@ import {
 } from "../../../os/mod.ts";
 import { Backoff, type BackoffState } from "../backoff.ts";
 import type { Log } from "../../../core/log.ts";
-import { formatEndpoint, type StreamNetOptions } from "../option_table.ts";
+import type { StreamNetOptions } from "./drivers.ts";
+import { formatEndpoint } from "./endpoint.ts";
 import {
   makeSocketFile,
   removeSocketFile,

@@ -17,7 +17,7 @@ import {
 } from "../../../os/mod.ts";
 import type { Log } from "../../../core/log.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
-import { TapEngine } from "../option_table.ts";
+import { TapEngine } from "./driver.ts";
 import type { TapQueue } from "./queue.ts";
 
 /** Fewer frames are sent faster by a system call each (`deno task bench tap`: two by io_uring at 0.86 times the rate). */

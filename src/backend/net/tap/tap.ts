@@ -14,13 +14,14 @@ import type {
   NetOffloads,
   NetPeer,
 } from "../contract.ts";
-import { type Given, takeGiven } from "../given.ts";
-import type { TapNetOptions } from "../option_table.ts";
+import type { OpenNet } from "../driver.ts";
+import { type Given, isGiven, takeGiven } from "../given.ts";
+import type { TapNetOptions } from "./driver.ts";
 import { InterfaceControl } from "./interface.ts";
 import { openTapQueues, probeTapOffloads } from "./open.ts";
 import { receiveErrors, TapQueue, type TapQueueListener } from "./queue.ts";
 import { TapSender } from "./sender.ts";
-import { type SharedTap, TAP_SHARE_KIND } from "./twin.ts";
+import { type SharedTap, TAP_SHARE_KIND, TapTwin } from "./twin.ts";
 
 const KIND = "tap";
 
@@ -38,6 +39,16 @@ interface GivenTap extends Given {
   readonly txBatches: number;
   readonly rxErrors: number;
 }
+
+/** Opens a TAP, or some pairs of one that is open already. */
+export const openTapBackend: OpenNet<TapNetOptions> = (
+  options,
+  context,
+  inherited,
+) =>
+  isGiven(inherited, TAP_SHARE_KIND)
+    ? new TapTwin(options, context, inherited)
+    : new TapBackend(options, context, inherited);
 
 /**
  * Frames between guest memory and the kernel, which cuts, joins and checksums them where the card leaves that to it.

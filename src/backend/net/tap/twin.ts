@@ -15,7 +15,7 @@ import type {
   NetPeer,
 } from "../contract.ts";
 import { type Given, takeGiven } from "../given.ts";
-import type { TapNetOptions } from "../option_table.ts";
+import type { TapNetOptions } from "./driver.ts";
 import { receiveErrors, TapQueue, type TapQueueListener } from "./queue.ts";
 import { TapSender } from "./sender.ts";
 

@@ -5,11 +5,7 @@ import { NativeBuffer, socketPair } from "../../../../src/os/mod.ts";
 import { NetOffload } from "../../../../src/backend/net/contract.ts";
 import { Access } from "../../../../src/memory/guest_memory.ts";
 import { FrameStream } from "../../../../src/backend/net/socket/frame_stream.ts";
-import type { UserNetOptions } from "../../../../src/backend/net/option_table.ts";
-import {
-  type OptionValues,
-  parseNetOptions,
-} from "../../../../src/backend/net/options.ts";
+import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
 import { SlirpNetwork } from "../../../../src/backend/net/slirp/network.ts";
 import {
   createSlirpPage,
@@ -30,6 +26,8 @@ import {
 } from "../frames.ts";
 import { testLibslirp } from "../libslirp.ts";
 import { DGRAM, HostSocket } from "../sockets.ts";
+import type { OptionTexts } from "../../../../src/core/options.ts";
+import type { UserNetOptions } from "../../../../src/backend/net/user/driver.ts";
 
 const HEADER_BYTES = 12;
 const GUEST = "10.0.2.15";
@@ -49,7 +47,7 @@ class Wire implements Disposable {
   readonly network: SlirpNetwork;
   ends = 0;
 
-  constructor(values: OptionValues = {}) {
+  constructor(values: OptionTexts = {}) {
     if ("skip" in libslirp) throw new Error(libslirp.skip);
     const library = openLibslirp(libslirp.library);
     if ("reason" in library) throw new Error(library.reason);
@@ -58,7 +56,7 @@ class Wire implements Disposable {
     const [ours, theirs] = socketPair();
     this.card = new FrameStream(ours, HEADER_BYTES);
     this.network = new SlirpNetwork({
-      options: parseNetOptions(values) as UserNetOptions,
+      options: NET_OPTIONS.parse(values) as UserNetOptions,
       mtu: 1500,
       library,
       loop: this.loop,
@@ -117,8 +115,8 @@ class Wire implements Disposable {
 
 function wireTest(
   name: string,
-  values: () => OptionValues,
-  run: (wire: Wire, values: OptionValues) => void,
+  values: () => OptionTexts,
+  run: (wire: Wire, values: OptionTexts) => void,
 ): void {
   const reason = "skip" in libslirp ? ` (ignored: ${libslirp.skip})` : "";
   Deno.test({

@@ -1,9 +1,8 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Errno, ErrnoError } from "../../../../src/core/errno.ts";
-import type { UserNetOptions } from "../../../../src/backend/net/option_table.ts";
 import {
-  type OptionValues,
-  parseNetOptions,
+  NET_OPTIONS,
+  type NetOptions,
 } from "../../../../src/backend/net/options.ts";
 import { openNetBackend } from "../../../../src/backend/net/open.ts";
 import type { NetBackend } from "../../../../src/backend/net/contract.ts";
@@ -35,6 +34,7 @@ import { PATIENCE_MS } from "../../../until.ts";
 import { testLibslirp } from "../libslirp.ts";
 import { DGRAM, HostSocket, STREAM } from "../sockets.ts";
 import { TcpPeer } from "../tcp_peer.ts";
+import type { OptionTexts } from "../../../../src/core/options.ts";
 
 const GATEWAY_MAC = Uint8Array.of(0x52, 0x55, 10, 0, 2, 2);
 const GUEST = "10.0.2.15";
@@ -42,11 +42,13 @@ const ROUTER = "10.0.2.2";
 
 const libslirp = await testLibslirp();
 
-function options(values: OptionValues = {}): UserNetOptions {
-  return parseNetOptions(values) as UserNetOptions;
+function options(
+  values: OptionTexts = {},
+): Extract<NetOptions, { net: "user" }> {
+  return NET_OPTIONS.parse(values) as Extract<NetOptions, { net: "user" }>;
 }
 
-function open(host: Host, values: OptionValues = {}): NetBackend {
+function open(host: Host, values: OptionTexts = {}): NetBackend {
   return openNetBackend(options(values), host.context);
 }
 
@@ -73,8 +75,8 @@ function counter(card: Card, name: string): number {
 /** A test with a card on libslirp; afterwards all descriptors are closed, and its process is gone. */
 function slirpTest(
   name: string,
-  values: () => OptionValues,
-  run: (card: Card, values: OptionValues) => void,
+  values: () => OptionTexts,
+  run: (card: Card, values: OptionTexts) => void,
 ): void {
   const reason = "skip" in libslirp ? ` (ignored: ${libslirp.skip})` : "";
   Deno.test({
@@ -444,11 +446,11 @@ Deno.test({
       import { openNetBackend } from ${
       url("../../../../src/backend/net/open.ts")
     };
-      import { parseNetOptions } from ${
+      import { NET_OPTIONS } from ${
       url("../../../../src/backend/net/options.ts")
     };
       const host = new Host();
-      const options = parseNetOptions({});
+      const options = NET_OPTIONS.parse({});
       const card = new Card(host, openNetBackend(options, host.context));
       console.log(card.backend.counters().pid);
       Deno.kill(Deno.pid, "SIGKILL");

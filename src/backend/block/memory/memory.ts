@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../../core/errno.ts";
+import { Errno, ErrnoError } from "../../../core/errno.ts";
 import {
   clearWords,
   copyWords,
@@ -16,18 +16,19 @@ import {
   Mapping,
   statFd,
   truncateFd,
-} from "../../os/mod.ts";
-import { Words } from "../../os/symbols.ts";
+} from "../../../os/mod.ts";
+import { Words } from "../../../os/symbols.ts";
 import {
   type BlockBackend,
   type BlockClient,
   type BlockInfo,
   BlockOp,
   type BlockRequest,
-} from "./contract.ts";
-import type { MemoryHandOver } from "./hand_over.ts";
-import type { MemoryBlockOptions } from "./option_table.ts";
-import { formatSize } from "./size.ts";
+} from "../contract.ts";
+import { formatSize } from "../../../core/size.ts";
+import type { OpenBlock } from "../driver.ts";
+import { type BlockHandOver, inheritedFrom } from "../hand_over.ts";
+import type { MemoryBlockOptions } from "./driver.ts";
 
 /** Clearing more than this is left to the kernel, which takes the pages away instead. */
 const CLEAR_MAX_BYTES = 64 * 1024;
@@ -41,6 +42,21 @@ const Count = {
   FAILED: 7,
   SIZE: 8,
 } as const;
+
+/** What is handed over: the memfd, and its mapping. */
+interface MemoryHandOver extends BlockHandOver {
+  readonly kind: "memory";
+  readonly fd: number;
+  /** As long as `info.sizeBytes`. */
+  readonly hva: number;
+}
+
+/** Makes the storage. */
+export const openMemory: OpenBlock<MemoryBlockOptions> = (
+  options,
+  _context,
+  inherited,
+) => new MemoryBackend(options, inheritedFrom("memory", inherited));
 
 /** A memfd, mapped once; every request is done when it is submitted. */
 export class MemoryBackend implements BlockBackend {
@@ -57,7 +73,7 @@ export class MemoryBackend implements BlockBackend {
 
   /**
    * @param inherited What a predecessor gave, which this goes on with
-   * @throws {import("../../os/mod.ts").SyscallError} ENOMEM and the like
+   * @throws {import("../../../os/mod.ts").SyscallError} ENOMEM and the like
    */
   constructor(
     options: MemoryBlockOptions,

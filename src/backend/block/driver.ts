@@ -1,0 +1,102 @@
+/**
+ * A kind of storage, as each declares itself, and the options that several kinds have.
+ *
+ * Declarations load nothing that opens descriptors: help needs no permission.
+ *
+ * @module
+ */
+
+import {
+  type Infer,
+  oneOf,
+  onOff,
+  type Options,
+  refuse,
+} from "../../core/options.ts";
+import { formatSize } from "../../core/size.ts";
+import type { BlockBackend, BlockContext } from "./contract.ts";
+
+/**
+ * Opens storage.
+ *
+ * @param inherited What {@linkcode BlockBackend.handOver} of a back end with the same options gave on another thread: used
+ * in place of opening it anew, and owned by the result; untouched when this throws
+ * @throws {ErrnoError} With what is wrong and the remedy
+ */
+export type OpenBlock<O> = (
+  options: O,
+  context: BlockContext,
+  inherited?: unknown,
+) => BlockBackend;
+
+/** A kind of storage. */
+export interface BlockDriver<O extends object> {
+  /** Its options. One is called as the kind is, and chooses it. */
+  readonly options: Options<O>;
+  /** Loads what opens it. */
+  readonly load: () => Promise<OpenBlock<O>>;
+  /** What the storage can be told by in every run; null when it does not outlive the process. */
+  readonly identity: (options: O) => string | null;
+  /** Whether several back ends, each on a thread of its own, may serve the same storage. */
+  readonly shareable: boolean;
+}
+
+/** What every kind of storage has. */
+export const COMMON_FIELDS = {
+  readonly: onOff("readonly", { help: "refuse every write", default: "off" }),
+  logicalBlockBytes: oneOf("block-size", [512, 4096], {
+    help: "the logical block, in bytes",
+    default: "512",
+  }),
+  physicalBlockBytes: oneOf("physical-block-size", [512, 4096], {
+    help: "the block that the guest should align to; the host's unless given",
+  }),
+};
+
+/** Values of {@linkcode COMMON_FIELDS}. */
+export type CommonBlockOptions = {
+  readonly [K in keyof typeof COMMON_FIELDS]: Infer<typeof COMMON_FIELDS[K]>;
+};
+
+/** What storage has that can give space back. */
+export const DISCARD = oneOf("discard", ["unmap", "ignore"], {
+  help: "give space back that the guest says it does not need, or keep it",
+  default: "unmap",
+});
+
+/**
+ * Checks the rules between common options.
+ *
+ * @throws {OptionError}
+ */
+export function checkBlocks(options: CommonBlockOptions): void {
+  const { logicalBlockBytes, physicalBlockBytes } = options;
+  if (physicalBlockBytes !== null && physicalBlockBytes < logicalBlockBytes) {
+    refuse(
+      `physical-block-size=${physicalBlockBytes}`,
+      `it is at least the block-size, ${logicalBlockBytes}`,
+    );
+  }
+}
+
+/**
+ * Checks that storage has whole blocks.
+ *
+ * @param key The option that says its size
+ * @throws {OptionError}
+ */
+export function checkSize(
+  key: string,
+  sizeBytes: number,
+  { logicalBlockBytes }: CommonBlockOptions,
+): void {
+  const right = sizeBytes < logicalBlockBytes
+    ? "at least one block"
+    : "a multiple of the block";
+  if (sizeBytes < logicalBlockBytes || sizeBytes % logicalBlockBytes !== 0) {
+    refuse(
+      `${key}=${formatSize(sizeBytes)}`,
+      `${right} of ${logicalBlockBytes} bytes is wanted`,
+    );
+  }
+}

@@ -1,0 +1,41 @@
+/**
+ * `nbd=`: a network block device.
+ *
+ * @module
+ */
+
+import { type Infer, integer, options, text } from "../../../core/options.ts";
+import { type BlockDriver, checkBlocks, COMMON_FIELDS } from "../driver.ts";
+import { parseNbdUri } from "./uri.ts";
+
+const OPTIONS = options({
+  uri: text("nbd", {
+    syntax: "uri",
+    help: "keep the blocks on a network block device server",
+  }),
+  timeout: integer("timeout", {
+    syntax: "seconds",
+    help:
+      "fail requests that the server has not answered by then; 0 waits for ever",
+    min: 0,
+    max: 999_999,
+    default: "120",
+  }),
+  ...COMMON_FIELDS,
+}, ({ uri, timeout, ...values }) => {
+  checkBlocks(values);
+  parseNbdUri(uri!);
+  return { ...values, uri: uri!, timeoutMs: timeout * 1000 };
+});
+
+/** A network block device. */
+export type NbdBlockOptions = Infer<typeof OPTIONS>;
+
+/** Network block devices. */
+export const NBD: BlockDriver<NbdBlockOptions> = {
+  options: OPTIONS,
+  load: async () => (await import("./nbd.ts")).openNbd,
+  identity: ({ uri }) => `nbd:${uri}`,
+  // A server promises what it does for one connection only.
+  shareable: false,
+};

@@ -1,0 +1,110 @@
+/**
+ * `net=stream` and `net=dgram`: a socket that leads to another card, a switch or a network.
+ *
+ * @module
+ */
+
+import { isAnyAddress, isGroupAddress } from "../../../core/inet_address.ts";
+import {
+  type Infer,
+  integer,
+  onOff,
+  options,
+  refuse,
+} from "../../../core/options.ts";
+import type { NetDriver } from "../driver.ts";
+import { endpoint, formatEndpoint } from "./endpoint.ts";
+
+const RECONNECT_DEFAULT_MS = 1000;
+
+const STREAM_OPTIONS = options({
+  endpoint: endpoint(
+    "net=stream",
+    ["path", "the UNIX socket to connect to, or to listen at"],
+    ["addr", "the TCP address to connect to, or to listen at"],
+  ),
+  server: onOff("server", {
+    help: "listen instead of connecting",
+    default: "off",
+  }),
+  reconnectMs: integer("reconnect-ms", {
+    syntax: "milliseconds",
+    help: "the longest pause between attempts to connect, 0 for one attempt",
+    min: 0,
+    max: 3_600_000,
+    otherwise: `${RECONNECT_DEFAULT_MS}`,
+  }),
+}, ({ endpoint, server, reconnectMs }) => {
+  if (server && reconnectMs !== null) {
+    refuse("reconnect-ms with server=on", "it is the client that connects");
+  }
+  if (
+    !server && endpoint.family === "inet" && isAnyAddress(endpoint.address)
+  ) {
+    refuse(
+      `addr=${formatEndpoint(endpoint)}`,
+      "nothing can be reached there",
+    );
+  }
+  return {
+    endpoint,
+    server,
+    reconnectMs: reconnectMs ?? RECONNECT_DEFAULT_MS,
+  };
+});
+
+/** A stream socket. */
+export type StreamNetOptions = Infer<typeof STREAM_OPTIONS>;
+
+/** Stream sockets, as QEMU's `-netdev stream`. */
+export const STREAM: NetDriver<StreamNetOptions> = {
+  options: STREAM_OPTIONS,
+  load: async () => (await import("./stream.ts")).openStream,
+  multiQueue: false,
+};
+
+const DGRAM_OPTIONS = options({
+  local: endpoint(
+    "net=dgram",
+    ["local-path", "the UNIX socket to receive at"],
+    ["local", "the UDP address to receive at"],
+  ),
+  remote: endpoint(
+    "net=dgram",
+    ["remote-path", "the UNIX socket to send to"],
+    ["remote", "the UDP address to send to and to receive from"],
+  ),
+}, (ends) => {
+  const { local, remote } = ends;
+  if (local.family === "unix" && remote.family === "unix") {
+    if (local.path === remote.path) {
+      refuse(`remote-path=${remote.path}`, "that is the card's own socket");
+    }
+    return ends;
+  }
+  if (local.family !== "inet" || remote.family !== "inet") {
+    return refuse(
+      "a path with an address",
+      "local-path goes with remote-path, local with remote",
+    );
+  }
+  const to = remote.address;
+  const written = `remote=${formatEndpoint(remote)}`;
+  if (local.address.host.length !== to.host.length) {
+    refuse(written, "local and remote are to be both IPv4 or both IPv6");
+  }
+  if (isAnyAddress(to) || isGroupAddress(to)) {
+    refuse(written, "one host's address is wanted");
+  }
+  return ends;
+});
+
+/** A datagram socket; both ends are of one family. */
+export type DgramNetOptions = Infer<typeof DGRAM_OPTIONS>;
+
+/** Datagram sockets, as QEMU's `-netdev dgram`. */
+export const DGRAM: NetDriver<DgramNetOptions> = {
+  options: DGRAM_OPTIONS,
+  load: async () => (await import("./dgram.ts")).openDgram,
+  multiQueue: false,
+};

@@ -1,0 +1,99 @@
+/**
+ * User-mode networking, by libslirp where there is one.
+ *
+ * @module
+ */
+
+import { environmentVariable } from "../../../core/environment.ts";
+import { Errno, ErrnoError } from "../../../core/errno.ts";
+import type { NetBackend, NetContext } from "../contract.ts";
+import type { OpenNet } from "../driver.ts";
+import {
+  GATEWAY_KIND,
+  GatewayBackend,
+  INSTALL_LIBSLIRP,
+} from "../gateway/gateway.ts";
+import { isGiven } from "../given.ts";
+import { PeerBackend, takePeer } from "../peer/backend.ts";
+import { NoLibslirpError, Slirp, SLIRP_KIND } from "../slirp/slirp.ts";
+import type { UserNetOptions } from "./driver.ts";
+
+/**
+ * The environment variable that names the libslirp to load, as a file or a name for the dynamic linker. `none` loads
+ * none and takes the built-in gateway.
+ */
+export const LIBSLIRP_VARIABLE = "OUTBOARD_LIBSLIRP";
+
+/** Opens user-mode networking. */
+export const openUser: OpenNet<UserNetOptions> = (
+  options,
+  context,
+  inherited,
+) =>
+  inherited === undefined
+    ? openFirst(options, context)
+    : inherit(options, context, inherited);
+
+/** What was chosen at first stays: a guest does not lose its connections because a variable has changed. */
+function inherit(
+  options: UserNetOptions,
+  context: NetContext,
+  inherited: unknown,
+): NetBackend {
+  return isGiven(inherited, GATEWAY_KIND)
+    ? new GatewayBackend(options, context, inherited)
+    : openSlirp(options, context, inherited);
+}
+
+function openSlirp(
+  options: UserNetOptions,
+  context: NetContext,
+  inherited?: unknown,
+): NetBackend {
+  const given = takePeer(inherited, SLIRP_KIND);
+  const library = environmentVariable(LIBSLIRP_VARIABLE) ?? null;
+  const slirp = new Slirp(options, context.mtu, library, given?.program);
+  return new PeerBackend(slirp, context, given);
+}
+
+/** The library says nothing of a folder that it cannot read: its guests wait for files in vain. */
+function checkFolder(key: string, path: string): void {
+  try {
+    Deno.readDirSync(path).next();
+  } catch (error) {
+    throw new ErrnoError(
+      Errno.EINVAL,
+      `Cannot use ${key}=${path}: ${
+        error instanceof Deno.errors.NotFound
+          ? "there is no such folder, make it first"
+          : error instanceof Deno.errors.NotADirectory
+          ? "it is no folder, name the one that the files are in"
+          : "it cannot be read, run as a user who may"
+      }`,
+      { cause: error },
+    );
+  }
+}
+
+function openFirst(options: UserNetOptions, context: NetContext): NetBackend {
+  if (options.tftp !== null) checkFolder("tftp", options.tftp);
+  const chosen = environmentVariable(LIBSLIRP_VARIABLE);
+  if (chosen === "none") return new GatewayBackend(options, context);
+  try {
+    return openSlirp(options, context);
+  } catch (error) {
+    if (!(error instanceof NoLibslirpError)) throw error;
+    if (chosen !== undefined) {
+      throw new ErrnoError(
+        Errno.ENOENT,
+        `Cannot use ${LIBSLIRP_VARIABLE}=${chosen}: ${error.reason}; name libslirp 4.7 or later, or "none" for the built-in gateway`,
+      );
+    }
+    const gateway = new GatewayBackend(options, context);
+    context.log.warn(
+      `The guest gets an address but reaches nothing outside: for connections, ${INSTALL_LIBSLIRP}`,
+      { reason: error.reason },
+    );
+    return gateway;
+  }
+}
