@@ -5,18 +5,22 @@
  */
 
 import {
+  flag,
+  type Infer,
+  list,
+  oneOf,
+  option,
+  OptionError,
+  options,
   type OptionTexts,
   parseOptionParts,
+  type Refuse,
   splitAtCommas,
+  text as textOption,
 } from "../core/options.ts";
 import { resolve } from "node:path";
 import { parseArgs } from "node:util";
-import {
-  LOG_FORMATS,
-  LOG_LEVELS,
-  type LogFormat,
-  type LogLevel,
-} from "../runtime/logging/logging.ts";
+import { LOG_FORMATS, LOG_LEVELS } from "../runtime/logging/logging.ts";
 import {
   type MetricsEndpoint,
   parseMetricsEndpoint,
@@ -25,11 +29,7 @@ import { POLL_MAX_US_DEFAULT } from "../runtime/iothread/messages.ts";
 import type { Endpoint } from "../runtime/sockets.ts";
 import type { SocketPath } from "../os/socket/socket_file.ts";
 import { UnknownNameError } from "../core/unknown_name.ts";
-import {
-  IOTHREADS_DEFAULT,
-  type IOThreadsArgument,
-  parseIOThreads,
-} from "./iothreads.ts";
+import { IOTHREADS_OPTION } from "./iothreads.ts";
 import { HELLO_TIMEOUT_MS } from "../transport/contract.ts";
 import { UsageError } from "./usage_error.ts";
 
@@ -45,6 +45,156 @@ export interface DeviceArgument {
   readonly help: boolean;
 }
 
+/** A comma inside a value is written twice, as in QEMU; a key alone means `on`. */
+function parseDevice(text: string, refuse: Refuse): DeviceArgument {
+  const parts = splitAtCommas(text);
+  const model = parts.shift()!;
+  if (model === "" || model.includes("=")) {
+    refuse(
+      "a model comes first, as in --device virtio-net,key=value; see --device help",
+    );
+  }
+  const stray = parts.find((part) => part === "" || part.startsWith("="));
+  if (stray !== undefined) {
+    refuse(
+      `"${stray}" has no key; options are key=value (write a comma in a value twice)`,
+    );
+  }
+  const options = parseOptionParts(parts.filter((part) => part !== "help"));
+  return { model, options, help: parts.includes("help") };
+}
+
+/** `--device MODEL[,key=value…]`. */
+export const DEVICE_OPTION = list(option("--device", {
+  syntax: "MODEL[,key=value...]",
+  help:
+    'a device; "--device help" lists models, "--device MODEL,help" its options; ' +
+    "a path such as ./my_device.ts loads a model",
+}, parseDevice));
+
+/** What may come after the path of a socket. */
+const ACCESS = options({
+  mode: option(
+    "mode",
+    { help: "permissions" },
+    (text, refuse) =>
+      /^0?[0-7]{3}$/.test(text) ? parseInt(text, 8) : refuse(
+        "a mode has three octal digits, such as 0660 for owner and group",
+      ),
+  ),
+  group: textOption("group", { help: "whose it is" }),
+}, ({ mode, group }) => ({
+  ...(mode === null ? {} : { mode }),
+  ...(group === null ? {} : { group }),
+}));
+
+/** `PATH[,mode=MODE][,group=GROUP]`. */
+function parseSocketPath(text: string, refuse: Refuse): SocketPath {
+  const [path = "", ...parts] = splitAtCommas(text);
+  if (path === "") refuse("give a path");
+  const after = "what follows a path (write a comma in a path twice)";
+  return { path, ...ACCESS.parse(parseOptionParts(parts), after) };
+}
+
+function parseEndpoint(text: string, refuse: Refuse): Endpoint {
+  return { kind: "path", ...parseSocketPath(text, refuse) };
+}
+
+/** Where devices are served: one of these for each device, in the same order. */
+export const ENDPOINT_OPTIONS = options({
+  socket: list(option("--socket", {
+    syntax: "PATH[,mode=MODE][,group=GROUP]",
+    help:
+      "UNIX socket that the VMM connects to; its owner only, unless mode= (0660) or group= say who else",
+  }, parseEndpoint)),
+  socketPath: list(
+    option(
+      "--socket-path",
+      { syntax: "PATH", help: "the same" },
+      parseEndpoint,
+    ),
+  ),
+  fd: list(option("--fd", {
+    syntax: "N",
+    help: "a listening socket that was handed over",
+  }, (text, refuse): Endpoint => {
+    const fd = Number(text);
+    return /^\d+$/.test(text) && fd >= 3
+      ? { kind: "fd", fd }
+      : refuse("give the number of a listening socket, 3 or more");
+  })),
+}, ({ socket, socketPath, fd }) => [...socket, ...socketPath, ...fd]);
+
+/** How the process runs. */
+export const RUN_OPTIONS = options({
+  control: option("--control", {
+    syntax: "PATH",
+    help:
+      'UNIX socket for commands, such as "virtio-net0 link down"; say "help" to it; takes mode= and group= as --socket does',
+  }, parseSocketPath),
+  iothreads: IOTHREADS_OPTION,
+  metrics: option("--metrics", {
+    syntax: "PORT|ADDR:PORT|PATH",
+    help:
+      "HTTP for Prometheus at /metrics, on 127.0.0.1 unless told, or on a UNIX socket (a path with a slash), with mode= and group= likewise",
+  }, (text, refuse): MetricsEndpoint => {
+    const endpoint = parseMetricsEndpoint(text) ?? refuse(
+      "give a port, such as 9100, a numeric address and a port, such as 127.0.0.1:9100, or a path with a slash, such as ./metrics.sock",
+    );
+    return endpoint.kind === "tcp"
+      ? endpoint
+      : { kind: "path", ...parseSocketPath(text, refuse) };
+  }),
+  /** Longest polling before an IOThread sleeps, in microseconds; Infinity for always. */
+  pollMaxUs: option("--poll", {
+    syntax: "off|always|NANOSECONDS",
+    help:
+      'poll for work before sleeping, up to that long where it pays; "always" burns a core',
+    default: `${POLL_MAX_US_DEFAULT * 1000}`,
+  }, (text, refuse) => {
+    if (text === "off") return 0;
+    if (text === "always") return Infinity;
+    return /^\d{1,9}$/.test(text) ? Number(text) / 1000 : refuse(
+      "choose off, always, or the longest polling in nanoseconds, such as 50000",
+    );
+  }),
+  helloTimeoutMs: option("--hello-timeout", {
+    syntax: "SECONDS",
+    help:
+      "how long a client may take until a version is agreed: others wait meanwhile",
+    default: `${HELLO_TIMEOUT_MS / 1000}`,
+  }, (text, refuse) => {
+    const seconds = Number(text);
+    return /^\d{1,6}(\.\d{1,3})?$/.test(text) && seconds > 0
+      ? seconds * 1000
+      : refuse(
+        "give the seconds that a client may take to agree on a version, such as 5",
+      );
+  }),
+  prealloc: flag("--prealloc", {
+    help:
+      "have all of a guest's memory there when it is mapped, so that it cannot run out in use",
+  }),
+  exitWithParent: flag("--exit-with-parent", {
+    help:
+      "stop when the process that started it ends; npx and its shell count as one with theirs; one that ended before Outboard ran is known by its session, so not where that is ours or init's",
+  }),
+  logLevel: oneOf("--log-level", LOG_LEVELS, {
+    help: "from which level on lines are told",
+    default: "info",
+  }),
+  logFormat: oneOf("--log-format", LOG_FORMATS, {
+    help: "how a line of the log looks",
+    default: "text",
+  }),
+});
+
+const ALL = options({
+  devices: DEVICE_OPTION,
+  endpoints: ENDPOINT_OPTIONS,
+  run: RUN_OPTIONS,
+});
+
 /** What the command line asks for. */
 export type Command =
   | { readonly kind: "help" }
@@ -56,177 +206,27 @@ export type Command =
       readonly device: DeviceArgument;
       readonly endpoint: Endpoint;
     }[];
-    readonly control: SocketPath | null;
-    /** Whether to stop when whoever started this process ends. */
-    readonly exitWithParent: boolean;
-    readonly metrics: MetricsEndpoint | null;
-    readonly iothreads: IOThreadsArgument;
-    /** Longest polling before an IOThread sleeps, in microseconds; Infinity for always. */
-    readonly pollMaxUs: number;
-    /** How long a client may take until a version is agreed, in milliseconds. */
-    readonly helloTimeoutMs: number;
-    /** Whether guest memory is reserved when it is mapped. */
-    readonly prealloc: boolean;
-    readonly logLevel: LogLevel;
-    readonly logFormat: LogFormat;
-  };
+  } & Infer<typeof RUN_OPTIONS>;
 
-/**
- * Takes `MODEL[,key=value…]` apart. A comma inside a value is written twice, as in QEMU; a key alone means `on`.
- *
- * @throws {UsageError}
- */
-export function parseDeviceArgument(text: string): DeviceArgument {
-  const parts = splitAtCommas(text);
-  const model = parts.shift()!;
-  if (model === "" || model.includes("=")) {
-    throw new UsageError(
-      `Cannot use --device ${text}: a model comes first, as in --device virtio-net,key=value; see --device help`,
-    );
-  }
-  const stray = parts.find((part) => part === "" || part.startsWith("="));
-  if (stray !== undefined) {
-    throw new UsageError(
-      `Cannot use --device ${text}: "${stray}" has no key; options are key=value (write a comma in a value twice)`,
-    );
-  }
-  const options = parseOptionParts(parts.filter((part) => part !== "help"));
-  return { model, options, help: parts.includes("help") };
-}
-
-function parseFd(text: string): Endpoint {
-  const fd = Number(text);
-  if (!/^\d+$/.test(text) || fd < 3) {
-    throw new UsageError(
-      `Cannot use --fd ${text}: give the number of a listening socket, 3 or more`,
-    );
-  }
-  return { kind: "fd", fd };
-}
-
-/** `PATH[,mode=MODE][,group=GROUP]`. */
-function parseSocketPath(option: string, text: string): SocketPath {
-  const [path = "", ...rest] = splitAtCommas(text);
-  if (path === "") {
-    throw new UsageError(`Cannot use --${option} without a path`);
-  }
-  const place: { path: string; mode?: number; group?: string } = { path };
-  for (const part of rest) {
-    const [, key, value = ""] = /^(mode|group)=(.+)$/.exec(part) ?? [];
-    if (key === undefined) {
-      throw new UsageError(
-        `Cannot use --${option} ${text}: after the path come mode= and group=, as in ${path},mode=0660,group=kvm (write a comma in a path twice)`,
-      );
-    }
-    if (key in place) {
-      throw new UsageError(
-        `Cannot use --${option} ${text}: give ${key}= once`,
-      );
-    }
-    if (key === "group") place.group = value;
-    else place.mode = parseMode(option, text, value);
-  }
-  return place;
-}
-
-function parseMode(option: string, text: string, mode: string): number {
-  if (!/^0?[0-7]{3}$/.test(mode)) {
-    throw new UsageError(
-      `Cannot use --${option} ${text}: a mode has three octal digits, such as 0660 for owner and group`,
-    );
-  }
-  return parseInt(mode, 8);
-}
-
-function parseMetrics(text: string): MetricsEndpoint {
-  const endpoint = parseMetricsEndpoint(text);
-  if (endpoint === null) {
-    throw new UsageError(
-      `Cannot use --metrics ${text}: give a port, such as 9100, a numeric address and a port, such as 127.0.0.1:9100, or a path with a slash, such as ./metrics.sock`,
-    );
-  }
-  return endpoint.kind === "tcp"
-    ? endpoint
-    : { kind: "path", ...parseSocketPath("metrics", text) };
-}
-
-/** `off`, `always`, or the longest polling in nanoseconds. */
-function parsePoll(text: string): number {
-  if (text === "off") return 0;
-  if (text === "always") return Infinity;
-  if (!/^\d{1,9}$/.test(text)) {
-    throw new UsageError(
-      `Cannot use --poll ${text}: choose off, always, or the longest polling in nanoseconds, such as 50000`,
-    );
-  }
-  return Number(text) / 1000;
-}
-
-/** Seconds, with a fraction or not, in milliseconds. */
-function parseHelloTimeout(text: string): number {
-  const seconds = Number(text);
-  if (!/^\d{1,6}(\.\d{1,3})?$/.test(text) || seconds === 0) {
-    throw new UsageError(
-      `Cannot use --hello-timeout ${text}: give the seconds that a client may take to agree on a version, such as 5`,
-    );
-  }
-  return seconds * 1000;
-}
-
-function oneOf<T extends string>(
-  option: string,
-  value: string,
-  allowed: readonly T[],
-): T {
-  const found = allowed.find((candidate) => candidate === value);
-  if (found === undefined) {
-    throw new UsageError(
-      `Cannot use --${option} ${value}: choose one of ${allowed.join(", ")}`,
-    );
-  }
-  return found;
-}
-
-const OPTIONS = {
-  "device": { type: "string" },
-  "socket": { type: "string" },
-  "socket-path": { type: "string" },
-  "fd": { type: "string" },
-  "control": { type: "string" },
-  "metrics": { type: "string" },
-  "iothreads": { type: "string" },
-  "poll": { type: "string" },
-  "hello-timeout": { type: "string" },
-  "prealloc": { type: "boolean" },
-  "exit-with-parent": { type: "boolean" },
-  "log-level": { type: "string" },
-  "log-format": { type: "string" },
-  "help": { type: "boolean", short: "h" },
-  "version": { type: "boolean", short: "V" },
-} as const;
-
-interface Seen {
-  readonly devices: DeviceArgument[];
-  readonly endpoints: Endpoint[];
-  control: SocketPath | null;
-  exitWithParent: boolean;
-  metrics: MetricsEndpoint | null;
-  iothreads: IOThreadsArgument;
-  pollMaxUs: number;
-  helloTimeoutMs: number;
-  prealloc: boolean;
-  logLevel: LogLevel;
-  logFormat: LogFormat;
-}
-
-function tokenize(args: readonly string[]) {
+/** What is parsed, in order: the names with their dashes, and `on` for a flag. */
+function tokenize(args: readonly string[]): [name: string, text: string][] {
+  const known = Object.fromEntries(ALL.rows.map(({ name, syntax }) => [
+    name.slice(2),
+    { type: syntax === "" ? "boolean" as const : "string" as const },
+  ]));
   try {
-    return parseArgs({
+    const { tokens } = parseArgs({
       args: [...args],
-      options: OPTIONS,
+      options: {
+        ...known,
+        help: { type: "boolean", short: "h" },
+        version: { type: "boolean", short: "V" },
+      },
       strict: true,
       tokens: true,
-    }).tokens;
+    });
+    return tokens.filter((token) => token.kind === "option")
+      .map(({ name, value }) => [`--${name}`, value ?? "on"]);
   } catch (error) {
     const { message } = error as Error;
     const reason = message.split(/\.\s/)[0];
@@ -244,68 +244,16 @@ function tokenize(args: readonly string[]) {
 /** What the parser's complaint of an option that there is not holds for {@linkcode UnknownNameError}. */
 function unknownOption(message: string): UnknownNameError | undefined {
   const [, given] = /^Unknown option '([^']+)'/.exec(message) ?? [];
-  const known = Object.keys(OPTIONS).map((name) => `--${name}`);
+  const known = ALL.rows.map(({ name }) => name);
   return given === undefined
     ? undefined
-    : new UnknownNameError(message, given, known);
+    : new UnknownNameError(message, given, [...known, "--help", "--version"]);
 }
 
-/** Options that are of one device each. */
-const REPEATABLE = ["device", "socket", "socket-path", "fd"];
-
-function checkOnce(names: readonly string[]): void {
-  for (const name of new Set(names)) {
-    const times = names.filter((other) => other === name).length;
-    if (times > 1 && !REPEATABLE.includes(name)) {
-      throw new UsageError(`Cannot use --${name} ${times} times: give it once`);
-    }
-  }
-}
-
-function take(seen: Seen, name: string, value: string): void {
-  switch (name) {
-    case "device":
-      seen.devices.push(parseDeviceArgument(value));
-      return;
-    case "socket":
-    case "socket-path":
-      seen.endpoints.push({ kind: "path", ...parseSocketPath(name, value) });
-      return;
-    case "fd":
-      seen.endpoints.push(parseFd(value));
-      return;
-    case "control":
-      seen.control = parseSocketPath(name, value);
-      return;
-    case "metrics":
-      seen.metrics = parseMetrics(value);
-      return;
-    case "iothreads":
-      seen.iothreads = parseIOThreads(value);
-      return;
-    case "poll":
-      seen.pollMaxUs = parsePoll(value);
-      return;
-    case "hello-timeout":
-      seen.helloTimeoutMs = parseHelloTimeout(value);
-      return;
-    case "prealloc":
-      seen.prealloc = true;
-      return;
-    case "exit-with-parent":
-      seen.exitWithParent = true;
-      return;
-    case "log-level":
-      seen.logLevel = oneOf(name, value, LOG_LEVELS);
-      return;
-    case "log-format":
-      seen.logFormat = oneOf(name, value, LOG_FORMATS);
-      return;
-  }
-}
-
-function checkPairs(seen: Seen): void {
-  const { devices, endpoints } = seen;
+function checkPairs(
+  devices: readonly DeviceArgument[],
+  endpoints: readonly Endpoint[],
+): void {
   if (devices.length === 0) {
     throw new UsageError(
       "Cannot start without a device: try --device virtio-net --socket /tmp/dev.sock, or --help",
@@ -316,11 +264,13 @@ function checkPairs(seen: Seen): void {
       `Cannot pair ${devices.length} --device with ${endpoints.length} --socket or --fd: give one for each, in the same order`,
     );
   }
-  checkPlaces(seen);
 }
 
 /** Two of our own in one place would each take the other for another process. */
-function checkPlaces({ endpoints, control, metrics }: Seen): void {
+function checkPlaces(
+  endpoints: readonly Endpoint[],
+  { control, metrics }: Infer<typeof RUN_OPTIONS>,
+): void {
   const taken = new Map<string, string>();
   for (const endpoint of endpoints) {
     const key = endpoint.kind === "path"
@@ -350,52 +300,52 @@ function checkPlaces({ endpoints, control, metrics }: Seen): void {
   }
 }
 
+/** The texts of each name, in order. */
+function textsOf(tokens: readonly [string, string][]): OptionTexts {
+  const names = new Set(tokens.map(([name]) => name));
+  return Object.fromEntries(
+    [...names].map((name) => [
+      name,
+      tokens.filter((token) => token[0] === name).map(([, text]) => text),
+    ]),
+  );
+}
+
 /**
  * Parses the command line.
  *
  * @throws {UsageError}
  */
 export function parseCommandLine(args: readonly string[]): Command {
-  const seen: Seen = {
-    devices: [],
-    endpoints: [],
-    control: null,
-    exitWithParent: false,
-    metrics: null,
-    iothreads: IOTHREADS_DEFAULT,
-    pollMaxUs: POLL_MAX_US_DEFAULT,
-    helloTimeoutMs: HELLO_TIMEOUT_MS,
-    prealloc: false,
-    logLevel: "info",
-    logFormat: "text",
-  };
-  const options = tokenize(args).filter((token) => token.kind === "option");
-  for (const token of options) {
-    if (token.name === "help") return { kind: "help" };
-    if (token.name === "version") return { kind: "version" };
-    if (token.name === "device" && token.value === "help") {
+  const tokens = tokenize(args);
+  for (const [name, text] of tokens) {
+    if (name === "--help") return { kind: "help" };
+    if (name === "--version") return { kind: "version" };
+    if (name === "--device" && text === "help") {
       return { kind: "device-help", model: null };
     }
-    take(seen, token.name, token.value ?? "");
   }
-  checkOnce(options.map(({ name }) => name));
-  const asked = seen.devices.find((device) => device.help);
-  if (asked !== undefined) return { kind: "device-help", model: asked.model };
-  checkPairs(seen);
-  return {
-    kind: "run",
-    devices: seen.devices.map((device, i) => ({
-      device,
-      endpoint: seen.endpoints[i]!,
-    })),
-    control: seen.control,
-    exitWithParent: seen.exitWithParent,
-    metrics: seen.metrics,
-    iothreads: seen.iothreads,
-    pollMaxUs: seen.pollMaxUs,
-    helloTimeoutMs: seen.helloTimeoutMs,
-    prealloc: seen.prealloc,
-    logLevel: seen.logLevel,
-    logFormat: seen.logFormat,
-  };
+  try {
+    const { devices, run } = ALL.parse(textsOf(tokens));
+    const asked = devices.find((device) => device.help);
+    if (asked !== undefined) return { kind: "device-help", model: asked.model };
+    // One by one: their order is that of the devices, whichever option each is.
+    const endpoints = tokens.filter(([name]) => ENDPOINT_OPTIONS.has(name))
+      .flatMap(([name, text]) => ENDPOINT_OPTIONS.parse({ [name]: text }));
+    checkPairs(devices, endpoints);
+    checkPlaces(endpoints, run);
+    return {
+      kind: "run",
+      devices: devices.map((device, i) => ({
+        device,
+        endpoint: endpoints[i]!,
+      })),
+      ...run,
+    };
+  } catch (error) {
+    if (error instanceof OptionError || error instanceof UnknownNameError) {
+      throw new UsageError(error.message, { cause: error });
+    }
+    throw error;
+  }
 }

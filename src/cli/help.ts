@@ -6,6 +6,7 @@
 
 import { option, type OptionRow, options } from "../core/options.ts";
 import { builtinModels, type ModelText } from "../../devices/registry.ts";
+import { DEVICE_OPTION, ENDPOINT_OPTIONS, RUN_OPTIONS } from "./arguments.ts";
 import { IOTHREAD_OPTION } from "./iothreads.ts";
 
 /** Options that every device has, whatever its model. */
@@ -21,6 +22,51 @@ export const COMMON_DEVICE_OPTIONS = options({
   iothreads: IOTHREAD_OPTION,
 });
 
+/** Words in lines of so many columns. */
+function wrap(text: string, columns: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const line = `${lines.at(-1) ?? ""} ${word}`;
+    if (lines.length === 0 || line.length > columns) lines.push(word);
+    else lines[lines.length - 1] = line;
+  }
+  return lines;
+}
+
+/** Two columns: an option with its syntax, and what there is to say of it. */
+function optionLines(
+  options: readonly OptionRow[],
+  separator: "=" | " ",
+  widthMax: number,
+  columns = Infinity,
+): string[] {
+  const heads = options.map(({ name, syntax }) =>
+    syntax === "" ? name : `${name}${separator}${syntax}`
+  );
+  const widths = heads.map(({ length }) => length);
+  const width = Math.min(widthMax, Math.max(...widths));
+  const margin = `\n${" ".repeat(width + 4)}`;
+  return options.map((option, i) => {
+    const notes = [
+      option.allowed ?? "",
+      option.default === undefined ? "" : `default ${option.default}`,
+      option.repeatable ? "repeatable" : "",
+    ].filter((note) => note !== "").join(", ");
+    const help = option.help + (notes === "" ? "" : ` (${notes})`);
+    const head = heads[i]!;
+    const gap = head.length > width
+      ? margin
+      : " ".repeat(width + 2 - head.length);
+    return `  ${head}${gap}${wrap(help, columns - width - 4).join(margin)}`;
+  });
+}
+
+function flagLines(...groups: { readonly rows: readonly OptionRow[] }[]) {
+  const rows = groups.flatMap(({ rows }) => rows)
+    .map(({ repeatable: _, ...row }) => row);
+  return optionLines(rows, " ", 29, 80).join("\n");
+}
+
 /** The text of `--help`. */
 export const HELP = `\
 Outboard emulates PCI devices outside the VMM, over vfio-user.
@@ -28,38 +74,10 @@ Outboard emulates PCI devices outside the VMM, over vfio-user.
 Usage: outboard --device MODEL[,key=value...] --socket PATH [...]
 
 Devices (repeat the pair for more devices in one process):
-  --device MODEL[,key=value...]  a device; "--device help" lists models,
-                                 "--device MODEL,help" its options;
-                                 a path such as ./my_device.ts loads a model
-  --socket PATH[,mode=MODE][,group=GROUP]
-                                 UNIX socket that the VMM connects to; its owner
-                                 only, unless mode= (0660) or group= say who else
-  --socket-path PATH             the same
-  --fd N                         a listening socket that was handed over
+${flagLines(DEVICE_OPTION, ENDPOINT_OPTIONS)}
 
 Running:
-  --control PATH                 UNIX socket for commands, such as
-                                 "virtio-net0 link down"; say "help" to it;
-                                 takes mode= and group= as --socket does
-  --iothreads N[,cpus=SET:...]   threads that devices are spread over (default 1),
-                                 and the CPUs of each, 3, 0-3 or 0+2, or
-                                 one set for all
-  --metrics PORT|ADDR:PORT|PATH  HTTP for Prometheus at /metrics, on 127.0.0.1
-                                 unless told, or on a UNIX socket (a path with
-                                 a slash), with mode= and group= likewise
-  --poll off|always|NANOSECONDS  poll for work before sleeping, up to that long
-                                 where it pays (default 50000); "always" burns
-                                 a core
-  --hello-timeout SECONDS        how long a client may take until a version is
-                                 agreed (default 5): others wait meanwhile
-  --prealloc                     have all of a guest's memory there when it is
-                                 mapped, so that it cannot run out in use
-  --exit-with-parent             stop when the process that started it ends;
-                                 npx and its shell count as one with theirs;
-                                 one that ended before Outboard ran is known by
-                                 its session, so not where that is ours or init's
-  --log-level LEVEL              debug, info (default), warn or error
-  --log-format FORMAT            text (default) or json
+${flagLines(RUN_OPTIONS)}
   -h, --help                     this text
   -V, --version                  the version
 
@@ -80,24 +98,6 @@ It may be run with fewer permissions than -A; the README lists them.
 
 SIGINT, SIGTERM and SIGHUP stop it cleanly.
 `;
-
-function optionLines(options: readonly OptionRow[]): string[] {
-  const heads = options.map((option) => `${option.name}=${option.syntax}`);
-  const width = Math.min(34, Math.max(...heads.map((head) => head.length)));
-  return options.map((option, i) => {
-    const notes = [
-      option.allowed ?? "",
-      option.default === undefined ? "" : `default ${option.default}`,
-      option.repeatable ? "repeatable" : "",
-    ].filter((note) => note !== "").join(", ");
-    const help = option.help + (notes === "" ? "" : ` (${notes})`);
-    const head = heads[i]!;
-    const gap = head.length > width
-      ? `\n  ${" ".repeat(width)}`
-      : " ".repeat(width - head.length);
-    return `  ${head}${gap}  ${help}`;
-  });
-}
 
 /** The text of `--device help`. */
 export function deviceList(): string {
@@ -120,10 +120,11 @@ export function deviceHelp(model: ModelText): string {
     `${model.name}: ${model.help}`,
     "",
     "Options:",
-    ...optionLines([
-      ...COMMON_DEVICE_OPTIONS.rows,
-      ...model.options?.rows ?? [],
-    ]),
+    ...optionLines(
+      [...COMMON_DEVICE_OPTIONS.rows, ...model.options?.rows ?? []],
+      "=",
+      34,
+    ),
     "",
     "A comma in a value is written twice; sizes are bytes or like 64M and 10G (powers of 1024).",
     "",

@@ -1,10 +1,12 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { parseCommandLine } from "../../src/cli/arguments.ts";
-import { IOTHREAD_OPTION, parseIOThreads } from "../../src/cli/iothreads.ts";
+import { IOTHREAD_OPTION, IOTHREADS_OPTION } from "../../src/cli/iothreads.ts";
 import { OptionError } from "../../src/core/options.ts";
-import { UsageError } from "../../src/cli/usage_error.ts";
 
-Deno.test("parseIOThreads takes a number and CPUs", () => {
+const parseIOThreads = (text: string) =>
+  IOTHREADS_OPTION.parse({ "--iothreads": text });
+
+Deno.test("IOTHREADS_OPTION takes a number and CPUs", () => {
   const cases: [string, number, number[][] | null][] = [
     ["1", 1, null],
     ["64", 64, null],
@@ -19,7 +21,7 @@ Deno.test("parseIOThreads takes a number and CPUs", () => {
   }
 });
 
-Deno.test("parseIOThreads says in one line what would be right", () => {
+Deno.test("IOTHREADS_OPTION says in one line what would be right", () => {
   const cases: [string, string][] = [
     ["", "1 to 64"],
     ["0", "1 to 64"],
@@ -37,12 +39,12 @@ Deno.test("parseIOThreads says in one line what would be right", () => {
     ["1,cpus=a", '"a" is no set'],
     ["1,cpus=0+", '"0+" is no set'],
     ["1,cpus=10000", '"10000" is no set'],
-    ["2,cpus=0,1", '"1" is unknown'],
-    ["2,pin=0", '"pin=0" is unknown'],
-    ["1,cpus=0,cpus=1", "give cpus= once"],
+    ["2,cpus=0,1", "Cannot use option 1: --iothreads has cpus"],
+    ["2,pin=0", "Cannot use option pin: --iothreads has cpus"],
+    ["1,cpus=0,cpus=1", "Cannot use cpus 2 times: give it once"],
   ];
   for (const [text, expected] of cases) {
-    const error = assertThrows(() => parseIOThreads(text), UsageError);
+    const error = assertThrows(() => parseIOThreads(text), Error);
     assert(error.message.includes(expected), `${text}: ${error.message}`);
     assert(!error.message.includes("\n"), error.message);
   }
