@@ -61,6 +61,12 @@ export interface MappableMemory extends GuestMemory {
   unmap(iova: number, lengthBytes: number): void;
   /** Removes everything, as when the client has gone. */
   unmapAll(): void;
+  /**
+   * The bytes behind a segment that {@linkcode GuestMemory.translate} made, for what C does elsewhere.
+   *
+   * @param hva Address inside one segment; the range must lie in that segment
+   */
+  bytes(hva: number, lengthBytes: number): Uint8Array;
 }
 
 /** Guest memory whose hvas are pretended: base of the mapping + offset. */

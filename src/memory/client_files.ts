@@ -7,6 +7,8 @@
 import { PAGE_SIZE } from "../core/bits.ts";
 import { Errno, ErrnoError } from "../core/errno.ts";
 import {
+  dupFd,
+  Fd,
   type FdStat,
   freeBytes,
   hugePageBytes,
@@ -17,7 +19,7 @@ import {
   SyscallError,
 } from "../os/mod.ts";
 import { Access } from "./guest_memory.ts";
-import { Backing } from "./region.ts";
+import { Backing, type Region } from "./region.ts";
 
 /** Longer files are mapped range by range: the address space of a process has 128 TiB, for all clients. */
 const WHOLE_FILE_MAX_BYTES = 2 ** 40;
@@ -48,23 +50,48 @@ export interface ClientFilesOptions {
   readonly prealloc: boolean;
 }
 
-/** A file as another thread of this process has mapped it. Plain data. */
-export interface InheritedFile {
-  /** What it is known by; null when it is one range's alone. */
+/** What another process maps to see the same. */
+export interface FilePlace {
+  /** Stays that of whoever tells. */
+  readonly fd: number;
+  /** Where in the file, page-aligned. */
+  readonly offset: number;
+}
+
+/** A file as another thread of this process has mapped it, with its descriptor. Plain data. */
+export interface InheritedFile extends FilePlace {
+  /** Device and inode. */
+  readonly identity: string;
+  /** What the mapping is known by; null when it is one range's alone. */
   readonly key: string | null;
   readonly hva: number;
   readonly lengthBytes: number;
 }
 
+/** A descriptor of a file, for as long as a part of it is mapped. */
+interface OpenFile {
+  readonly identity: string;
+  readonly fd: Fd;
+  mappings: number;
+}
+
+/** A mapping, and the part of a file that it shows. */
+interface Mapped {
+  readonly mapping: Mapping;
+  readonly file: OpenFile;
+  readonly offset: number;
+}
+
 /**
- * Files by device and inode. A range of a file that is mapped already costs no system call that changes the address
+ * Files by device and inode, each with one descriptor of our own. A range of a file that is mapped already costs no system call that changes the address
  * space, and no page fault: behind an IOMMU thousands of one page each come and go. The mapping ends with its last range.
  */
 export class ClientFiles {
   readonly #options: ClientFilesOptions;
+  readonly #open = new Map<string, OpenFile>();
   /** Those mapped as a whole. */
   readonly #files = new Map<string, Backing>();
-  readonly #mappings = new Map<Backing, Mapping>();
+  readonly #mappings = new Map<Backing, Mapped>();
 
   constructor(options: ClientFilesOptions) {
     this.#options = options;
@@ -79,56 +106,100 @@ export class ClientFiles {
     const { fd, offset, lengthBytes, access } = part;
     const stat = statFd(fd);
     checkSize(stat, part);
-    if (this.#options.poison || !isRegularFile(stat)) return this.#apart(part);
-    const key = `${stat.identity}:${access}`;
+    const { identity } = stat;
+    if (this.#options.poison || !isRegularFile(stat)) {
+      return this.#apart(part, identity);
+    }
+    const key = `${identity}:${access}`;
     const known = this.#files.get(key);
     if (known !== undefined && offset + lengthBytes <= known.lengthBytes) {
       return { backing: known, offset, isNew: false };
     }
     const wholeBytes = stat.sizeBytes - stat.sizeBytes % PAGE_SIZE;
-    if (wholeBytes > WHOLE_FILE_MAX_BYTES) return this.#apart(part);
-    let mapping: Mapping;
+    if (wholeBytes > WHOLE_FILE_MAX_BYTES) return this.#apart(part, identity);
+    const whole = { fd, offset: 0, lengthBytes: wholeBytes, access };
     try {
-      mapping = this.#open(fd, 0, wholeBytes, access);
+      const backing = this.#map(whole, identity, key);
+      return { backing, offset, isNew: true };
     } catch (error) {
       checkReserved(fd, wholeBytes, error);
       // There may be addresses for the part.
-      return this.#apart(part);
+      return this.#apart(part, identity);
     }
-    return { backing: this.#back(mapping, key), offset, isNew: true };
+  }
+
+  /** Where what a range shows is in its file; null for what is no file. */
+  placeOf({ backing, offset }: Region): FilePlace | null {
+    const mapped = this.#mappings.get(backing);
+    return mapped === undefined
+      ? null
+      : { fd: mapped.file.fd.number, offset: mapped.offset + offset };
   }
 
   /** Goes on with a file that another thread had mapped. */
-  inherit({ key, hva, lengthBytes }: InheritedFile): Backing {
-    return this.#back(new Mapping({ hva, lengthBytes }), key);
+  inherit(inherited: InheritedFile): Backing {
+    const { identity, fd, offset, key, hva, lengthBytes } = inherited;
+    const file = this.#hold(identity, () => new Fd(fd));
+    const mapping = new Mapping({ hva, lengthBytes });
+    return this.#back({ mapping, file, offset }, key);
   }
 
   /** Leaves everything mapped, to whoever is given what this returns. */
   handOver(): InheritedFile[] {
     const keys = new Map([...this.#files].map(([key, each]) => [each, key]));
-    const files = [...this.#mappings].map(([backing, mapping]) => ({
-      key: keys.get(backing) ?? null,
-      hva: mapping.release(),
-      lengthBytes: mapping.lengthBytes,
-    }));
+    const files = [...this.#mappings].map(
+      ([backing, { mapping, file, offset }]) => ({
+        identity: file.identity,
+        fd: file.fd.number,
+        offset,
+        key: keys.get(backing) ?? null,
+        hva: mapping.release(),
+        lengthBytes: mapping.lengthBytes,
+      }),
+    );
+    for (const { fd } of this.#open.values()) fd.release();
+    this.#open.clear();
     this.#files.clear();
     this.#mappings.clear();
     return files;
   }
 
   /** Maps a range by itself. */
-  #apart({ fd, offset, lengthBytes, access }: FilePart): MappedPart {
-    checkHugePages(fd, offset, lengthBytes);
-    const mapping = this.#open(fd, offset, lengthBytes, access);
-    return { backing: this.#back(mapping, null), offset: 0, isNew: true };
+  #apart(part: FilePart, identity: string): MappedPart {
+    checkHugePages(part.fd, part.offset, part.lengthBytes);
+    const backing = this.#map(part, identity, null);
+    return { backing, offset: 0, isNew: true };
   }
 
-  #open(
-    fd: number,
-    offset: number,
-    lengthBytes: number,
-    access: Access,
-  ): Mapping {
+  #map(part: FilePart, identity: string, key: string | null): Backing {
+    const { fd, offset } = part;
+    const mapping = this.#mapPages(part);
+    try {
+      const file = this.#hold(identity, () => dupFd(fd));
+      return this.#back({ mapping, file, offset }, key);
+    } catch (error) {
+      mapping.close();
+      throw error;
+    }
+  }
+
+  #hold(identity: string, open: () => Fd): OpenFile {
+    let file = this.#open.get(identity);
+    if (file === undefined) {
+      file = { identity, fd: open(), mappings: 0 };
+      this.#open.set(identity, file);
+    }
+    file.mappings++;
+    return file;
+  }
+
+  #letGo(file: OpenFile): void {
+    if (--file.mappings > 0) return;
+    this.#open.delete(file.identity);
+    file.fd.close();
+  }
+
+  #mapPages({ fd, offset, lengthBytes, access }: FilePart): Mapping {
     const prot = (access & Access.READ ? Prot.READ : 0) |
       (access & Access.WRITE ? Prot.WRITE : 0);
     const mapping = new Mapping({ fd, offset, lengthBytes, prot });
@@ -142,7 +213,8 @@ export class ClientFiles {
     return mapping;
   }
 
-  #back(mapping: Mapping, key: string | null): Backing {
+  #back(mapped: Mapped, key: string | null): Backing {
+    const { mapping, file } = mapped;
     // SAFETY: the last range is gone before release is called; windows end with the generation, and whoever keeps a
     // translation is told before its range goes.
     const backing: Backing = new Backing(mapping.buffer, mapping.hva, {
@@ -153,9 +225,10 @@ export class ClientFiles {
         }
         if (this.#options.poison) mapping.poison();
         else mapping.close();
+        this.#letGo(file);
       },
     });
-    this.#mappings.set(backing, mapping);
+    this.#mappings.set(backing, mapped);
     if (key !== null) this.#files.set(key, backing);
     return backing;
   }

@@ -8,7 +8,11 @@
 import { u64 } from "../core/bits.ts";
 import { Errno } from "../core/errno.ts";
 import { NativeBuffer, viewMemory } from "../os/mod.ts";
-import { ClientFiles, type InheritedFile } from "./client_files.ts";
+import {
+  ClientFiles,
+  type FilePlace,
+  type InheritedFile,
+} from "./client_files.ts";
 import type {
   Access,
   GuestMemory,
@@ -29,6 +33,9 @@ export interface DmaMapOptions extends DmaRange {
   /** Where in the file, page-aligned. */
   readonly offset?: number;
 }
+
+/** A range with the part of a file that it shows. */
+export interface SharedRange extends DmaRange, FilePlace {}
 
 /** A range that another thread of this process has mapped. Plain data. */
 export interface BorrowedRange extends DmaRange {
@@ -149,6 +156,15 @@ export class DmaMemory implements GuestMemory, Disposable {
     const part = this.#files.map({ fd, offset, lengthBytes, access });
     this.#table.add(options, part.backing, part.offset);
     return part.isNew;
+  }
+
+  /** All ranges that show a file, as another process can map them while they are mapped here. */
+  shareable(): SharedRange[] {
+    return this.#table.regions().flatMap((region) => {
+      const place = this.#files.placeOf(region);
+      const { iova, lengthBytes, access } = region;
+      return place === null ? [] : [{ iova, lengthBytes, access, ...place }];
+    });
   }
 
   /** All ranges as another thread can borrow them. */
@@ -310,10 +326,6 @@ export class DmaMemory implements GuestMemory, Disposable {
     if (range === undefined) return;
     this.#searches = 0;
     tell(range);
-  }
-
-  bytes(hva: number, lengthBytes: number): Uint8Array {
-    return this.#table.bytesAt(hva, lengthBytes);
   }
 
   subscribe(listener: MemoryListener): () => void {

@@ -180,7 +180,7 @@ export interface GuestMemory {
   release(list: ScatterGather, writtenBytes: number): number;
 
   /**
-   * Copies the first bytes of a list out, as for a header. Allocates nothing; meant for a few dozen bytes.
+   * Copies the first bytes of a list out, as for a header. Allocates nothing, and goes byte by byte.
    *
    * @param list Filled by {@linkcode translate}, or made of segments of such lists
    * @param into At least `lengthBytes` long
@@ -209,13 +209,6 @@ export interface GuestMemory {
    * @returns 0 or −EFAULT
    */
   write(iova: number, from: Uint8Array): number;
-
-  /**
-   * The bytes behind a segment that {@linkcode translate} made, for control paths and tests.
-   *
-   * @param hva Address inside one segment; the range must lie in that segment
-   */
-  bytes(hva: number, lengthBytes: number): Uint8Array;
 
   /**
    * Calls back before mappings go away (so that nothing is left in use) and after any change.

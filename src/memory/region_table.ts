@@ -302,7 +302,7 @@ export class RegionTable {
   }
 
   /**
-   * See {@linkcode GuestMemory.bytes}.
+   * The bytes of our own address space behind a segment.
    *
    * @throws {ErrnoError} EFAULT when the address is in nothing that is mapped
    */

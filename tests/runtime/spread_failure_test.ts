@@ -175,8 +175,8 @@ Deno.test("SpreadDevice goes on to its end without a thread that has ended", () 
 
 Deno.test("SpreadDevice leaves what it shares to a thread that does not close its twin", () => {
   using crew = new Crew();
-  const before = openFds();
   crew.map();
+  const before = openFds();
   crew.broken = { twin: 1, op: "close" };
   crew.device.close();
   assertEquals(crew.told, ["0 close", "closed"]);

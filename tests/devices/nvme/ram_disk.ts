@@ -10,7 +10,7 @@ import {
   PENDING,
 } from "../../../src/backend/block/contract.ts";
 import { Errno } from "../../../src/core/errno.ts";
-import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
+import type { MappableMemory } from "../../../src/memory/array_memory.ts";
 
 /** What was submitted, as it was then. */
 export interface Submitted {
@@ -43,11 +43,11 @@ export class RamDisk implements BlockBackend {
   commits = 0;
   drains = 0;
   closed = 0;
-  readonly #memory: GuestMemory;
+  readonly #memory: MappableMemory;
   #client: BlockClient | null = null;
 
   constructor(
-    memory: GuestMemory,
+    memory: MappableMemory,
     sizeBytes: number,
     info: Partial<BlockInfo> = {},
   ) {

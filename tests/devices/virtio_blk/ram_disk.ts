@@ -14,7 +14,7 @@ import {
   PENDING,
 } from "../../../src/backend/block/contract.ts";
 import { Errno } from "../../../src/core/errno.ts";
-import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
+import type { MappableMemory } from "../../../src/memory/array_memory.ts";
 
 /** A request as it arrived. */
 export interface Seen {
@@ -42,7 +42,7 @@ const SIZE = 1 << 20;
 export class RamDisk implements BlockBackend {
   readonly description = "ram disk";
   info: BlockInfo;
-  readonly #memory: GuestMemory;
+  readonly #memory: MappableMemory;
   readonly #options: RamDiskOptions;
   /** What reads see. */
   bytes: Uint8Array;
@@ -63,7 +63,7 @@ export class RamDisk implements BlockBackend {
   drains = 0;
   #client: BlockClient | null = null;
 
-  constructor(memory: GuestMemory, options: RamDiskOptions = {}) {
+  constructor(memory: MappableMemory, options: RamDiskOptions = {}) {
     this.#memory = memory;
     this.#options = options;
     this.info = {

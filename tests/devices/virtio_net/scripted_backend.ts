@@ -6,7 +6,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { Errno } from "../../../src/core/errno.ts";
-import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
+import type { MappableMemory } from "../../../src/memory/array_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import type {
   NetBackend,
@@ -36,7 +36,7 @@ export class ScriptedBackend implements NetBackend {
   readonly hasVnetHeader: boolean;
   readonly offloads: NetOffloads;
   readonly queuePairs: number;
-  readonly #memory: GuestMemory;
+  readonly #memory: MappableMemory;
   /** Frames that wait for the card; a number is what receive() returns in place of one. */
   readonly incoming: (Uint8Array | HeadedFrame | number)[];
   /** The same for the other queue pairs. */
@@ -71,7 +71,7 @@ export class ScriptedBackend implements NetBackend {
   starts = 0;
 
   constructor(
-    memory: GuestMemory,
+    memory: MappableMemory,
     hasVnetHeader: boolean,
     offloads: NetOffloads,
     queuePairs: number,

@@ -105,20 +105,11 @@ export class GatewayBackend implements NetBackend {
       this.#rxDropped++;
       return -Errno.EMSGSIZE;
     }
-    try {
-      let done = 0;
-      for (let i = 0; done < frame.length; i++) {
-        const length = Math.min(into.length(i), frame.length - done);
-        const part = frame.subarray(done, done + length);
-        this.#memory.bytes(into.base(i), length).set(part);
-        done += length;
-      }
-      return frame.length;
-    } catch (error) {
-      if (!(error instanceof ErrnoError)) throw error;
+    if (this.#memory.scatter(into, frame, frame.length) < frame.length) {
       this.#rxDropped++;
-      return -error.errno;
+      return -Errno.EFAULT;
     }
+    return frame.length;
   }
 
   setReceiving(on: boolean): void {
@@ -170,18 +161,8 @@ export class GatewayBackend implements NetBackend {
   #gather(frame: ScatterGather): Uint8Array<ArrayBuffer> | null {
     if (frame.lengthBytes > FRAME_MAX) return null;
     const bytes = new Uint8Array(frame.lengthBytes);
-    try {
-      let done = 0;
-      for (let i = 0; i < frame.count; i++) {
-        const length = frame.length(i);
-        bytes.set(this.#memory.bytes(frame.base(i), length), done);
-        done += length;
-      }
-      return bytes;
-    } catch (error) {
-      if (error instanceof ErrnoError) return null;
-      throw error;
-    }
+    const copied = this.#memory.gather(frame, bytes, bytes.length);
+    return copied < bytes.length ? null : bytes;
   }
 }
 
