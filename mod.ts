@@ -14,7 +14,11 @@
  * @module
  */
 
-export type { DeviceModel, ModelContext } from "./devices/model.ts";
+export type {
+  DeviceModel,
+  ModelContext,
+  SavedDevice,
+} from "./devices/model.ts";
 export {
   alignUp,
   bit,
@@ -116,6 +120,7 @@ export {
   type Spreading,
   type SpreadingListener,
 } from "./src/pci/spreading.ts";
+export type { ResourceBag, Saved } from "./src/os/resource_bag.ts";
 export { StateReader } from "./src/core/state_reader.ts";
 export type {
   QueueHandler,
@@ -141,7 +146,6 @@ export type {
 } from "./src/virtio/session/session.ts";
 export {
   VirtioPci,
-  type VirtioPciHandOver,
   type VirtioPciOptions,
 } from "./src/transport/virtio_pci/virtio_pci.ts";
 

@@ -5,6 +5,7 @@
  */
 
 import type { Options } from "../src/core/options.ts";
+import type { Saved } from "../src/os/resource_bag.ts";
 import type { DeviceContext, PciDevice } from "../src/pci/device.ts";
 import type { VirtioDevice, VirtioTransport } from "../src/virtio/device.ts";
 import type { QueueContext, QueueService } from "../src/pci/queue_threads.ts";
@@ -13,6 +14,12 @@ import type { QueueContext, QueueService } from "../src/pci/queue_threads.ts";
 export interface ModelContext extends DeviceContext {
   /** For a model that makes a virtio device: what that may ask of its transport. */
   readonly virtio: VirtioTransport;
+}
+
+/** What a device goes on from, which was on another thread. */
+export interface SavedDevice extends Saved<unknown> {
+  /** What `handOver` of its predecessor returned. */
+  readonly resources: unknown;
 }
 
 /**
@@ -44,16 +51,20 @@ export interface DeviceModel<
    * Makes a device, and opens what it needs.
    *
    * @param options What came of its options; empty for a model that has none
-   * @param inherited What {@linkcode PciDevice.handOver} of the device's predecessor gave, when it moved here from
-   * another thread: to be used instead of opening it anew, and owned from here on, unless this throws
+   * @param saved What the device's predecessor was and had open, when it goes on here: to be used instead of opening it
+   * anew. The state is loaded into the device apart
    * @throws {Error} With one line and the remedy; nothing is left behind
    */
-  create(context: ModelContext, options: O, inherited?: unknown): Device;
+  create(context: ModelContext, options: O, saved?: SavedDevice): Device;
   /**
    * Makes what serves queues of a device on another thread than its own; absent where one thread serves all.
    *
    * @param grant What the device has given for it
-   * @throws {Error} With one line and the remedy; what was granted is then still the device's
+   * @throws {Error} With one line and the remedy
    */
-  serve?(context: QueueContext, options: O, grant: unknown): QueueService;
+  serve?(
+    context: QueueContext,
+    options: O,
+    grant: Saved<unknown>,
+  ): QueueService;
 }

@@ -20,6 +20,7 @@ import type {
   PciSpec,
   ResetReason,
 } from "../../src/pci/device.ts";
+import { ResourceBag, type Saved } from "../../src/os/resource_bag.ts";
 import { field } from "../../src/core/bits.ts";
 import { RING_ABSENCE_MS } from "../../src/memory/guest_memory.ts";
 import type { Command } from "./command/command.ts";
@@ -234,7 +235,7 @@ export class NvmeController implements PciDevice, BlockClient {
     }
   }
 
-  handOver(): NvmeHandOver {
+  handOver(bag: ResourceBag): NvmeHandOver {
     const { all } = this.#parts.namespaces;
     const fixed = all.find(({ backend }) => backend.handOver === undefined);
     if (fixed !== undefined) {
@@ -243,9 +244,11 @@ export class NvmeController implements PciDevice, BlockClient {
       );
     }
     return {
-      namespaces: all.map(({ nsid, block, backend }) => (
-        { nsid, block, backend: backend.handOver!() }
-      )),
+      namespaces: all.map(({ nsid, block, backend }) => {
+        const state = backend.save!();
+        backend.handOver!(bag.at(`ns${nsid}`));
+        return { nsid, block, state };
+      }),
     };
   }
 
@@ -338,7 +341,11 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   /** Opens storage as a namespace, or takes over what another thread shares. */
-  #attach(nsid: number, block: BlockOptions, given?: unknown): Namespace {
+  #attach(
+    nsid: number,
+    block: BlockOptions,
+    given?: Saved<unknown>,
+  ): Namespace {
     const { open } = this.#options;
     if (open === undefined) {
       throw new Error("Cannot add a namespace: this model opens no storage");
@@ -380,8 +387,9 @@ export class NvmeController implements PciDevice, BlockClient {
       reset: () => this.#resetController(),
       fail: (reason) => this.#fail(reason, "use"),
       wake: () => this.#work.schedule(),
-      attach: (nsid, block, given) => {
-        this.#attach(nsid, block, given);
+      attach: (nsid, block, { state, fds }) => {
+        using bag = ResourceBag.of(fds);
+        this.#attach(nsid, block, { state, bag });
       },
     });
   }

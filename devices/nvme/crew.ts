@@ -4,6 +4,7 @@
  * @module
  */
 
+import { ResourceBag } from "../../src/os/resource_bag.ts";
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import type { BlockOptions } from "../../src/backend/block/options.ts";
 import type { SpreadingListener } from "../../src/pci/spreading.ts";
@@ -125,9 +126,12 @@ export class Crew implements ForeignQueues {
         `Cannot add ${backend.description}: it is served by one IOThread, and this controller by several`,
       );
     }
-    this.#listener.callAll(() => (
-      { op: "addNamespace", nsid, block, given: backend.share!() }
-    ));
+    this.#listener.callAll(() => {
+      const bag = ResourceBag.of();
+      const state = backend.share!(bag);
+      const given = { state, fds: bag.release() };
+      return { op: "addNamespace", nsid, block, given };
+    });
   }
 
   /** Which namespaces there are, or their sizes, may have changed. */

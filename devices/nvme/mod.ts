@@ -8,7 +8,8 @@ import { openBlockBackend } from "../../src/backend/block/open.ts";
 import { blockDriver } from "../../src/backend/block/options.ts";
 import type { Log } from "../../src/core/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
-import type { DeviceModel } from "../model.ts";
+import type { Saved } from "../../src/os/resource_bag.ts";
+import type { DeviceModel, SavedDevice } from "../model.ts";
 import { NvmeController } from "./controller.ts";
 import { deriveNqn, deriveSerial } from "./admin/identity.ts";
 import type { NamespaceStorage } from "./io/namespace.ts";
@@ -35,11 +36,11 @@ function chooseSerial(context: DeviceContext, options: NvmeOptions): string {
 function create(
   context: DeviceContext,
   options: NvmeOptions,
-  inherited?: unknown,
+  saved?: SavedDevice,
 ): PciDevice {
   const storage: NamespaceStorage[] = [];
   try {
-    for (const { nsid, block, given } of wantedStorage(options, inherited)) {
+    for (const { nsid, block, given } of wantedStorage(options, saved)) {
       const backend = openBlockBackend(block, context, given);
       storage.push({ nsid, block, backend });
     }
@@ -55,37 +56,34 @@ function create(
       mapDoorbells,
       open: (block, given) => openBlockBackend(block, context, given),
     }, storage);
-    if (inherited === undefined) announce(context.log, serial, storage);
+    if (saved === undefined) announce(context.log, serial, storage);
     return device;
   } catch (error) {
-    for (const { backend } of storage) {
-      // Until this returns what was inherited is not ours: it stays open.
-      if (inherited !== undefined) backend.handOver?.();
-      backend.close();
-    }
+    for (const { backend } of storage) backend.close();
     throw error;
   }
 }
 
 /** A namespace to be opened, and what a predecessor gave of it; undefined without a predecessor. */
 interface WantedStorage extends NamespaceOptions {
-  readonly given?: unknown;
+  readonly given?: Saved<unknown>;
 }
 
 /** What the options ask for, or what a predecessor had in the end: namespaces come and go at run time. */
 function wantedStorage(
   options: NvmeOptions,
-  inherited: unknown,
+  saved: SavedDevice | undefined,
 ): readonly WantedStorage[] {
-  if (inherited === undefined) return options.namespaces;
-  const given = inherited as NvmeHandOver | null;
+  if (saved === undefined) return options.namespaces;
+  const given = saved.resources as NvmeHandOver | null;
   if (!Array.isArray(given?.namespaces)) {
     throw new Error(
       "Cannot take storage over: it is no controller's that another thread gave",
     );
   }
-  return given.namespaces.map(({ nsid, block, backend }) => {
-    if (block !== undefined) return { nsid, block, given: backend };
+  return given.namespaces.map(({ nsid, block, state }) => {
+    const bag = saved.bag.at(`ns${nsid}`);
+    if (block !== undefined) return { nsid, block, given: { state, bag } };
     throw new Error(
       `Cannot take namespace ${nsid} over: nothing tells how its storage was opened`,
     );

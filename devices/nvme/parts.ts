@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Saved } from "../../src/os/resource_bag.ts";
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import type { BlockOptions } from "../../src/backend/block/options.ts";
 import { formatSize } from "../../src/core/size.ts";
@@ -40,7 +41,7 @@ export interface NvmeControllerOptions {
   /** Whether clients may map the doorbells, which are then polled. */
   readonly mapDoorbells: boolean;
   /** Opens storage for namespaces that are added at run time; without it there are none. */
-  readonly open?: (block: BlockOptions, given?: unknown) => BlockBackend;
+  readonly open?: (block: BlockOptions, given?: Saved<unknown>) => BlockBackend;
 }
 
 /** What the parts ask of their controller. */

@@ -17,7 +17,8 @@ import { NvmeEvent } from "./admin/events.ts";
 import type { ControllerParts } from "./parts.ts";
 import { HomeLine, TwinLine } from "./shared_line.ts";
 import { sharedWordCount, SharedWords } from "./shared_words.ts";
-import type { NvmeHandOver } from "./state.ts";
+import { ResourceBag } from "../../src/os/resource_bag.ts";
+import type { NvmeHandOver, SharedStorage } from "./state.ts";
 import type { TwinMessage } from "./twin_message.ts";
 
 /** The "queue" by which twins have home look at what they have reported: the admin queue, which is home's. */
@@ -40,7 +41,11 @@ export interface SpreadHost {
   /** Something is to be done in a bottom half. */
   readonly wake: () => void;
   /** Home has a namespace more, whose storage it shares. */
-  readonly attach: (nsid: number, block: BlockOptions, given: unknown) => void;
+  readonly attach: (
+    nsid: number,
+    block: BlockOptions,
+    given: SharedStorage,
+  ) => void;
 }
 
 /** Namespaces as the threads tell each other. */
@@ -157,7 +162,7 @@ export class NvmeSpreading implements Spreading {
     return this.#answer(message as TwinMessage);
   }
 
-  share(): NvmeHandOver {
+  share(): NvmeHandOver & Pick<SharedStorage, "fds"> {
     const { all } = this.#host.parts.namespaces;
     const single = all.find(({ backend }) => backend.share === undefined);
     if (single !== undefined) {
@@ -165,11 +170,11 @@ export class NvmeSpreading implements Spreading {
         `Cannot use several IOThreads: ${single.backend.description} is served by one`,
       );
     }
-    return {
-      namespaces: all.map(({ nsid, block, backend }) => (
-        { nsid, block, backend: backend.share!() }
-      )),
-    };
+    const bag = ResourceBag.of();
+    const namespaces = all.map(({ nsid, block, backend }) => (
+      { nsid, block, state: backend.share!(bag.at(`ns${nsid}`)) }
+    ));
+    return { namespaces, fds: bag.release() };
   }
 
   saveShared(): SharedState {

@@ -52,15 +52,22 @@ export interface NvmeState {
   readonly namespaces: readonly NamespaceState[];
 }
 
-/** What a controller gives to its successor in the same process. */
+/** What a controller gives to its successor, beyond its state; descriptors of namespace n are `nsN` of a bag. */
 export interface NvmeHandOver {
   /** Storage for openBlockBackend, by namespace. */
   readonly namespaces: readonly {
     readonly nsid: number;
     /** What it was opened with. */
     readonly block: BlockOptions | undefined;
-    readonly backend: unknown;
+    readonly state: unknown;
   }[];
+}
+
+/** Storage that is shared with another thread. */
+export interface SharedStorage {
+  readonly state: unknown;
+  /** Descriptors, by name. */
+  readonly fds: Readonly<Record<string, number>>;
 }
 
 /** What a controller is like that a state is loaded into. */

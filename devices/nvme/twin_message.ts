@@ -6,6 +6,7 @@
 
 import type { BlockOptions } from "../../src/backend/block/options.ts";
 import type { FeaturesState } from "./admin/features.ts";
+import type { SharedStorage } from "./state.ts";
 import type { RingSpec } from "./queue/queue.ts";
 
 /** One call; each is answered when it is done. Plain data. */
@@ -48,7 +49,7 @@ export type TwinMessage =
     readonly op: "addNamespace";
     readonly nsid: number;
     readonly block: BlockOptions;
-    readonly given: unknown;
+    readonly given: SharedStorage;
   };
 
 /** What log pages are made of, of one thread. */

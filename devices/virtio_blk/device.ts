@@ -6,6 +6,7 @@
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { formatSize } from "../../src/core/size.ts";
+import type { ResourceBag } from "../../src/os/resource_bag.ts";
 import type {
   AccessWidth,
   DeviceCommand,
@@ -37,7 +38,6 @@ import { BlkQueues, type BlkSettings } from "./queues.ts";
 import {
   parseVirtioBlkState,
   VIRTIO_BLK_STATE_VERSION,
-  type VirtioBlkHandOver,
   type VirtioBlkState,
 } from "./state.ts";
 
@@ -50,8 +50,6 @@ export interface VirtioBlkParts {
   readonly backend: BlockBackend;
   /** How it behaves. */
   readonly options: DiskOptions & { readonly rings?: VirtioOptions };
-  /** What was counted where the disk came from, by name; counting goes on from there. */
-  readonly counters?: Readonly<Record<string, number>>;
 }
 
 /** A disk: its configuration, around the {@linkcode BlkQueues} of its own thread. */
@@ -74,7 +72,7 @@ export class VirtioBlk implements VirtioDevice {
   #toldBytes: number;
 
   constructor(parts: VirtioBlkParts) {
-    const { context, transport, backend, options, counters } = parts;
+    const { context, transport, backend, options } = parts;
     const { info } = backend;
     const { queues, queueSize } = options;
     this.#context = context;
@@ -91,14 +89,13 @@ export class VirtioBlk implements VirtioDevice {
     this.sharing = {
       // A connection has one thread, and with it every queue.
       groupOf: (queue) => backend.share === undefined ? CONTROL_GROUP : queue,
-      grant: () => backend.share!(),
+      grant: (_groups, bag) => backend.share!(bag),
       settings: () => this.#settings(),
     };
     this.#queues = new BlkQueues({
       ...{ context, transport, backend, options },
       onResize: () => this.#onResize(),
     });
-    if (counters !== undefined) this.#queues.loadCounters(counters);
     this.#setWriteCache(options.writeCache);
   }
 
@@ -152,11 +149,17 @@ export class VirtioBlk implements VirtioDevice {
   }
 
   save(): VirtioBlkState {
-    return { version: VIRTIO_BLK_STATE_VERSION, ...this.#settings() };
+    return {
+      version: VIRTIO_BLK_STATE_VERSION,
+      ...this.#settings(),
+      counters: this.#queues.saveCounters(),
+      backend: this.#backend.save?.() ?? null,
+    };
   }
 
   load(value: unknown): void {
     const state = parseVirtioBlkState(value);
+    this.#queues.loadCounters(state.counters);
     this.#setWriteCache(state.writeback);
     // The driver knows another size than the storage has by now.
     const { sizeBytes } = this.#backend.info;
@@ -165,17 +168,14 @@ export class VirtioBlk implements VirtioDevice {
     if (!this.#backend.rescan?.()) this.#transport.configChanged();
   }
 
-  handOver(): VirtioBlkHandOver {
+  handOver(bag: ResourceBag): void {
     const backend = this.#backend;
     if (backend.handOver === undefined) {
       throw new Error(
         `Cannot move the disk: ${backend.description} stays on its thread`,
       );
     }
-    return {
-      backend: backend.handOver(),
-      counters: this.#queues.saveCounters(),
-    };
+    backend.handOver(bag.at("backend"));
   }
 
   resetQueue(queue: Virtqueue): void {

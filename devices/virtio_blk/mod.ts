@@ -7,6 +7,7 @@
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../src/backend/block/open.ts";
 import { formatSize } from "../../src/core/size.ts";
+import type { Saved } from "../../src/os/resource_bag.ts";
 import type { Log } from "../../src/core/log.ts";
 import type {
   QueueContext,
@@ -14,11 +15,11 @@ import type {
 } from "../../src/pci/queue_threads.ts";
 import type { VirtioDevice } from "../../src/virtio/device.ts";
 import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
-import type { DeviceModel, ModelContext } from "../model.ts";
+import type { DeviceModel, ModelContext, SavedDevice } from "../model.ts";
 import { VIRTIO_BLK_OPTIONS, type VirtioBlkOptions } from "./config.ts";
 import { VirtioBlk } from "./device.ts";
 import { BlkQueues } from "./queues.ts";
-import type { VirtioBlkHandOver } from "./state.ts";
+import { parseVirtioBlkState } from "./state.ts";
 
 export { VirtioBlk, type VirtioBlkParts } from "./device.ts";
 export { type DiskOptions, type VirtioBlkOptions } from "./config.ts";
@@ -26,27 +27,22 @@ export { type DiskOptions, type VirtioBlkOptions } from "./config.ts";
 function create(
   context: ModelContext,
   options: VirtioBlkOptions,
-  inherited?: unknown,
+  saved?: SavedDevice,
 ): VirtioDevice {
-  const { log } = context;
-  const given = inherited as VirtioBlkHandOver | undefined;
   const backend = openBlockBackend(
     options.block,
     context,
-    // A predecessor always has storage to give: null is refused, and nothing opened anew.
-    given === undefined ? undefined : given?.backend ?? null,
+    saved && {
+      state: parseVirtioBlkState(saved.state).backend,
+      bag: saved.bag.at("backend"),
+    },
   );
   try {
-    const counters = given === undefined ? {} : { counters: given.counters };
     const transport = context.virtio;
-    const device = new VirtioBlk({
-      ...{ context, transport, backend, options, ...counters },
-    });
-    if (given === undefined) announce(log, backend);
+    const device = new VirtioBlk({ context, transport, backend, options });
+    if (saved === undefined) announce(context.log, backend);
     return device;
   } catch (error) {
-    // Until this returns what was inherited is not ours: it stays open.
-    if (given !== undefined) backend.handOver?.();
     backend.close();
     throw error;
   }
@@ -55,13 +51,13 @@ function create(
 function serve(
   context: QueueContext,
   options: VirtioBlkOptions,
-  grant: unknown,
+  grant: Saved<unknown>,
 ): QueueService {
-  return new VirtioQueueService(context, grant, (transport, given) => {
+  return new VirtioQueueService(context, grant, (transport, saved) => {
     const backend = openBlockBackend(
       options.block,
       { ...context, onStart() {} },
-      given,
+      saved,
     );
     return new BlkQueues({
       ...{ context, transport, backend, options },

@@ -16,14 +16,10 @@ export interface VirtioBlkState {
   readonly writeback: boolean;
   /** The capacity that the driver was told. */
   readonly sizeBytes: number;
-}
-
-/** What a disk gives to its successor in the same process. */
-export interface VirtioBlkHandOver {
-  /** For openBlockBackend. */
-  readonly backend: unknown;
-  /** By name. */
+  /** What was counted, by name. */
   readonly counters: Readonly<Record<string, number>>;
+  /** What the storage has saved, for openBlockBackend; null for storage that cannot be saved. */
+  readonly backend: unknown;
 }
 
 /**
@@ -38,5 +34,7 @@ export function parseVirtioBlkState(value: unknown): VirtioBlkState {
     version: VIRTIO_BLK_STATE_VERSION,
     writeback: reader.flag("writeback"),
     sizeBytes: reader.integer("sizeBytes", Number.MAX_SAFE_INTEGER),
+    counters: reader.counters("counters"),
+    backend: reader.value("backend"),
   };
 }

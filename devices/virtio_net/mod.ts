@@ -11,7 +11,8 @@ import type {
 } from "../../src/pci/queue_threads.ts";
 import type { VirtioDevice } from "../../src/virtio/device.ts";
 import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
-import type { DeviceModel, ModelContext } from "../model.ts";
+import type { Saved } from "../../src/os/resource_bag.ts";
+import type { DeviceModel, ModelContext, SavedDevice } from "../model.ts";
 import {
   formatMac,
   randomMac,
@@ -28,9 +29,9 @@ export { type VirtioNetOptions } from "./config.ts";
 function create(
   context: ModelContext,
   options: VirtioNetOptions,
-  inherited?: unknown,
+  saved?: SavedDevice,
 ): VirtioDevice {
-  const given = inherited === undefined ? null : parseNetHandOver(inherited);
+  const given = saved === undefined ? null : parseNetHandOver(saved.resources);
   const { mtu, queueSize, queuePairs, offloads } = options;
   const { txDelayUsec, rxReliefUsec } = options;
   const linkUp = given?.linkUp ?? options.linkUp;
@@ -85,10 +86,10 @@ function create(
 function serve(
   context: QueueContext,
   options: VirtioNetOptions,
-  grant: unknown,
+  grant: Saved<unknown>,
 ): QueueService {
-  return new VirtioQueueService(context, grant, (transport, given) => {
-    const granted = given as NetGrant;
+  return new VirtioQueueService(context, grant, (transport, { state }) => {
+    const granted = state as NetGrant;
     const queueOptions = { ...granted, mac: macFromText(granted.mac)! };
     const backend = openNetBackend(
       options.net,

@@ -8,7 +8,9 @@ import { dupFd, Fd } from "./fd.ts";
 
 /** A state, and the descriptors that go with it. */
 export interface Saved<State> {
+  /** Plain data. */
   readonly state: State;
+  /** What cannot be written down. */
   readonly bag: ResourceBag;
 }
 

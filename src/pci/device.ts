@@ -6,6 +6,7 @@
 
 import type { Loop } from "../loop/event_loop.ts";
 import type { Log } from "../core/log.ts";
+import type { ResourceBag } from "../os/resource_bag.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { SharedMemory } from "../memory/shared_memory.ts";
 import type { PostedWrites } from "./posted_writes.ts";
@@ -191,12 +192,13 @@ export interface PciDevice {
    */
   load?(state: unknown): void;
   /**
-   * Gives what was opened for it (descriptors, connections) to a device of the same model on another thread of this
-   * process. Only close is called afterwards, and it leaves open what was given away.
+   * Puts what was opened for it (descriptors, connections) into a bag, for a device of the same model elsewhere, which is
+   * made with that and with what {@linkcode PciDevice.save} gave. Only close is called afterwards, and it leaves the
+   * outside as it is.
    *
-   * @returns Plain data for {@linkcode DeviceModel.create}, which may be called in this thread again
+   * @throws {Error} When that cannot be; nothing is changed then
    */
-  handOver?(): unknown;
+  handOver?(bag: ResourceBag): unknown;
   /**
    * Has other threads serve queues, and this one the rest. Called on a device just made, or that holds with nothing in
    * flight.

@@ -13,6 +13,7 @@
  * @module
  */
 
+import type { ResourceBag } from "../os/resource_bag.ts";
 import type { DeviceContext } from "./device.ts";
 
 /** The thread that a device lives on, as a place of queues. */
@@ -72,10 +73,10 @@ export interface QueueThreads {
   /**
    * Has a thread make its service.
    *
-   * @param grant What the service is made of; plain data, whose descriptors are the service's from here on
-   * @throws {Error} What the model threw there; the descriptors are then still the caller's
+   * @param grant Gives what the service is made of, as plain data; descriptors go into a bag
+   * @throws {Error} What that or the model there threw
    */
-  open(thread: number, grant: unknown): void;
+  open(thread: number, grant: (bag: ResourceBag) => unknown): void;
   /**
    * Has the service of a thread carry out a message.
    *

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { ResourceBag } from "../os/mod.ts";
 import type { DeviceModel } from "../../devices/model.ts";
 import { Errno, ErrnoError } from "../core/errno.ts";
 import type { FdWatch, Loop } from "../loop/event_loop.ts";
@@ -131,10 +132,12 @@ export class CrewTwin implements Disposable {
         throw new Error("Cannot share device memory between IOThreads");
       },
     };
+    const { fds } = shared as { fds: Record<string, number> };
+    using bag = ResourceBag.of(fds);
     const device = model.create(
       { ...context, virtio: new VirtioPort() },
       options,
-      shared,
+      { state: null, bag, resources: shared },
     ) as PciDevice;
     try {
       const spreading = device.spreading!;

@@ -162,7 +162,11 @@ export class DeviceHost implements Disposable {
       let device = model.create(
         context,
         options.options,
-        inherited?.served.resources,
+        inherited && {
+          state: inherited.served.model,
+          bag: bag.at("device"),
+          resources: inherited.served.resources,
+        },
       );
       const spreads = options.threads !== undefined && "spreading" in device;
       if (spreads) {

@@ -5,6 +5,7 @@
  */
 
 import type { BorrowedRange, DmaMemory } from "../memory/dma_memory.ts";
+import { ResourceBag } from "../os/mod.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
 import {
   CONTROL_THREAD,
@@ -29,6 +30,8 @@ export type QueueThreadMessage =
   | {
     readonly op: "open";
     readonly grant: unknown;
+    /** Descriptors that go with it, by name. */
+    readonly fds: Readonly<Record<string, number>>;
     readonly place: QueueWordsPlace;
   }
   /** For the service. */
@@ -143,12 +146,18 @@ export class DeviceThreads implements QueueThreads, Disposable {
     return words.view.own;
   }
 
-  open(thread: number, grant: unknown): void {
+  open(thread: number, grant: (bag: ResourceBag) => unknown): void {
     const { threads } = this.#parts.plan;
     const { line, seat } = threads[thread - 1]!;
     const caller = this.#parts.calls.caller(line, seat);
     const { place } = this.#words!;
-    caller.call({ op: "open", grant, place } satisfies QueueThreadMessage);
+    using bag = ResourceBag.of();
+    const state = grant(bag);
+    // They are the other thread's from here on, whatever becomes of the call.
+    const fds = bag.release();
+    caller.call(
+      { op: "open", grant: state, fds, place } satisfies QueueThreadMessage,
+    );
     this.#callers[thread - 1] = caller;
     if (this.#stopped) return;
     const ranges = this.#parts.memory.lendable();

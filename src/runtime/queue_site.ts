@@ -6,6 +6,7 @@
 
 import type { DeviceModel } from "../../devices/model.ts";
 import { Errno, ErrnoError } from "../core/errno.ts";
+import { ResourceBag } from "../os/mod.ts";
 import type { Log } from "../core/log.ts";
 import type { Loop } from "../loop/event_loop.ts";
 import { DmaMemory } from "../memory/dma_memory.ts";
@@ -13,7 +14,9 @@ import type { QueueService } from "../pci/queue_threads.ts";
 import { SocketWrites } from "../pci/socket_writes.ts";
 import type { QueueThreadMessage } from "./device_threads.ts";
 import type { CallLine, Seat, ThreadCalls } from "./iothread/thread_calls.ts";
-import { QueueInterrupts, type QueueWordsPlace } from "./queue_words.ts";
+import { QueueInterrupts } from "./queue_words.ts";
+
+type OpenMessage = Extract<QueueThreadMessage, { op: "open" }>;
 
 /** What a {@linkcode QueueSite} is made with. */
 export interface QueueSiteParts {
@@ -55,7 +58,7 @@ export class QueueSite implements Disposable {
   #handle(message: QueueThreadMessage): unknown {
     switch (message.op) {
       case "open":
-        return this.#open(message.grant, message.place);
+        return this.#open(message);
       case "call":
         return this.#service?.handle(message.message);
       case "map":
@@ -79,10 +82,11 @@ export class QueueSite implements Disposable {
     }
   }
 
-  #open(grant: unknown, place: QueueWordsPlace): void {
+  #open({ grant, fds, place }: OpenMessage): void {
     const { model, options, loop, log, control } = this.#parts;
     const interrupts = new QueueInterrupts(place, control);
     this.#memory.accessible = false;
+    using bag = ResourceBag.of(fds);
     this.#service = model.serve!(
       {
         memory: this.#memory,
@@ -96,7 +100,7 @@ export class QueueSite implements Disposable {
         report: () => interrupts.report(),
       },
       options,
-      grant,
+      { state: grant, bag },
     );
   }
 

@@ -45,8 +45,10 @@ export interface TransportOptions {
 export interface TransportState {
   /** The transport's own. */
   readonly transport: unknown;
-  /** What the model's `save` gave. */
+  /** What `save` of the device gave as clients see it. */
   readonly device: unknown;
+  /** The model's part of that. */
+  readonly model: unknown;
   /** What the model's `handOver` gave, for {@linkcode DeviceModel.create}. */
   readonly resources: unknown;
 }

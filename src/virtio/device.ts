@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { ResourceBag } from "../os/resource_bag.ts";
 import type { AccessWidth, DeviceCommand } from "../pci/device.ts";
 import type { Features } from "./features.ts";
 import type { VirtioOptions } from "./options.ts";
@@ -107,10 +108,11 @@ export interface QueueSharing {
   /**
    * What a handler for some groups is made of, which the device then does not serve itself.
    *
+   * @param bag For descriptors that go with it
    * @returns Plain data for {@linkcode DeviceModel.serve}
    * @throws {Error} When that cannot be had
    */
-  grant(groups: readonly number[]): unknown;
+  grant(groups: readonly number[], bag: ResourceBag): unknown;
   /** Handlers on other threads have ended: the device serves all its queues itself again. */
   reclaim?(): void;
   /** Everything about its queues that a handler must know beyond features and queues. Plain data. */
@@ -160,8 +162,8 @@ export interface VirtioDevice extends QueueHandler {
    * @throws {Error} When it is not a state of this model
    */
   load?(state: unknown): void;
-  /** See {@linkcode PciDevice.handOver}. An object, to which the transport adds properties of its own. */
-  handOver?(): object;
+  /** See {@linkcode PciDevice.handOver}. */
+  handOver?(bag: ResourceBag): unknown;
   /** For a device whose queues other threads can serve. */
   readonly sharing?: QueueSharing;
   /** Commands for a person at run time. */

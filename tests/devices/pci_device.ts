@@ -1,33 +1,28 @@
 /** A model's device as a client sees it: a virtio device behind virtio-pci. */
 
-import type { DeviceModel } from "../../devices/model.ts";
+import type { DeviceModel, SavedDevice } from "../../devices/model.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import {
   offerVirtioDevice,
-  type VirtioPciHandOver,
+  type VirtioPciState,
 } from "../../src/transport/virtio_pci/virtio_pci.ts";
 import { isVirtioDevice, VirtioPort } from "../../src/virtio/device.ts";
 
-/** @param inherited What `handOver` of another such device gave */
+/** @param saved What another such device was and had open */
 export function createPciDevice<Options>(
   model: DeviceModel<Options>,
   context: DeviceContext,
   options: Options,
-  inherited?: unknown,
+  saved?: SavedDevice,
 ): PciDevice {
   const virtio = new VirtioPort();
-  const given = inherited as VirtioPciHandOver | undefined;
-  const isWrapped = given !== undefined && given !== null &&
-    "sessionCounters" in given;
-  const device = model.create(
-    { ...context, virtio },
-    options,
-    isWrapped ? given.device : inherited,
-  );
+  const state = saved?.state as Partial<VirtioPciState> | undefined;
+  const its = saved &&
+    { ...saved, state: state?.session?.device ?? saved.state };
+  const device = model.create({ ...context, virtio }, options, its);
   if (!isVirtioDevice(device)) return device;
-  const its = isWrapped ? given : undefined;
   try {
-    return offerVirtioDevice(device, context, virtio, its);
+    return offerVirtioDevice(device, context, virtio, saved?.bag);
   } catch (error) {
     device.close?.();
     throw error;

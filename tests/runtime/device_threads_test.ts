@@ -58,7 +58,7 @@ class Rig implements Disposable {
       },
     });
     this.threads.attach({ vectors: 0, words: 0, onReport() {}, onLine() {} });
-    for (const thread of [1, 2]) this.threads.open(thread, null);
+    for (const thread of [1, 2]) this.threads.open(thread, () => null);
     this.threads.start();
     this.told.length = 0;
   }
@@ -178,7 +178,7 @@ Deno.test("QueueSite lets go of a range once, however often it is told", () => {
   });
   using caller = calls.caller(line, calls.seat);
   const tell = (message: QueueThreadMessage) => caller.call(message);
-  tell({ op: "open", grant: null, place: words.place });
+  tell({ op: "open", grant: null, fds: {}, place: words.place });
   const range = { iova: 0, lengthBytes: PAGE };
   lender.map({ ...range, access: 3, fd: memfd.number });
   for (let round = 0; round < 2; round++) {

@@ -3,7 +3,12 @@
 import { assert, assertEquals } from "@std/assert";
 import type { DeviceModel } from "../../devices/model.ts";
 import { EventLoop } from "../../src/loop/event_loop.ts";
-import { createEventFd, Fd, listenUnix } from "../../src/os/mod.ts";
+import {
+  createEventFd,
+  type Fd,
+  listenUnix,
+  type ResourceBag,
+} from "../../src/os/mod.ts";
 import type { Log } from "../../src/core/log.ts";
 import type {
   AccessWidth,
@@ -23,11 +28,6 @@ import {
   versionMessage,
   words,
 } from "../transport/vfio_user/raw_client.ts";
-
-/** What the back end of the test's device is: an eventfd that must never be closed on the way. */
-export interface Resources {
-  readonly fd: number;
-}
 
 /** What goes wrong, and when. */
 export interface Trouble {
@@ -50,7 +50,7 @@ export class Movable implements PciDevice {
   constructor(
     context: DeviceContext,
     trouble: Trouble,
-    inherited: Resources | undefined,
+    bag: ResourceBag | undefined,
   ) {
     this.context = context;
     this.lesson = new LessonDevice(context);
@@ -59,9 +59,7 @@ export class Movable implements PciDevice {
     const lengthBytes = trouble.memory ? 8192 : 4096;
     this.hidden = context.createSharedMemory("hidden", lengthBytes).bytes;
     this.#trouble = trouble;
-    this.#backend = inherited === undefined
-      ? createEventFd()
-      : new Fd(inherited.fd);
+    this.#backend = bag?.take("backend") ?? createEventFd();
   }
 
   get backend(): number {
@@ -107,8 +105,8 @@ export class Movable implements PciDevice {
     this.lesson.start();
   }
 
-  handOver(): Resources {
-    return { fd: this.#backend.release() };
+  handOver(bag: ResourceBag): void {
+    bag.put("backend", this.#backend.number);
   }
 
   close(): void {
@@ -144,8 +142,8 @@ export class Stage implements Disposable {
     const model: DeviceModel<unknown> = {
       name: "movable",
       help: "",
-      create: (context, _options, resources) =>
-        this.device = new Movable(context, trouble, resources as Resources),
+      create: (context, _options, saved) =>
+        this.device = new Movable(context, trouble, saved?.bag),
     };
     const host = new DeviceHost({
       id: "movable0",

@@ -78,9 +78,3 @@ Deno.test("SessionInterrupts owes what was owed when it was saved", () => {
   to.interrupts.pay(true);
   assertEquals([to.sent, from.sent], [[0, 3, "config"], []]);
 });
-
-Deno.test("sessionCounters go on from what was counted before", () => {
-  const counters = sessionCounters({ kicks: 7, resets: 2 });
-  assertEquals([counters.kicks, counters.resets, counters.failures], [7, 2, 0]);
-  assertEquals(Object.keys(counters), Object.keys(sessionCounters()));
-});

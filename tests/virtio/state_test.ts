@@ -1,5 +1,6 @@
 /** Devices that are held, saved, and go on elsewhere. */
 
+import { ResourceBag } from "../../src/os/mod.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
 import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
@@ -38,9 +39,10 @@ function saved(driver: PciDriver): unknown {
 /** The device on another thread, not started yet. */
 function moved(from: PciDriver): PciDriver {
   const state = saved(from);
-  const given = from.pci.handOver();
+  using bag = ResourceBag.of();
+  from.pci.handOver(bag);
   from.pci.close();
-  const to = from.sibling({ counters: given.sessionCounters });
+  const to = from.sibling({ bag });
   to.context.interrupts.mode = from.context.interrupts.mode;
   to.pci.load!(state);
   return to;
@@ -387,7 +389,8 @@ Deno.test("VirtioPci touches nothing of the guest's after it handed over", () =>
   const [ring] = from.start([VERSION_1, EVENT_IDX]);
   const queue = from.pci.session.queues[0]!;
   saved(from);
-  from.pci.handOver();
+  using bag = ResourceBag.of();
+  from.pci.handOver(bag);
   ask(ring!);
   const bytes = new Uint8Array(from.buffer).slice();
   from.pci.session.endPolling();

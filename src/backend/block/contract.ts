@@ -9,6 +9,7 @@
 
 import type { Loop } from "../../loop/event_loop.ts";
 import type { Log } from "../../core/log.ts";
+import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { GuestMemory } from "../../memory/guest_memory.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
 
@@ -163,20 +164,23 @@ export interface BlockBackend {
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
   /**
-   * Gives what it has opened to a back end of the same kind on another thread of this process. Called when nothing is
-   * in flight; only close is called afterwards, and it leaves open what was given away.
+   * What a back end of the same kind must know to go on, as plain data. Called when nothing is in flight; changes nothing.
+   * Absent, as the next, for one that stays where it is.
    *
-   * @returns Plain data for {@linkcode openBlockBackend}, good in this process only
-   * @throws {Error} While requests are in flight; nothing is changed then
+   * @throws {Error} While requests are in flight
    */
-  handOver?(): unknown;
+  save?(): unknown;
   /**
-   * Lets a back end of the same kind on another thread serve the same storage beside this one.
+   * Puts what it has opened into a bag, for a back end that is opened with that and with what {@linkcode save} gave. Only
+   * close is called afterwards, and it leaves the outside as it is.
+   */
+  handOver?(bag: ResourceBag): void;
+  /**
+   * As the last two, for a back end on another thread that serves the same storage beside this one.
    *
-   * @returns Plain data for {@linkcode openBlockBackend}
    * @throws {import("../../os/mod.ts").SyscallError}
    */
-  share?(): unknown;
+  share?(bag: ResourceBag): unknown;
   /** Drains and releases everything. */
   close(): void;
 }

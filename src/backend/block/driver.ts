@@ -13,20 +13,20 @@ import {
   type Options,
   refuse,
 } from "../../core/options.ts";
+import type { Saved } from "../../os/resource_bag.ts";
 import { formatSize } from "../../core/size.ts";
 import type { BlockBackend, BlockContext } from "./contract.ts";
 
 /**
  * Opens storage.
  *
- * @param inherited What {@linkcode BlockBackend.handOver} of a back end with the same options gave on another thread: used
- * in place of opening it anew, and owned by the result; untouched when this throws
+ * @param saved What a back end with the same options was and had open: used in place of opening it anew
  * @throws {ErrnoError} With what is wrong and the remedy
  */
 export type OpenBlock<O> = (
   options: O,
   context: BlockContext,
-  inherited?: unknown,
+  saved?: Saved<unknown>,
 ) => BlockBackend;
 
 /** A kind of storage. */

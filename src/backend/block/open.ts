@@ -5,6 +5,7 @@
  */
 
 import type { BlockBackend, BlockContext } from "./contract.ts";
+import type { Saved } from "../../os/resource_bag.ts";
 import type { OpenBlock } from "./driver.ts";
 import { BLOCK_DRIVERS, type BlockOptions } from "./options.ts";
 
@@ -20,14 +21,14 @@ const OPEN = new Map(
 /**
  * Opens the storage that the options ask for; to be called on the thread of the controller's event loop.
  *
- * @param inherited See {@linkcode OpenBlock}
+ * @param saved See {@linkcode OpenBlock}
  * @throws {ErrnoError} With what is wrong and the remedy
  */
 export function openBlockBackend(
   options: BlockOptions,
   context: BlockContext,
-  inherited?: unknown,
+  saved?: Saved<unknown>,
 ): BlockBackend {
   // The kind of the options is the kind of their driver.
-  return OPEN.get(options.kind)!(options as never, context, inherited);
+  return OPEN.get(options.kind)!(options as never, context, saved);
 }

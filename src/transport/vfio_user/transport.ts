@@ -11,7 +11,7 @@ import {
   PciFunction,
   PciInterrupts,
 } from "../../pci/mod.ts";
-import type { ResourceBag, Saved } from "../../os/mod.ts";
+import { ResourceBag, type Saved } from "../../os/mod.ts";
 import { SocketWrites } from "../../pci/socket_writes.ts";
 import { validatePciDevice } from "../../pci/validate.ts";
 import { validateVirtioDevice } from "../../virtio/validate.ts";
@@ -29,7 +29,7 @@ import type {
 import {
   offerVirtioDevice,
   VirtioPci,
-  type VirtioPciHandOver,
+  type VirtioPciState,
 } from "../virtio_pci/virtio_pci.ts";
 import type { ServerState } from "./client_state.ts";
 import { describeForQemu, qemuDeviceArguments } from "./qemu_arguments.ts";
@@ -44,8 +44,6 @@ const UNSHARED_ADVICE =
 interface State {
   /** Configuration space and interrupts. */
   readonly pci: unknown;
-  /** Of a virtio device, beyond its state. */
-  readonly virtio: VirtioPciHandOver | null;
   /** The client, with everything it brought. */
   readonly server: ServerState;
 }
@@ -101,8 +99,8 @@ class VfioUserTransport implements Transport {
     let device: PciDevice;
     if (isVirtioDevice(given)) {
       validateVirtioDevice(given, name);
-      const its = state?.virtio ?? undefined;
-      device = offerVirtioDevice(given, context, this.#virtio, its);
+      const bag = saved?.bag.at("device");
+      device = offerVirtioDevice(given, context, this.#virtio, bag);
     } else {
       validatePciDevice(given, name);
       device = given;
@@ -153,25 +151,23 @@ class VfioUserTransport implements Transport {
     const deviceState = device.save!();
     const pciState = pci.save();
     const serverState = server.save(bag.at("client"));
-    const given = device.handOver?.();
+    const resources = device.handOver?.(bag.at("device"));
     server.leave();
-    const virtio = device instanceof VirtioPci
-      ? given as VirtioPciHandOver
-      : null;
     this.#closeDevice("cannot close what the device left behind");
     return {
-      transport: {
-        ...{ pci: pciState, virtio },
-        server: serverState,
-      } satisfies State,
+      transport: { pci: pciState, server: serverState } satisfies State,
       device: deviceState,
-      resources: virtio === null ? given : virtio.device,
+      model: device instanceof VirtioPci
+        ? (deviceState as VirtioPciState).session.device
+        : deviceState,
+      resources,
     };
   }
 
   giveBack(): void {
     this.#attached?.server.leave();
-    this.#given?.handOver?.();
+    using bag = ResourceBag.of();
+    this.#given?.handOver?.(bag);
     this.#closeDevice("cannot close the device that failed");
   }
 

@@ -13,6 +13,7 @@ import type {
   ResetReason,
 } from "../../pci/device.ts";
 import type { QueueThreads } from "../../pci/queue_threads.ts";
+import type { ResourceBag } from "../../os/resource_bag.ts";
 import { StateReader } from "../../core/state_reader.ts";
 import { CommonConfig, type CommonConfigState } from "./common_config.ts";
 import { VIRTIO_PCI_ISR } from "../../virtio/defs.ts";
@@ -35,9 +36,10 @@ import {
 } from "./pci_spec.ts";
 import { VirtioSession } from "../../virtio/session/session.ts";
 import type { SessionState } from "../../virtio/session/state.ts";
-import type {
-  SessionCounters,
-  SessionOptions,
+import {
+  type SessionCounters,
+  sessionCounters,
+  type SessionOptions,
 } from "../../virtio/session/types.ts";
 
 export {
@@ -54,12 +56,12 @@ export interface VirtioPciOptions extends SessionOptions {
   readonly vectors?: number;
   /** Whether clients map the notify structure, which is then polled; there are no eventfds for it. */
   readonly mapNotify?: boolean;
-  /** Eventfds of queues where the device comes from; owned from here on. */
-  readonly kicks?: readonly number[];
+  /** What {@linkcode VirtioPci.handOver} put, to go on with. */
+  readonly bag?: ResourceBag;
 }
 
 /** See {@linkcode VirtioPci.save}. */
-interface VirtioPciState {
+export interface VirtioPciState {
   readonly version: 1;
   /** The ISR status register. */
   readonly isr: number;
@@ -67,19 +69,14 @@ interface VirtioPciState {
   readonly common: CommonConfigState;
   /** Status, features, queues, and the device model. */
   readonly session: SessionState;
-}
-
-/** See {@linkcode VirtioPci.handOver}. */
-export interface VirtioPciHandOver {
-  /** What the device model gives. */
-  readonly device: unknown;
-  /** For {@linkcode SessionOptions.counters}. */
-  readonly sessionCounters: SessionCounters;
-  /** For {@linkcode VirtioPciOptions.kicks}. */
-  readonly kicks: readonly number[];
+  /** What was counted. */
+  readonly counters: Readonly<Record<string, number>>;
 }
 
 const STATE_VERSION = 1;
+const COUNTER_NAMES = Object.keys(
+  sessionCounters(),
+) as (keyof SessionCounters)[];
 const LAYOUT = VIRTIO_PCI_MODERN_LAYOUT;
 const MSIX_VECTORS_MAX = 2048;
 
@@ -129,7 +126,7 @@ export class VirtioPci implements PciDevice {
     const { device } = session;
     const vectors = checkedVectors(device, options);
     this.#vectors = vectors;
-    if (options.kicks !== undefined) session.adoptKicks(options.kicks);
+    if (options.bag !== undefined) session.loadKicks(options.bag.at("kicks"));
     this.#common = new CommonConfig(session, vectors);
     this.#isr = new IsrStatus(context.interrupts, this.#common);
     this.#notify = new NotifyStructure(
@@ -221,20 +218,15 @@ export class VirtioPci implements PciDevice {
     this.#notify.lookIfRunning();
   }
 
-  handOver(): VirtioPciHandOver {
-    const device = this.session.device.handOver?.();
-    this.session.collectCounters();
+  handOver(bag: ResourceBag): unknown {
+    this.session.saveKicks(bag.at("kicks"));
+    const given = this.session.device.handOver?.(bag);
     this.session.leave();
-    return {
-      device,
-      sessionCounters: { ...this.session.counters },
-      kicks: this.session.releaseKicks(),
-    };
+    return given;
   }
 
   counters(): Readonly<Record<string, number>> {
-    this.session.collectCounters();
-    return { ...this.session.device.counters?.(), ...this.session.counters };
+    return { ...this.session.device.counters?.(), ...this.#sessionCounters() };
   }
 
   info(): Readonly<Record<string, string>> {
@@ -252,6 +244,7 @@ export class VirtioPci implements PciDevice {
       isr: this.#isr.value,
       common: this.#common.save(),
       session: this.session.save(),
+      counters: this.#sessionCounters(),
     };
   }
 
@@ -263,6 +256,18 @@ export class VirtioPci implements PciDevice {
     );
     this.#common.load(state.value("common"));
     this.session.load(state.value("session"));
+    const counters = new StateReader(state.value("counters"), "its counters");
+    for (const name of COUNTER_NAMES) {
+      this.session.counters[name] = counters.integer(
+        name,
+        Number.MAX_SAFE_INTEGER,
+      );
+    }
+  }
+
+  #sessionCounters(): Readonly<SessionCounters> {
+    this.session.collectCounters();
+    return { ...this.session.counters };
   }
 
   #resetRegisters(): void {
@@ -276,7 +281,7 @@ export class VirtioPci implements PciDevice {
  * Puts a device that a model has made behind virtio-pci, offered as it wants to be.
  *
  * @param port What its model was handed as the transport
- * @param inherited What {@linkcode VirtioPci.handOver} of its predecessor gave
+ * @param bag What {@linkcode VirtioPci.handOver} of its predecessor put
  * @throws {ModelError} When it is none
  * @throws {RangeError} As the constructor
  */
@@ -284,7 +289,7 @@ export function offerVirtioDevice(
   device: VirtioDevice,
   context: DeviceContext,
   port: VirtioPort,
-  inherited?: VirtioPciHandOver,
+  bag?: ResourceBag,
 ): VirtioPci {
   const offer = { ...VIRTIO_DEFAULTS, ...device.offer };
   return new VirtioPci(
@@ -297,9 +302,7 @@ export function offerVirtioDevice(
       ringFeatures: ringFeatures(offer),
       mapNotify: mapsNotify(offer),
       msix: offer.msix,
-      ...(inherited === undefined
-        ? {}
-        : { counters: inherited.sessionCounters, kicks: inherited.kicks }),
+      ...(bag === undefined ? {} : { bag }),
     },
   );
 }

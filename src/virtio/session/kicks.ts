@@ -4,10 +4,8 @@
  * @module
  */
 
+import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { EventFd, FdWatch, Loop } from "../../loop/loop.ts";
-
-/** There is no eventfd for a queue. */
-const NONE = -1;
 
 /**
  * One eventfd for each queue that another thread may serve. A client that knows it signals that thread past this one; it
@@ -57,20 +55,18 @@ export class QueueKicks implements Disposable {
     }
   }
 
-  /** Gives all eventfds away, by queue; −1 for a queue without. */
-  release(): number[] {
-    this.#unwatch();
-    const fds: number[] = [];
-    for (const [index, fd] of this.#fds) fds[index] = fd.release();
-    this.#fds.clear();
-    return Array.from(fds, (fd) => fd ?? NONE);
+  /** Puts the eventfds into a bag, by number of the queue. */
+  save(bag: ResourceBag): void {
+    for (const [index, fd] of this.#fds) bag.put(`${index}`, fd.number);
   }
 
-  /** Takes over what {@linkcode release} gave. */
-  adopt(fds: readonly number[]): void {
-    fds.forEach((fd, index) => {
-      if (fd !== NONE) this.#fds.set(index, this.#loop.eventFd(fd));
-    });
+  /** Takes over what {@linkcode save} put, of as many queues. */
+  load(bag: ResourceBag, queues: number): void {
+    for (let index = 0; index < queues; index++) {
+      const name = `${index}`;
+      if (!bag.has(name)) continue;
+      this.#fds.set(index, this.#loop.eventFd(bag.take(name).release()));
+    }
     this.watchAllBut(new Set());
   }
 

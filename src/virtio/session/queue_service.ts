@@ -5,6 +5,7 @@
  */
 
 import type { FdWatch, Poller } from "../../loop/event_loop.ts";
+import type { Saved } from "../../os/resource_bag.ts";
 import type { QueueContext, QueueService } from "../../pci/queue_threads.ts";
 import type { QueueThreadHandler, QueueTransport } from "../device.ts";
 import { Features } from "../features.ts";
@@ -102,12 +103,15 @@ export class VirtioQueueService implements QueueService, QueueTransport {
    */
   constructor(
     context: QueueContext,
-    grant: unknown,
-    create: (transport: QueueTransport, device: unknown) => QueueThreadHandler,
+    { state, bag }: Saved<unknown>,
+    create: (
+      transport: QueueTransport,
+      device: Saved<unknown>,
+    ) => QueueThreadHandler,
   ) {
-    const { queueSizes, polled, device, settings } = grant as QueueGrant;
+    const { queueSizes, polled, device, settings } = state as QueueGrant;
     this.#context = context;
-    this.#handler = create(this, device);
+    this.#handler = create(this, { state: device, bag });
     this.#handler.configure(settings);
     this.#queues = new SessionQueues(context, {
       sizes: queueSizes,

@@ -215,13 +215,10 @@ export class RemoteQueues implements Disposable {
         ),
       );
       if (groups.size === 0) continue;
-      const grant: QueueGrant = {
-        queueSizes,
-        polled,
-        device: sharing.grant([...groups]),
-        settings,
-      };
-      threads.open(thread, grant);
+      threads.open(thread, (bag): QueueGrant => {
+        const device = sharing.grant([...groups], bag);
+        return { queueSizes, polled, device, settings };
+      });
     }
   }
 

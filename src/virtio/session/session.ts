@@ -11,6 +11,7 @@ import type {
   DeviceCommand,
   DeviceContext,
 } from "../../pci/device.ts";
+import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { QueueThreads } from "../../pci/queue_threads.ts";
 import { VIRTIO_CONFIG_S } from "../defs.ts";
 import type { VirtioDevice, VirtioTransport } from "../device.ts";
@@ -83,7 +84,7 @@ export class VirtioSession implements VirtioTransport {
   ) {
     this.#context = context;
     this.#signals = signals;
-    this.counters = sessionCounters(options.counters);
+    this.counters = sessionCounters();
     this.device = create(this);
     const rings = options.ringFeatures ?? RING_FEATURES;
     this.#negotiation = new Negotiation(
@@ -439,14 +440,14 @@ export class VirtioSession implements VirtioTransport {
     this.#remote = null;
   }
 
-  /** Gives its eventfds to a session on another thread, which {@linkcode adopt}s them. */
-  releaseKicks(): readonly number[] {
-    return this.#kicks.release();
+  /** Puts its eventfds into a bag. */
+  saveKicks(bag: ResourceBag): void {
+    this.#kicks.save(bag);
   }
 
-  /** Takes over what {@linkcode releaseKicks} gave. */
-  adoptKicks(fds: readonly number[]): void {
-    this.#kicks.adopt(fds);
+  /** Takes over what {@linkcode saveKicks} put. */
+  loadKicks(bag: ResourceBag): void {
+    this.#kicks.load(bag, this.queues.length);
   }
 
   /** Ends everything; the device model is closed too. */

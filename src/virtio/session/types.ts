@@ -26,8 +26,6 @@ export interface SessionOptions {
   readonly ringFeatures?: Features;
   /** Whether the event loop polls all the time, so that drivers need not notify. */
   readonly polled?: boolean;
-  /** What was counted where the device came from; counting goes on from there. */
-  readonly counters?: Partial<SessionCounters>;
 }
 
 /** How a notification came. */
@@ -68,10 +66,8 @@ export interface SessionCounters {
   resets: number;
 }
 
-/** Counters that go on from what was counted before. */
-export function sessionCounters(
-  before: Partial<SessionCounters> = {},
-): SessionCounters {
+/** Counters of nothing. */
+export function sessionCounters(): SessionCounters {
   return {
     kicks: 0,
     eventFdKicks: 0,
@@ -84,6 +80,5 @@ export function sessionCounters(
     configInterrupts: 0,
     failures: 0,
     resets: 0,
-    ...before,
   };
 }

@@ -2,6 +2,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { BlockOp } from "../../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../../src/backend/block/open.ts";
 import type { BlockOptions } from "../../../src/backend/block/options.ts";
+import { ResourceBag } from "../../../src/os/mod.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
 import { NbdRig } from "./nbd_rig.ts";
 import { Controller, FILE, Folder, Host, MEMORY, pattern } from "./rig.ts";
@@ -10,15 +11,38 @@ const BYTES = 1 << 20;
 const BLOCK = 4096;
 const MOVES = 50;
 
-/** A back end of the same options on a loop of its own, from what another gave. */
-function succeed(host: Host, options: BlockOptions, given: unknown) {
-  return new Controller(host, options, structuredClone(given));
+/** What a back end was and had open, on its way. */
+interface Given {
+  readonly state: unknown;
+  readonly fds: Readonly<Record<string, number>>;
 }
 
-function giveAway({ backend }: Controller): unknown {
-  const given = backend.handOver!();
+/** A back end of the same options on a loop of its own, from what another gave. */
+function succeed(host: Host, options: BlockOptions, { state, fds }: Given) {
+  using bag = ResourceBag.of(fds);
+  return new Controller(host, options, { state: structuredClone(state), bag });
+}
+
+/** As {@linkcode succeed}, in vain: what was given is there for another attempt. */
+function fail(host: Host, options: BlockOptions, { state, fds }: Given) {
+  const bag = ResourceBag.of(fds);
+  try {
+    assertThrows(
+      () => openBlockBackend(options, host.context, { state, bag }),
+      Error,
+      "Cannot ",
+    );
+  } finally {
+    bag.release();
+  }
+}
+
+function giveAway({ backend }: Controller): Given {
+  const bag = ResourceBag.of();
+  const state = backend.save!();
+  backend.handOver!(bag);
   backend.close();
-  return given;
+  return { state, fds: bag.release() };
 }
 
 const CASES: readonly {
@@ -80,20 +104,11 @@ for (const { name, options } of CASES) {
     const other: BlockOptions = ours.kind === "memory"
       ? { ...FILE, path: "/dev/null" }
       : MEMORY;
-    for (
-      const [wanted, offered] of [[other, given], [ours, null], [ours, {}], [
-        ours,
-        { ...given as object, fd: -1 },
-      ]] as const
-    ) {
-      assertThrows(
-        () => openBlockBackend(wanted, host.context, offered),
-        Error,
-        "Cannot take storage over",
-      );
-    }
+    fail(host, other, given);
+    fail(host, ours, { ...given, state: {} });
+    fail(host, ours, { ...given, fds: {} });
     assertEquals(openFds(), fds);
-    using again = new Controller(host, ours, given);
+    using again = succeed(host, ours, given);
     assertEquals(again.read(0, BLOCK), pattern(BLOCK, 1));
   });
 }
@@ -106,25 +121,31 @@ Deno.test("FileBackend hands its lock over with the descriptor, and gives it up 
   const given = giveAway(first);
   const intrude = () => openBlockBackend(options, host.context).close();
   assertThrows(intrude, Error, "somebody else uses it");
-  const second = new Controller(host, options, given);
+  const second = succeed(host, options, given);
   assertThrows(intrude, Error, "somebody else uses it");
   second.backend.close();
   intrude();
 });
 
-Deno.test("a file that no successor can use stays open for its predecessor", () => {
+Deno.test("a file that no successor can use stays open, and locked, for its predecessor", () => {
   using folder = new Folder();
   using host = new Host();
   const options: BlockOptions = { ...FILE, path: folder.image("disk", BYTES) };
-  const first = new Controller(host, options);
-  const given = giveAway(first) as { fd: number };
+  const given = giveAway(new Controller(host, options));
   const fds = openFds();
-  // The number is taken, but by nothing that could hold blocks.
-  assertThrows(() =>
-    openBlockBackend(options, host.context, { ...given, fd: 1_000_000 })
-  );
+  fail(host, options, { ...given, fds: {} });
+  // One that was opened, and is closed before it has begun.
+  const bag = ResourceBag.of(given.fds);
+  const { state } = given;
+  openBlockBackend(options, host.context, { state, bag }).close();
+  bag.release();
   assertEquals(openFds(), fds);
-  using again = new Controller(host, options, given);
+  assertThrows(
+    () => openBlockBackend(options, host.context).close(),
+    Error,
+    "somebody else uses it",
+  );
+  using again = succeed(host, options, given);
   assertEquals(again.write(0, pattern(BLOCK, 3)), 0);
 });
 
@@ -137,9 +158,9 @@ Deno.test("FileBackend hands over the cache mode and the size that the controlle
   assertEquals(first.backend.setWriteCache(false), 0);
   const { info } = first.backend;
   const given = giveAway(first);
-  assert((given as { durable: boolean }).durable);
+  assert((given.state as { durable: boolean }).durable);
   Deno.truncateSync(path, 2 * BYTES);
-  using second = new Controller(host, options, given);
+  using second = succeed(host, options, given);
   assertEquals(second.backend.info, info);
   assert(second.backend.rescan!());
   assertEquals(second.backend.info.sizeBytes, 2 * BYTES);
@@ -152,28 +173,13 @@ Deno.test("MemoryBackend hands over memory that was resized", () => {
   first.backend.resize!(3 << 20);
   assertEquals(first.write(2 << 20, pattern(BLOCK, 5)), 0);
   const mappings = sharedMappings();
-  using second = new Controller(host, MEMORY, giveAway(first));
+  using second = succeed(host, MEMORY, giveAway(first));
   assertEquals(sharedMappings(), mappings);
   assertEquals(second.backend.info.sizeBytes, 3 << 20);
   assertEquals(second.read(2 << 20, BLOCK), pattern(BLOCK, 5));
 });
 
-Deno.test("a back end that was made and not used can be given back", () => {
-  using host = new Host();
-  const first = new Controller(host, MEMORY);
-  assertEquals(first.write(0, pattern(BLOCK, 17)), 0);
-  const given = giveAway(first);
-  const fds = openFds();
-  const mappings = sharedMappings();
-  const second = openBlockBackend(MEMORY, host.context, given);
-  assertEquals(second.handOver!(), given);
-  second.close();
-  assertEquals([openFds(), sharedMappings()], [fds, mappings]);
-  using third = new Controller(host, MEMORY, given);
-  assertEquals(third.read(0, BLOCK), pattern(BLOCK, 17));
-});
-
-Deno.test("handOver refuses while requests are in flight, and changes nothing", async () => {
+Deno.test("save refuses while requests are in flight, and changes nothing", async () => {
   using folder = new Folder();
   using host = new Host();
   using file = new Controller(host, {
@@ -182,13 +188,13 @@ Deno.test("handOver refuses while requests are in flight, and changes nothing", 
     engine: "ring",
   });
   const request = file.submit({ op: BlockOp.READ, lengthBytes: BLOCK });
-  assertThrows(() => file.backend.handOver!(), Error, "1 requests");
+  assertThrows(() => file.backend.save!(), Error, "1 requests");
   file.backend.commit();
   file.wait([request]);
   await using rig = await NbdRig.start({ hold: true });
   const held = rig.client.submit({ op: BlockOp.READ, lengthBytes: BLOCK });
   rig.client.backend.commit();
-  assertThrows(() => rig.client.backend.handOver!(), Error, "1 requests");
+  assertThrows(() => rig.client.backend.save!(), Error, "1 requests");
   await rig.server.set({ hold: false });
   await rig.until(() => rig.client.results.has(held.tag));
   assertEquals(rig.client.results.get(held.tag), 0);

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { ResourceBag } from "../../../src/os/mod.ts";
 import { createPciDevice } from "../../devices/pci_device.ts";
 import { assertEquals } from "@std/assert";
 import type { DeviceModel } from "../../../devices/model.ts";
@@ -80,6 +81,15 @@ class Place {
     this.loop.close();
     this.memory.close();
   }
+}
+
+/** A device on its way. */
+export interface Left {
+  readonly state: unknown;
+  readonly given: {
+    readonly fds: Readonly<Record<string, number>>;
+    readonly resources: unknown;
+  };
 }
 
 /** The device, wherever it is. */
@@ -168,13 +178,15 @@ export class Moving<Options> implements Disposable {
   }
 
   /** State and what was opened, as they arrive; the device is gone from where it was. */
-  leave(): { state: unknown; given: unknown } {
+  leave(): Left {
     const travel = TRAVELS[this.moves++ % TRAVELS.length]!;
     const saved = this.#current.save!();
     assertEquals(timeless(this.#current.save!()), timeless(saved));
     const state = travel(saved);
-    const given = structuredClone(this.#current.handOver!());
+    const bag = ResourceBag.of();
+    const resources = this.#current.handOver!(bag);
     this.#current.close();
+    const given = structuredClone({ resources, fds: bag.release() });
     return { state, given };
   }
 
@@ -186,15 +198,30 @@ export class Moving<Options> implements Disposable {
   }
 
   /** Makes the device anew from what it was; a failure leaves what was given. */
-  arrive(given: unknown, state: unknown, options = this.options): void {
-    const next = createPciDevice(
-      this.model,
-      this.#place.context,
-      options,
-      given,
-    );
+  arrive(
+    { fds, resources }: Left["given"],
+    state: unknown,
+    options = this.options,
+  ): void {
+    const bag = ResourceBag.of(fds);
+    let next: PciDevice | undefined;
+    try {
+      next = createPciDevice(
+        this.model,
+        ...[this.#place.context, options, { state, bag, resources }] as const,
+      );
+      next.load!(state);
+    } catch (error) {
+      bag.release();
+      if (next !== undefined) {
+        using unwanted = ResourceBag.of();
+        next.handOver!(unwanted);
+        next.close();
+      }
+      throw error;
+    }
+    bag[Symbol.dispose]();
     this.#current = next;
-    next.load!(state);
     assertEquals(timeless(next.save!()), timeless(state));
     next.start!();
   }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Saved } from "../../../src/os/mod.ts";
 import { EventLoop } from "../../../src/loop/event_loop.ts";
 import { createMemfd } from "../../../src/os/mod.ts";
 import type { Log } from "../../../src/core/log.ts";
@@ -117,11 +118,11 @@ export class Controller implements BlockClient, Disposable {
   resizes = 0;
   #tag = 0;
 
-  constructor(host: Host, options: BlockOptions, inherited?: unknown) {
+  constructor(host: Host, options: BlockOptions, saved?: Saved<unknown>) {
     this.host = host;
     let started = false;
     try {
-      this.backend = openBlockBackend(options, host.context, inherited);
+      this.backend = openBlockBackend(options, host.context, saved);
       started = true;
     } finally {
       host.tellStart(started);

@@ -1,3 +1,4 @@
+import { ResourceBag } from "../../../src/os/mod.ts";
 import { createPciDevice } from "../pci_device.ts";
 import { assertEquals, assertThrows } from "@std/assert";
 import { nvmeModel } from "../../../devices/nvme/mod.ts";
@@ -211,13 +212,16 @@ Deno.test("nvmeModel shares its storage with twins, and says which cannot be sha
   const before = [openFds(), sharedMappings()];
   const home = createPciDevice(nvmeModel, fakeContext(), options);
   const alone = [openFds(), sharedMappings()];
-  const twin = createPciDevice(
-    nvmeModel,
-    fakeContext(),
-    options,
-    structuredClone(home.spreading!.share([0])),
-  );
-  twin.close();
+  const resources = home.spreading!.share([0]) as {
+    fds: Record<string, number>;
+  };
+  {
+    using bag = ResourceBag.of(resources.fds);
+    createPciDevice(
+      nvmeModel,
+      ...[fakeContext(), options, { state: null, bag, resources }] as const,
+    ).close();
+  }
   assertEquals([openFds(), sharedMappings()], alone);
   home.close();
   assertEquals([openFds(), sharedMappings()], before);

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { ResourceBag } from "../../../src/os/mod.ts";
 import { assert, assertEquals } from "@std/assert";
 import { VirtioNet } from "../../../devices/virtio_net/device.ts";
 import { parseNetHandOver } from "../../../devices/virtio_net/state.ts";
@@ -28,10 +29,7 @@ import {
   VirtioDriver,
 } from "../../../src/testing/virtio_driver.ts";
 import type { Features } from "../../../src/virtio/features.ts";
-import {
-  VirtioPci,
-  type VirtioPciHandOver,
-} from "../../../src/transport/virtio_pci/virtio_pci.ts";
+import { VirtioPci } from "../../../src/transport/virtio_pci/virtio_pci.ts";
 import { LocalPci } from "../local_pci.ts";
 import {
   type GivenScript,
@@ -161,10 +159,7 @@ export class Rig {
     if (options.bare !== true) this.bringUp(options.features);
   }
 
-  #makeDevice(
-    inherited?: ReturnType<typeof parseNetHandOver>,
-    its?: VirtioPciHandOver,
-  ): void {
+  #makeDevice(inherited?: ReturnType<typeof parseNetHandOver>): void {
     const options = this.#options;
     const fake = fakeContext({ memory: this.memory });
     this.loop = fake.loop;
@@ -201,7 +196,6 @@ export class Rig {
         ...(options.ringFeatures === undefined
           ? {}
           : { ringFeatures: options.ringFeatures }),
-        ...(its === undefined ? {} : { counters: its.sessionCounters }),
       },
     );
   }
@@ -227,13 +221,13 @@ export class Rig {
   move(anew = false): void {
     assertEquals(this.device.hold!(), 0);
     const state = JSON.parse(JSON.stringify(this.device.save!()));
-    const its = structuredClone(this.device.handOver());
-    const given = parseNetHandOver(its.device);
+    using bag = ResourceBag.of();
+    const given = parseNetHandOver(structuredClone(this.device.handOver(bag)));
     const { loop, backend } = this;
     this.device.close();
     assert(backend.closed);
     assertEquals([loop.hasScheduled, loop.timerCount], [false, 0]);
-    this.#makeDevice(anew ? { ...given, backend: undefined } : given, its);
+    this.#makeDevice(anew ? { ...given, backend: undefined } : given);
     this.device.load!(state);
   }
 

@@ -1,3 +1,4 @@
+import { ResourceBag } from "../../../src/os/mod.ts";
 import { createPciDevice } from "../pci_device.ts";
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { textOf } from "../command_text.ts";
@@ -71,12 +72,16 @@ Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
   first.writeBar(4, 0x3000, 2, 0);
   assertEquals(first.hold!(), 0);
   const state = structuredClone(first.save!());
-  const given = structuredClone(first.handOver!());
+  using bag = ResourceBag.of();
+  const resources = structuredClone(first.handOver!(bag));
   const counters = first.counters!();
   first.close();
   assertEquals(counters.kicks, 1);
   const to = fakeContext({ seed: 8 });
-  const second = createPciDevice(virtioNetModel, to, options, given);
+  const second = createPciDevice(
+    virtioNetModel,
+    ...[to, options, { state, bag, resources }] as const,
+  );
   try {
     second.load!(state);
     second.start!();
@@ -117,7 +122,10 @@ Deno.test("VirtioNet keeps its address in its state", () => {
 
 Deno.test("virtioNetModel.create refuses what no card handed over", () => {
   const options = virtioNetModel.options!.parse({ net: "none" });
-  for (const given of [null, {}, { version: 1, mac: "52:54:00:00:00:00" }]) {
+  using bag = ResourceBag.of();
+  const poor = { version: 1, mac: "52:54:00:00:00:00" };
+  for (const resources of [null, {}, poor]) {
+    const given = { state: null, bag, resources };
     assertThrows(
       () => createPciDevice(virtioNetModel, fakeContext(), options, given),
       Error,

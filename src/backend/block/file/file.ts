@@ -15,10 +15,11 @@ import type {
   Poller,
 } from "../../../loop/event_loop.ts";
 import {
-  dupFd,
   Epoll,
   fdatasync,
   NativeBuffer,
+  type ResourceBag,
+  type Saved,
   SyscallError,
 } from "../../../os/mod.ts";
 import {
@@ -42,7 +43,7 @@ import {
   Step,
   ZEROES_BYTES,
 } from "./steps.ts";
-import { type BlockHandOver, inheritedFrom } from "../hand_over.ts";
+import { readCounts, readInfo, readState } from "../state.ts";
 import {
   closeImage,
   type Image,
@@ -55,24 +56,15 @@ import type { OpenBlock } from "../driver.ts";
 import { type FileBlockOptions, FileEngine } from "./driver.ts";
 import { RequestQueue } from "../request_queue.ts";
 
+const KIND = "file";
 const DEFAULT_DEPTH = 256;
-
-/** What is handed over: the descriptor, with the lock that belongs to this opening of the file. */
-interface FileHandOver extends BlockHandOver {
-  readonly kind: "file";
-  readonly fd: number;
-  /** Whether every write is to be durable when it is completed. */
-  readonly durable: boolean;
-  /** Whether the lock stays with the giver, who goes on beside the receiver. */
-  readonly shared?: boolean;
-}
 
 /** Opens an image or a block device. */
 export const openFile: OpenBlock<FileBlockOptions> = (
   options,
   context,
-  inherited,
-) => new FileBackend(options, context, inheritedFrom("file", inherited));
+  saved,
+) => new FileBackend(options, context, saved);
 
 /** A file or a block device of the host. */
 class FileBackend implements BlockBackend {
@@ -104,31 +96,37 @@ class FileBackend implements BlockBackend {
   #closed = false;
   /** Whether another back end owns the lock. */
   readonly #shared: boolean;
+  /** Whether the lock ends with this back end; that of another is left alone until this one has started in its place. */
+  #isLockOurs: boolean;
 
   /**
-   * @param inherited What a predecessor gave, which this goes on with
+   * @param saved What another was and had open, which this goes on with
    * @throws {ErrnoError} With what is wrong and the remedy
    */
   constructor(
     options: FileBlockOptions,
     context: BlockContext,
-    inherited: FileHandOver | null = null,
+    saved?: Saved<unknown>,
   ) {
     using undo = new DisposableStack();
     this.#options = options;
     this.#loop = context.loop;
     this.description = `file ${options.path}`;
-    const image = this.#image = inherited === null
-      ? undo.adopt(
-        openImage(options, context),
-        (image) => closeImage(image),
-      )
-      : inheritImage(inherited.fd, options);
+    const state = saved && readState(saved.state, KIND);
+    const image = this.#image = undo.adopt(
+      saved === undefined
+        ? openImage(options, context)
+        : inheritImage(saved.bag.take(KIND), options),
+      (image) => saved === undefined ? closeImage(image) : image.fd.close(),
+    );
     this.#fd = image.fd.number;
-    this.#info = inherited?.info ?? imageInfo(image, options);
-    this.#durable = inherited?.durable ?? false;
-    this.#shared = inherited?.shared ?? false;
-    if (inherited !== null) this.#counts.set(inherited.counters);
+    this.#info = state === undefined
+      ? imageInfo(image, options)
+      : readInfo(state.value("info"));
+    this.#durable = state?.flag("durable") ?? false;
+    this.#shared = state?.flag("shared") ?? false;
+    this.#isLockOurs = saved === undefined;
+    if (state !== undefined) this.#counts.set(readCounts(state, Count.SIZE));
     const engine = options.engine ?? FileEngine.AUTO;
     const ring = engine === FileEngine.SYNC
       ? null
@@ -158,6 +156,7 @@ class FileBackend implements BlockBackend {
 
   start(client: BlockClient): void {
     this.#client = client;
+    this.#isLockOurs = !this.#shared;
     if (this.#ring === null || this.#watch !== null) return;
     const { ring } = this.#ring;
     this.#watch = this.#loop.watch(ring.fd, Epoll.IN, () => this.#reap());
@@ -237,31 +236,24 @@ class FileBackend implements BlockBackend {
     return namedCounts(this.#counts);
   }
 
-  handOver(): FileHandOver {
+  save(): unknown {
     const waiting = this.#inFlight + this.#backlog.length;
     if (waiting > 0) {
       throw new Error(
-        `Cannot hand over ${this.description}: ${waiting} requests are in flight`,
+        `Cannot save ${this.description}: ${waiting} requests are in flight`,
       );
     }
-    return {
-      kind: "file",
-      fd: this.#image.fd.release(),
-      info: this.#info,
-      durable: this.#durable,
-      counters: [...this.#counts],
-    };
+    return this.#state(false, [...this.#counts]);
   }
 
-  share(): FileHandOver {
-    return {
-      kind: "file",
-      fd: dupFd(this.#fd).release(),
-      info: this.#info,
-      durable: this.#durable,
-      shared: true,
-      counters: Array.from(this.#counts, () => 0),
-    };
+  handOver(bag: ResourceBag): void {
+    bag.put(KIND, this.#fd);
+    this.#isLockOurs = false;
+  }
+
+  share(bag: ResourceBag): unknown {
+    bag.put(KIND, this.#fd);
+    return this.#state(true, Array.from(this.#counts, () => 0));
   }
 
   close(): void {
@@ -273,10 +265,15 @@ class FileBackend implements BlockBackend {
     this.#watch?.close();
     this.#poller?.close();
     this.#ring?.ring.close();
-    closeImage(this.#image, this.#shared);
+    closeImage(this.#image, !this.#isLockOurs);
     this.#zeroes.close();
     this.#lists.close();
     this.#bounces?.close();
+  }
+
+  #state(shared: boolean, counters: readonly number[]): unknown {
+    const [info, durable] = [this.#info, this.#durable];
+    return { version: 1, kind: KIND, info, durable, shared, counters };
   }
 
   #policy(engine: FileEngine): AtOncePolicy {

@@ -9,7 +9,7 @@ import { Errno, ErrnoError } from "../../../core/errno.ts";
 import {
   type BlockDeviceSizes,
   blockDeviceSizes,
-  Fd,
+  type Fd,
   type FileStat,
   FileType,
   fileType,
@@ -109,8 +109,8 @@ function endCreation(
  *
  * @throws {ErrnoError} When it is none; the descriptor is left as it was
  */
-export function inheritImage(fd: number, options: FileBlockOptions): Image {
-  return describe(new Fd(fd), statFile(fd), options);
+export function inheritImage(fd: Fd, options: FileBlockOptions): Image {
+  return describe(fd, statFile(fd.number), options);
 }
 
 /**

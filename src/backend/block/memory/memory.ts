@@ -9,11 +9,12 @@ import {
   clearWords,
   copyWords,
   createMemfd,
-  dupFd,
   fallocate,
   FallocateMode,
-  Fd,
+  type Fd,
   Mapping,
+  type ResourceBag,
+  type Saved,
   statFd,
   truncateFd,
 } from "../../../os/mod.ts";
@@ -27,11 +28,12 @@ import {
 } from "../contract.ts";
 import { formatSize } from "../../../core/size.ts";
 import type { OpenBlock } from "../driver.ts";
-import { type BlockHandOver, inheritedFrom } from "../hand_over.ts";
+import { readCounts, readInfo, readState } from "../state.ts";
 import type { MemoryBlockOptions } from "./driver.ts";
 
 /** Clearing more than this is left to the kernel, which takes the pages away instead. */
 const CLEAR_MAX_BYTES = 64 * 1024;
+const KIND = "memory";
 const PAGE_BYTES = 4096;
 const HUGE_PAGE_BYTES = 2 * 1024 * 1024;
 const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
@@ -43,20 +45,12 @@ const Count = {
   SIZE: 8,
 } as const;
 
-/** What is handed over: the memfd, and its mapping. */
-interface MemoryHandOver extends BlockHandOver {
-  readonly kind: "memory";
-  readonly fd: number;
-  /** As long as `info.sizeBytes`. */
-  readonly hva: number;
-}
-
 /** Makes the storage. */
 export const openMemory: OpenBlock<MemoryBlockOptions> = (
   options,
   _context,
-  inherited,
-) => new MemoryBackend(options, inheritedFrom("memory", inherited));
+  saved,
+) => new MemoryBackend(options, saved);
 
 /** A memfd, mapped once; every request is done when it is submitted. */
 export class MemoryBackend implements BlockBackend {
@@ -72,32 +66,31 @@ export class MemoryBackend implements BlockBackend {
   readonly #range = new Words(2);
 
   /**
-   * @param inherited What a predecessor gave, which this goes on with
+   * @param saved What another was and had open, which this goes on with
    * @throws {import("../../../os/mod.ts").SyscallError} ENOMEM and the like
    */
   constructor(
     options: MemoryBlockOptions,
-    inherited: MemoryHandOver | null = null,
+    saved?: Saved<unknown>,
   ) {
     this.#options = options;
-    this.#info = inherited?.info ?? this.#describe(options.sizeBytes);
+    const state = saved && readState(saved.state, KIND);
+    this.#info = state === undefined
+      ? this.#describe(options.sizeBytes)
+      : readInfo(state.value("info"));
     const { sizeBytes } = this.#info;
     this.#pages = options.sizeBytes >= HUGE_PAGE_BYTES && hasHugePages()
       ? " on huge pages"
       : "";
-    this.#fd = inherited === null
-      ? createMemfd("outboard-disk", sizeBytes)
-      : new Fd(inherited.fd);
+    this.#fd = saved?.bag.take(KIND) ?? createMemfd("outboard-disk", sizeBytes);
     try {
-      this.#mapping = inherited === null
-        ? this.#map(sizeBytes)
-        : new Mapping({ hva: inherited.hva, lengthBytes: sizeBytes });
+      this.#mapping = this.#map(sizeBytes);
     } catch (error) {
-      if (inherited === null) this.#fd.close();
+      this.#fd.close();
       throw error;
     }
     this.#base[0] = this.#mapping.hva;
-    if (inherited !== null) this.#counts.set(inherited.counters);
+    if (state !== undefined) this.#counts.set(readCounts(state, Count.SIZE));
   }
 
   get description(): string {
@@ -191,27 +184,17 @@ export class MemoryBackend implements BlockBackend {
     };
   }
 
-  handOver(): MemoryHandOver {
-    return {
-      kind: "memory",
-      fd: this.#fd.release(),
-      hva: this.#mapping.release(),
-      info: this.#info,
-      counters: [...this.#counts],
-    };
+  save(): unknown {
+    return this.#state([...this.#counts]);
   }
 
-  share(): MemoryHandOver {
-    using fd = dupFd(this.#fd.number);
-    const { sizeBytes } = this.#info;
-    const mapping = this.#map(sizeBytes);
-    return {
-      kind: "memory",
-      fd: fd.release(),
-      hva: mapping.release(),
-      info: this.#info,
-      counters: Array.from(this.#counts, () => 0),
-    };
+  handOver(bag: ResourceBag): void {
+    bag.put(KIND, this.#fd.number);
+  }
+
+  share(bag: ResourceBag): unknown {
+    bag.put(KIND, this.#fd.number);
+    return this.#state(Array.from(this.#counts, () => 0));
   }
 
   rescan(): boolean {
@@ -225,6 +208,10 @@ export class MemoryBackend implements BlockBackend {
   close(): void {
     this.#mapping.close();
     this.#fd.close();
+  }
+
+  #state(counters: readonly number[]): unknown {
+    return { version: 1, kind: KIND, info: this.#info, counters };
   }
 
   #remap(sizeBytes: number): void {

@@ -128,7 +128,7 @@ export class NbdCommands {
   }
 
   /** What a successor needs. */
-  handOver(): NbdWriteState {
+  save(): NbdWriteState {
     return { writeThrough: this.writeThrough, unflushed: this.unflushed };
   }
 

@@ -6,7 +6,12 @@
 
 import { ErrnoError } from "../../../core/errno.ts";
 import type { FdWatch, Loop, Timer } from "../../../loop/event_loop.ts";
-import { Epoll, Fd } from "../../../os/mod.ts";
+import {
+  Epoll,
+  type Fd,
+  type ResourceBag,
+  type Saved,
+} from "../../../os/mod.ts";
 import type { Log } from "../../../core/log.ts";
 import type { BlockContext, BlockInfo } from "../contract.ts";
 import {
@@ -27,8 +32,6 @@ const RETRY_MAX_MS = 5000;
 
 /** What a link gives to that of another thread; plain data. */
 export interface NbdLinkState {
-  /** The connected socket, with nothing half sent or half received; null while the connection is lost. */
-  readonly fd: number | null;
   /** Where the server is, looked up already. */
   readonly target: NbdTarget;
   /** What the server of this connection, or of the last one, offers. */
@@ -37,6 +40,8 @@ export interface NbdLinkState {
   /** How long to wait after the next failure, in milliseconds. */
   readonly retryMs: number;
 }
+
+const SOCKET = "nbd";
 
 /** What a link works with, and tells. */
 export interface NbdLinkClient {
@@ -76,24 +81,26 @@ export class NbdLink {
   /**
    * Connects, blocking until the server has answered, unless there is a connection to go on with.
    *
-   * @param inherited From {@linkcode NbdLink.handOver}
+   * @param saved From {@linkcode NbdLink.save}, and a connection if there was one
    * @throws {ErrnoError} With one line that says what is wrong, and the remedy
    */
   constructor(
     options: NbdBlockOptions,
     { loop, log }: BlockContext,
     client: NbdLinkClient,
-    inherited: NbdLinkState | null,
+    saved?: Saved<NbdLinkState>,
   ) {
     this.#options = options;
     this.#loop = loop;
     this.#log = log;
     this.#client = client;
-    const state = inherited ?? connectFirst(options, log);
-    const { fd, target } = state;
+    const { fd, state } = saved === undefined
+      ? connectFirst(options, log)
+      : { fd: takeSocket(saved.bag), state: saved.state };
+    const { target } = state;
     this.#target = target;
     this.description = `NBD server ${target.text}`;
-    this.#fd = fd === null ? null : new Fd(fd);
+    this.#fd = fd;
     this.#lost = fd === null;
     this.#found = state.found;
     this.#info = state.info;
@@ -156,16 +163,20 @@ export class NbdLink {
     this.#retry.arm(this.#nextRetryMs());
   }
 
-  /** Gives the connection away; only {@linkcode NbdLink.close} is called afterwards. */
-  handOver(): NbdLinkState {
+  /** Puts the connection, if there is one, into a bag; only {@linkcode NbdLink.close} is called afterwards. */
+  handOver(bag: ResourceBag): void {
+    if (this.#fd !== null) bag.put(SOCKET, this.#fd.number);
     this.#watch?.close();
     this.#watch = null;
     this.#retry.cancel();
     this.#connector.cancel();
-    const fd = this.#fd?.release() ?? null;
+    this.#fd?.close();
     this.#fd = null;
+  }
+
+  /** What a link that goes on must know. */
+  save(): NbdLinkState {
     return {
-      fd,
       target: this.#target,
       found: this.#found,
       info: this.#info,
@@ -240,13 +251,21 @@ export class NbdLink {
   }
 }
 
-function connectFirst(options: NbdBlockOptions, log: Log): NbdLinkState {
+/** The connected socket, with nothing half sent or half received; null while the connection is lost. */
+function takeSocket(bag: ResourceBag): Fd | null {
+  return bag.has(SOCKET) ? bag.take(SOCKET) : null;
+}
+
+function connectFirst(
+  options: NbdBlockOptions,
+  log: Log,
+): { fd: Fd; state: NbdLinkState } {
   const target = findNbdServer(parseNbdUri(options.uri));
   const { fd, found } = connectNbd(target);
   try {
     const info = nbdInfo(found, options, log);
     const retryMs = RETRY_FIRST_MS;
-    return { fd: fd.release(), target, found, info, retryMs };
+    return { fd, state: { target, found, info, retryMs } };
   } catch (error) {
     fd.close();
     throw error;

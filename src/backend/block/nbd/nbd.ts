@@ -13,7 +13,7 @@
 
 import { Errno, errnoName } from "../../../core/errno.ts";
 import type { Timer } from "../../../loop/event_loop.ts";
-import { Epoll } from "../../../os/mod.ts";
+import { Epoll, type ResourceBag, type Saved } from "../../../os/mod.ts";
 import {
   type BlockBackend,
   type BlockClient,
@@ -24,7 +24,7 @@ import {
   PENDING,
 } from "../contract.ts";
 import type { OpenBlock } from "../driver.ts";
-import { type BlockHandOver, inheritedFrom } from "../hand_over.ts";
+import { readCounts, readState } from "../state.ts";
 import { NbdCommands, type NbdWriteState } from "./commands.ts";
 import { NbdCounter, NbdCounters } from "./counters.ts";
 import { errnoOfNbd } from "./info.ts";
@@ -36,23 +36,18 @@ import { NbdPayload, type NbdSlot, NbdSlots, NbdSlotState } from "./slots.ts";
 import type { NbdBlockOptions } from "./driver.ts";
 import { RequestQueue } from "../request_queue.ts";
 
+const KIND = "nbd";
 /** Commands on the wire at once; more requests wait here. */
 const SLOTS = 1024;
 const TICK_MAX_MS = 250;
 const TICKS_PER_TIMEOUT = 8;
 
-/** What is handed over: the connection, if there is one. */
-interface NbdHandOver extends BlockHandOver, NbdLinkState, NbdWriteState {
-  readonly kind: "nbd";
-  readonly fd: number | null;
-}
-
 /** Connects to the server. */
 export const openNbd: OpenBlock<NbdBlockOptions> = (
   options,
   context,
-  inherited,
-) => new NbdBackend(options, context, inheritedFrom("nbd", inherited, true));
+  saved,
+) => new NbdBackend(options, context, saved);
 
 /**
  * An NBD export. Requests are taken while it is connected and while it is not. One that waits for longer than the
@@ -86,19 +81,26 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
   constructor(
     options: NbdBlockOptions,
     context: BlockContext,
-    inherited: NbdHandOver | null = null,
+    saved?: Saved<unknown>,
   ) {
     this.#options = options;
-    const { counters } = inherited ?? {};
-    if (counters !== undefined) this.#counters.values.set(counters);
+    const state = saved && readState(saved.state, KIND);
+    if (state !== undefined) {
+      const { values } = this.#counters;
+      values.set(readCounts(state, values.length));
+    }
     this.#link = new NbdLink(options, context, {
       counters: this.#counters,
       onEvents: (events) => this.#onEvents(events),
       onConnected: (resized) => this.#onConnected(resized),
-    }, inherited);
+    }, saved && { state: saved.state as NbdLinkState, bag: saved.bag });
     this.description = this.#link.description;
     const { found, info } = this.#link;
-    this.#commands = new NbdCommands(found, info.maxTransferBytes, inherited);
+    this.#commands = new NbdCommands(
+      found,
+      info.maxTransferBytes,
+      (saved?.state ?? null) as NbdWriteState | null,
+    );
     this.#sender = new NbdSender(SLOTS);
     this.#receiver = new NbdReceiver(this.#slots, this);
     this.#receiver.restart(found.structuredReplies);
@@ -177,11 +179,11 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     };
   }
 
-  handOver(): NbdHandOver {
+  save(): unknown {
     const waiting = this.#slots.requests + this.#overflow.length;
     if (waiting > 0) {
       throw new Error(
-        `Cannot hand over ${this.description}: ${waiting} requests are in flight`,
+        `Cannot save ${this.description}: ${waiting} requests are in flight`,
       );
     }
     if (this.#slots.used > 0 || !this.#receiver.idle || !this.#sender.idle) {
@@ -189,11 +191,16 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
       this.#lose("it moves, and the server owes replies to what was given up");
     }
     return {
-      kind: "nbd",
-      ...this.#link.handOver(),
-      ...this.#commands.handOver(),
+      version: 1,
+      kind: KIND,
+      ...this.#link.save(),
+      ...this.#commands.save(),
       counters: [...this.#counters.values],
     };
+  }
+
+  handOver(bag: ResourceBag): void {
+    this.#link.handOver(bag);
   }
 
   close(): void {
