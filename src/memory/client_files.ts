@@ -8,7 +8,7 @@ import { PAGE_SIZE } from "../core/bits.ts";
 import { Errno, ErrnoError } from "../core/errno.ts";
 import {
   dupFd,
-  Fd,
+  type Fd,
   type FdStat,
   freeBytes,
   hugePageBytes,
@@ -56,16 +56,6 @@ export interface FilePlace {
   readonly fd: number;
   /** Where in the file, page-aligned. */
   readonly offset: number;
-}
-
-/** A file as another thread of this process has mapped it, with its descriptor. Plain data. */
-export interface InheritedFile extends FilePlace {
-  /** Device and inode. */
-  readonly identity: string;
-  /** What the mapping is known by; null when it is one range's alone. */
-  readonly key: string | null;
-  readonly hva: number;
-  readonly lengthBytes: number;
 }
 
 /** A descriptor of a file, for as long as a part of it is mapped. */
@@ -134,34 +124,6 @@ export class ClientFiles {
     return mapped === undefined
       ? null
       : { fd: mapped.file.fd.number, offset: mapped.offset + offset };
-  }
-
-  /** Goes on with a file that another thread had mapped. */
-  inherit(inherited: InheritedFile): Backing {
-    const { identity, fd, offset, key, hva, lengthBytes } = inherited;
-    const file = this.#hold(identity, () => new Fd(fd));
-    const mapping = new Mapping({ hva, lengthBytes });
-    return this.#back({ mapping, file, offset }, key);
-  }
-
-  /** Leaves everything mapped, to whoever is given what this returns. */
-  handOver(): InheritedFile[] {
-    const keys = new Map([...this.#files].map(([key, each]) => [each, key]));
-    const files = [...this.#mappings].map(
-      ([backing, { mapping, file, offset }]) => ({
-        identity: file.identity,
-        fd: file.fd.number,
-        offset,
-        key: keys.get(backing) ?? null,
-        hva: mapping.release(),
-        lengthBytes: mapping.lengthBytes,
-      }),
-    );
-    for (const { fd } of this.#open.values()) fd.release();
-    this.#open.clear();
-    this.#files.clear();
-    this.#mappings.clear();
-    return files;
   }
 
   /** Maps a range by itself. */

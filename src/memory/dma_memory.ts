@@ -7,12 +7,14 @@
 
 import { u64 } from "../core/bits.ts";
 import { Errno } from "../core/errno.ts";
-import { NativeBuffer, viewMemory } from "../os/mod.ts";
 import {
-  ClientFiles,
-  type FilePlace,
-  type InheritedFile,
-} from "./client_files.ts";
+  type Fd,
+  NativeBuffer,
+  type ResourceBag,
+  type Saved,
+  viewMemory,
+} from "../os/mod.ts";
+import { ClientFiles } from "./client_files.ts";
 import type {
   Access,
   GuestMemory,
@@ -34,9 +36,6 @@ export interface DmaMapOptions extends DmaRange {
   readonly offset?: number;
 }
 
-/** A range with the part of a file that it shows. */
-export interface SharedRange extends DmaRange, FilePlace {}
-
 /** A range that another thread of this process has mapped. Plain data. */
 export interface BorrowedRange extends DmaRange {
   /** Where it is mapped; 0 when it is known and cannot be reached. */
@@ -46,12 +45,18 @@ export interface BorrowedRange extends DmaRange {
   readonly mappingBytes: number;
 }
 
-/** Guest memory on its way from one thread of this process to another, still mapped. Plain data. */
-export interface MemoryBaggage {
+/** A range, and what it shows. Plain data. */
+interface RangeState extends DmaRange {
+  /** Number of its file, `fileN` in a bag; null when there is none. */
+  readonly file: number | null;
+  /** Where in the file, page-aligned. */
+  readonly offset: number;
+}
+
+/** What is mapped; see {@linkcode DmaMemory.save}. Plain data. */
+export interface MemoryState {
   /** In order of address. */
-  readonly ranges: readonly BorrowedRange[];
-  /** What they are parts of. */
-  readonly files: readonly InheritedFile[];
+  readonly ranges: readonly RangeState[];
   /** See {@linkcode DmaMemoryOptions.poison}. */
   readonly poison: boolean;
 }
@@ -65,8 +70,8 @@ export interface DmaMemoryOptions {
   readonly poison?: boolean;
   /** Have every page of a file there before it is used, so that no use of it can find that there is no memory left. */
   readonly prealloc?: boolean;
-  /** What {@linkcode DmaMemory.handOver} gave: viewed here from now on, and unmapped when it is no longer wanted. */
-  readonly inherited?: MemoryBaggage;
+  /** What {@linkcode DmaMemory.save} of a predecessor gave: mapped here too. */
+  readonly saved?: Saved<MemoryState>;
 }
 
 /** What is mapped, in numbers. */
@@ -94,16 +99,32 @@ export class DmaMemory implements GuestMemory, Disposable {
   readonly #borrowed = new Map<number, Backing>();
 
   constructor(options: DmaMemoryOptions = {}) {
-    const { inherited, prealloc = false } = options;
-    this.#poison = inherited?.poison ?? options.poison ?? false;
+    const { saved, prealloc = false } = options;
+    this.#poison = saved?.state.poison ?? options.poison ?? false;
     this.#files = new ClientFiles({ poison: this.#poison, prealloc });
-    if (inherited === undefined) return;
-    const backings = new Map(
-      inherited.files.map((file) => [file.hva, this.#files.inherit(file)]),
-    );
-    for (const range of inherited.ranges) {
-      const backing = backings.get(range.mappingHva) ?? UNREACHABLE;
-      this.#table.add(range, backing, range.hva - range.mappingHva);
+    if (saved === undefined) return;
+    try {
+      this.#load(saved);
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+  }
+
+  #load({ state, bag }: Saved<MemoryState>): void {
+    const files = new Map<number, Fd>();
+    try {
+      for (const { file, offset, ...range } of state.ranges) {
+        if (file === null) {
+          this.map(range);
+          continue;
+        }
+        const fd = files.get(file) ?? bag.take(`file${file}`);
+        files.set(file, fd);
+        this.map({ ...range, fd: fd.number, offset });
+      }
+    } finally {
+      for (const fd of files.values()) fd.close();
     }
   }
 
@@ -156,15 +177,6 @@ export class DmaMemory implements GuestMemory, Disposable {
     const part = this.#files.map({ fd, offset, lengthBytes, access });
     this.#table.add(options, part.backing, part.offset);
     return part.isNew;
-  }
-
-  /** All ranges that show a file, as another process can map them while they are mapped here. */
-  shareable(): SharedRange[] {
-    return this.#table.regions().flatMap((region) => {
-      const place = this.#files.placeOf(region);
-      const { iova, lengthBytes, access } = region;
-      return place === null ? [] : [{ iova, lengthBytes, access, ...place }];
-    });
   }
 
   /** All ranges as another thread can borrow them. */
@@ -332,17 +344,24 @@ export class DmaMemory implements GuestMemory, Disposable {
     return this.#table.subscribe(listener);
   }
 
-  /**
-   * Gives everything that is mapped to a {@linkcode DmaMemory} of another thread of this process. This one is then
-   * closed; windows and lists made of it must not be used any more, and subscribers are not told.
-   */
-  handOver(): MemoryBaggage {
-    this.#table.unsubscribeAll();
-    const ranges = this.lendable();
-    const files = this.#files.handOver();
-    this.#table.handOver();
-    this.close();
-    return { ranges, files, poison: this.#poison };
+  /** What is mapped, whose files go into a bag. */
+  save(bag: ResourceBag): MemoryState {
+    const files: number[] = [];
+    const ranges = this.#table.regions().map((region): RangeState => {
+      const { iova, lengthBytes, access } = region;
+      const place = this.#files.placeOf(region);
+      if (place === null) {
+        return { iova, lengthBytes, access, file: null, offset: 0 };
+      }
+      const { fd, offset } = place;
+      let file = files.indexOf(fd);
+      if (file < 0) {
+        file = files.push(fd) - 1;
+        bag.put(`file${file}`, fd);
+      }
+      return { iova, lengthBytes, access, file, offset };
+    });
+    return { ranges, poison: this.#poison };
   }
 
   /** Unmaps everything and frees the lists; further calls do nothing. */

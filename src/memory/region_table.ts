@@ -175,19 +175,6 @@ export class RegionTable {
     this.#changed();
   }
 
-  /**
-   * Removes everything and takes nothing away: what lies behind the ranges is somebody else's from here on. Nobody is
-   * told, since nobody may be left who listens.
-   */
-  handOver(): void {
-    this.#regions.clear();
-    this.#lengthBytes = 0;
-    this.#backings.length = 0;
-    this.#last = NOWHERE;
-    this.#lastByHva = UNREACHABLE;
-    this.#generation++;
-  }
-
   /** See {@linkcode GuestMemory.holds}. */
   holds(list: ScatterGather, access: Access): boolean {
     for (let i = 0; i < list.count; i++) {

@@ -12,7 +12,7 @@ import type { Log } from "../core/log.ts";
 import {
   DmaMemory,
   type DmaRange,
-  type MemoryBaggage,
+  type MemoryState,
 } from "../memory/dma_memory.ts";
 import { MemfdMemory } from "../memory/shared_memory.ts";
 import { ResourceBag } from "../os/mod.ts";
@@ -44,8 +44,8 @@ export interface SharedMemoryBaggage {
  * the descriptors and mappings it names until a {@linkcode DeviceHost} was made of it.
  */
 export interface HostBaggage {
-  /** Guest memory, still mapped. */
-  readonly memory: MemoryBaggage;
+  /** Guest memory. */
+  readonly memory: MemoryState;
   /** In the order in which the model asked for it. */
   readonly shared: readonly SharedMemoryBaggage[];
   /** The device, and the client with everything it brought. */
@@ -56,13 +56,9 @@ export interface HostBaggage {
   readonly counted: Readonly<Record<string, number>>;
 }
 
-/**
- * Closes and unmaps what nobody will take over any more: the client sees its connection end. What the model's back ends
- * had open (`resources`) is known to the model alone and stays.
- */
-export function discardBaggage(baggage: HostBaggage): void {
-  ResourceBag.of(baggage.fds)[Symbol.dispose]();
-  new DmaMemory({ inherited: baggage.memory }).close();
+/** Closes what nobody will take over any more: the client sees its connection end. */
+export function discardBaggage({ fds }: HostBaggage): void {
+  ResourceBag.of(fds)[Symbol.dispose]();
 }
 
 /** What to host. */
@@ -137,14 +133,21 @@ export class DeviceHost implements Disposable {
     this.id = id;
     this.#model = model.name;
     this.#log = log;
-    this.#memory = new DmaMemory({
-      poison: options.poisonUnmapped ?? false,
-      prealloc: options.prealloc ?? false,
-      ...(inherited === undefined ? {} : { inherited: inherited.memory }),
-    });
+    const bag = ResourceBag.of(inherited?.fds);
+    try {
+      this.#memory = new DmaMemory({
+        poison: options.poisonUnmapped ?? false,
+        prealloc: options.prealloc ?? false,
+        ...(inherited === undefined
+          ? {}
+          : { saved: { state: inherited.memory, bag: bag.at("memory") } }),
+      });
+    } catch (error) {
+      bag.release();
+      throw error;
+    }
     this.#memory.onUnreachable = (range) => log.warn(unreachableText(range));
     this.#counted = { ...inherited?.counted };
-    const bag = ResourceBag.of(inherited?.fds);
     this.#transport = DEFAULT_TRANSPORT.open({
       ...{ loop, log, memory: this.#memory, model: model.name },
       listener: options.listener,
@@ -244,7 +247,6 @@ export class DeviceHost implements Disposable {
   #abandon(isInherited: boolean): void {
     if (isInherited) {
       this.#transport.giveBack();
-      this.#memory.handOver();
     } else {
       try {
         this.#transport.close();
@@ -355,6 +357,7 @@ export class DeviceHost implements Disposable {
     }
     using bag = ResourceBag.of();
     this.#shared.forEach(({ memory }, i) => memory.save(bag, `shared.${i}`));
+    const memory = this.#memory.save(bag.at("memory"));
     const served = this.#transport.handOver(bag);
     this.#closed = true;
     const shared = this.#shared.splice(0).map(({ name, memory }) => {
@@ -362,7 +365,7 @@ export class DeviceHost implements Disposable {
       memory.close();
       return { name, lengthBytes };
     });
-    const memory = this.#memory.handOver();
+    this.#memory.close();
     const fds = bag.release();
     return { memory, shared, served, fds, counted: this.#counted };
   }

@@ -1,3 +1,4 @@
+import { ResourceBag } from "../../src/os/mod.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Errno, ErrnoError } from "../../src/core/errno.ts";
 import {
@@ -243,7 +244,15 @@ Deno.test("DmaMemory gives every mapping and descriptor back", () => {
   assertEquals(openFds(), fds);
 });
 
-Deno.test("DmaMemory.handOver gives mappings as they are, and the next one owns them", () => {
+/** The same memory as another process, or thread, would map it. */
+function mappedAgain(memory: DmaMemory): DmaMemory {
+  using bag = ResourceBag.of();
+  const state = structuredClone(memory.save(bag));
+  memory.close();
+  return new DmaMemory({ saved: { state, bag } });
+}
+
+Deno.test("DmaMemory.save tells what is mapped, and the next one maps the same", () => {
   for (const poison of [false, true]) {
     using ram = new Ram(MIB);
     const fd = ram.fd.number;
@@ -258,23 +267,10 @@ Deno.test("DmaMemory.handOver gives mappings as they are, and the next one owns 
       offset: 0x8000,
     });
     first.map({ iova: 0x10_0000, lengthBytes: 0x1000, access: RW });
-    const list = first.createScatterGather(4);
-    first.translate(0x1000, 16, RW, list);
-    const hva = list.base(0);
     const fds = openFds();
-    let told = 0;
-    first.subscribe({ onUnmap: () => told++, onChange: () => told++ });
-    const { generation } = first;
-
-    const baggage = structuredClone(first.handOver());
-    assertEquals([told, first.count, first.ranges()], [0, 0, []]);
-    assert(first.generation > generation);
-    first.close();
-    assertEquals(sharedMappings(), mapped + 2, "nothing is unmapped");
+    using second = mappedAgain(first);
+    assertEquals(sharedMappings(), mapped + 2);
     assertEquals(openFds(), fds);
-
-    using second = new DmaMemory({ inherited: baggage });
-    assertEquals(sharedMappings(), mapped + 2, "nothing is mapped again");
     assertEquals(
       second.ranges().map(({ iova, lengthBytes }) => [iova, lengthBytes]),
       [[0x1000, 0x4000], [0x10_0000, 0x1000], [0x1_0000_0000, 0x8000]],
@@ -287,10 +283,9 @@ Deno.test("DmaMemory.handOver gives mappings as they are, and the next one owns 
     assertEquals(second.read(0x10_0000, byte), -Errno.EFAULT);
     second.window(0x1000, 16, RW)!.storeU32(4, 0xaabb_ccdd);
     assertEquals(ram.bytes[4], 0xdd);
-    const again = second.createScatterGather(4);
-    second.translate(0x1000, 16, RW, again);
-    assertEquals(again.base(0), hva, "the same address");
-
+    const list = second.createScatterGather(4);
+    second.translate(0x1000, 16, RW, list);
+    const hva = list.base(0);
     second.unmap(0x1000, 0x4000);
     assertEquals(sharedMappings(), mapped + 1);
     assertEquals(isTaken(hva), poison, "poisoned pages keep their addresses");
@@ -299,8 +294,9 @@ Deno.test("DmaMemory.handOver gives mappings as they are, and the next one owns 
   }
 });
 
-Deno.test("DmaMemory.handOver gives a file that many ranges show once", () => {
-  using ram = new Ram(MIB);
+Deno.test("DmaMemory.save puts a file that many ranges show into the bag once", () => {
+  const fds = openFds();
+  const ram = new Ram(MIB);
   const fd = ram.fd.number;
   const mapped = sharedMappings();
   const first = new DmaMemory();
@@ -311,55 +307,24 @@ Deno.test("DmaMemory.handOver gives a file that many ranges show once", () => {
   assert(!first.map(at(0x4000, 0x9000, RW)), "it is mapped already");
   assert(first.map(at(0x8000, 0x3000, Access.READ)), "never to be written");
   assertEquals(sharedMappings(), mapped + 2);
-  using second = new DmaMemory({
-    inherited: structuredClone(first.handOver()),
-  });
+  using bag = ResourceBag.of();
+  assertEquals(first.save(bag).ranges.map(({ file }) => file), [0, 0, 0]);
+  using second = mappedAgain(first);
   assertEquals(sharedMappings(), mapped + 2);
   assert(!second.map(at(0xa000, 0x7000, RW)), "it is known here too");
   ram.bytes.set([1, 2, 3], 0x9ffd);
   ram.bytes.set([4, 5], 0x1000);
+  // Whoever lent the file may close it.
+  ram.fd.close();
   const bytes = new Uint8Array(5);
   assertEquals(second.read(0x4ffd, bytes), 0);
   assertEquals(bytes, Uint8Array.of(1, 2, 3, 4, 5));
-  for (const iova of [0x4000, 0x5000]) second.unmap(iova, 0x1000);
-  assertEquals(sharedMappings(), mapped + 2);
-  second.unmap(0xa000, 0x1000);
-  second.unmap(0x8000, 0x1000);
-  assertEquals(sharedMappings(), mapped);
-});
-
-Deno.test("DmaMemory.shareable tells another process how to map the same, one descriptor for each file", () => {
-  for (const poison of [false, true]) {
-    const fds = openFds();
-    const ram = new Ram(MIB);
-    const first = new DmaMemory({ poison });
-    const at = (iova: number, offset: number) => (
-      { iova, lengthBytes: 0x1000, access: RW, fd: ram.fd.number, offset }
-    );
-    first.map(at(0x5000, 0x1000));
-    first.map(at(0x4000, 0x9000));
-    first.map({ iova: 0x8000, lengthBytes: 0x1000, access: RW });
-    ram.bytes[0x9123] = 5;
-    // Whoever lent the file may close it.
-    ram[Symbol.dispose]();
-    assertEquals(openFds(), fds + 1);
-    using second = new DmaMemory({
-      inherited: structuredClone(first.handOver()),
-    });
-    assertEquals(openFds(), fds + 1);
-    const ranges = second.shareable();
-    assertEquals(ranges.map(({ iova }) => iova), [0x4000, 0x5000]);
-    {
-      using third = new DmaMemory();
-      for (const range of ranges) third.map(range);
-      const byte = new Uint8Array(1);
-      assertEquals([third.read(0x4123, byte), byte[0]], [0, 5]);
-    }
-    second.unmap(0x4000, 0x1000);
-    assertEquals(openFds(), fds + 1);
-    second.unmap(0x5000, 0x1000);
-    assertEquals(openFds(), fds);
+  for (const iova of [0x4000, 0x5000, 0xa000, 0x8000]) {
+    second.unmap(iova, 0x1000);
   }
+  assertEquals(sharedMappings(), mapped);
+  ram[Symbol.dispose]();
+  assertEquals(openFds(), fds + 1, "what is in the bag");
 });
 
 Deno.test("DmaMemory has all of a file there when it is to be reserved", () => {

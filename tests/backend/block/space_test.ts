@@ -38,7 +38,7 @@ function whyNot(attempt: () => void): string | null {
 }
 
 const noLoop = Deno.uid() === 0
-  ? whyNot(() => run("losetup", "-f"))
+  ? whyNot(() => Deno.statSync(run("losetup", "-f")))
   : "loop devices are root's";
 
 for (const engine of ["auto", "ring", "sync"] as const) {
