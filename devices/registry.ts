@@ -4,13 +4,9 @@
  * @module
  */
 
-import { stripVTControlCharacters } from "node:util";
 import { UnknownNameError } from "../src/core/unknown_name.ts";
-import {
-  isAsync,
-  nameModelFile,
-  placeInModel,
-} from "../src/core/model_fault.ts";
+import { importModule, moduleUrl } from "../src/core/author_module.ts";
+import { isAsync, nameModelFile } from "../src/core/model_fault.ts";
 import { encodePlainData } from "../src/core/plain_data.ts";
 import {
   type Options,
@@ -67,23 +63,6 @@ export const builtinModels: ReadonlyMap<string, ModelEntry> = new Map(
 export function isModelPath(reference: string): boolean {
   return reference.includes("/") || /\.[mc]?[jt]s$/.test(reference) ||
     /^[a-z][a-z0-9+.-]*:/i.test(reference);
-}
-
-/**
- * The URL of a model's module, which means the same on every thread.
- *
- * @param reference Path or URL
- * @param base Folder that relative paths start from; absolute
- */
-export function modelUrl(
-  reference: string,
-  base: string = Deno.cwd(),
-): string {
-  if (/^[a-z][a-z0-9+.-]+:/i.test(reference)) return reference;
-  // Percent signs, question marks and hashes of a path are not syntax.
-  const encoded = reference.split("/").map(encodeURIComponent).join("/");
-  const folder = base.split("/").map(encodeURIComponent).join("/");
-  return new URL(encoded, `file://${folder}/`).href;
 }
 
 function describe(value: unknown): string {
@@ -193,47 +172,6 @@ export function parseModelOptions<C>(
   return parsed;
 }
 
-/** How long a model's file may take to load, downloads included. */
-const LOAD_TIMEOUT_MS = 30_000;
-
-async function importModule(
-  reference: string,
-  url: string,
-  timeoutMs: number,
-): Promise<Record<string, unknown>> {
-  const { promise: late, reject } = Promise.withResolvers<never>();
-  const timer = setTimeout(() => {
-    const seconds = timeoutMs / 1000;
-    reject(
-      new Error(
-        `it is not done within ${seconds} s; does an \`await\` at its top level, or of what it imports, wait for ever?`,
-      ),
-    );
-  }, timeoutMs);
-  try {
-    return await Promise.race([import(url), late]);
-  } catch (error) {
-    // Deno colours its messages where it thinks that a person reads them.
-    const text = stripVTControlCharacters(
-      error instanceof Error ? error.message : String(error),
-    );
-    // Another file may be missing too: one that this one imports.
-    const missing = text.startsWith("Module not found") && text.includes(url) &&
-      !text.includes("\n    at file:");
-    const place = placeInModel(error);
-    throw new Error(
-      `Cannot load device model ${reference}: ${
-        missing
-          ? "there is no such file"
-          : `${place === null ? "" : `${place}: `}${text.split("\n")[0]}`
-      }`,
-      { cause: error },
-    );
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
 /**
  * Loads a device model.
  *
@@ -243,7 +181,7 @@ async function importModule(
  */
 export async function loadModel(
   reference: string,
-  timeoutMs: number = LOAD_TIMEOUT_MS,
+  timeoutMs?: number,
 ): Promise<DeviceModel> {
   const builtin = builtinModels.get(reference);
   if (builtin !== undefined) return await builtin.load();
@@ -257,9 +195,9 @@ export async function loadModel(
       known,
     );
   }
-  const url = modelUrl(reference);
+  const url = moduleUrl(reference);
   const model = modelOfModule(
-    await importModule(reference, url, timeoutMs),
+    await importModule(reference, url, "device model", timeoutMs),
     reference,
   );
   nameModelFile(url, model.name);

@@ -8,7 +8,6 @@ import {
   isModelPath,
   loadModel,
   loadModelText,
-  modelUrl,
   parseModelOptions,
 } from "../../devices/registry.ts";
 import type { DeviceModel } from "../../devices/model.ts";
@@ -21,6 +20,7 @@ import {
 } from "../runtime/logging/logging.ts";
 import type { Outboard, RunDevice } from "../runtime/run.ts";
 import { messageForPeople } from "../runtime/control/suggestion.ts";
+import { moduleUrl } from "../core/author_module.ts";
 import { UnknownNameError } from "../core/unknown_name.ts";
 import {
   type Command,
@@ -123,7 +123,7 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
     }
     // The IOThread need not share our working folder's meaning of a path.
     const reference = isModelPath(device.model)
-      ? modelUrl(device.model)
+      ? moduleUrl(device.model)
       : device.model;
     devices.push({
       id,

@@ -58,20 +58,25 @@ export function deviceShapeProblem(
   return null;
 }
 
-/** Names of the models that were loaded from files, by the URL of the file. */
+/** What was loaded from files, such as `model coffee`, by the URL of the file. */
 const models = new Map<string, string>();
 
-/** From here on faults in a file are those of this model. */
-export function nameModelFile(url: string, name: string): void {
-  models.set(url, name);
+/**
+ * From here on faults in a file are those of this model.
+ *
+ * @param kind What it is a model of, if it is none of a device
+ */
+export function nameModelFile(url: string, name: string, kind = "model"): void {
+  models.set(url, `${kind} ${name}`);
 }
 
 /** A model and its file, for people, such as `model coffee, /home/me/coffee.ts`; a built-in one has no file. */
 export function describeModel(name: string): string {
+  const model = `model ${name}`;
   for (const [url, known] of models) {
-    if (known === name) return `model ${name}, ${pathOf(url)}`;
+    if (known === model) return `${model}, ${pathOf(url)}`;
   }
-  return `model ${name}`;
+  return model;
 }
 
 /**
@@ -85,7 +90,7 @@ export function placeInModel(error: unknown): string | null {
   const [, url, row, column] = frame;
   const name = models.get(url!);
   const place = `${pathOf(url!)}:${row}:${column}`;
-  return name === undefined ? place : `model ${name}, ${place}`;
+  return name === undefined ? place : `${name}, ${place}`;
 }
 
 /**

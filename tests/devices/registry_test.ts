@@ -10,7 +10,6 @@ import {
   isModelPath,
   loadModel,
   modelOfModule,
-  modelUrl,
   parseModelOptions,
 } from "../../devices/registry.ts";
 import type { DeviceModel } from "../../devices/model.ts";
@@ -122,17 +121,6 @@ Deno.test("isModelPath tells names from paths and URLs", () => {
   for (const name of ["virtio-net", "nvme", "a.b"]) {
     assertEquals(isModelPath(name), false, name);
   }
-});
-
-Deno.test("modelUrl resolves paths and keeps their odd characters", () => {
-  assertEquals(modelUrl("./m.ts", "/work/dir"), "file:///work/dir/m.ts");
-  assertEquals(modelUrl("../m.ts", "/work/dir"), "file:///work/m.ts");
-  assertEquals(modelUrl("/m.ts", "/work/dir"), "file:///m.ts");
-  assertEquals(
-    modelUrl("m#1?%20.ts", "/a b"),
-    "file:///a%20b/m%231%3F%2520.ts",
-  );
-  assertEquals(modelUrl("https://host/m.ts", "/"), "https://host/m.ts");
 });
 
 Deno.test("parseModelOptions gives a model from a file what it declares, and nothing else", () => {
