@@ -8,6 +8,7 @@
 
 import {
   type Infer,
+  integer,
   oneOf,
   onOff,
   type Options,
@@ -62,6 +63,15 @@ export type CommonBlockOptions = {
 export const DISCARD = oneOf("discard", ["unmap", "ignore"], {
   help: "give space back that the guest says it does not need, or keep it",
   default: "unmap",
+});
+
+/** What storage has that others answer for. */
+export const TIMEOUT = integer("timeout", {
+  syntax: "seconds",
+  help: "fail requests that are not answered by then; 0 waits for ever",
+  min: 0,
+  max: 999_999,
+  default: "120",
 });
 
 /**

@@ -7,7 +7,6 @@
 import { Errno, ErrnoError } from "../../../core/errno.ts";
 import {
   clearWords,
-  copyWords,
   createMemfd,
   fallocate,
   FallocateMode,
@@ -29,6 +28,7 @@ import {
 import { formatSize } from "../../../core/size.ts";
 import type { OpenBlock } from "../driver.ts";
 import { readCounts, readInfo, readState } from "../state.ts";
+import { SegmentCopy } from "../segments.ts";
 import type { MemoryBlockOptions } from "./driver.ts";
 
 /** Clearing more than this is left to the kernel, which takes the pages away instead. */
@@ -62,7 +62,8 @@ export class MemoryBackend implements BlockBackend {
   #client: BlockClient | null = null;
   readonly #counts = new Float64Array(Count.SIZE);
   readonly #base = new Float64Array(1);
-  readonly #copy = new Words(3);
+  readonly #segments = new SegmentCopy();
+  readonly #clearing = new Words(3);
   readonly #range = new Words(2);
 
   /**
@@ -269,25 +270,8 @@ export class MemoryBackend implements BlockBackend {
   }
 
   #transfer(request: BlockRequest, writes: boolean): void {
-    // SAFETY: the range lies in the storage and is as long as the segments together; the controller translated those,
-    // and they stay mapped until this returns.
-    const { words, count } = request.buffers;
-    const { halves } = this.#copy;
-    // Words of the destination, and of the source behind them.
-    const disk = writes ? 0 : 2;
-    const guest = 2 - disk;
-    let at = this.#base[0]! + request.offset;
-    halves[5] = 0;
-    for (let i = 0; i < count * 4; i += 4) {
-      const length = words[i + 2]!;
-      halves[disk] = at >>> 0;
-      halves[disk + 1] = Math.floor(at / 0x1_0000_0000);
-      halves[guest] = words[i]!;
-      halves[guest + 1] = words[i + 1]!;
-      halves[4] = length;
-      copyWords(this.#copy);
-      at += length;
-    }
+    this.#segments.hva[0] = this.#base[0]! + request.offset;
+    this.#segments.copy(request.buffers, writes);
     const bytes = writes ? Count.WRITTEN_BYTES : Count.READ_BYTES;
     this.#counts[bytes] = this.#counts[bytes]! + request.lengthBytes;
   }
@@ -298,13 +282,13 @@ export class MemoryBackend implements BlockBackend {
     if (request.mayUnmap || lengthBytes > CLEAR_MAX_BYTES) {
       return this.#punch(request);
     }
-    const { halves } = this.#copy;
+    const { halves } = this.#clearing;
     const at = this.#base[0]! + request.offset;
     halves[0] = at >>> 0;
     halves[1] = Math.floor(at / 0x1_0000_0000);
     halves[4] = lengthBytes;
     halves[5] = 0;
-    clearWords(this.#copy);
+    clearWords(this.#clearing);
     return 0;
   }
 

@@ -4,8 +4,13 @@
  * @module
  */
 
-import { type Infer, integer, options, text } from "../../../core/options.ts";
-import { type BlockDriver, checkBlocks, COMMON_FIELDS } from "../driver.ts";
+import { type Infer, options, text } from "../../../core/options.ts";
+import {
+  type BlockDriver,
+  checkBlocks,
+  COMMON_FIELDS,
+  TIMEOUT,
+} from "../driver.ts";
 import { parseNbdUri } from "./uri.ts";
 
 const OPTIONS = options({
@@ -13,14 +18,7 @@ const OPTIONS = options({
     syntax: "uri",
     help: "keep the blocks on a network block device server",
   }),
-  timeout: integer("timeout", {
-    syntax: "seconds",
-    help:
-      "fail requests that the server has not answered by then; 0 waits for ever",
-    min: 0,
-    max: 999_999,
-    default: "120",
-  }),
+  timeout: TIMEOUT,
   ...COMMON_FIELDS,
 }, ({ uri, timeout, ...values }) => {
   checkBlocks(values);
