@@ -8,8 +8,8 @@
  * ```
  *
  * Import it, and write a device of your own: a {@linkcode DeviceModel} that makes a {@linkcode PciDevice} (or a
- * {@linkcode VirtioDevice} behind {@linkcode VirtioPci}), run with `--device ./model.ts`. A program that serves devices
- * itself imports `@outboard/outboard/process`.
+ * {@linkcode VirtioDevice} behind {@linkcode VirtioPci}), run with `--device ./model.ts`. Storage of your own, written
+ * with promises, is a {@linkcode StoreModel}. A program that serves devices itself imports `@outboard/outboard/process`.
  *
  * @module
  */
@@ -120,6 +120,12 @@ export {
   type Spreading,
   type SpreadingListener,
 } from "./src/pci/spreading.ts";
+export type {
+  Store,
+  StoreContext,
+  StoreInfo,
+  StoreModel,
+} from "./src/backend/block/async/store.ts";
 export type { ResourceBag, Saved } from "./src/os/resource_bag.ts";
 export { StateReader } from "./src/core/state_reader.ts";
 export type {

@@ -17,6 +17,10 @@ import { withFolder, withServed } from "./serving.ts";
 import { type BenchSettings, count } from "./settings.ts";
 
 const DISK_BYTES = 64 * 1024 * 1024;
+/** Written with promises, and served by a Worker of its own. */
+const STORE =
+  new URL("../tests/backend/block/fixtures/memory_store.ts", import.meta.url)
+    .pathname;
 const MEASURE_MS = 2000;
 const WARM_UP_MS = 1000;
 
@@ -174,16 +178,19 @@ async function controllerFigures(
     controller,
     device: `${controller},${option}${CONTROLLERS[controller]}`,
   });
+  const store = disk("store", `backend=${STORE},size=64M`);
   const past = disk("file past the page cache", `file=${direct},cache=none`);
   return [
     ...await diskFigures(bench, disk("memory", "memory=64M")),
     ...await diskFigures(bench, disk("tmpfs file", `file=${cached}`)),
+    ...await randomFigures(bench, store, "read", 1),
+    ...await randomFigures(bench, store, "read", 32),
     ...await randomFigures(bench, past, "read", 32),
     ...await randomFigures(bench, past, "read", 128),
   ];
 }
 
-/** virtio-blk and NVMe on memory, on a file in memory and on a file past the page cache, both sides polling. */
+/** virtio-blk and NVMe on memory, on a file in memory, on a store and on a file past the page cache, both sides polling. */
 export function benchBlock(settings: BenchSettings): Promise<Figure[]> {
   return withFolder(async (folder) => {
     const driver = await compileC("disk_client", folder);

@@ -48,6 +48,12 @@ export interface DeviceModel<
    */
   maxIOThreads?(options: O): number;
   /**
+   * Looks at what its options name, such as a file, before any device is made.
+   *
+   * @throws {Error} When they cannot work, with one line and the remedy
+   */
+  check?(options: O): Promise<void>;
+  /**
    * Makes a device, and opens what it needs.
    *
    * @param options What came of its options; empty for a model that has none

@@ -108,5 +108,8 @@ export const nvmeModel: DeviceModel<NvmeOptions> = {
   options: NVME_OPTIONS,
   maxIOThreads: ({ namespaces, queues }) =>
     namespaces.every(({ block }) => blockDriver(block).shareable) ? queues : 1,
+  check: async ({ namespaces }) => {
+    for (const { block } of namespaces) await blockDriver(block).check?.(block);
+  },
   create,
 };

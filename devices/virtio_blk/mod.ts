@@ -6,6 +6,7 @@
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../src/backend/block/open.ts";
+import { blockDriver } from "../../src/backend/block/options.ts";
 import { formatSize } from "../../src/core/size.ts";
 import type { Saved } from "../../src/os/resource_bag.ts";
 import type { Log } from "../../src/core/log.ts";
@@ -81,6 +82,7 @@ export const virtioBlkModel: DeviceModel<VirtioBlkOptions> = {
   name: "virtio-blk",
   help: "virtio disk",
   options: VIRTIO_BLK_OPTIONS,
+  check: async ({ block }) => await blockDriver(block).check?.(block),
   create,
   serve,
 };

@@ -199,7 +199,7 @@ const ALL = options({
 export type Command =
   | { readonly kind: "help" }
   | { readonly kind: "version" }
-  | { readonly kind: "device-help"; readonly model: string | null }
+  | { readonly kind: "device-help"; readonly device: DeviceArgument | null }
   | {
     readonly kind: "run";
     readonly devices: readonly {
@@ -322,13 +322,13 @@ export function parseCommandLine(args: readonly string[]): Command {
     if (name === "--help") return { kind: "help" };
     if (name === "--version") return { kind: "version" };
     if (name === "--device" && text === "help") {
-      return { kind: "device-help", model: null };
+      return { kind: "device-help", device: null };
     }
   }
   try {
     const { devices, run } = ALL.parse(textsOf(tokens));
     const asked = devices.find((device) => device.help);
-    if (asked !== undefined) return { kind: "device-help", model: asked.model };
+    if (asked !== undefined) return { kind: "device-help", device: asked };
     // One by one: their order is that of the devices, whichever option each is.
     const endpoints = tokens.filter(([name]) => ENDPOINT_OPTIONS.has(name))
       .flatMap(([name, text]) => ENDPOINT_OPTIONS.parse({ [name]: text }));

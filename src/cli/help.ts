@@ -7,6 +7,7 @@
 import { option, type OptionRow, options } from "../core/options.ts";
 import { builtinModels, type ModelText } from "../../devices/registry.ts";
 import { DEVICE_OPTION, ENDPOINT_OPTIONS, RUN_OPTIONS } from "./arguments.ts";
+import type { StoreModel } from "../backend/block/async/store.ts";
 import { IOTHREAD_OPTION } from "./iothreads.ts";
 
 /** Options that every device has, whatever its model. */
@@ -114,8 +115,15 @@ export function deviceList(): string {
   ].join("\n");
 }
 
-/** The text of `--device MODEL,help`. */
-export function deviceHelp(model: ModelText): string {
+/**
+ * The text of `--device MODEL,help`.
+ *
+ * @param stores Those that were named beside it
+ */
+export function deviceHelp(
+  model: ModelText,
+  stores: readonly StoreModel[] = [],
+): string {
   return [
     `${model.name}: ${model.help}`,
     "",
@@ -125,6 +133,11 @@ export function deviceHelp(model: ModelText): string {
       "=",
       34,
     ),
+    ...stores.flatMap(({ name, help, options }) => [
+      "",
+      `Options of store ${name}${help === undefined ? "" : `, ${help}`}:`,
+      ...optionLines(options?.rows ?? [], "=", 34),
+    ]),
     "",
     "A comma in a value is written twice; sizes are bytes or like 64M and 10G (powers of 1024).",
     "",

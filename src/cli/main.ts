@@ -20,6 +20,7 @@ import {
 } from "../runtime/logging/logging.ts";
 import type { Outboard, RunDevice } from "../runtime/run.ts";
 import { messageForPeople } from "../runtime/control/suggestion.ts";
+import { loadStores } from "../backend/block/async/load.ts";
 import { moduleUrl } from "../core/author_module.ts";
 import { UnknownNameError } from "../core/unknown_name.ts";
 import {
@@ -118,6 +119,11 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
         `Cannot use id=${id} twice: give each device a name of its own`,
       );
     }
+    try {
+      await model.check?.(own);
+    } catch (error) {
+      throw optionError(device.model, error as Error);
+    }
     if (model.serve === undefined) {
       checkSharing(id, iothreads, model.maxIOThreads?.(own) ?? 1);
     }
@@ -134,6 +140,10 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
     });
   }
   return devices;
+}
+
+async function helpOn({ model, options }: DeviceArgument): Promise<string> {
+  return deviceHelp(await loadModelText(model), await loadStores(options));
 }
 
 /** Tells people or machines that clients may connect, and how. */
@@ -264,12 +274,10 @@ export async function main(args: readonly string[]): Promise<number> {
         return Exit.OK;
       case "device-help":
         print(
-          command.model === null ? deviceList() : deviceHelp(
-            await Promise.race([
-              asUsage(() => loadModelText(command.model!)),
-              uncaught.failed,
-            ]),
-          ),
+          command.device === null ? deviceList() : await Promise.race([
+            asUsage(() => helpOn(command.device!)),
+            uncaught.failed,
+          ]),
         );
         return Exit.OK;
       case "run":

@@ -47,18 +47,21 @@ export function oneOfKinds<const Tag extends string, K extends Kinds>(
   return {
     rows: [...new Map(rows.map((row) => [row.name, row])).values()],
     has: (key) => all.some((part) => part.has(key)),
+    takesRest: (texts) => all.some((part) => part.takesRest?.(texts)),
     parse(texts, by = owner) {
       checkNames(this, texts, by);
-      const kind = choose.parse(textsFor(choose, texts));
+      const kind = choose.parse(textsFor(choose, all, texts));
       const own = kinds[kind]!.options;
+      // Those of other kinds are nobody's, beside one that takes the rest.
+      const ours = textsFor(own, [choose, own], texts);
       for (const key of Object.keys(texts)) {
-        if (own.has(key) || choose.has(key)) continue;
+        if (Object.hasOwn(ours, key) || choose.has(key)) continue;
         const others = Object.keys(kinds)
           .filter((other) => kinds[other]!.options.has(key));
         const right = `it needs ${either(others.map(name))}`;
         refuse(`${key} with ${name(kind)}`, right);
       }
-      const values = own.parse(textsFor(own, texts));
+      const values = own.parse(ours);
       return { [tag]: kind, ...values } as OfKinds<Tag, K>;
     },
   };
@@ -89,6 +92,7 @@ export function numbered<T>(
   return {
     rows: [...each.rows, { ...row, name: `${name}N.OPTION` }],
     has: (key) => pattern.test(key) || each.has(key),
+    takesRest: (texts) => each.takesRest?.(texts) ?? false,
     parse(texts) {
       const groups = new Map<number, OptionTexts>();
       for (const [key, given] of Object.entries(texts)) {

@@ -41,6 +41,8 @@ export interface Options<out T> {
   readonly rows: readonly OptionRow[];
   /** Whether a key is one of these. */
   has(key: string): boolean;
+  /** Whether these are given every key that nobody has, beside what else is written; not unless told. */
+  takesRest?(texts: OptionTexts): boolean;
   /**
    * Checks and converts what is written.
    *
@@ -97,13 +99,21 @@ function written(key: string, text: string): string {
   return `${key}=${/^[!-~]+$/.test(text) ? text : JSON.stringify(text)}`;
 }
 
-/** The part of the texts that is for these options. */
+/**
+ * The part of the texts that is for these options.
+ *
+ * @param all These and those beside them
+ */
 export function textsFor(
   options: Options<unknown>,
+  all: readonly Options<unknown>[],
   texts: OptionTexts,
 ): OptionTexts {
+  const rest = options.takesRest?.(texts) ?? false;
   return Object.fromEntries(
-    Object.entries(texts).filter(([key]) => options.has(key)),
+    Object.entries(texts).filter(([key]) =>
+      options.has(key) || (rest && !all.some((other) => other.has(key)))
+    ),
   );
 }
 
@@ -114,7 +124,7 @@ export function checkNames(
   owner: string,
 ): void {
   for (const key of Object.keys(texts)) {
-    if (options.has(key)) continue;
+    if (options.has(key) || options.takesRest?.(texts)) continue;
     const known = options.rows.map(({ name }) => name);
     const list = known.join(", ") || "no options";
     const message = `Cannot use option ${key}: ${owner} has ${list}`;
@@ -300,8 +310,8 @@ export function options<F extends OptionFields>(
   fields: F,
   refine: (values: OptionValues<F>) => unknown = (values) => values,
 ): Options<unknown> {
-  const parts = Object.entries(fields);
-  const rows = parts.flatMap(([, part]) => part.rows);
+  const parts = Object.values(fields);
+  const rows = parts.flatMap((part) => part.rows);
   for (const [i, { name }] of rows.entries()) {
     if (rows.findIndex((row) => row.name === name) < i) {
       throw new Error(`Cannot declare option ${name} twice`);
@@ -309,13 +319,14 @@ export function options<F extends OptionFields>(
   }
   return {
     rows,
-    has: (key) => parts.some(([, part]) => part.has(key)),
+    has: (key) => parts.some((part) => part.has(key)),
+    takesRest: (texts) => parts.some((part) => part.takesRest?.(texts)),
     parse(texts, owner = "this") {
       checkNames(this, texts, owner);
       const values = Object.fromEntries(
-        parts.map((
+        Object.entries(fields).map((
           [field, part],
-        ) => [field, part.parse(textsFor(part, texts))]),
+        ) => [field, part.parse(textsFor(part, parts, texts))]),
       ) as OptionValues<F>;
       return refine(values);
     },

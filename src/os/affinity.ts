@@ -46,6 +46,12 @@ export function threadCpus(tid = 0): number[] {
   return cpus;
 }
 
+/** Whether there is such a thread. @param tid Its id, not 0 */
+export function threadExists(tid: number): boolean {
+  const mask = new Uint8Array(CPUS_MAX / 8);
+  return libc.sched_getaffinity(tid, mask.length, mask) >= 0;
+}
+
 /**
  * Keeps the calling thread on some CPUs. Of those that do not exist or are kept from this process the kernel says
  * nothing as long as one is left: compare with {@linkcode threadCpus} before.

@@ -77,11 +77,11 @@ Deno.test("parseCommandLine knows the questions", () => {
   assertEquals(parseCommandLine(["--version"]).kind, "version");
   assertEquals(parseCommandLine(["--device", "help"]), {
     kind: "device-help",
-    model: null,
+    device: null,
   });
   assertEquals(parseCommandLine(["--device", "virtio-net,help"]), {
     kind: "device-help",
-    model: "virtio-net",
+    device: { model: "virtio-net", options: {}, help: true },
   });
 });
 

@@ -6,6 +6,7 @@ import { PATIENCE_MS } from "../until.ts";
 import { connectClient } from "../transport/vfio_user/remote.ts";
 
 const ticker = new URL("../../examples/ticker.ts", import.meta.url).pathname;
+const store = new URL("../../examples/http_disk.ts", import.meta.url).pathname;
 const program = `${import.meta.dirname}/../../mod.ts`;
 
 /** Runs the command to its end, with the permissions that are given as flags. */
@@ -78,6 +79,13 @@ Deno.test("the command answers questions with status 0, without any permission",
     const { code, stdout, stderr } = await ask("--device", `${model},help`);
     assertEquals([code, stderr], [0, ""]);
     assertMatch(stdout, /^ {2}file=/m);
+    const named = `${model},ns2.backend=${store},help`;
+    const withStore = await outboardWith(["--allow-all"], "--device", named);
+    assertEquals([withStore.code, withStore.stderr], [0, ""]);
+    assertMatch(
+      withStore.stdout,
+      /^Options of store http:\n {2}url=text +the/m,
+    );
   }
 });
 
@@ -96,6 +104,18 @@ Deno.test("the command refuses with status 2 and one line that says what would b
     [
       ["--device", `${ticker},idd=a`, "--socket", socket],
       /Cannot use option idd: ticker has id, iothread, least .*; did you mean id\?$/m,
+    ],
+    [
+      ["--device", `nvme,ns2.backend=${store},ns2.curl=x`, "--socket", socket],
+      /Cannot use option curl: store http has url, cache .*; did you mean url\?$/m,
+    ],
+    [
+      ["--device", "virtio-blk,backend=./no.ts", "--socket", socket],
+      /Cannot load store \.\/no\.ts: there is no such file/,
+    ],
+    [
+      ["--device", `virtio-blk,backend=${ticker}`, "--socket", socket],
+      /Cannot use .*ticker\.ts as a store: it exports no object/,
     ],
     [["--device", "virtio-net,mtu=3", "--socket", socket], /mtu=3/],
     [["--device", "virtio-net,mtu=1\n5", "--socket", socket], /mtu="1\\n5":/],

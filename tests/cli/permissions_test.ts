@@ -53,6 +53,12 @@ function casesIn(folder: string): Record<string, Case> {
     `${checkout}/tests/runtime/fixtures/counter_model.ts`,
     model,
   );
+  const store = `${folder}/store.ts`;
+  Deno.writeTextFileSync(
+    store,
+    `export const store = { name: "zeroes", open: () => ({
+      info: { sizeBytes: 4096 }, read: (_at, into) => void into.fill(0) }) };`,
+  );
   const port = freeTcpPort();
   const control = `${folder}/control`;
   return {
@@ -73,6 +79,10 @@ function casesIn(folder: string): Record<string, Case> {
     "virtio-blk": { args: ["--device", "virtio-blk"] },
     "virtio-blk,file": {
       args: ["--device", `virtio-blk,file=${folder}/a,create=1M`],
+    },
+    "virtio-blk,backend": {
+      args: ["--device", `virtio-blk,backend=${store}`],
+      paths: { read: [store] },
     },
     "nvme,file": { args: ["--device", `nvme,file=${folder}/b,create=1M`] },
     "--control": {

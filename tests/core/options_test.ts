@@ -9,6 +9,7 @@ import {
   onOff,
   option,
   OptionError,
+  type Options,
   options,
   type OptionTexts,
   parseOptionParts,
@@ -196,6 +197,59 @@ Deno.test("numbered tells several things apart, the first with or without its nu
   ) {
     assertThrows(() => disks.parse(texts), Error, message);
   }
+});
+
+Deno.test("options that take the rest are given what nobody has, where they are chosen", () => {
+  const rest: Options<OptionTexts> = {
+    rows: [],
+    has: () => false,
+    takesRest: (texts) => texts.program !== undefined,
+    parse: (texts) => texts,
+  };
+  const kinds = {
+    disk: { options: DISK },
+    program: {
+      options: options({
+        program: text("program", { help: "which" }),
+        own: rest,
+      }),
+    },
+  };
+  const choose = {
+    ...oneOf("program", ["disk", "program"], { help: "", default: "disk" }),
+    parse: (texts: OptionTexts) => texts.program ? "program" : "disk",
+  } as const;
+  const place = oneOfKinds("kind", kinds, choose, (kind) => kind, "a place");
+  const row = { name: "ns", syntax: "value", help: "of one of several" };
+  const all = options({
+    queues: integer("queues", { help: "", min: 1, max: 8, default: "1" }),
+    places: numbered(row, 4, place),
+  });
+  // Those of other kinds too.
+  const texts = { queues: "2", program: "p", url: "u", cache: ["a", "b"] };
+  assertEquals(all.parse({ ...texts, "ns2.size": "1M" }), {
+    queues: 2,
+    places: [
+      {
+        number: 1,
+        options: {
+          kind: "program",
+          program: "p",
+          own: { url: "u", cache: ["a", "b"] },
+        },
+      },
+      {
+        number: 2,
+        options: { kind: "disk", bytes: 1 << 20, name: null, cached: false },
+      },
+    ],
+  });
+  assertThrows(() => all.parse({ url: "u" }), UnknownNameError, "option url");
+  assertThrows(
+    () => all.parse({ ...texts, "ns2.url": "u" }),
+    UnknownNameError,
+    "option url",
+  );
 });
 
 Deno.test("parseOptionParts and splitAtCommas take what a command line has apart", () => {

@@ -10,6 +10,29 @@ import type { Guest } from "./guest.ts";
 /** How long the verified random load runs: it writes each block some three times in that; longer is for a soak. */
 export const FIO_SECONDS = Number(Deno.env.get("OUTBOARD_FIO_SECONDS") ?? 15);
 
+/** Waits for disks: Linux looks for namespaces after the guest's shell is there. */
+export async function waitForDisks(
+  guest: Guest,
+  ...names: string[]
+): Promise<void> {
+  for (const name of names) {
+    await guest.output(`until [ -b /dev/${name} ]; do :; done`);
+  }
+}
+
+/** Waits until the guest has a namespace of this number, and gives the name of its disk. */
+export async function waitForNamespace(
+  guest: Guest,
+  nsid: number,
+): Promise<string> {
+  const found = await guest.output(
+    `until grep -lx ${nsid} /sys/block/nvme0n*/nsid 2> /dev/null; do :; done`,
+  );
+  const name = found.trim().split("/")[3]!;
+  await waitForDisks(guest, name);
+  return name;
+}
+
 /** Makes a file system, writes a tree of files and gives the SHA-256 of each, sorted by name. */
 export async function writeTree(guest: Guest, disk: string): Promise<string> {
   return await guest.output(

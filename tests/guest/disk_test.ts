@@ -6,6 +6,8 @@ import {
   FIO_SECONDS,
   kernelErrors,
   readTree,
+  waitForDisks,
+  waitForNamespace,
   writeTree,
 } from "./disk_checks.ts";
 import { Guest, vfioUserDevice } from "./guest.ts";
@@ -54,29 +56,12 @@ class Images implements Disposable {
   }
 }
 
-/** Waits for disks: Linux looks for namespaces after the guest's shell is there. */
-async function waitForDisks(guest: Guest, ...names: string[]): Promise<void> {
-  for (const name of names) {
-    await guest.output(`until [ -b /dev/${name} ]; do :; done`);
-  }
-}
-
 /** Starts random writes in the background and waits until they are under way. */
 async function startLoad(guest: Guest, disk: string): Promise<void> {
   await guest.output(
     `fio --name=load --filename=/dev/${disk} --direct=1 --ioengine=libaio --rw=randwrite --bs=4k --iodepth=32 --time_based --runtime=300 > /tmp/load 2>&1 &
     until [ $(awk '{print $9}' /sys/block/${disk}/stat) -gt 0 ]; do :; done`,
   );
-}
-
-/** Waits until the guest has a namespace of this number, and gives the name of its disk. */
-async function waitForNamespace(guest: Guest, nsid: number): Promise<string> {
-  const found = await guest.output(
-    `until grep -lx ${nsid} /sys/block/nvme0n*/nsid 2> /dev/null; do :; done`,
-  );
-  const name = found.trim().split("/")[3]!;
-  await waitForDisks(guest, name);
-  return name;
 }
 
 /** Adds a namespace, has the guest write to it, and takes it away under a load. */

@@ -13,6 +13,9 @@ import { seededRandom, Workload } from "../devices/nvme/workload.ts";
 import { controlLine, countersOf } from "../guest/control_line.ts";
 import { RemoteNvme } from "./nvme_client.ts";
 
+const STORE =
+  new URL("../backend/block/fixtures/memory_store.ts", import.meta.url)
+    .pathname;
 const RAM_BYTES = 16 * 1024 * 1024;
 const DISK_BYTES = 4 * 1024 * 1024;
 const OTHER_BYTES = 4 * 1024 * 1024;
@@ -34,7 +37,7 @@ interface Rig {
 async function withSpread(
   args: {
     readonly poll?: string;
-    readonly file?: boolean;
+    readonly on?: "file" | "store";
     readonly pin?: boolean;
   },
   run: (rig: Rig) => Promise<void> | void,
@@ -44,7 +47,11 @@ async function withSpread(
     const control = `${folder}/control`;
     const image = `${folder}/disk`;
     Deno.writeFileSync(image, new Uint8Array(DISK_BYTES));
-    const storage = args.file ? `file=${image}` : `memory=${DISK_BYTES}`;
+    const storage = {
+      file: `file=${image}`,
+      store: `backend=${STORE},size=${DISK_BYTES}`,
+      memory: `memory=${DISK_BYTES}`,
+    }[args.on ?? "memory"];
     await using outboard = await startOutboard(
       [
         "--iothreads",
@@ -110,7 +117,8 @@ function verifyAll(nvme: RemoteNvme, loads: readonly Workload[]): void {
 for (
   const [name, args, shadow] of [
     ["memory, by messages", { poll: "0" }, false],
-    ["a file, by messages, polled", { file: true }, false],
+    ["a file, by messages, polled", { on: "file" }, false],
+    ["a store, by messages", { on: "store" }, false],
     ["memory, shadow doorbells", { poll: "0" }, true],
     ["memory, shadow doorbells, polled", {}, true],
   ] as const

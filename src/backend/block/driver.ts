@@ -36,6 +36,8 @@ export interface BlockDriver<O extends object> {
   readonly options: Options<O>;
   /** Loads what opens it. */
   readonly load: () => Promise<OpenBlock<O>>;
+  /** Looks at what the options name, and opens nothing. @throws {Error} For what cannot work, with the remedy */
+  readonly check?: (options: O) => Promise<void>;
   /** What the storage can be told by in every run; null when it does not outlive the process. */
   readonly identity: (options: O) => string | null;
   /** Whether several back ends, each on a thread of its own, may serve the same storage. */

@@ -7,12 +7,18 @@
 import { oneOfKinds } from "../../core/option_groups.ts";
 import { type Infer, type Options, refuse } from "../../core/options.ts";
 import type { BlockDriver } from "./driver.ts";
+import { BACKEND } from "./async/driver.ts";
 import { FILE } from "./file/driver.ts";
 import { MEMORY } from "./memory/driver.ts";
 import { NBD } from "./nbd/driver.ts";
 
 /** Each kind of storage, called as the option that chooses it. */
-export const BLOCK_DRIVERS = { file: FILE, memory: MEMORY, nbd: NBD };
+export const BLOCK_DRIVERS = {
+  file: FILE,
+  memory: MEMORY,
+  nbd: NBD,
+  backend: BACKEND,
+};
 
 /** A kind of storage. */
 export type BlockKind = keyof typeof BLOCK_DRIVERS;

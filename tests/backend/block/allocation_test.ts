@@ -6,7 +6,10 @@ import {
   type BlockRequest,
   PENDING,
 } from "../../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../../src/backend/block/options.ts";
+import {
+  BLOCK_OPTIONS,
+  type BlockOptions,
+} from "../../../src/backend/block/options.ts";
 import { heapGrowthPerOperation } from "../../resources.ts";
 import { Controller, FILE, Folder, Host, MEMORY } from "./rig.ts";
 
@@ -81,6 +84,14 @@ function allocatesNothing(
 }
 
 allocatesNothing("MemoryBackend", () => ({ ...MEMORY, sizeBytes: SIZE }), 0);
+allocatesNothing(
+  "AsyncBackend",
+  () =>
+    BLOCK_OPTIONS.parse({
+      backend: new URL("./fixtures/memory_store.ts", import.meta.url).pathname,
+    }),
+  0,
+);
 for (const engine of ["auto", "ring", "sync"] as const) {
   allocatesNothing(`FileBackend, engine ${engine},`, (folder) => ({
     ...FILE,

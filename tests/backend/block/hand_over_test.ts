@@ -1,7 +1,10 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { BlockOp } from "../../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../../src/backend/block/open.ts";
-import type { BlockOptions } from "../../../src/backend/block/options.ts";
+import {
+  BLOCK_OPTIONS,
+  type BlockOptions,
+} from "../../../src/backend/block/options.ts";
 import { ResourceBag } from "../../../src/os/mod.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
 import { NbdRig } from "./nbd_rig.ts";
@@ -63,6 +66,14 @@ const CASES: readonly {
     options: (folder) => ({ ...FILE, path: folder.image("disk", BYTES) }),
   },
   { name: "memory", options: () => ({ ...MEMORY, sizeBytes: BYTES }) },
+  {
+    name: "a store",
+    options: () =>
+      BLOCK_OPTIONS.parse({
+        backend: new URL("./fixtures/memory_store.ts", import.meta.url)
+          .pathname,
+      }),
+  },
 ];
 
 for (const { name, options } of CASES) {

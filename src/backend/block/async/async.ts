@@ -1,0 +1,614 @@
+/**
+ * Blocks in a store: what an IOThread does of it.
+ *
+ * A store never gets guest memory. What a guest writes is copied into a slot of the ring when it is submitted, and what
+ * it reads is copied out of one when the store has said so; a request that is given up leaves its slot to the store,
+ * until that comes to an end of it. A write that was given up may be done at any time until then, so that nothing which
+ * overlaps it is begun.
+ *
+ * @module
+ */
+
+import { Errno } from "../../../core/errno.ts";
+import type { Log } from "../../../core/log.ts";
+import type { FdWatch, Loop, Poller, Timer } from "../../../loop/event_loop.ts";
+import {
+  drainEventFd,
+  type Fd,
+  Poll,
+  pollFd,
+  type ResourceBag,
+  type Saved,
+} from "../../../os/mod.ts";
+import {
+  type BlockBackend,
+  type BlockClient,
+  type BlockContext,
+  type BlockInfo,
+  BlockOp,
+  type BlockRequest,
+  PENDING,
+} from "../contract.ts";
+import type { OpenBlock } from "../driver.ts";
+import { readCounts, readInfo, readState } from "../state.ts";
+import { RequestQueue } from "../request_queue.ts";
+import { SegmentCopy } from "../segments.ts";
+import {
+  numberAt,
+  putNumber,
+  REQUEST,
+  requestAt,
+  RING,
+  Ring,
+  SLOT_BYTES,
+  SLOTS,
+  StoreLink,
+  StoreState,
+} from "./link.ts";
+import type { StoreBlockOptions } from "./driver.ts";
+
+/** How long it may take until a store is open or has said that it is not: its file has 30 s to load, and then 10 to open. */
+const START_TIMEOUT_MS = 45_000;
+/** How long it may take until it is closed: less than an IOThread has for its stop. */
+const CLOSE_TIMEOUT_MS = 4000;
+/** How often requests in flight are looked after. */
+const TICK_MS = 250;
+const KIND = "backend";
+const { MAX_SAFE_INTEGER } = Number;
+const INDEX_MASK = SLOTS - 1;
+
+/** What a slot is used for. */
+const SlotState = {
+  FREE: 0,
+  /** By a request in flight. */
+  SENT: 1,
+  /** By the store alone. */
+  ABANDONED: 2,
+} as const;
+
+/** What is counted; the first are by BlockOp. */
+const Count = {
+  reads: 0,
+  writes: 1,
+  flushes: 2,
+  discards: 3,
+  writeZeroes: 4,
+  readBytes: 5,
+  writtenBytes: 6,
+  /** Requests that ended with an error. */
+  failed: 7,
+  /** Of those, how many the store had not answered in time. */
+  timeouts: 8,
+  /** Answers to what nobody waited for any more. */
+  lateReplies: 9,
+  /** Requests that had to wait until the store was given them. */
+  queued: 10,
+} as const;
+const COUNTS = Object.keys(Count) as (keyof typeof Count)[];
+
+/** Opens a store. */
+export const openAsync: OpenBlock<StoreBlockOptions> = (
+  options,
+  context,
+  saved,
+) => new AsyncBackend(options, context, saved);
+
+/** What the Worker is sent when it starts. */
+export interface StoreStart {
+  readonly linkHva: number;
+  readonly options: StoreBlockOptions;
+}
+
+/** What the Worker says when the store is open. */
+export interface StoreOpened {
+  /** For people. */
+  readonly description: string;
+  readonly info: BlockInfo;
+}
+
+/** A store, served by a Worker that has a runtime. */
+export class AsyncBackend implements BlockBackend {
+  readonly description: string;
+  readonly info: BlockInfo;
+  readonly #loop: Loop;
+  readonly #log: Log;
+  readonly #link: StoreLink;
+  readonly #ring: Ring;
+  readonly #words: Int32Array<ArrayBuffer>;
+  /** A duplicate of the ring's eventfd; null for whoever has made that. */
+  readonly #ownEventFd: Fd | null;
+  /** Whoever has made it can end it. */
+  readonly #worker: Worker | null;
+  readonly #ticker: Timer;
+  /** Ticks that a request may take; 0 for ever. */
+  readonly #timeoutTicks: number;
+  readonly #timeoutMs: number;
+  readonly #counts = new Float64Array(COUNTS.length);
+  readonly #states = new Uint8Array(SLOTS);
+  readonly #requests: (BlockRequest | null)[] = Array.from(
+    { length: SLOTS },
+    () => null,
+  );
+  /** By slot: the tick at which it is given up. */
+  readonly #deadlines = new Int32Array(SLOTS);
+  readonly #free = new Int32Array(SLOTS);
+  readonly #waiting = new RequestQueue<BlockRequest>();
+  readonly #copy = new SegmentCopy();
+  #freeCount = 0;
+  #submitted: number;
+  #abandonedWrites = 0;
+  /** The tick at which something that waited was begun last. */
+  #begunAt = 0;
+  #tick = 0;
+  #ticking = false;
+  #durable: boolean;
+  #ended = false;
+  #brokeRules = false;
+  /** Whether it counts as one that uses the link, as it does from its start until it hands over or is closed. */
+  #hasShare: boolean;
+  /** Whether it is one more when it starts, beside the one that has shared with it. */
+  #joins: boolean;
+  #client: BlockClient | null = null;
+  #watch: FdWatch | null = null;
+  #poller: Poller | null = null;
+
+  /**
+   * Opens the store, blocking until it is open; or goes on with what another thread gave.
+   *
+   * @throws {Error} With one line that says what is wrong, and the remedy
+   */
+  constructor(
+    options: StoreBlockOptions,
+    context: BlockContext,
+    saved?: Saved<unknown>,
+  ) {
+    this.#loop = context.loop;
+    this.#log = context.log;
+    this.#timeoutMs = options.timeoutMs;
+    this.#timeoutTicks = Math.ceil(options.timeoutMs / TICK_MS);
+    const state = saved && readState(saved.state, KIND);
+    if (state === undefined) {
+      const { worker, link, ring, opened } = openStore(options);
+      this.#worker = worker;
+      this.#link = link;
+      this.#ring = ring;
+      ({ description: this.description, info: this.info } = opened);
+    } else {
+      this.#worker = null;
+      this.#link = new StoreLink(state.integer("linkHva", MAX_SAFE_INTEGER));
+      this.#ring = new Ring(state.integer("ringHva", MAX_SAFE_INTEGER));
+      this.description = state.text("description");
+      this.info = readInfo(state.value("info"));
+      this.#counts.set(readCounts(state, COUNTS.length));
+    }
+    this.#hasShare = saved === undefined;
+    this.#joins = state?.flag("shared") ?? false;
+    this.#durable = state?.flag("durable") ?? false;
+    this.#words = this.#ring.words;
+    this.#submitted = this.#words[RING.SUBMITTED]!;
+    const abandoned = state?.integers("abandoned", SLOTS - 1) ?? [];
+    for (let slot = SLOTS - 1; slot >= 0; slot--) {
+      if (!abandoned.includes(slot)) this.#release(slot);
+      else this.#abandon(slot);
+    }
+    this.#ownEventFd = saved?.bag.take(KIND) ?? null;
+    this.#ticker = this.#loop.timer(() => this.#onTick());
+  }
+
+  start(client: BlockClient): void {
+    this.#client = client;
+    if (this.#watch !== null) return;
+    if (this.#joins) this.#link.join();
+    this.#joins = false;
+    this.#hasShare = true;
+    const words = this.#words;
+    this.#watch = this.#loop.watchEventFd(
+      this.#eventFd,
+      () => this.#onEvent(),
+    );
+    this.#poller = this.#loop.poll(() => this.#used > 0 && this.#reap(), {
+      begin: () => Atomics.store(words, RING.WANTS_EVENT, 0),
+      end: () => {
+        Atomics.store(words, RING.WANTS_EVENT, 1);
+        return this.#ring.ready !== 0;
+      },
+    });
+    if (this.#used > 0) this.#startTicking();
+    // Nobody has listened until now, and whoever polled here before wanted no events.
+    this.#onEvent();
+  }
+
+  submit(request: BlockRequest): number {
+    const result = this.#refusal(request);
+    if (result !== PENDING) {
+      if (result < 0) this.#add(Count.failed, 1);
+      return result;
+    }
+    if (!this.#begin(request)) {
+      if (this.#waiting.length === 0) this.#begunAt = this.#tick;
+      this.#waiting.push(request);
+      this.#add(Count.queued, 1);
+    }
+    this.#startTicking();
+    return PENDING;
+  }
+
+  commit(): void {
+    const words = this.#words;
+    if (words[RING.SUBMITTED] === this.#submitted) return;
+    Atomics.store(words, RING.SUBMITTED, this.#submitted);
+    this.#link.kick();
+  }
+
+  drain(): void {
+    this.#takeDone();
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (this.#states[slot] === SlotState.SENT) this.#abandon(slot);
+    }
+    // What a controller does when it is told finds nothing in flight.
+    this.#endAbandoned(-Errno.ECANCELED);
+    this.#endWaiting(-Errno.ECANCELED);
+    this.commit();
+  }
+
+  setWriteCache(on: boolean): number {
+    this.#durable = !on;
+    return 0;
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    const counters: Record<string, number> = {};
+    for (const name of COUNTS) counters[name] = this.#counts[Count[name]]!;
+    counters.inFlight = this.#used + this.#waiting.length;
+    return counters;
+  }
+
+  save(): unknown {
+    const inFlight = this.#requests.filter((it) => it !== null).length +
+      this.#waiting.length;
+    if (inFlight > 0) {
+      throw new Error(
+        `Cannot save ${this.description}: ${inFlight} requests are in flight`,
+      );
+    }
+    const abandoned = [...this.#states.keys()]
+      .filter((slot) => this.#states[slot] !== SlotState.FREE);
+    return this.#state(this.#ring, false, abandoned, [...this.#counts]);
+  }
+
+  handOver(bag: ResourceBag): void {
+    bag.put(KIND, this.#eventFd);
+    this.#hasShare = false;
+  }
+
+  share(bag: ResourceBag): unknown {
+    const ring = this.#link.takeRing();
+    bag.put(KIND, ring.eventFd);
+    return this.#state(ring, true, [], COUNTS.map(() => 0));
+  }
+
+  close(): void {
+    if (this.#hasShare) this.drain();
+    this.#watch?.close();
+    this.#poller?.close();
+    this.#ticker.close();
+    this.#ownEventFd?.close();
+    // Taken for nobody, when it never began.
+    if (this.#hasShare || this.#joins) this.#ring.vacate(this.#used);
+    if (!this.#hasShare) return;
+    this.#hasShare = this.#joins = false;
+    if (!this.#link.leave(CLOSE_TIMEOUT_MS)) {
+      this.#log.warn(
+        `${this.description} has not come to an end of all that was asked of it, and keeps its memory`,
+      );
+    }
+    this.#worker?.terminate();
+  }
+
+  get #eventFd(): number {
+    return this.#ownEventFd?.number ?? this.#ring.eventFd;
+  }
+
+  /** Slots that the store has something to do with. */
+  get #used(): number {
+    return SLOTS - this.#freeCount;
+  }
+
+  #add(counter: number, amount: number): void {
+    this.#counts[counter] = this.#counts[counter]! + amount;
+  }
+
+  #state(
+    ring: Ring,
+    shared: boolean,
+    abandoned: readonly number[],
+    counters: readonly number[],
+  ): unknown {
+    return {
+      version: 1,
+      kind: KIND,
+      description: this.description,
+      info: this.info,
+      linkHva: this.#link.hva,
+      ringHva: ring.hva,
+      shared,
+      durable: this.#durable,
+      abandoned,
+      counters,
+    };
+  }
+
+  /** @returns {@linkcode PENDING} for a request that the store is to do, else its result */
+  #refusal({ op, lengthBytes, buffers }: BlockRequest): number {
+    const { readonly, volatileCache, discardGranularityBytes } = this.info;
+    if (readonly && op !== BlockOp.READ) {
+      return op === BlockOp.FLUSH ? 0 : -Errno.EROFS;
+    }
+    if (op === BlockOp.FLUSH && !volatileCache) return 0;
+    if (op === BlockOp.DISCARD && discardGranularityBytes === 0) {
+      return -Errno.EOPNOTSUPP;
+    }
+    // The controller checks that, but here a mistake would be a write to memory of somebody else.
+    if (
+      op <= BlockOp.WRITE &&
+      (lengthBytes > SLOT_BYTES || buffers.lengthBytes !== lengthBytes)
+    ) return -Errno.EINVAL;
+    return this.#ended ? -Errno.EIO : PENDING;
+  }
+
+  /** Puts a request into a slot; false when that has to wait. */
+  #begin(request: BlockRequest): boolean {
+    if (this.#freeCount === 0 || this.#isOverlapped(request)) return false;
+    const slot = this.#free[--this.#freeCount]!;
+    request.slot = slot;
+    this.#requests[slot] = request;
+    this.#states[slot] = SlotState.SENT;
+    this.#deadlines[slot] = this.#tick + this.#timeoutTicks + 1;
+    const words = this.#words;
+    const at = requestAt(slot);
+    words[at + REQUEST.OP] = request.op;
+    words[at + REQUEST.DURABLE] = this.#durable || request.durable ? 1 : 0;
+    putNumber(words, at + REQUEST.OFFSET_LOW, request.offset);
+    putNumber(words, at + REQUEST.LENGTH_LOW, request.lengthBytes);
+    if (request.op === BlockOp.WRITE) {
+      this.#copy.hva[0] = this.#ring.dataHva(slot);
+      this.#copy.copy(request.buffers, true);
+    }
+    words[RING.SUBMISSION + (this.#submitted & INDEX_MASK)] = slot;
+    this.#submitted = (this.#submitted + 1) | 0;
+    return true;
+  }
+
+  /** Whether a write that was given up may be done beneath a request. */
+  #isOverlapped({ offset, lengthBytes }: BlockRequest): boolean {
+    if (this.#abandonedWrites === 0) return false;
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (this.#states[slot] !== SlotState.ABANDONED || !this.#writes(slot)) {
+        continue;
+      }
+      const at = requestAt(slot);
+      const from = numberAt(this.#words, at + REQUEST.OFFSET_LOW);
+      const length = numberAt(this.#words, at + REQUEST.LENGTH_LOW);
+      if (from < offset + lengthBytes && offset < from + length) return true;
+    }
+    return false;
+  }
+
+  #writes(slot: number): boolean {
+    const op = this.#words[requestAt(slot) + REQUEST.OP];
+    return op !== BlockOp.READ && op !== BlockOp.FLUSH;
+  }
+
+  #release(slot: number): void {
+    if (
+      this.#states[slot] === SlotState.ABANDONED && this.#writes(slot)
+    ) this.#abandonedWrites--;
+    this.#states[slot] = SlotState.FREE;
+    this.#requests[slot] = null;
+    this.#free[this.#freeCount++] = slot;
+  }
+
+  #abandon(slot: number): void {
+    this.#states[slot] = SlotState.ABANDONED;
+    if (this.#writes(slot)) this.#abandonedWrites++;
+  }
+
+  #endAbandoned(result: number): void {
+    for (let slot = 0; slot < SLOTS; slot++) {
+      const request = this.#requests[slot]!;
+      if (
+        request === null || this.#states[slot] !== SlotState.ABANDONED
+      ) continue;
+      this.#requests[slot] = null;
+      this.#end(request, result);
+    }
+  }
+
+  #endWaiting(result: number): void {
+    // Not those that come back meanwhile.
+    for (let left = this.#waiting.length; left > 0; left--) {
+      this.#end(this.#waiting.shift()!, result);
+    }
+  }
+
+  /** Gives a request back to the controller. */
+  #end(request: BlockRequest, result: number): void {
+    const { op, lengthBytes } = request;
+    if (result < 0) this.#add(Count.failed, 1);
+    else {
+      this.#add(op, 1);
+      if (op === BlockOp.READ) this.#add(Count.readBytes, lengthBytes);
+      if (op === BlockOp.WRITE) this.#add(Count.writtenBytes, lengthBytes);
+    }
+    this.#client!.onComplete(request, result);
+  }
+
+  #onEvent(): void {
+    Atomics.store(this.#words, RING.WANTS_EVENT, 1);
+    this.#reap();
+    const line = this.#link.takeLine();
+    if (line !== null) this.#log[line.level](line.message);
+    if (this.#link.state === StoreState.ENDED) this.#onEnded();
+  }
+
+  /** Takes what is done, and begins what waits. @returns Whether anything was done */
+  #reap(): boolean {
+    if (!this.#takeDone()) return false;
+    this.#refill();
+    return true;
+  }
+
+  #takeDone(): boolean {
+    const words = this.#words;
+    let left = this.#ring.ready;
+    if (left === 0) return false;
+    if (left < 0 || left > SLOTS) {
+      this.#complain(`says that ${left} requests are done at once`);
+      words[RING.TAKEN] = Atomics.load(words, RING.DONE);
+      return true;
+    }
+    let taken = words[RING.TAKEN]!;
+    for (; left > 0; left--) {
+      const at = RING.COMPLETION + 2 * (taken & INDEX_MASK);
+      taken = (taken + 1) | 0;
+      // Before a controller is told: it may drain.
+      words[RING.TAKEN] = taken;
+      this.#onDone(words[at]!, words[at + 1]!);
+    }
+    return true;
+  }
+
+  #onDone(slot: number, result: number): void {
+    const request = this.#requests[slot] ?? null;
+    const state = this.#states[slot] ?? SlotState.FREE;
+    if (state === SlotState.FREE) {
+      this.#complain(`says that request ${slot} is done, which is none`);
+      return;
+    }
+    this.#release(slot);
+    if (request === null) {
+      this.#add(Count.lateReplies, 1);
+      return;
+    }
+    if (result === 0 && request.op === BlockOp.READ) {
+      this.#copy.hva[0] = this.#ring.dataHva(slot);
+      this.#copy.copy(request.buffers, false);
+    }
+    this.#end(request, result > 0 ? -Errno.EIO : result);
+  }
+
+  /** Once: whoever breaks the rules may do so a million times a second. */
+  #complain(what: string): void {
+    if (this.#brokeRules) return;
+    this.#brokeRules = true;
+    this.#log.error(
+      `${this.description} ${what}; such answers are ignored from here on`,
+    );
+  }
+
+  #refill(): void {
+    for (let left = this.#waiting.length; left > 0; left--) {
+      if (this.#freeCount === 0) break;
+      const request = this.#waiting.shift()!;
+      if (this.#begin(request)) this.#begunAt = this.#tick;
+      else this.#waiting.push(request);
+    }
+    this.commit();
+  }
+
+  #onEnded(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    if (this.#link.claimEnd()) {
+      this.#log.error(
+        `${this.description} has ended: ${this.#link.outcome}; the disk fails whatever is asked of it until it is opened anew`,
+        { event: "STORE_ENDED", reason: this.#link.outcome },
+      );
+    }
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (this.#states[slot] === SlotState.SENT) this.#abandon(slot);
+    }
+    this.#endAbandoned(-Errno.EIO);
+    this.#endWaiting(-Errno.EIO);
+  }
+
+  #startTicking(): void {
+    if (this.#ticking) return;
+    this.#ticking = true;
+    this.#ticker.arm(TICK_MS);
+  }
+
+  #onTick(): void {
+    this.#ticking = false;
+    this.#tick++;
+    if (this.#used === 0 && this.#waiting.length === 0) return;
+    if (this.#ended) return;
+    this.#startTicking();
+    if (this.#link.isDeserted) {
+      this.#link.end("its Worker is gone, and nobody has said why");
+      this.#onEnded();
+    } else if (this.#timeoutTicks > 0) this.#giveUpLate();
+  }
+
+  #giveUpLate(): void {
+    let late = 0;
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (
+        this.#states[slot] !== SlotState.SENT ||
+        this.#deadlines[slot]! > this.#tick
+      ) continue;
+      this.#abandon(slot);
+      late++;
+    }
+    const stuck = this.#waiting.length > 0 &&
+      this.#tick - this.#begunAt > this.#timeoutTicks;
+    if (stuck) late += this.#waiting.length;
+    if (late === 0) return;
+    if (this.#counts[Count.timeouts] === 0) {
+      this.#log.warn(
+        `${this.description} has not answered for ${
+          Math.round(this.#timeoutMs / 1000)
+        } s: the guest is told of an I/O error`,
+      );
+    }
+    this.#add(Count.timeouts, late);
+    this.#endAbandoned(-Errno.ETIMEDOUT);
+    if (stuck) this.#endWaiting(-Errno.ETIMEDOUT);
+  }
+}
+
+/** Starts a Worker, and waits until it has opened the store. */
+function openStore(options: StoreBlockOptions) {
+  const link = StoreLink.make();
+  const ring = link.takeRing();
+  // From a Worker, as IOThreads are, that takes Deno 2.9 a second: but it needs nobody else, at whatever time.
+  const worker = new Worker(
+    new URL("./worker.ts", import.meta.url).href,
+    { type: "module", name: "store" },
+  );
+  // It says in the link why it ends, and needs no one else to end for it.
+  worker.onerror = (event) => event.preventDefault();
+  const start: StoreStart = { linkHva: link.hva, options };
+  worker.postMessage(start);
+  const deadline = performance.now() + START_TIMEOUT_MS;
+  while (link.state === StoreState.OPENING) {
+    const left = deadline - performance.now();
+    if (left <= 0) break;
+    pollFd(ring.eventFd, Poll.IN, left);
+    drainEventFd(ring.eventFd);
+  }
+  if (link.state === StoreState.OPEN) {
+    return { worker, link, ring, opened: link.outcome as StoreOpened };
+  }
+  const isLate = link.state === StoreState.OPENING;
+  const why = isLate
+    ? `it has not returned for ${START_TIMEOUT_MS / 1000} s`
+    : link.outcome as string;
+  link.leave(isLate ? 0 : CLOSE_TIMEOUT_MS);
+  worker.terminate();
+  throw new Error(
+    why.startsWith("Cannot ")
+      ? why
+      : `Cannot open store ${options.reference}: ${why}`,
+  );
+}

@@ -1,0 +1,57 @@
+/**
+ * `backend=`: storage that an author has written.
+ *
+ * @module
+ */
+
+import {
+  type Infer,
+  type Options,
+  options,
+  type OptionTexts,
+  text,
+} from "../../../core/options.ts";
+import {
+  type BlockDriver,
+  checkBlocks,
+  COMMON_FIELDS,
+  TIMEOUT,
+} from "../driver.ts";
+
+/** What the author's file declares, which nothing is known of before it is loaded. */
+const OWN: Options<OptionTexts> = {
+  rows: [],
+  has: () => false,
+  takesRest: (texts) => texts.backend !== undefined,
+  parse: (texts) => texts,
+};
+
+const OPTIONS = options({
+  reference: text("backend", {
+    syntax: "file",
+    help:
+      "keep the blocks in a store of your own, with its options beside this one: backend=./store.ts,help",
+  }),
+  timeout: TIMEOUT,
+  ...COMMON_FIELDS,
+  own: OWN,
+}, ({ reference, timeout, ...values }) => {
+  checkBlocks(values);
+  return { ...values, reference: reference!, timeoutMs: timeout * 1000 };
+});
+
+/** A store of an author's own. */
+export type StoreBlockOptions = Infer<typeof OPTIONS>;
+
+/** Stores of authors' own. */
+export const BACKEND: BlockDriver<StoreBlockOptions> = {
+  options: OPTIONS,
+  load: async () => (await import("./async.ts")).openAsync,
+  check: async ({ reference, own }) => {
+    const { loadStore, parseStoreOptions } = await import("./load.ts");
+    parseStoreOptions(await loadStore(reference), own);
+  },
+  identity: ({ reference, own }) =>
+    `backend:${reference},${JSON.stringify(own)}`,
+  shareable: true,
+};
