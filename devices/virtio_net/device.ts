@@ -33,6 +33,7 @@ import {
   VIRTIO_NET_S_ANNOUNCE,
   VIRTIO_NET_S_LINK_UP,
 } from "./defs.ts";
+import type { ResourceBag } from "../../src/os/resource_bag.ts";
 import { areRequirementsMet } from "./feature_rules.ts";
 import { givenOffloads, NO_OFFLOADS, offloadFeatures } from "./offloads.ts";
 import {
@@ -43,7 +44,6 @@ import {
 import {
   macFromText,
   NET_STATE_VERSION,
-  type NetHandOver,
   type NetState,
   parseNetState,
 } from "./state.ts";
@@ -76,8 +76,6 @@ export interface VirtioNetParts {
     /** How it is offered to drivers. */
     readonly offer?: VirtioOptions;
   };
-  /** What its predecessor counted. */
-  readonly inherited?: Pick<NetHandOver, "counters" | "pairs">;
 }
 
 const FEATURES = Features.of(
@@ -216,18 +214,14 @@ export class VirtioNet implements VirtioDevice {
     });
     this.sharing = {
       groupOf: (queue, features) => this.#groupOf(queue, features),
-      grant: (pairs): NetGrant => ({
+      grant: (pairs, bag): NetGrant => ({
         ...queueOptions,
         mac: formatMac(options.mac),
-        backend: backend.share!(pairs),
+        backend: backend.share!(pairs, bag),
       }),
       reclaim: () => backend.reclaim?.(),
       settings: () => this.#settings(),
     };
-    const { inherited } = parts;
-    if (inherited !== undefined) {
-      this.#pairs.countFrom(inherited.counters, inherited.pairs);
-    }
     this.commands = {
       link: {
         help: "link up|down: plug the card in or out; without a word, tell",
@@ -369,12 +363,16 @@ export class VirtioNet implements VirtioDevice {
       permanentMac: formatMac(this.#mac),
       announce: (this.#config.status & VIRTIO_NET_S_ANNOUNCE) !== 0,
       ...this.#settings(),
+      counters: this.#pairs.tally.toRecord(),
+      pairs: this.#pairs.pairCounts(),
+      backend: this.#backend.save?.() ?? null,
     };
   }
 
   load(value: unknown): void {
     const state = parseNetState(value, this.#pairs.count);
     const { linkUp, announce } = state;
+    this.#pairs.countFrom(state.counters, state.pairs);
     this.#mac.set(macFromText(state.permanentMac)!);
     this.#setMac(macFromText(state.mac)!);
     this.#linkUp = linkUp;
@@ -395,19 +393,11 @@ export class VirtioNet implements VirtioDevice {
     this.#pairs.configure(this.#settings());
   }
 
-  handOver(): NetHandOver {
-    const backend = this.#backend.handOver?.();
+  handOver(bag: ResourceBag): void {
+    this.#backend.handOver?.(bag.at("backend"));
     // Nothing but to close it is left to do for its last owner.
     this.#running = false;
     this.#pairs.leave();
-    return {
-      version: NET_STATE_VERSION,
-      mac: formatMac(this.#mac),
-      linkUp: this.#linkUp,
-      counters: this.#pairs.tally.toRecord(),
-      pairs: this.#pairs.pairCounts(),
-      backend,
-    };
   }
 
   counters(): Readonly<Record<string, number>> {

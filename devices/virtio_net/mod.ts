@@ -21,7 +21,7 @@ import {
 } from "./config.ts";
 import { type NetGrant, VirtioNet } from "./device.ts";
 import { NetQueues } from "./queue/net_queues.ts";
-import { macFromText, parseNetHandOver } from "./state.ts";
+import { macFromText, parseNetState } from "./state.ts";
 
 export { VirtioNet, type VirtioNetParts } from "./device.ts";
 export { type VirtioNetOptions } from "./config.ts";
@@ -31,12 +31,12 @@ function create(
   options: VirtioNetOptions,
   saved?: SavedDevice,
 ): VirtioDevice {
-  const given = saved === undefined ? null : parseNetHandOver(saved.resources);
   const { mtu, queueSize, queuePairs, offloads } = options;
   const { txDelayUsec, rxReliefUsec } = options;
-  const linkUp = given?.linkUp ?? options.linkUp;
-  const mac = given !== null
-    ? macFromText(given.mac)!
+  const state = saved && parseNetState(saved.state, queuePairs);
+  const linkUp = state?.linkUp ?? options.linkUp;
+  const mac = state !== undefined
+    ? macFromText(state.permanentMac)!
     : options.mac === null
     ? randomMac((lengthBytes) => context.random(lengthBytes))
     : Uint8Array.from(options.mac);
@@ -48,7 +48,7 @@ function create(
     mtu,
     mac,
     queuePairs,
-  }, given?.backend);
+  }, state && { state: state.backend, bag: saved!.bag.at("backend") });
   try {
     const device = new VirtioNet({
       context,
@@ -65,9 +65,8 @@ function create(
         rxReliefUsec,
         offer: options.rings,
       },
-      ...(given === null ? {} : { inherited: given }),
     });
-    if (given !== null) return device;
+    if (state !== undefined) return device;
     log.info(
       `network card ${
         formatMac(mac)
@@ -76,8 +75,6 @@ function create(
     );
     return device;
   } catch (error) {
-    // What was given belongs to whoever gave it again.
-    if (given !== null) backend.handOver?.();
     backend.close();
     throw error;
   }
@@ -88,13 +85,13 @@ function serve(
   options: VirtioNetOptions,
   grant: Saved<unknown>,
 ): QueueService {
-  return new VirtioQueueService(context, grant, (transport, { state }) => {
+  return new VirtioQueueService(context, grant, (transport, { state, bag }) => {
     const granted = state as NetGrant;
     const queueOptions = { ...granted, mac: macFromText(granted.mac)! };
     const backend = openNetBackend(
       options.net,
       { ...context, ...queueOptions },
-      granted.backend,
+      { state: granted.backend, bag },
     );
     return new NetQueues({
       ...{ context, transport, backend },

@@ -1,5 +1,5 @@
 /**
- * What a card is saved as, and what it hands over when it moves.
+ * What a card is saved as.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { formatMac } from "./config.ts";
 import type { CoalescingLimits } from "./queue/coalescing.ts";
 import { ETH_ALEN, VLAN_N_VID } from "./defs.ts";
 
-/** The version of {@linkcode NetState} and {@linkcode NetHandOver}. */
+/** The version of {@linkcode NetState}. */
 export const NET_STATE_VERSION = 1;
 
 /** The receive filter; addresses as people write them. */
@@ -32,7 +32,7 @@ export interface CoalescingState {
   readonly queues: readonly CoalescingLimits[];
 }
 
-/** Everything that a driver could tell a card by, beyond its queues and features; see {@linkcode VirtioNet.save}. */
+/** Everything that a card goes on from, beyond its queues and features; see {@linkcode VirtioNet.save}. */
 export interface NetState {
   readonly version: typeof NET_STATE_VERSION;
   /** The address that a reset restores. */
@@ -48,6 +48,11 @@ export interface NetState {
   readonly guestOffloads: number;
   readonly filter: FilterState;
   readonly coalescing: CoalescingState;
+  /** What was counted, by name. */
+  readonly counters: Readonly<Record<string, number>>;
+  readonly pairs: readonly PairCounts[];
+  /** What its network has saved, for openNetBackend; null for one that cannot go on elsewhere. */
+  readonly backend: unknown;
 }
 
 /** Frames and bytes of one queue pair. */
@@ -65,19 +70,6 @@ export const NOTHING_MOVED: PairCounts = {
   txPackets: 0,
   txBytes: 0,
 };
-
-/** What a card gives to its successor; see {@linkcode VirtioNet.handOver}. */
-export interface NetHandOver {
-  readonly version: typeof NET_STATE_VERSION;
-  /** The address that a reset restores: it may be a random one. */
-  readonly mac: string;
-  readonly linkUp: boolean;
-  /** By name. */
-  readonly counters: Readonly<Record<string, number>>;
-  readonly pairs: readonly PairCounts[];
-  /** As its back end handed it over; undefined when that is to be opened anew. */
-  readonly backend: unknown;
-}
 
 const U32_MAX = 0xffff_ffff;
 const WHAT = "the network card";
@@ -141,6 +133,17 @@ function readCoalescing(value: unknown, queues: number): CoalescingState {
   };
 }
 
+function readPairCounts(value: unknown): PairCounts {
+  const state = new StateReader(value, `${WHAT}'s counters`);
+  const count = (name: string) => state.integer(name, Number.MAX_SAFE_INTEGER);
+  return {
+    rxPackets: count("rxPackets"),
+    rxBytes: count("rxBytes"),
+    txPackets: count("txPackets"),
+    txBytes: count("txBytes"),
+  };
+}
+
 /**
  * Parses the state of a card.
  *
@@ -160,44 +163,8 @@ export function parseNetState(value: unknown, pairs: number): NetState {
     guestOffloads: state.integer("guestOffloads", U32_MAX),
     filter: readFilter(state.value("filter")),
     coalescing: readCoalescing(state.value("coalescing"), pairs * 2),
-  };
-}
-
-/**
- * Parses what a card handed over.
- *
- * @throws {ErrnoError} EINVAL when it is no such thing
- */
-export function parseNetHandOver(
-  value: unknown,
-): NetHandOver {
-  const state = new StateReader(value, WHAT);
-  state.version(NET_STATE_VERSION);
-  return {
-    version: NET_STATE_VERSION,
-    mac: readMac(state, "mac"),
-    linkUp: state.flag("linkUp"),
-    counters: readCounters(state.value("counters")),
-    pairs: state.list("pairs").map((pair) => {
-      const counts = new StateReader(pair, `${WHAT}'s counters`);
-      const count = (name: string) =>
-        counts.integer(name, Number.MAX_SAFE_INTEGER);
-      return {
-        rxPackets: count("rxPackets"),
-        rxBytes: count("rxBytes"),
-        txPackets: count("txPackets"),
-        txBytes: count("txBytes"),
-      };
-    }),
+    counters: state.counters("counters"),
+    pairs: state.list("pairs", pairs).map(readPairCounts),
     backend: state.value("backend"),
   };
-}
-
-function readCounters(value: unknown): Record<string, number> {
-  const state = new StateReader(value, `${WHAT}'s counters`);
-  const counters: Record<string, number> = {};
-  for (const name of Object.keys(value as object)) {
-    counters[name] = state.integer(name, Number.MAX_SAFE_INTEGER);
-  }
-  return counters;
 }

@@ -173,10 +173,14 @@ export class ChildProcess implements Disposable {
   readonly #pidFd: Fd;
   #status: ExitStatus | null = null;
 
-  /** Takes a child of this process into custody. */
-  constructor(pid: number) {
+  /**
+   * Takes a child of this process into custody.
+   *
+   * @param pidFd Of another's custody, taken over; opened when absent
+   */
+  constructor(pid: number, pidFd?: Fd) {
     this.pid = pid;
-    this.#pidFd = new Fd(
+    this.#pidFd = pidFd ?? new Fd(
       check(libc.pidfd_open(SYS_PIDFD_OPEN, pid, 0), "pidfd_open"),
     );
   }
@@ -229,6 +233,11 @@ export class ChildProcess implements Disposable {
     }
     this.#pidFd.close();
     return status;
+  }
+
+  /** Leaves the process to another's custody. */
+  leave(): void {
+    this.#pidFd.close();
   }
 
   /** Kills the process if it runs still. */

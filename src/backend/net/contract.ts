@@ -9,6 +9,7 @@
 
 import type { Loop } from "../../loop/event_loop.ts";
 import type { Log } from "../../core/log.ts";
+import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { GuestMemory } from "../../memory/guest_memory.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
 
@@ -159,25 +160,27 @@ export interface NetBackend {
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
   /**
-   * Gives what it has opened, and the frames that wait, to a back end of the same kind on another thread of this
-   * process. Called whether it is started or not; it calls nothing any more, only close is called afterwards, and that
-   * leaves open what was given away.
+   * What a back end of the same kind must know to go on, with the frames that wait here, as plain data. Called whether it
+   * is started or not; changes nothing. Absent for one that cannot go on elsewhere.
    *
    * The successor of one that was started drops nothing at its first start: what waits, and what comes until then, is
    * kept (a stop drops it, as ever). The count of pairs is as it was, and so are offloads and counters.
-   *
-   * @returns Plain data for {@linkcode openNetBackend}: only its `version` and `kind` are anybody else's business
-   * @throws {Error} When it cannot be moved; it is as before
    */
-  handOver?(): unknown;
+  save?(): unknown;
   /**
-   * Lets a back end of the same kind on another thread serve some of its pairs, beside this one, which does not serve
-   * them any more and goes on to choose for all.
+   * Puts what it has opened into a bag, for a back end that is opened with that and with what {@linkcode save} gave. Only
+   * close is called afterwards, at once, and it leaves the outside as it is. Absent where nothing was opened.
    *
-   * @returns Plain data for {@linkcode openNetBackend}
    * @throws {import("../../os/mod.ts").SyscallError}
    */
-  share?(pairs: readonly number[]): unknown;
+  handOver?(bag: ResourceBag): void;
+  /**
+   * As the last two, for a back end on another thread that serves some of its pairs, beside this one, which does not serve
+   * them any more and goes on to choose for all.
+   *
+   * @throws {import("../../os/mod.ts").SyscallError}
+   */
+  share?(pairs: readonly number[], bag: ResourceBag): unknown;
   /** What was shared has ended: it serves all pairs itself again. */
   reclaim?(): void;
   /** Releases everything. */

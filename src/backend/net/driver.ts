@@ -7,20 +7,20 @@
  */
 
 import type { Options } from "../../core/options.ts";
+import type { Saved } from "../../os/resource_bag.ts";
 import type { NetBackend, NetContext } from "./contract.ts";
 
 /**
  * Opens a network.
  *
- * @param inherited What {@linkcode NetBackend.handOver} of a predecessor with the same options gave: used instead of
- * opening it anew, and owned from here on. When this throws, it is as it was, for another attempt on any thread
- * @throws {ErrnoError} With what is wrong and the remedy
- * @throws {Error} When `inherited` is not of a back end of this kind
+ * @param saved What a back end with the same options was and had open: used in place of opening it anew. When this throws,
+ * or the result is closed before it is started and its loop turns, all is as it was, for another attempt on any thread
+ * @throws {ErrnoError} With what is wrong and the remedy, or when `saved` is not of a back end of this kind
  */
 export type OpenNet<O> = (
   options: O,
   context: NetContext,
-  inherited?: unknown,
+  saved?: Saved<unknown>,
 ) => NetBackend;
 
 /** A kind of network. */

@@ -8,29 +8,28 @@ import { Errno } from "../../core/errno.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
 import type { OpenNet } from "./driver.ts";
 import { type NetBackend, type NetPeer, QUEUE_PAIRS_MAX } from "./contract.ts";
-import { type Given, takeGiven } from "./given.ts";
+import { type NetBackendState, takeState } from "./state.ts";
 
 const KIND = "none";
 
-interface GivenNone extends Given {
+interface NoneState extends NetBackendState {
   readonly sent: number;
 }
 
 /** Opens nothing. */
-export const openNone: OpenNet<object> = (_options, _context, inherited) =>
-  new NoneBackend(inherited);
+export const openNone: OpenNet<object> = (_options, _context, saved) =>
+  new NoneBackend(saved && takeState<NoneState>(saved.state, KIND).sent);
 
 /** Takes every frame and has none. */
 class NoneBackend implements NetBackend {
   readonly description = "none";
   readonly hasVnetHeader = false;
   readonly queuePairs = QUEUE_PAIRS_MAX;
-  #sent = 0;
+  #sent: number;
 
-  /** @param inherited What a predecessor gave, if there was one */
-  constructor(inherited?: unknown) {
-    if (inherited === undefined) return;
-    this.#sent = takeGiven<GivenNone>(inherited, KIND).sent;
+  /** @param sent How many frames were taken before */
+  constructor(sent = 0) {
+    this.#sent = sent;
   }
 
   start(_peer: NetPeer): void {}
@@ -52,8 +51,8 @@ class NoneBackend implements NetBackend {
     return { txDropped: this.#sent };
   }
 
-  handOver(): unknown {
-    return { version: 1, kind: KIND, sent: this.#sent } satisfies GivenNone;
+  save(): NoneState {
+    return { version: 1, kind: KIND, sent: this.#sent };
   }
 
   close(): void {}

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Saved } from "../../os/resource_bag.ts";
 import type { NetBackend, NetContext } from "./contract.ts";
 import type { OpenNet } from "./driver.ts";
 import { NET_DRIVERS, type NetOptions } from "./options.ts";
@@ -20,15 +21,14 @@ const OPEN = new Map(
 /**
  * Opens the network that the options ask for; to be called on the thread of the card's event loop.
  *
- * @param inherited See {@linkcode OpenNet}
- * @throws {ErrnoError} With what is wrong and the remedy
- * @throws {Error} When `inherited` is not of a back end of this kind
+ * @param saved See {@linkcode OpenNet}
+ * @throws {ErrnoError} As there
  */
 export function openNetBackend(
   options: NetOptions,
   context: NetContext,
-  inherited?: unknown,
+  saved?: Saved<unknown>,
 ): NetBackend {
   // The kind of the options is the kind of their driver.
-  return OPEN.get(options.net)!(options as never, context, inherited);
+  return OPEN.get(options.net)!(options as never, context, saved);
 }

@@ -4,7 +4,7 @@ import { Access } from "../../../src/memory/guest_memory.ts";
 import type { NetPeer } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
 import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import type { GivenPort } from "../../../src/backend/net/socket/stream_port.ts";
+import type { PortState } from "../../../src/backend/net/socket/stream_port.ts";
 import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
 import { openFds } from "../../resources.ts";
 import { Card, Host } from "./card.ts";
@@ -14,6 +14,7 @@ import { NetworkNamespace, tapTests } from "./netns.ts";
 import { testLibslirp } from "./libslirp.ts";
 import { DGRAM, HostSocket, STREAM } from "./sockets.ts";
 import { TcpPeer } from "./tcp_peer.ts";
+import { ResourceBag, type Saved } from "../../../src/os/mod.ts";
 import { give, MOVES, Traveller } from "./traveller.ts";
 import type { OptionTexts } from "../../../src/core/options.ts";
 
@@ -200,9 +201,10 @@ moveTest(
     assert(count < sent.length, "the socket is full");
     const { backend } = traveller.card;
     backend.stop();
-    const given = give(backend) as { port: GivenPort };
+    using given = give(backend);
     backend.close();
-    assert(given.port.stream!.unsent.length > 0, "a part is left");
+    const { port } = given.state as { port: PortState };
+    assert(port.stream!.unsent.length > 0, "a part is left");
     const [, host] = scene.hosts;
     const moved = openNetBackend(
       NET_OPTIONS.parse(values),
@@ -418,7 +420,7 @@ moveTest("of the built-in gateway keeps its answers", ({ hosts }) => {
       card.send(arpRequest("10.0.2.15", "10.0.2.2"));
       card.send(arpRequest("10.0.2.15", "10.0.2.2"));
       const host = hosts[i % 2]!;
-      const given = give(card.backend);
+      using given = give(card.backend);
       card.backend.close();
       card = new Card(host, openNetBackend(options, host.context, given));
       card.turnUntil("answers", () => card.received.length === 2);
@@ -452,7 +454,9 @@ moveTest("of a stopped back end drops what waits, as ever", (scene) => {
   backend.stop();
   const { hosts: [, host], values } = traveller;
   const options = NET_OPTIONS.parse(values);
-  const next = openNetBackend(options, host.context, give(backend));
+  using given = give(backend);
+  backend.close();
+  const next = openNetBackend(options, host.context, given);
   // Without a card it reads and drops.
   for (let i = 0; i < 5; i++) host.loop.turn(0);
   using card = new Card(host, next);
@@ -474,7 +478,9 @@ moveTest("of a stream that had started keeps what waits", (scene) => {
   sendUntilFull(far, sent);
   const { hosts: [, host], values, card: { backend } } = traveller;
   const options = NET_OPTIONS.parse(values);
-  const next = openNetBackend(options, host.context, give(backend));
+  using given = give(backend);
+  backend.close();
+  const next = openNetBackend(options, host.context, given);
   for (let i = 0; i < 5; i++) host.loop.turn(0);
   // Nor does the end of the connection make the loop spin, or drop anything.
   far.backend.close();
@@ -539,9 +545,11 @@ moveTest("refuses what another kind or version gave", ({ far }) => {
     [{ net: "user" }, { version: 1, kind: "none" }],
     [{ net: "dgram", "local-path": "/a", "remote-path": "/b" }, []],
   ];
-  for (const [values, given] of wrong) {
+  using bag = ResourceBag.of();
+  for (const [values, state] of wrong) {
+    const options = NET_OPTIONS.parse(values);
     assertThrows(
-      () => openNetBackend(NET_OPTIONS.parse(values), far.context, given),
+      () => openNetBackend(options, far.context, { state, bag }),
       Error,
       "Cannot load a network of kind",
     );
@@ -589,7 +597,7 @@ moveTest("of a TAP loses no frame of any queue", () => {
   using second = new Host(1500, PAIRS);
   const hosts = [first, second] as const;
   const options = NET_OPTIONS.parse({ net: "tap", ifname: "obtap0" });
-  const open = (host: Host, given?: unknown) =>
+  const open = (host: Host, given?: Saved<unknown>) =>
     openNetBackend(options, host.context, given) as TapBackend;
   let host: Host = first;
   let backend = open(host);
@@ -610,12 +618,13 @@ moveTest("of a TAP loses no frame of any queue", () => {
         sendOn(host, backend, pair, ethernet(mac, 0x0800, echo));
       }
     }
-    const given = give(backend);
+    using given = give(backend);
     if (i % 2 === 0) backend.close();
     const old = backend;
     host = hosts[i % 2]!;
     backend = open(host, given);
     old.close();
+    given[Symbol.dispose]();
     assertEquals(backend.offloads, offloads);
     // As a card does that begins anew and then is told how far its predecessor was.
     assertEquals(backend.setQueuePairs(1), 0);
@@ -634,10 +643,12 @@ moveTest("of a TAP loses no frame of any queue", () => {
     sendOn(host, backend, pair, ethernet(mac, 0x0800, echo));
   }
   assertEquals(drain(host, backend, 0).filter(isEcho).length, 3);
-  const given = give(backend);
-  backend.close();
-  assert(namespace.exists("obtap0"), "it goes with its last owner");
-  open(first, given).close();
+  {
+    using given = give(backend);
+    backend.close();
+    open(first, given).close();
+    assert(namespace.exists("obtap0"), "it goes with its last owner");
+  }
   assertEquals(namespace.exists("obtap0"), false);
 }, namespaceTest);
 
@@ -654,9 +665,11 @@ moveTest("of a TAP that was deleted stays without one", () => {
   host.memory.translate(0, 2048, Access.WRITE, into);
   assertEquals(backend.receive(into), -Errno.EAGAIN);
   assertEquals(backend.counters!()["rxErrors"], 1);
-  const next = openNetBackend(options, host.context, give(backend));
+  using given = give(backend);
+  const next = openNetBackend(options, host.context, given);
   backend.close();
   next.start(new Silent());
+  host.loop.turn(0);
   assertEquals(host.loop.turn(0), false);
   assertEquals(host.warnings.length, 1);
   // It goes on counting.

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
-import { check, Fd, IoUring } from "../../../src/os/mod.ts";
+import { check, Fd, IoUring, ResourceBag } from "../../../src/os/mod.ts";
 import { libc } from "../../../src/os/symbols.ts";
 import { Access } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
@@ -412,9 +412,10 @@ senderTest("sends batches before and after its back end moves", () => {
     }
     assertEquals(openFds(), fds + 1);
     const given = give(backend);
-    assertEquals(openFds(), fds);
     const next = openNetBackend(OPTIONS, hosts[i % 2]!.context, given);
+    given[Symbol.dispose]();
     backend.close();
+    assertEquals(openFds(), fds);
     backend = next;
     assertEquals(backend.counters!().txBatches, i * PAIRS);
   }
@@ -432,8 +433,10 @@ senderTest("sends batches of pairs that another thread serves", () => {
   const backend = openNetBackend(OPTIONS, home.context) as TapBackend;
   using far = new PacketSocket(IFNAME);
   backend.setQueuePairs(PAIRS);
-  const shared = structuredClone(backend.share([2, 1]));
-  const twin = openNetBackend(OPTIONS, away.context, shared);
+  const bag = ResourceBag.of();
+  const state = structuredClone(backend.share([2, 1], bag));
+  const twin = openNetBackend(OPTIONS, away.context, { state, bag });
+  bag[Symbol.dispose]();
   for (let i = 0; i < 2; i++) {
     sendBatch(away, twin, far, 1);
     sendBatch(away, twin, far, 2);

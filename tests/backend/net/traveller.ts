@@ -9,15 +9,19 @@ import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
 import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
+import { ResourceBag, type Saved } from "../../../src/os/mod.ts";
 import { Card, type Host } from "./card.ts";
 import type { OptionTexts } from "../../../src/core/options.ts";
 
 /** How often a test has its card move. */
 export const MOVES = 20;
 
-/** What a back end gives, as it arrives on another thread. */
-export function give(backend: NetBackend): unknown {
-  return structuredClone(backend.handOver!());
+/** What a back end was and had open, as it arrives on another thread. */
+export function give(backend: NetBackend): Saved<unknown> & Disposable {
+  const bag = ResourceBag.of();
+  const state = structuredClone(backend.save!());
+  backend.handOver?.(bag);
+  return { state, bag, [Symbol.dispose]: () => bag[Symbol.dispose]() };
 }
 
 /** A card with two homes, and what it received in both. */
@@ -41,7 +45,7 @@ export class Traveller implements Disposable {
   /** Moves to the other loop; the old back end is closed before or after the new one is made, by turns. */
   move(): void {
     const old = this.card;
-    const given = give(old.backend);
+    using given = give(old.backend);
     this.moves++;
     const early = this.moves % 3 === 0;
     if (early) old.backend.close();
@@ -66,7 +70,7 @@ export class Traveller implements Disposable {
    */
   moveInVain(): string {
     const old = this.card;
-    const given = give(old.backend);
+    using given = give(old.backend);
     const { context } = this.hosts[(this.moves + 1) % 2]!;
     const loop: Loop = {
       now: () => context.loop.now(),
@@ -92,9 +96,9 @@ export class Traveller implements Disposable {
     return message;
   }
 
-  #open(host: Host, inherited?: unknown): NetBackend {
+  #open(host: Host, saved?: Saved<unknown>): NetBackend {
     const options = NET_OPTIONS.parse(this.values);
-    return openNetBackend(options, host.context, inherited);
+    return openNetBackend(options, host.context, saved);
   }
 
   [Symbol.dispose](): void {

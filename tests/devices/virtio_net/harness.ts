@@ -7,7 +7,6 @@
 import { ResourceBag } from "../../../src/os/mod.ts";
 import { assert, assertEquals } from "@std/assert";
 import { VirtioNet } from "../../../devices/virtio_net/device.ts";
-import { parseNetHandOver } from "../../../devices/virtio_net/state.ts";
 import type { NetOffloads } from "../../../src/backend/net/contract.ts";
 import {
   type PciDevice,
@@ -159,7 +158,7 @@ export class Rig {
     if (options.bare !== true) this.bringUp(options.features);
   }
 
-  #makeDevice(inherited?: ReturnType<typeof parseNetHandOver>): void {
+  #makeDevice(script?: GivenScript): void {
     const options = this.#options;
     const fake = fakeContext({ memory: this.memory });
     this.loop = fake.loop;
@@ -170,7 +169,7 @@ export class Rig {
       options.vnetHeader ?? options.offloads !== undefined,
       options.offloads ?? { take: 0, give: 0 },
       options.backendPairs ?? options.queuePairs ?? 1,
-      inherited?.backend as GivenScript | undefined,
+      script,
       options.keeps,
     );
     this.device = new VirtioPci(
@@ -190,7 +189,6 @@ export class Rig {
             queuePairs: options.queuePairs ?? 1,
             offloads: options.offersOffloads ?? true,
           },
-          ...(inherited === undefined ? {} : { inherited }),
         }),
       {
         ...(options.ringFeatures === undefined
@@ -220,14 +218,15 @@ export class Rig {
    */
   move(anew = false): void {
     assertEquals(this.device.hold!(), 0);
-    const state = JSON.parse(JSON.stringify(this.device.save!()));
+    const state = structuredClone(this.device.save!());
+    const script = structuredClone(this.backend.save());
     using bag = ResourceBag.of();
-    const given = parseNetHandOver(structuredClone(this.device.handOver(bag)));
+    this.device.handOver(bag);
     const { loop, backend } = this;
     this.device.close();
     assert(backend.closed);
     assertEquals([loop.hasScheduled, loop.timerCount], [false, 0]);
-    this.#makeDevice(anew ? { ...given, backend: undefined } : given);
+    this.#makeDevice(anew ? undefined : script);
     this.device.load!(state);
   }
 

@@ -20,7 +20,7 @@ export interface HeadedFrame {
   readonly frame: Uint8Array;
 }
 
-/** What a {@linkcode ScriptedBackend} hands over. */
+/** What a {@linkcode ScriptedBackend} saves. */
 export interface GivenScript {
   readonly incomingOn: (Uint8Array | HeadedFrame | number)[][];
   readonly sent: Uint8Array[];
@@ -189,9 +189,7 @@ export class ScriptedBackend implements NetBackend {
     return { sent: this.sent.length };
   }
 
-  handOver(): GivenScript {
-    this.peer = null;
-    this.gone = true;
+  save(): GivenScript {
     const { incomingOn, sent, sentOn, sendResults } = this;
     const { givenOffloads, activePairs } = this;
     return {
@@ -202,6 +200,11 @@ export class ScriptedBackend implements NetBackend {
       givenOffloads,
       activePairs,
     };
+  }
+
+  handOver(): void {
+    this.peer = null;
+    this.gone = true;
   }
 
   close(): void {

@@ -10,7 +10,7 @@ import type { BottomHalf } from "../../../loop/event_loop.ts";
 import type { GuestMemory } from "../../../memory/guest_memory.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
-import { type Given, takeGiven } from "../given.ts";
+import { type NetBackendState, takeState } from "../state.ts";
 import { GatewayReplies } from "./replies.ts";
 import type { UserNetOptions } from "../user/driver.ts";
 
@@ -23,7 +23,7 @@ const QUEUE_MAX = 64;
 export const GATEWAY_KIND = "gateway";
 
 /** It leases one address to whoever asks and keeps no table: the answers under way are all that a guest could miss. */
-interface GivenGateway extends Given {
+interface GatewayState extends NetBackendState {
   readonly frames: readonly Uint8Array<ArrayBuffer>[];
   readonly answered: number;
   readonly ignored: number;
@@ -49,13 +49,13 @@ export class GatewayBackend implements NetBackend {
   #txErrors = 0;
 
   /**
-   * @param inherited What a predecessor gave, if there was one
+   * @param saved The state of a predecessor, if there was one
    * @throws {ErrnoError} EOPNOTSUPP when ports are to be forwarded or files served, which takes libslirp
    */
   constructor(
     options: UserNetOptions,
     context: NetContext,
-    inherited?: unknown,
+    saved?: unknown,
   ) {
     refuseWhatTakesLibslirp(options);
     this.#memory = context.memory;
@@ -66,7 +66,13 @@ export class GatewayBackend implements NetBackend {
       this.#peer.onReadable();
       this.#wake();
     });
-    if (inherited !== undefined) this.#inherit(inherited);
+    if (saved === undefined) return;
+    const state = takeState<GatewayState>(saved, GATEWAY_KIND);
+    this.#queue.push(...state.frames);
+    this.#answered = state.answered;
+    this.#ignored = state.ignored;
+    this.#rxDropped = state.rxDropped;
+    this.#txErrors = state.txErrors;
   }
 
   start(peer: NetPeer): void {
@@ -126,31 +132,20 @@ export class GatewayBackend implements NetBackend {
     };
   }
 
-  handOver(): unknown {
-    const given: GivenGateway = {
+  save(): GatewayState {
+    return {
       version: 1,
       kind: GATEWAY_KIND,
-      frames: this.#queue.splice(0),
+      frames: [...this.#queue],
       answered: this.#answered,
       ignored: this.#ignored,
       rxDropped: this.#rxDropped,
       txErrors: this.#txErrors,
     };
-    this.stop();
-    return given;
   }
 
   close(): void {
     this.stop();
-  }
-
-  #inherit(inherited: unknown): void {
-    const given = takeGiven<GivenGateway>(inherited, GATEWAY_KIND);
-    this.#queue.push(...given.frames);
-    this.#answered = given.answered;
-    this.#ignored = given.ignored;
-    this.#rxDropped = given.rxDropped;
-    this.#txErrors = given.txErrors;
   }
 
   #wake(): void {

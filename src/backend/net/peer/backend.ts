@@ -4,7 +4,12 @@
  * @module
  */
 
-import { formatExitStatus, SyscallError } from "../../../os/mod.ts";
+import {
+  formatExitStatus,
+  type ResourceBag,
+  type Saved,
+  SyscallError,
+} from "../../../os/mod.ts";
 import type { Loop } from "../../../loop/event_loop.ts";
 import type { Log } from "../../../core/log.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
@@ -15,13 +20,14 @@ import type {
   NetPeer,
 } from "../contract.ts";
 import { Backoff, type BackoffState } from "../backoff.ts";
-import { type Given, takeGiven } from "../given.ts";
+import { Ownership } from "../ownership.ts";
+import { type NetBackendState, takeState } from "../state.ts";
 import {
-  type GivenPeerProcess,
   PeerProcess,
+  type PeerProcessState,
   type StartedPeer,
 } from "./process.ts";
-import { type GivenPort, StreamPort } from "../socket/stream_port.ts";
+import { type PortState, StreamPort } from "../socket/stream_port.ts";
 import { VIRTIO_NET_HDR } from "../frame/vnet_header.ts";
 
 const RESTART_MAX_MS = 5000;
@@ -56,26 +62,35 @@ export interface PeerProgram {
   onWords?(text: string, log: Log): void;
   /** Counters of its own. */
   counters?(): Record<string, number>;
-  /** Gives away what it has for a successor with the same options; only close may follow. */
-  handOver(): unknown;
+  /** What a successor with the same options must know. */
+  save(): unknown;
+  /** Puts what it has open into a bag; only close may follow. */
+  handOver?(bag: ResourceBag): void;
   /** Releases what it has. */
   close(): void;
 }
 
 /** A {@linkcode PeerBackend} on its way to another thread. */
-export interface GivenPeer extends Given {
-  /** As of {@linkcode PeerProgram.handOver}. */
+export interface PeerState extends NetBackendState {
+  /** As of {@linkcode PeerProgram.save}. */
   readonly program: unknown;
-  readonly port: GivenPort;
+  readonly port: PortState;
   /** null while none runs. */
-  readonly process: GivenPeerProcess | null;
+  readonly process: PeerProcessState | null;
   readonly backoff: BackoffState;
   readonly starts: number;
 }
 
-/** What a predecessor of that kind gave; null without one. */
-export function takePeer(inherited: unknown, kind: string): GivenPeer | null {
-  return inherited === undefined ? null : takeGiven<GivenPeer>(inherited, kind);
+/**
+ * What a predecessor of that kind was and had open, if there was one.
+ *
+ * @throws {ErrnoError} EINVAL when it was of another
+ */
+export function takePeer(
+  saved: Saved<unknown> | undefined,
+  kind: string,
+): Saved<PeerState> | undefined {
+  return saved && { state: takeState(saved.state, kind), bag: saved.bag };
 }
 
 /**
@@ -93,24 +108,26 @@ export class PeerBackend implements NetBackend {
   readonly #program: PeerProgram;
   readonly #port: StreamPort;
   readonly #backoff: Backoff;
+  readonly #ownership: Ownership;
   #process: PeerProcess | null = null;
   #starts = 0;
   #started = false;
 
   /**
    * @param program Closed with this object, or when this throws
-   * @param given What a predecessor gave, if there was one; still good when this throws
+   * @param saved What a predecessor was and had open, if there was one
    * @throws {import("../../../core/errno.ts").ErrnoError} With the remedy: when the program is not there, or does not run
    */
   constructor(
     program: PeerProgram,
     context: NetContext,
-    given: GivenPeer | null = null,
+    saved?: Saved<PeerState>,
   ) {
     const { loop } = context;
     this.#loop = loop;
     this.#log = context.log;
     this.#program = program;
+    this.#ownership = new Ownership(loop, saved === undefined);
     this.hasVnetHeader = program.offloads !== undefined;
     if (program.offloads !== undefined) this.offloads = program.offloads;
     this.#port = new StreamPort(
@@ -122,17 +139,15 @@ export class PeerBackend implements NetBackend {
       loop,
       RESTART_MAX_MS,
       () => this.#restart(),
-      given?.backoff ?? null,
+      saved?.state.backoff,
     );
     try {
-      if (given === null) {
+      if (saved === undefined) {
         this.#start();
         program.awaitStart(this.#process!);
-      } else this.#inherit(given);
+      } else this.#load(saved);
       this.#started = true;
     } catch (error) {
-      // What was given stays the giver's.
-      if (given !== null) this.handOver();
       this.close();
       throw error;
     }
@@ -152,6 +167,7 @@ export class PeerBackend implements NetBackend {
   }
 
   start(peer: NetPeer): void {
+    this.#ownership.take();
     this.#port.start(peer);
   }
 
@@ -184,37 +200,43 @@ export class PeerBackend implements NetBackend {
     };
   }
 
-  handOver(): unknown {
-    const process = this.#process;
-    // Its end, if it comes now, is the successor's to see.
-    this.#process = null;
-    const given: GivenPeer = {
+  save(): PeerState {
+    return {
       version: 1,
       kind: this.#program.kind,
-      program: this.#program.handOver(),
-      port: this.#port.handOver(),
-      process: process?.handOver() ?? null,
+      program: this.#program.save(),
+      port: this.#port.save(),
+      process: this.#process?.save() ?? null,
       backoff: this.#backoff.state(),
       starts: this.#starts,
     };
-    this.#backoff.close();
-    return given;
+  }
+
+  handOver(bag: ResourceBag): void {
+    this.#program.handOver?.(bag.at("program"));
+    this.#port.handOver(bag.at("port"));
+    this.#process?.handOver(bag.at("process"));
+    this.#ownership.giveAway();
   }
 
   close(): void {
     this.#backoff.close();
     this.#port.close();
-    this.#process?.close();
+    if (this.#ownership.end()) this.#process?.close();
+    else this.#process?.leave();
     this.#process = null;
     this.#program.close();
   }
 
-  #inherit(given: GivenPeer): void {
-    this.#starts = given.starts;
-    if (given.process !== null) {
-      this.#process = this.#watch(given.process);
+  #load({ state, bag }: Saved<PeerState>): void {
+    this.#starts = state.starts;
+    if (state.process !== null) {
+      this.#process = this.#watch({
+        state: state.process,
+        bag: bag.at("process"),
+      });
     }
-    this.#port.inherit(given.port);
+    this.#port.load({ state: state.port, bag: bag.at("port") });
   }
 
   #start(): void {
@@ -225,7 +247,7 @@ export class PeerBackend implements NetBackend {
     this.#port.attach(process.takeSocket());
   }
 
-  #watch(peer: StartedPeer | GivenPeerProcess): PeerProcess {
+  #watch(peer: StartedPeer | Saved<PeerProcessState>): PeerProcess {
     return new PeerProcess(
       peer,
       this.#loop,

@@ -29,11 +29,12 @@ export const PASST_VARIABLE = "OUTBOARD_PASST";
 export const openPasst: OpenNet<PasstNetOptions> = (
   options,
   context,
-  inherited,
+  saved,
 ) => {
-  const given = takePeer(inherited, PASST_KIND);
-  const passt = new Passt(options, context.mtu, given?.program);
-  return new PeerBackend(passt, context, given);
+  const peer = takePeer(saved, PASST_KIND);
+  const program = peer?.state.program as string | undefined;
+  const passt = new Passt(options, context.mtu, program);
+  return new PeerBackend(passt, context, peer);
 };
 
 /** What it says of itself whatever happens: no news, and no reason for its end. */
@@ -103,18 +104,17 @@ export class Passt implements PeerProgram {
   readonly #startMs: number;
 
   /**
-   * @param inherited What a predecessor gave, if there was one
+   * @param program Where it was found before; looked for when absent
    * @param startMs How long to wait for an end at once
    * @throws {ErrnoError} ENOENT, with the remedy
    */
   constructor(
     options: PasstNetOptions,
     mtu: number,
-    inherited?: unknown,
+    program?: string,
     startMs: number = START_MS,
   ) {
-    this.#program = inherited as string | undefined ??
-      findPasst(options.program);
+    this.#program = program ?? findPasst(options.program);
     this.#args = passtArguments(options, mtu);
     this.#startMs = startMs;
     this.description = `passt (${this.#program})`;
@@ -147,7 +147,7 @@ export class Passt implements PeerProgram {
     return telling.slice(-3).join("; ");
   }
 
-  handOver(): string {
+  save(): string {
     return this.#program;
   }
 

@@ -8,15 +8,16 @@ import { environmentVariable } from "../../../core/environment.ts";
 import type { FdWatch, Loop } from "../../../loop/event_loop.ts";
 import {
   ChildProcess,
-  closeFd,
   createPipe,
   Epoll,
   type ExitStatus,
-  Fd,
+  type Fd,
   NativeBuffer,
   openFd,
   Poll,
   pollFd,
+  type ResourceBag,
+  type Saved,
   setBlocking,
   socketPair,
   spawnProcess,
@@ -44,12 +45,15 @@ export interface StartedPeer {
  * A {@linkcode PeerProcess} on its way to another thread. It is a child of the process, not of a thread: whichever
  * thread has it may wait for it and end it.
  */
-export interface GivenPeerProcess {
+export interface PeerProcessState {
   /** Nobody else's as long as it was not waited for, even when it has ended. */
   readonly pid: number;
-  readonly stderr: number;
   readonly said: string;
 }
+
+/** Names of its descriptors. */
+const STDERR = "stderr";
+const PIDFD = "pidfd";
 
 /** Those of our environment variables that a program is to have, and nothing of ours that is none of its business. */
 export function peerEnvironment(
@@ -126,22 +130,28 @@ export class PeerProcess implements Disposable {
   #closed = false;
 
   /**
-   * @param peer Just started, or what a predecessor gave; taken over
+   * @param peer Just started, and taken over; or what a predecessor was and had open
    * @param onExit Called once when it ends by itself; it is to be closed then
    * @param onWords Told of what it says, in pieces as they come
-   * @throws {import("../../../os/mod.ts").SyscallError} What a predecessor gave is untouched then
+   * @throws {import("../../../os/mod.ts").SyscallError}
    */
   constructor(
-    peer: StartedPeer | GivenPeerProcess,
+    peer: StartedPeer | Saved<PeerProcessState>,
     loop: Loop,
     onExit: () => void,
     onWords: (text: string) => void = () => {},
   ) {
     this.#onWords = onWords;
-    if ("pid" in peer) {
-      this.#child = new ChildProcess(peer.pid);
-      this.#stderr = new Fd(peer.stderr);
-      this.#said = peer.said;
+    if ("bag" in peer) {
+      const { state, bag } = peer;
+      this.#said = state.said;
+      this.#stderr = bag.take(STDERR);
+      try {
+        this.#child = new ChildProcess(state.pid, bag.take(PIDFD));
+      } catch (error) {
+        this.#stderr.close();
+        throw error;
+      }
     } else {
       this.#child = peer.child;
       this.#stderr = peer.stderr;
@@ -158,7 +168,7 @@ export class PeerProcess implements Disposable {
         }),
       );
     } catch (error) {
-      if ("pid" in peer) this.handOver();
+      if ("bag" in peer) this.leave();
       else this.close();
       throw error;
     }
@@ -204,18 +214,15 @@ export class PeerProcess implements Disposable {
     return socket;
   }
 
-  /** Gives it away; nothing may follow. */
-  handOver(): GivenPeerProcess {
-    for (const watch of this.#watches) watch.close();
-    this.#closed = true;
-    this.#chunk.close();
-    // The custody of this thread ends, not the process.
-    closeFd(this.#child.pidFd);
-    return {
-      pid: this.pid,
-      stderr: this.#stderr.release(),
-      said: this.#said,
-    };
+  /** What a successor must know. */
+  save(): PeerProcessState {
+    return { pid: this.pid, said: this.#said };
+  }
+
+  /** Puts its descriptors into a bag; {@linkcode leave} is to follow. */
+  handOver(bag: ResourceBag): void {
+    bag.put(STDERR, this.#stderr.number);
+    bag.put(PIDFD, this.#child.pidFd);
   }
 
   /**
@@ -227,13 +234,18 @@ export class PeerProcess implements Disposable {
     for (const watch of this.#watches) watch.close();
     this.#socket?.close();
     const status = this.#child.end(END_GRACE_MS);
-    if (!this.#closed) {
-      this.#closed = true;
-      this.#listen();
-      this.#stderr.close();
-      this.#chunk.close();
-    }
+    if (!this.#closed) this.#listen();
+    this.leave();
     return status;
+  }
+
+  /** Leaves it to another. */
+  leave(): void {
+    this.#closed = true;
+    for (const watch of this.#watches) watch.close();
+    this.#child.leave();
+    this.#stderr.close();
+    this.#chunk.close();
   }
 
   /** Ends it. */

@@ -5,7 +5,12 @@
  */
 
 import { Errno, ErrnoError, errnoName } from "../../../core/errno.ts";
-import { Fd, formatExitStatus } from "../../../os/mod.ts";
+import {
+  type Fd,
+  formatExitStatus,
+  type ResourceBag,
+  type Saved,
+} from "../../../os/mod.ts";
 import type { Log } from "../../../core/log.ts";
 import type { UserNetOptions } from "../user/driver.ts";
 import type { PeerProgram } from "../peer/backend.ts";
@@ -46,8 +51,10 @@ export class NoLibslirpError extends ErrnoError {
   }
 }
 
-interface GivenSlirp {
-  readonly page: number;
+/** Name of the descriptor of its page. */
+const PAGE = "page";
+
+interface SlirpState {
   readonly version: string;
 }
 
@@ -69,14 +76,14 @@ export class Slirp implements PeerProgram {
 
   /**
    * @param library File, or name for the dynamic linker; null for the usual one
-   * @param inherited What a predecessor gave, if there was one; still good when this throws
+   * @param saved What a predecessor was and had open, if there was one
    * @throws {ErrnoError} EINVAL for an MTU that libslirp cannot have
    */
   constructor(
     options: UserNetOptions,
     mtu: number,
     library: string | null,
-    inherited?: unknown,
+    saved?: Saved<unknown>,
   ) {
     if (mtu < IF_MTU_MIN || mtu > IF_MTU_MAX) {
       throw new ErrnoError(
@@ -85,16 +92,16 @@ export class Slirp implements PeerProgram {
       );
     }
     this.#task = { options, mtu, library };
-    const given = inherited as GivenSlirp | undefined;
-    const fd = given === undefined ? createSlirpPage() : new Fd(given.page);
+    this.#fd = saved?.bag.take(PAGE) ?? createSlirpPage();
     try {
-      this.#page = new SlirpPage(fd.number);
+      this.#page = new SlirpPage(this.#fd.number);
     } catch (error) {
-      if (given === undefined) fd.close();
+      this.#fd.close();
       throw error;
     }
-    this.#fd = fd;
-    this.#version = given?.version ?? "";
+    if (saved !== undefined) {
+      this.#version = (saved.state as SlirpState).version;
+    }
   }
 
   get description(): string {
@@ -154,8 +161,12 @@ export class Slirp implements PeerProgram {
     return this.#page.counters();
   }
 
-  handOver(): GivenSlirp {
-    return { page: this.#fd.release(), version: this.#version };
+  save(): SlirpState {
+    return { version: this.#version };
+  }
+
+  handOver(bag: ResourceBag): void {
+    bag.put(PAGE, this.#fd.number);
   }
 
   close(): void {

@@ -9,8 +9,10 @@ import type { FdWatch, Timer } from "../../../loop/event_loop.ts";
 import {
   bindUnixDatagram,
   Epoll,
-  Fd,
+  type Fd,
   openUdp,
+  type ResourceBag,
+  type Saved,
   sockaddrUn,
   socketError,
   SyscallError,
@@ -19,7 +21,9 @@ import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
 import { FrameMessage } from "./frame_message.ts";
-import { type Given, PARKED_EVENTS, takeGiven } from "../given.ts";
+import { Ownership } from "../ownership.ts";
+import { type NetBackendState, takeState } from "../state.ts";
+import { PARKED_EVENTS } from "./parked_events.ts";
 import type { DgramNetOptions } from "./drivers.ts";
 import { formatEndpoint } from "./endpoint.ts";
 import {
@@ -36,8 +40,7 @@ const RETRY_MAX_MS = 10;
 
 const KIND = "dgram";
 
-interface GivenDgram extends Given {
-  readonly fd: number;
+interface DgramState extends NetBackendState {
   /** Of the local address; null for UDP. */
   readonly file: SocketFile | null;
   readonly running: boolean;
@@ -50,8 +53,8 @@ interface GivenDgram extends Given {
 export const openDgram: OpenNet<DgramNetOptions> = (
   options,
   context,
-  inherited,
-) => new DgramBackend(options, context, inherited);
+  saved,
+) => new DgramBackend(options, context, saved);
 
 /** Frames by sendmsg(2) and recvmsg(2) between guest memory and the kernel, without a copy in between. */
 class DgramBackend implements NetBackend {
@@ -59,6 +62,7 @@ class DgramBackend implements NetBackend {
   readonly hasVnetHeader = false;
   readonly #fd: Fd;
   readonly #file: SocketFile | null;
+  readonly #ownership: Ownership;
   readonly #message: FrameMessage;
   readonly #watch: FdWatch;
   readonly #retry: Timer;
@@ -77,13 +81,13 @@ class DgramBackend implements NetBackend {
   #rxErrors = 0;
 
   /**
-   * @param inherited What a predecessor gave, if there was one
+   * @param saved What a predecessor was and had open, if there was one
    * @throws {ErrnoError} With the remedy, when the socket cannot be had
    */
   constructor(
     options: DgramNetOptions,
     context: NetContext,
-    inherited?: unknown,
+    saved?: Saved<unknown>,
   ) {
     const { local, remote } = options;
     const { loop, memory } = context;
@@ -95,14 +99,15 @@ class DgramBackend implements NetBackend {
     const destination = remote.family === "unix"
       ? sockaddrUn(remote.path)
       : null;
-    if (inherited !== undefined) {
-      const given = takeGiven<GivenDgram>(inherited, KIND);
-      this.#fd = new Fd(given.fd);
-      this.#file = given.file;
-      this.#keeping = given.running;
-      this.#txDropped = given.txDropped;
-      this.#txUnreachable = given.txUnreachable;
-      this.#rxErrors = given.rxErrors;
+    this.#ownership = new Ownership(loop, saved === undefined);
+    if (saved !== undefined) {
+      const state = takeState<DgramState>(saved.state, KIND);
+      this.#fd = saved.bag.take(KIND);
+      this.#file = state.file;
+      this.#keeping = state.running;
+      this.#txDropped = state.txDropped;
+      this.#txUnreachable = state.txUnreachable;
+      this.#rxErrors = state.rxErrors;
     } else if (local.family === "unix" && remote.family === "unix") {
       const { made, file } = makeSocketFile(local, bindUnixDatagram);
       this.#fd = made;
@@ -118,14 +123,20 @@ class DgramBackend implements NetBackend {
     }
     this.#message = new FrameMessage(destination);
     this.#retry = loop.timer(() => this.#tellWritable());
-    this.#watch = loop.watch(
-      this.#fd.number,
-      this.#events(),
-      (events) => this.#onEvents(events),
-    );
+    try {
+      this.#watch = loop.watch(
+        this.#fd.number,
+        this.#events(),
+        (events) => this.#onEvents(events),
+      );
+    } catch (error) {
+      this.#release();
+      throw error;
+    }
   }
 
   start(peer: NetPeer): void {
+    this.#ownership.take();
     if (!this.#keeping) this.#discard();
     this.#keeping = false;
     this.#peer = peer;
@@ -175,7 +186,7 @@ class DgramBackend implements NetBackend {
     this.#update();
   }
 
-  counters(): Readonly<Record<string, number>> {
+  counters(): Pick<DgramState, "txDropped" | "txUnreachable" | "rxErrors"> {
     return {
       txDropped: this.#txDropped,
       txUnreachable: this.#txUnreachable,
@@ -183,33 +194,35 @@ class DgramBackend implements NetBackend {
     };
   }
 
-  handOver(): unknown {
-    const running = this.#peer !== null || this.#keeping;
-    this.stop();
-    this.#watch.close();
+  save(): DgramState {
     return {
       version: 1,
       kind: KIND,
-      fd: this.#fd.release(),
       file: this.#file,
-      running,
-      txDropped: this.#txDropped,
-      txUnreachable: this.#txUnreachable,
-      rxErrors: this.#rxErrors,
-    } satisfies GivenDgram;
+      running: this.#peer !== null || this.#keeping,
+      ...this.counters(),
+    };
+  }
+
+  handOver(bag: ResourceBag): void {
+    bag.put(KIND, this.#fd.number);
+    this.#ownership.giveAway();
   }
 
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
     this.stop();
-    this.#retry.close();
     this.#watch.close();
+    this.#release();
+  }
+
+  #release(): void {
+    this.#retry.close();
     this.#message.close();
-    // Given away, with its file?
-    if (this.#fd.number < 0) return;
     this.#fd.close();
-    if (this.#file !== null) removeSocketFile(this.#file);
+    const owned = this.#ownership.end();
+    if (owned && this.#file !== null) removeSocketFile(this.#file);
   }
 
   #events(): number {

@@ -6,7 +6,7 @@
  */
 
 import { Errno, errnoName } from "../../../core/errno.ts";
-import { Fd } from "../../../os/mod.ts";
+import type { Fd } from "../../../os/mod.ts";
 import type { Words } from "../../../os/symbols.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import { FrameBuffer } from "./frame_buffer.ts";
@@ -27,8 +27,7 @@ const SEND_BYTES = 256 * 1024;
 const READS_MAX = 4;
 
 /** A {@linkcode FrameStream} on its way to another thread. */
-export interface GivenFrameStream {
-  readonly fd: number;
+export interface FrameStreamState {
   /** What was read and not taken: frames, and the beginning of one. */
   readonly received: Uint8Array<ArrayBuffer>;
   /** Frames that are yet to leave, the first of them perhaps in part. */
@@ -77,22 +76,20 @@ export class FrameStream implements Disposable {
   #badLengths = 0;
 
   /**
-   * @param connected A connected socket, or what a predecessor gave; taken over
+   * @param fd A connected socket; taken over
    * @param headerBytes Length of what each frame begins with before its addresses
+   * @param state Of a predecessor on that socket, if there was one
    */
-  constructor(connected: Fd | GivenFrameStream, headerBytes = 0) {
+  constructor(fd: Fd, headerBytes = 0, state?: FrameStreamState) {
     this.#minBytes = headerBytes + ETH_HLEN;
-    if (connected instanceof Fd) {
-      this.#fd = connected;
-      return;
-    }
-    this.#fd = new Fd(connected.fd);
-    this.#tail = this.#in.fill(connected.received);
-    this.#outTail = this.#out.fill(connected.unsent);
+    this.#fd = fd;
+    if (state === undefined) return;
+    this.#tail = this.#in.fill(state.received);
+    this.#outTail = this.#out.fill(state.unsent);
     this.#full = this.#outTail > 0;
-    this.#endReason = connected.endReason;
-    this.#runts = connected.runts;
-    this.#badLengths = connected.badLengths;
+    this.#endReason = state.endReason;
+    this.#runts = state.runts;
+    this.#badLengths = state.badLengths;
   }
 
   /** The socket. */
@@ -265,15 +262,14 @@ export class FrameStream implements Disposable {
     while (this.#endReason === null && this.#takeFrame() !== 0);
   }
 
-  /** Gives the socket and all bytes of it away; only close may follow. */
-  handOver(): GivenFrameStream {
+  /** What a successor on that socket must know. */
+  save(): FrameStreamState {
     return {
       received: this.#in.slice(this.#head, this.#tail),
       unsent: this.#out.slice(this.#outHead, this.#outTail),
       endReason: this.#endReason,
       runts: this.#runts,
       badLengths: this.#badLengths,
-      fd: this.#fd.release(),
     };
   }
 

@@ -4,33 +4,34 @@
  * @module
  */
 
-import type { Fd } from "../../../os/mod.ts";
+import type { Fd, ResourceBag, Saved } from "../../../os/mod.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
-import { type Given, takeGiven } from "../given.ts";
+import { Ownership } from "../ownership.ts";
+import { type NetBackendState, takeState } from "../state.ts";
 import type { StreamNetOptions } from "./drivers.ts";
 import { formatEndpoint } from "./endpoint.ts";
 import {
   type Connector,
+  type ConnectorState,
   createConnector,
-  type GivenConnector,
 } from "./stream_connector.ts";
-import { type GivenPort, StreamPort } from "./stream_port.ts";
+import { type PortState, StreamPort } from "./stream_port.ts";
 
 const KIND = "stream";
 
-interface GivenStream extends Given {
-  readonly port: GivenPort;
-  readonly connector: GivenConnector;
+interface StreamState extends NetBackendState {
+  readonly port: PortState;
+  readonly connector: ConnectorState;
 }
 
 /** Connects, or listens. */
 export const openStream: OpenNet<StreamNetOptions> = (
   options,
   context,
-  inherited,
-) => new StreamBackend(options, context, inherited);
+  saved,
+) => new StreamBackend(options, context, saved);
 
 /** A frame stream over a UNIX or TCP socket. */
 class StreamBackend implements NetBackend {
@@ -38,20 +39,19 @@ class StreamBackend implements NetBackend {
   readonly hasVnetHeader = false;
   readonly #port: StreamPort;
   readonly #connector: Connector;
+  readonly #ownership: Ownership;
 
   /**
-   * @param inherited What a predecessor gave, if there was one
+   * @param saved What a predecessor was and had open, if there was one
    * @throws {ErrnoError} With the remedy: when a server's address cannot be had, or a client that is not to try again
    * is refused
    */
   constructor(
     options: StreamNetOptions,
     context: NetContext,
-    inherited?: unknown,
+    saved?: Saved<unknown>,
   ) {
-    const given = inherited === undefined
-      ? null
-      : takeGiven<GivenStream>(inherited, KIND);
+    const state = saved && takeState<StreamState>(saved.state, KIND);
     const { loop, log } = context;
     const where = formatEndpoint(options.endpoint);
     this.description = options.server
@@ -72,16 +72,16 @@ class StreamBackend implements NetBackend {
       this.#port.attach(fd);
       log.info(`Connected at ${where}`);
     };
+    const ownership = new Ownership(loop, saved === undefined);
+    this.#ownership = ownership;
     this.#connector = createConnector(
-      { options, loop, log, onConnected },
-      given?.connector ?? null,
+      { options, loop, log, ownership, onConnected },
+      state && { state: state.connector, bag: saved!.bag.at("connector") },
     );
     try {
-      if (given === null) this.#connector.begin();
-      else this.#port.inherit(given.port);
+      if (state === undefined) this.#connector.begin();
+      else this.#port.load({ state: state.port, bag: saved!.bag.at("port") });
     } catch (error) {
-      // What was given stays the giver's.
-      if (given !== null) this.#connector.handOver();
       this.close();
       throw error;
     }
@@ -92,6 +92,7 @@ class StreamBackend implements NetBackend {
   }
 
   start(peer: NetPeer): void {
+    this.#ownership.take();
     this.#port.start(peer);
   }
 
@@ -119,13 +120,19 @@ class StreamBackend implements NetBackend {
     return this.#port.counters();
   }
 
-  handOver(): unknown {
+  save(): StreamState {
     return {
       version: 1,
       kind: KIND,
-      port: this.#port.handOver(),
-      connector: this.#connector.handOver(),
-    } satisfies GivenStream;
+      port: this.#port.save(),
+      connector: this.#connector.save(),
+    };
+  }
+
+  handOver(bag: ResourceBag): void {
+    this.#port.handOver(bag.at("port"));
+    this.#connector.handOver(bag.at("connector"));
+    this.#ownership.giveAway();
   }
 
   close(): void {

@@ -10,9 +10,11 @@ import {
   acceptUnix,
   connectUnix,
   Epoll,
-  Fd,
+  type Fd,
   listenTcp,
   listenUnix,
+  type ResourceBag,
+  type Saved,
   sockaddrInet,
   socketError,
   startTcp,
@@ -20,6 +22,7 @@ import {
   tuneTcp,
 } from "../../../os/mod.ts";
 import { Backoff, type BackoffState } from "../backoff.ts";
+import type { Ownership } from "../ownership.ts";
 import type { Log } from "../../../core/log.ts";
 import type { StreamNetOptions } from "./drivers.ts";
 import { formatEndpoint } from "./endpoint.ts";
@@ -30,11 +33,9 @@ import {
 } from "../../../os/socket/socket_file.ts";
 
 /** A {@linkcode Connector} on its way to another thread. */
-export type GivenConnector =
+export type ConnectorState =
   | {
     readonly role: "server";
-    /** Listens. */
-    readonly fd: number;
     /** Of its address; null for TCP. */
     readonly file: SocketFile | null;
     /** Whether it waits for a peer. */
@@ -42,18 +43,23 @@ export type GivenConnector =
   }
   | {
     readonly role: "client";
-    /** A connection in the making; null when there is none. */
-    readonly fd: number | null;
     readonly began: boolean;
     readonly backoff: BackoffState;
   };
+
+type Loaded<Role> = Saved<Extract<ConnectorState, { role: Role }>>;
+
+/** Name of the socket that listens, or connects. */
+const SOCKET = "socket";
 
 /** What makes connections. */
 export interface Connector {
   /** There is no connection (any more): make one. */
   begin(): void;
-  /** Gives what it has to a successor on another thread; only close may follow. */
-  handOver(): GivenConnector;
+  /** What a successor must know. */
+  save(): ConnectorState;
+  /** Puts what it has open into a bag; only close may follow. */
+  handOver(bag: ResourceBag): void;
   /** Ends what it does. */
   close(): void;
 }
@@ -63,6 +69,8 @@ export interface ConnectorParts {
   readonly options: StreamNetOptions;
   readonly loop: Loop;
   readonly log: Log;
+  /** Of what outlasts descriptors. */
+  readonly ownership: Ownership;
   /** Told of each connection, which becomes the callee's. */
   readonly onConnected: (fd: Fd) => void;
 }
@@ -70,16 +78,16 @@ export interface ConnectorParts {
 /**
  * Makes the connector that the options ask for.
  *
- * @param given What a predecessor gave, if there was one
+ * @param saved What a predecessor was and had open, if there was one
  * @throws {ErrnoError} When a server's address cannot be had
  */
 export function createConnector(
   parts: ConnectorParts,
-  given: GivenConnector | null,
+  saved?: Saved<ConnectorState>,
 ): Connector {
   return parts.options.server
-    ? new Server(parts, given?.role === "server" ? given : null)
-    : new Client(parts, given?.role === "client" ? given : null);
+    ? new Server(parts, saved as Loaded<"server"> | undefined)
+    : new Client(parts, saved as Loaded<"client"> | undefined);
 }
 
 /** Accepts one connection after another; further peers wait until the one before has gone. */
@@ -90,19 +98,18 @@ class Server implements Connector {
   readonly #log: Log;
   readonly #onConnected: (fd: Fd) => void;
   readonly #isTcp: boolean;
+  readonly #ownership: Ownership;
   #accepting: boolean;
 
-  constructor(
-    parts: ConnectorParts,
-    given: Extract<GivenConnector, { role: "server" }> | null,
-  ) {
+  constructor(parts: ConnectorParts, saved?: Loaded<"server">) {
     const { endpoint } = parts.options;
     this.#log = parts.log;
     this.#onConnected = parts.onConnected;
     this.#isTcp = endpoint.family === "inet";
-    if (given !== null) {
-      this.#fd = new Fd(given.fd);
-      this.#file = given.file;
+    this.#ownership = parts.ownership;
+    if (saved !== undefined) {
+      this.#fd = saved.bag.take(SOCKET);
+      this.#file = saved.state.file;
     } else if (endpoint.family === "unix") {
       const { made, file } = makeSocketFile(endpoint, listenUnix);
       this.#fd = made;
@@ -111,12 +118,17 @@ class Server implements Connector {
       this.#fd = listenTcp(endpoint.address);
       this.#file = null;
     }
-    this.#accepting = given?.accepting ?? false;
-    this.#watch = parts.loop.watch(
-      this.#fd.number,
-      this.#accepting ? Epoll.IN : 0,
-      () => this.#accept(),
-    );
+    this.#accepting = saved?.state.accepting ?? false;
+    try {
+      this.#watch = parts.loop.watch(
+        this.#fd.number,
+        this.#accepting ? Epoll.IN : 0,
+        () => this.#accept(),
+      );
+    } catch (error) {
+      this.#release();
+      throw error;
+    }
   }
 
   begin(): void {
@@ -124,22 +136,23 @@ class Server implements Connector {
     this.#watch.setEvents(Epoll.IN);
   }
 
-  handOver(): GivenConnector {
-    this.#watch.close();
-    return {
-      role: "server",
-      fd: this.#fd.release(),
-      file: this.#file,
-      accepting: this.#accepting,
-    };
+  save(): ConnectorState {
+    return { role: "server", file: this.#file, accepting: this.#accepting };
+  }
+
+  handOver(bag: ResourceBag): void {
+    bag.put(SOCKET, this.#fd.number);
   }
 
   close(): void {
     this.#watch.close();
-    // Closed before, or given away with its file?
-    if (this.#fd.number < 0) return;
+    this.#release();
+  }
+
+  #release(): void {
     this.#fd.close();
-    if (this.#file !== null) removeSocketFile(this.#file);
+    const owned = this.#ownership.end();
+    if (owned && this.#file !== null) removeSocketFile(this.#file);
   }
 
   #accept(): void {
@@ -174,22 +187,19 @@ class Client implements Connector {
   /** The last attempt failed. */
   #refused = false;
 
-  constructor(
-    parts: ConnectorParts,
-    given: Extract<GivenConnector, { role: "client" }> | null,
-  ) {
+  constructor(parts: ConnectorParts, saved?: Loaded<"client">) {
     this.#options = parts.options;
     this.#loop = parts.loop;
     this.#log = parts.log;
     this.#onConnected = parts.onConnected;
-    this.#began = given?.began ?? false;
+    this.#began = saved?.state.began ?? false;
     // Before the backoff, which would go on by itself when this throws.
-    if (given !== null && given.fd !== null) this.#await(new Fd(given.fd));
+    if (saved?.bag.has(SOCKET)) this.#await(saved.bag.take(SOCKET));
     this.#backoff = new Backoff(
       parts.loop,
       parts.options.reconnectMs,
       () => this.#connect(),
-      given?.backoff ?? null,
+      saved?.state.backoff,
     );
   }
 
@@ -200,11 +210,13 @@ class Client implements Connector {
     } else if (this.#options.reconnectMs > 0) this.#backoff.retry();
   }
 
-  handOver(): GivenConnector {
+  save(): ConnectorState {
     const backoff = this.#backoff.state();
-    const fd = this.#fd?.release() ?? null;
-    this.close();
-    return { role: "client", fd, began: this.#began, backoff };
+    return { role: "client", began: this.#began, backoff };
+  }
+
+  handOver(bag: ResourceBag): void {
+    if (this.#fd !== null) bag.put(SOCKET, this.#fd.number);
   }
 
   close(): void {
@@ -234,6 +246,8 @@ class Client implements Connector {
 
   /** Takes over a connection in the making. */
   #await(fd: Fd): void {
+    using undo = new DisposableStack();
+    undo.use(fd);
     this.#watch = this.#loop.watch(fd.number, Epoll.OUT, () => {
       const errno = socketError(fd.number);
       this.#fd = null;
@@ -243,6 +257,7 @@ class Client implements Connector {
       fd.close();
       this.#fail(errno);
     });
+    undo.move();
     this.#fd = fd;
   }
 

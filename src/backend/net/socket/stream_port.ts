@@ -6,16 +6,24 @@
 
 import { Errno, errnoName } from "../../../core/errno.ts";
 import type { BottomHalf, FdWatch, Loop } from "../../../loop/event_loop.ts";
-import { Epoll, type Fd } from "../../../os/mod.ts";
+import {
+  Epoll,
+  type Fd,
+  type ResourceBag,
+  type Saved,
+} from "../../../os/mod.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetPeer } from "../contract.ts";
-import { FrameStream, type GivenFrameStream } from "./frame_stream.ts";
-import { PARKED_EVENTS } from "../given.ts";
+import { FrameStream, type FrameStreamState } from "./frame_stream.ts";
+import { PARKED_EVENTS } from "./parked_events.ts";
+
+/** Name of the socket's descriptor. */
+const SOCKET = "socket";
 
 /** A {@linkcode StreamPort} on its way to another thread. */
-export interface GivenPort {
+export interface PortState {
   /** The connection; null when there is none. */
-  readonly stream: GivenFrameStream | null;
+  readonly stream: FrameStreamState | null;
   readonly sendError: number;
   /** Whether a card was there. */
   readonly running: boolean;
@@ -92,55 +100,52 @@ export class StreamPort implements Disposable {
   }
 
   /**
-   * Takes over what a predecessor gave; there must have been nothing so far.
+   * Goes on with what a predecessor was and had open; there must have been nothing so far.
    *
-   * @throws {SyscallError} What was given is untouched then
+   * @throws {SyscallError}
    */
-  inherit(given: GivenPort): void {
-    if (given.stream !== null) {
-      const stream = new FrameStream(given.stream, this.#headerBytes);
+  load({ state, bag }: Saved<PortState>): void {
+    if (state.stream !== null) {
+      const fd = bag.take(SOCKET);
+      const stream = new FrameStream(fd, this.#headerBytes, state.stream);
       const handler = (events: number) => this.#onEvents(events);
       try {
-        const events = given.running ? PARKED_EVENTS : Epoll.IN;
+        const events = state.running ? PARKED_EVENTS : Epoll.IN;
         this.#watch = this.#loop.watch(stream.fd, events, handler);
       } catch (error) {
-        stream.handOver();
         stream.close();
         throw error;
       }
       this.#stream = stream;
     }
-    this.#keeping = given.running;
-    this.#sendError = given.sendError;
-    this.#connections = given.connections;
-    this.#txDropped = given.txDropped;
-    this.#runts = given.runts;
-    this.#badLengths = given.badLengths;
-    if (given.running) return;
+    this.#keeping = state.running;
+    this.#sendError = state.sendError;
+    this.#connections = state.connections;
+    this.#txDropped = state.txDropped;
+    this.#runts = state.runts;
+    this.#badLengths = state.badLengths;
+    if (state.running) return;
     // The rest of a frame, and an end that was noticed on the other thread and not told yet.
     this.#update();
     this.#more.schedule();
   }
 
-  /** Gives everything away; only close may follow. */
-  handOver(): GivenPort {
-    const running = this.#peer !== null || this.#keeping;
-    const stream = this.#stream;
-    this.#watch?.close();
-    this.#watch = null;
-    this.#stream = null;
-    this.stop();
-    const given = stream?.handOver() ?? null;
-    stream?.close();
+  /** What a successor must know. */
+  save(): PortState {
     return {
-      stream: given,
+      stream: this.#stream?.save() ?? null,
       sendError: this.#sendError,
-      running,
+      running: this.#peer !== null || this.#keeping,
       connections: this.#connections,
       txDropped: this.#txDropped,
       runts: this.#runts,
       badLengths: this.#badLengths,
     };
+  }
+
+  /** Puts the socket, if there is one, into a bag; only close may follow. */
+  handOver(bag: ResourceBag): void {
+    if (this.#stream !== null) bag.put(SOCKET, this.#stream.fd);
   }
 
   /** Closes the connection, if any, without onLost being told. */

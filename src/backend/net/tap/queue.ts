@@ -157,12 +157,6 @@ export class TapQueue {
     this.#watch?.setEvents(this.#events());
   }
 
-  /** Gives the descriptor away, with the frames that wait in it. */
-  release(): number {
-    this.stop();
-    return this.#fd.release();
-  }
-
   /** Closes the descriptor. */
   close(): void {
     this.stop();

@@ -5,7 +5,11 @@
  */
 
 import type { Loop } from "../../../loop/event_loop.ts";
-import { dupFd, Fd, setTapOffloads } from "../../../os/mod.ts";
+import {
+  type ResourceBag,
+  type Saved,
+  setTapOffloads,
+} from "../../../os/mod.ts";
 import type { Log } from "../../../core/log.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type {
@@ -15,7 +19,8 @@ import type {
   NetPeer,
 } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
-import { type Given, isGiven, takeGiven } from "../given.ts";
+import { Ownership } from "../ownership.ts";
+import { isOfKind, type NetBackendState, takeState } from "../state.ts";
 import type { TapNetOptions } from "./driver.ts";
 import { InterfaceControl } from "./interface.ts";
 import { openTapQueues, probeTapOffloads } from "./open.ts";
@@ -25,11 +30,13 @@ import { type SharedTap, TAP_SHARE_KIND, TapTwin } from "./twin.ts";
 
 const KIND = "tap";
 
-/** The interface is the descriptors': the kernel deletes one that was made here with the last of them. */
-interface GivenTap extends Given {
+/**
+ * The interface is the descriptors', which are in a bag by pair: the kernel deletes one that was made here with the last
+ * of them.
+ */
+interface TapState extends NetBackendState {
   readonly ifname: string;
   /** By pair. */
-  readonly fds: readonly number[];
   readonly attached: readonly boolean[];
   /** What was found out at first; to ask anew would switch off what the driver has chosen. */
   readonly offloads: NetOffloads;
@@ -44,11 +51,11 @@ interface GivenTap extends Given {
 export const openTapBackend: OpenNet<TapNetOptions> = (
   options,
   context,
-  inherited,
+  saved,
 ) =>
-  isGiven(inherited, TAP_SHARE_KIND)
-    ? new TapTwin(options, context, inherited)
-    : new TapBackend(options, context, inherited);
+  saved !== undefined && isOfKind(saved.state, TAP_SHARE_KIND)
+    ? new TapTwin(options, context, saved)
+    : new TapBackend(options, context, saved);
 
 /**
  * Frames between guest memory and the kernel, which cuts, joins and checksums them where the card leaves that to it.
@@ -64,6 +71,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
   readonly ifname: string;
   readonly #queues: TapQueue[] = [];
   readonly #sender: TapSender;
+  readonly #ownership: Ownership;
   /** Pairs that other threads serve. */
   readonly #lent = new Set<number>();
   readonly #log: Log;
@@ -76,23 +84,24 @@ export class TapBackend implements NetBackend, TapQueueListener {
   #rxErrorsBefore = 0;
 
   /**
-   * @param inherited What a predecessor gave, if there was one
+   * @param saved What a predecessor was and had open, if there was one
    * @throws {ErrnoError} With the remedy, when the interface cannot be had
    */
   constructor(
     options: TapNetOptions,
     context: NetContext,
-    inherited?: unknown,
+    saved?: Saved<unknown>,
   ) {
     this.#log = context.log;
     this.queuePairs = context.queuePairs ?? 1;
-    if (inherited !== undefined) {
-      const given = takeGiven<GivenTap>(inherited, KIND);
-      this.ifname = given.ifname;
+    this.#ownership = new Ownership(context.loop, saved === undefined);
+    if (saved !== undefined) {
+      const state = takeState<TapState>(saved.state, KIND);
+      this.ifname = state.ifname;
       this.description = `tap ${this.ifname}`;
-      this.offloads = given.offloads;
+      this.offloads = state.offloads;
       this.#sender = this.#makeSender(options);
-      this.#inherit(given, context.loop);
+      this.#load(state, saved.bag, context.loop);
       return;
     }
     using control = new InterfaceControl();
@@ -120,6 +129,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
   }
 
   start(peer: NetPeer): void {
+    this.#ownership.take();
     const keeping = this.#keeping;
     this.stop();
     if (this.#gone) return;
@@ -195,7 +205,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
     );
   }
 
-  counters(): Readonly<Record<string, number>> {
+  counters(): Pick<TapState, "txDropped" | "txBatches" | "rxErrors"> {
     const { dropped, batches } = this.#sender;
     return {
       txDropped: dropped,
@@ -204,37 +214,26 @@ export class TapBackend implements NetBackend, TapQueueListener {
     };
   }
 
-  handOver(): unknown {
-    const queues = this.#queues;
-    const sender = this.#sender;
-    // A ring holds the descriptors beyond their end.
-    sender.close();
-    const given: GivenTap = {
+  save(): TapState {
+    return {
       version: 1,
       kind: KIND,
       ifname: this.ifname,
-      attached: queues.map(({ attached }) => attached),
-      fds: queues.map((queue) => queue.release()),
+      attached: this.#queues.map(({ attached }) => attached),
       offloads: this.offloads,
       running: this.#peer !== null || this.#keeping,
       gone: this.#gone,
-      txDropped: sender.dropped,
-      txBatches: sender.batches,
-      rxErrors: this.#rxErrorsBefore + receiveErrors(queues),
+      ...this.counters(),
     };
-    queues.length = 0;
-    this.#keeping = false;
-    this.stop();
-    return given;
   }
 
-  share(pairs: readonly number[]): SharedTap {
-    using undo = new DisposableStack();
-    const fds = pairs.map((pair) => ({
-      pair,
-      fd: undo.use(dupFd(this.#queues[pair]!.fd)),
-    }));
-    undo.move();
+  handOver(bag: ResourceBag): void {
+    for (const { pair, fd } of this.#queues) bag.put(`${pair}`, fd);
+    this.#ownership.giveAway();
+  }
+
+  share(pairs: readonly number[], bag: ResourceBag): SharedTap {
+    for (const pair of pairs) bag.put(`${pair}`, this.#queues[pair]!.fd);
     for (const pair of pairs) this.#lent.add(pair);
     return {
       version: 1,
@@ -243,7 +242,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
       offloads: this.offloads,
       queuePairs: this.queuePairs,
       activePairs: this.#wantedPairs,
-      pairs: fds.map(({ pair, fd }) => ({ pair, fd: fd.release() })),
+      pairs,
     };
   }
 
@@ -256,11 +255,11 @@ export class TapBackend implements NetBackend, TapQueueListener {
 
   /** Detaches; an interface that was made on opening goes away. */
   close(): void {
-    this.stop();
+    this.#peer = null;
+    // A ring holds the descriptors beyond their end.
     this.#sender.close();
-    if (this.#queues.length === 0) return;
     // Whoever attaches to an interface that stays may not know of offloads; of one that is gone there is nothing to set.
-    setTapOffloads(this.#queues[0]!.fd, 0);
+    if (this.#ownership.end()) setTapOffloads(this.#queues[0]!.fd, 0);
     for (const queue of this.#queues) queue.close();
   }
 
@@ -273,19 +272,22 @@ export class TapBackend implements NetBackend, TapQueueListener {
     });
   }
 
-  #inherit(given: GivenTap, loop: Loop): void {
-    given.fds.forEach((fd, pair) => {
-      const attached = given.attached[pair]!;
-      this.#queues.push(
-        new TapQueue(pair, new Fd(fd), loop, this, { attached }),
-      );
-    });
-    this.#keeping = given.running;
-    this.#gone = given.gone;
-    this.#wantedPairs = given.attached.filter((on) => on).length;
-    this.#sender.dropped = given.txDropped;
-    this.#sender.batches = given.txBatches;
-    this.#rxErrorsBefore = given.rxErrors;
+  #load(state: TapState, bag: ResourceBag, loop: Loop): void {
+    try {
+      for (const [pair, attached] of state.attached.entries()) {
+        const fd = bag.take(`${pair}`);
+        this.#queues.push(new TapQueue(pair, fd, loop, this, { attached }));
+      }
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+    this.#keeping = state.running;
+    this.#gone = state.gone;
+    this.#wantedPairs = state.attached.filter((on) => on).length;
+    this.#sender.dropped = state.txDropped;
+    this.#sender.batches = state.txBatches;
+    this.#rxErrorsBefore = state.rxErrors;
   }
 
   /** @returns 0 or −errno */

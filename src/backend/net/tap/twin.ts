@@ -5,8 +5,7 @@
  */
 
 import { Errno } from "../../../core/errno.ts";
-import type { Loop } from "../../../loop/event_loop.ts";
-import { Fd } from "../../../os/mod.ts";
+import type { Saved } from "../../../os/mod.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type {
   NetBackend,
@@ -14,22 +13,22 @@ import type {
   NetOffloads,
   NetPeer,
 } from "../contract.ts";
-import { type Given, takeGiven } from "../given.ts";
+import { type NetBackendState, takeState } from "../state.ts";
 import type { TapNetOptions } from "./driver.ts";
 import { receiveErrors, TapQueue, type TapQueueListener } from "./queue.ts";
 import { TapSender } from "./sender.ts";
 
-/** The kind of what {@linkcode TapBackend.share} gives. */
+/** The kind of the state that {@linkcode TapBackend.share} gives. */
 export const TAP_SHARE_KIND = "tap-share";
 
-/** Descriptors of some pairs, duplicated: the interface stays with whoever opened it. */
-export interface SharedTap extends Given {
+/** Some pairs, whose descriptors are in a bag by their numbers: the interface stays with whoever opened it. */
+export interface SharedTap extends NetBackendState {
   readonly ifname: string;
   readonly offloads: NetOffloads;
   readonly queuePairs: number;
   /** How many pairs receive by now. */
   readonly activePairs: number;
-  readonly pairs: readonly { readonly pair: number; readonly fd: number }[];
+  readonly pairs: readonly number[];
 }
 
 /**
@@ -47,28 +46,36 @@ export class TapTwin implements NetBackend, TapQueueListener {
   #peer: NetPeer | null = null;
 
   /**
-   * @param shared What {@linkcode TapBackend.share} gave; its descriptors are taken over
+   * @param shared What {@linkcode TapBackend.share} gave
    * @throws {Error} When it is something else
    */
-  constructor(options: TapNetOptions, context: NetContext, shared: unknown) {
-    const given = takeGiven<SharedTap>(shared, TAP_SHARE_KIND);
-    this.description = `tap ${given.ifname}`;
-    this.offloads = given.offloads;
-    this.queuePairs = given.queuePairs;
-    for (const { pair, fd } of given.pairs) {
-      this.#queues[pair] = this.#makeQueue(
-        pair,
-        fd,
-        context.loop,
-        pair < given.activePairs,
-      );
-    }
+  constructor(
+    options: TapNetOptions,
+    { loop, log }: NetContext,
+    { state, bag }: Saved<unknown>,
+  ) {
+    const shared = takeState<SharedTap>(state, TAP_SHARE_KIND);
+    this.description = `tap ${shared.ifname}`;
+    this.offloads = shared.offloads;
+    this.queuePairs = shared.queuePairs;
     this.#sender = new TapSender({
       queues: this.#queues,
       engine: options.engine,
       description: this.description,
-      log: context.log,
+      log,
     });
+    try {
+      for (const pair of shared.pairs) {
+        const attached = pair < shared.activePairs;
+        this.#queues[pair] = new TapQueue(
+          ...[pair, bag.take(`${pair}`), loop, this] as const,
+          { attached, borrowed: true },
+        );
+      }
+    } catch (error) {
+      this.close();
+      throw error;
+    }
   }
 
   start(peer: NetPeer): void {
@@ -141,17 +148,5 @@ export class TapTwin implements NetBackend, TapQueueListener {
     this.stop();
     this.#sender.close();
     for (const queue of this.#queues.splice(0)) queue?.close();
-  }
-
-  #makeQueue(
-    pair: number,
-    fd: number,
-    loop: Loop,
-    attached: boolean,
-  ): TapQueue {
-    return new TapQueue(pair, new Fd(fd), loop, this, {
-      attached,
-      borrowed: true,
-    });
   }
 }

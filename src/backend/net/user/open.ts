@@ -13,7 +13,8 @@ import {
   GatewayBackend,
   INSTALL_LIBSLIRP,
 } from "../gateway/gateway.ts";
-import { isGiven } from "../given.ts";
+import type { Saved } from "../../../os/resource_bag.ts";
+import { isOfKind } from "../state.ts";
 import { PeerBackend, takePeer } from "../peer/backend.ts";
 import { NoLibslirpError, Slirp, SLIRP_KIND } from "../slirp/slirp.ts";
 import type { UserNetOptions } from "./driver.ts";
@@ -25,35 +26,31 @@ import type { UserNetOptions } from "./driver.ts";
 export const LIBSLIRP_VARIABLE = "OUTBOARD_LIBSLIRP";
 
 /** Opens user-mode networking. */
-export const openUser: OpenNet<UserNetOptions> = (
-  options,
-  context,
-  inherited,
-) =>
-  inherited === undefined
-    ? openFirst(options, context)
-    : inherit(options, context, inherited);
-
-/** What was chosen at first stays: a guest does not lose its connections because a variable has changed. */
-function inherit(
-  options: UserNetOptions,
-  context: NetContext,
-  inherited: unknown,
-): NetBackend {
-  return isGiven(inherited, GATEWAY_KIND)
-    ? new GatewayBackend(options, context, inherited)
-    : openSlirp(options, context, inherited);
-}
+export const openUser: OpenNet<UserNetOptions> = (options, context, saved) => {
+  if (saved === undefined) return openFirst(options, context);
+  // What was chosen at first stays: a guest does not lose its connections because a variable has changed.
+  return isOfKind(saved.state, GATEWAY_KIND)
+    ? new GatewayBackend(options, context, saved.state)
+    : openSlirp(options, context, saved);
+};
 
 function openSlirp(
   options: UserNetOptions,
   context: NetContext,
-  inherited?: unknown,
+  saved?: Saved<unknown>,
 ): NetBackend {
-  const given = takePeer(inherited, SLIRP_KIND);
+  const peer = takePeer(saved, SLIRP_KIND);
   const library = environmentVariable(LIBSLIRP_VARIABLE) ?? null;
-  const slirp = new Slirp(options, context.mtu, library, given?.program);
-  return new PeerBackend(slirp, context, given);
+  const slirp = new Slirp(
+    options,
+    context.mtu,
+    library,
+    peer && {
+      state: peer.state.program,
+      bag: peer.bag.at("program"),
+    },
+  );
+  return new PeerBackend(slirp, context, peer);
 }
 
 /** The library says nothing of a folder that it cannot read: its guests wait for files in vain. */
