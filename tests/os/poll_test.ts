@@ -4,6 +4,7 @@ import {
   drainEventFd,
   Poll,
   pollFd,
+  PollSet,
   signalEventFd,
   socketPair,
 } from "../../src/os/mod.ts";
@@ -32,4 +33,19 @@ Deno.test("pollFd throws nothing for a closed descriptor: the answer is NVAL", (
   const { number } = event;
   event.close();
   assertEquals(pollFd(number, Poll.IN, 0), 0x20);
+});
+
+Deno.test("PollSet waits for any of its descriptors, again and again, and blocks nobody", async () => {
+  using one = createEventFd();
+  using other = createEventFd();
+  using set = new PollSet([one.number, other.number], Poll.IN);
+  for (const { number } of [other, one, other]) {
+    let ready = false;
+    const waiting = set.ready().then(() => ready = true);
+    await new Promise((go) => setTimeout(go, 5));
+    assertEquals(ready, false);
+    signalEventFd(number);
+    await waiting;
+    drainEventFd(number);
+  }
 });

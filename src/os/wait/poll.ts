@@ -44,6 +44,36 @@ export function pollFd(fd: number, events: number, timeoutMs: number): number {
   }
 }
 
+/** Descriptors that are waited for on a thread of the runtime's; they stay open until that is over. */
+export class PollSet implements Disposable {
+  readonly #count: number;
+  readonly #buffer: NativeBuffer;
+  readonly #pointer: Deno.PointerObject;
+
+  /** @param events Bits of {@linkcode Poll} */
+  constructor(fds: readonly number[], events: number) {
+    this.#count = fds.length;
+    this.#buffer = new NativeBuffer(fds.length * POLLFD.SIZE);
+    this.#pointer = this.#buffer.pointer();
+    fds.forEach((fd, i) => {
+      const { view } = this.#buffer;
+      view.setInt32(i * POLLFD.SIZE + POLLFD.FD, fd, true);
+      view.setInt16(i * POLLFD.SIZE + POLLFD.EVENTS, events, true);
+    });
+  }
+
+  /** Waits until one of them is ready, however long. */
+  async ready(): Promise<void> {
+    // Its errno is another thread's; with these arguments it can only have been interrupted.
+    while (await libc.poll_apart(this.#pointer, this.#count, -1) <= 0);
+  }
+
+  /** Frees its memory; nobody waits any more. */
+  [Symbol.dispose](): void {
+    this.#buffer.close();
+  }
+}
+
 /**
  * Waits on a thread of the runtime's until one of the descriptors is ready, however long; they stay open meanwhile.
  *
@@ -53,12 +83,6 @@ export async function pollApart(
   fds: readonly number[],
   events: number,
 ): Promise<void> {
-  // SAFETY: it lives as long as the call, which is until something is ready.
-  using buffer = new NativeBuffer(fds.length * POLLFD.SIZE);
-  fds.forEach((fd, i) => {
-    buffer.view.setInt32(i * POLLFD.SIZE + POLLFD.FD, fd, true);
-    buffer.view.setInt16(i * POLLFD.SIZE + POLLFD.EVENTS, events, true);
-  });
-  // Its errno is another thread's; with these arguments it can only have been interrupted.
-  while (await libc.poll_apart(buffer.pointer(), fds.length, -1) <= 0);
+  using set = new PollSet(fds, events);
+  await set.ready();
 }

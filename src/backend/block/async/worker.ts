@@ -1,8 +1,8 @@
 /**
  * The Worker of a store: an ordinary one, which returns to its runtime all the time.
  *
- * While there is work it looks for more in each turn of its event loop, and for a short while after; then it waits for an
- * eventfd, on a thread of the runtime's.
+ * While there is work it looks for more in each turn of its event loop, and for a short while after where that has paid;
+ * then it waits for an eventfd, on a thread of the runtime's.
  *
  * @module
  */
@@ -15,7 +15,7 @@ import type { Log } from "../../../core/log.ts";
 import {
   drainEventFd,
   Poll,
-  pollApart,
+  PollSet,
   setThreadCpus,
   setThreadName,
   threadCpus,
@@ -33,8 +33,11 @@ const scope = globalThis as unknown as {
 };
 const close = scope.close.bind(scope);
 
-/** Turns without work, 3 µs each, before it sleeps: a wake-up costs 20 µs. */
-const IDLE_TURNS = 16;
+/** Turns without work, 3 µs each, before it sleeps, where that has turned out to be a short sleep. */
+const IDLE_TURNS_MIN = 4;
+const IDLE_TURNS_MAX = 64;
+/** Three times what falling asleep and being woken takes. */
+const SHORT_WAIT_MS = 0.06;
 /** How long opening may take. */
 const OPEN_TIMEOUT_MS = 10_000;
 /** So many places are told of. */
@@ -154,21 +157,27 @@ async function serveUntilClosed(
   shared: StoreLink,
   server: StoreServer,
 ): Promise<void> {
+  using work = new PollSet([shared.workFd], Poll.IN);
+  let idleTurns = 0;
   for (let idle = 0; shared.state === StoreState.OPEN; idle++) {
     if (server.look()) idle = 0;
     sayLines();
-    if (idle < IDLE_TURNS) {
+    if (idle < idleTurns) {
       await new Promise((resolve) => setImmediate(resolve));
       continue;
     }
+    const since = performance.now();
     shared.asleep = true;
     // What came before that was seen by its sender is seen now.
     if (!server.look() && shared.state === StoreState.OPEN) {
-      await pollApart([shared.workFd], Poll.IN);
+      await work.ready();
       drainEventFd(shared.workFd);
     }
     shared.asleep = false;
     idle = 0;
+    idleTurns = performance.now() - since < SHORT_WAIT_MS
+      ? Math.min(Math.max(2 * idleTurns, IDLE_TURNS_MIN), IDLE_TURNS_MAX)
+      : idleTurns >> 1;
   }
 }
 
