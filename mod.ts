@@ -113,13 +113,6 @@ export {
   type RegisterName,
   type RegisterRow,
 } from "./src/pci/register_map.ts";
-export {
-  FOR_ALL,
-  FOR_HOME,
-  type RegisterWrite,
-  type Spreading,
-  type SpreadingListener,
-} from "./src/pci/spreading.ts";
 export type {
   Store,
   StoreContext,

@@ -42,12 +42,6 @@ export interface DeviceModel<
   /** Its options, as of `options({…})`; none when absent. They touch nothing outside. */
   readonly options?: Options<O>;
   /**
-   * How many IOThreads can share the queues of a device with these options; 1 for all devices of a model without this.
-   *
-   * @param options What came of its options
-   */
-  maxIOThreads?(options: O): number;
-  /**
    * Looks at what its options name, such as a file, before any device is made.
    *
    * @throws {Error} When they cannot work, with one line and the remedy

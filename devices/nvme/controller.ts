@@ -4,14 +4,11 @@
  * @module
  */
 
-import type {
-  BlockClient,
-  BlockRequest,
-} from "../../src/backend/block/contract.ts";
+import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import type { BlockOptions } from "../../src/backend/block/options.ts";
 import { formatSize } from "../../src/core/size.ts";
-import type { BottomHalf, Poller, Timer } from "../../src/loop/event_loop.ts";
-import { LookTimer } from "../../src/loop/look_timer.ts";
+import { field } from "../../src/core/bits.ts";
+import type { BottomHalf } from "../../src/loop/event_loop.ts";
 import type {
   AccessWidth,
   DeviceCommand,
@@ -20,41 +17,68 @@ import type {
   PciSpec,
   ResetReason,
 } from "../../src/pci/device.ts";
-import { ResourceBag, type Saved } from "../../src/os/resource_bag.ts";
-import { field } from "../../src/core/bits.ts";
-import { RING_ABSENCE_MS } from "../../src/memory/guest_memory.ts";
+import type { ResourceBag, Saved } from "../../src/os/resource_bag.ts";
+import {
+  CONTROL_GROUP,
+  type QueueThreads,
+} from "../../src/pci/queue_threads.ts";
+import { AdminCommands } from "./admin/admin.ts";
+import { AsyncEvents, NvmeEvent } from "./admin/events.ts";
+import { Features } from "./admin/features.ts";
+import { type ControllerIdentity, Identify } from "./admin/identify.ts";
+import { LogPages } from "./admin/log_pages.ts";
 import type { Command } from "./command/command.ts";
 import { namespaceCommands } from "./commands.ts";
 import { NvmeCounter } from "./counters.ts";
 import {
-  DOORBELL_PAIR_BYTES,
   IN_FLIGHT,
   NVME_CC,
   NVME_MPS_MAX,
+  NVME_PAGE_SHIFT_MIN,
   NVME_REG_DBS,
-  NVME_SC_MORE,
   NvmeSc,
   NvmeShst,
 } from "./defs.ts";
-import { headDoorbell } from "./queue/doorbells.ts";
-import { NvmeEvent } from "./admin/events.ts";
-import { isUnmetQuestion } from "./admin/log_pages.ts";
+import type { Namespace, NamespaceStorage } from "./io/namespace.ts";
+import { DOORBELL_PAGE_BYTES, interruptVectors, makeSpec } from "./pci_spec.ts";
+import type { DoorbellBuffers } from "./queue/doorbells.ts";
+import type { NamespaceGrant, QueueGrant } from "./queue_service.ts";
+import { QueueTable } from "./queue_table.ts";
+import { NvmeQueues, type QueueSettings } from "./queues.ts";
+import { NvmeRegisters, RegisterEffect } from "./registers.ts";
+import { groupOf, RemoteQueues } from "./remote_queues.ts";
+import { SharedWords } from "./shared_words.ts";
 import {
-  Namespace,
-  NamespaceSet,
-  type NamespaceStorage,
-} from "./io/namespace.ts";
-import { ControllerParts, type NvmeControllerOptions } from "./parts.ts";
-import { DOORBELL_PAGE_BYTES, makeSpec } from "./pci_spec.ts";
-import type { CompletionQueue, SubmissionQueue } from "./queue/queue.ts";
-import { RegisterEffect } from "./registers.ts";
-import { NvmeSpreading } from "./spreading.ts";
-import { type NvmeHandOver, type NvmeState, parseNvmeState } from "./state.ts";
+  NVME_STATE_VERSION,
+  type NvmeHandOver,
+  type NvmeState,
+  parseNvmeState,
+} from "./state.ts";
 
-export type { NvmeControllerOptions } from "./parts.ts";
+/** What a controller is like. */
+export interface NvmeControllerOptions {
+  readonly identity: ControllerIdentity;
+  /** I/O queue pairs, 1–64. */
+  readonly queues: number;
+  /** The largest size of an I/O queue, 2–4096. */
+  readonly queueEntries: number;
+  /** Whether there is MSI-X; else all queues share the one vector of MSI and the pin. */
+  readonly msix: boolean;
+  /** Whether clients may map the doorbells, which are then polled. */
+  readonly mapDoorbells: boolean;
+  /** Opens storage for namespaces that are added at run time; without it there are none. */
+  readonly open?: (
+    block: BlockOptions,
+    saved?: Saved<unknown>,
+  ) => BlockBackend;
+}
+
+/** The most bytes of a command, unless a back end takes less. */
+const TRANSFER_MAX_BYTES = 1 << 20;
 
 /**
- * A controller.
+ * A controller: registers, the admin queue and all that its commands are about. I/O queues are served by the
+ * {@linkcode NvmeQueues} of this thread, or of others.
  *
  * ```text
  *   disabled --CC.EN--> ready --CC.EN=0, reset--> disabled
@@ -66,31 +90,32 @@ export type { NvmeControllerOptions } from "./parts.ts";
  * there. A doorbell's value matters, and an eventfd carries none; so doorbells are never offered as ioeventfds. What
  * keeps them out of the message channel is Doorbell Buffer Config: then a doorbell is a store to guest memory and
  * rung only when the controller has nothing to do.
- *
- * Where several threads serve its queues ({@linkcode NvmeSpreading}) each has one of these: the one at home is the
- * controller that the driver knows, the others are told what they need to fetch, execute and complete commands.
  */
-export class NvmeController implements PciDevice, BlockClient {
+export class NvmeController implements PciDevice {
   readonly spec: PciSpec;
   readonly commands: Readonly<Record<string, DeviceCommand>>;
-  readonly spreading: NvmeSpreading;
   readonly #context: DeviceContext;
   readonly #options: NvmeControllerOptions;
-  readonly #parts: ControllerParts;
+  readonly #words: SharedWords;
+  readonly #registers: NvmeRegisters;
+  readonly #queues: NvmeQueues;
+  readonly #table: QueueTable;
+  readonly #features: Features;
+  readonly #logs: LogPages;
+  readonly #events: AsyncEvents = new AsyncEvents();
+  readonly #identify: Identify;
+  readonly #admin: AdminCommands;
+  readonly #maxTransferBytes: number;
   readonly #work: BottomHalf;
-  readonly #poller: Poller;
-  /** Looks at mapped doorbells. */
-  readonly #doorbellTimer: LookTimer | null;
-  /** Armed while a queue is wanted that is not mapped. */
-  readonly #absence: Timer;
-  #absent = false;
-  readonly #unsubscribe: () => void;
-  /** Commands may be fetched and completions posted: CSTS.RDY, and no reset asked for. */
+  /** Queues of other threads; null where this one serves all. */
+  #remote: RemoteQueues | null = null;
+  /** See {@linkcode QueueSettings.running}. */
   #running = false;
-  #stopped = false;
-  /** Whether no command is fetched, though all else goes on. */
-  #holding = false;
+  /** CC.MPS as it was when the controller was enabled. */
+  #pageShift = NVME_PAGE_SHIFT_MIN;
   #resetAsked = false;
+  /** What the driver did that the controller cannot go on from. */
+  #failure: string | null = null;
   #warned = false;
 
   /** @param storage Namespaces, all ids different */
@@ -100,55 +125,72 @@ export class NvmeController implements PciDevice, BlockClient {
     storage: readonly NamespaceStorage[],
   ) {
     const { memory, loop } = context;
-    const { serial } = options.identity;
-    this.#context = context;
-    this.#options = options;
-    const namespaces = new NamespaceSet(
-      storage.map((each) => new Namespace(each, serial, this)),
-    );
-    const page = options.mapDoorbells
+    const { identity, queues: pairs, queueEntries, mapDoorbells } = options;
+    const mdts = transferShift(storage);
+    const vectors = interruptVectors(options);
+    const maxTransferBytes = 2 ** (mdts + NVME_PAGE_SHIFT_MIN);
+    const page = mapDoorbells
       ? context.createSharedMemory("nvme-doorbells", DOORBELL_PAGE_BYTES)
       : null;
+    const words = new SharedWords(pairs + 1, page?.bytes ?? null);
+    this.#context = context;
+    this.#options = options;
+    this.#maxTransferBytes = maxTransferBytes;
     this.spec = makeSpec(options, page);
-    this.#parts = new ControllerParts(context, options, namespaces, page, {
-      onInvalidDoorbell: () => this.#onInvalidDoorbell(),
-      onCommandError: (command) => this.#onCommandError(command),
-      onInternal: () => this.#onShutdownFlushed(),
-      wake: () => this.#work.schedule(),
-      onQueueEnded: (qid) => this.spreading.reportEnded(qid),
-    });
-    this.spreading = this.#makeSpreading();
+    this.#words = words;
+    this.#registers = new NvmeRegisters(queueEntries);
     this.#work = loop.bottomHalf(() => this.#run());
-    this.#doorbellTimer = page === null
-      ? null
-      : new LookTimer(loop, () => this.#onDoorbellTimer());
-    this.#poller = loop.poll(() => this.#poll(), {
-      begin: () => {
-        this.#doorbellTimer?.beginPolling();
-        this.#parts.queues.beginPolling();
+    const queues = this.#queues = new NvmeQueues({
+      ...{ context, words, pairs, vectors, maxTransferBytes },
+      remote: false,
+      wake: () => this.#work.schedule(),
+      listener: {
+        onInvalidDoorbell: () => this.#raise(NvmeEvent.INVALID_DOORBELL_VALUE),
+        onFailure: (reason) => this.#fail(reason, "use"),
+        onQueueEnded: (qid) => this.#onQueueEnded(qid),
+        onLine: () => this.#updateLine(),
+        onNamespaceChanged: (ns) => this.#onNamespaceChanged(ns),
+        onInternal: () => this.#onShutdownFlushed(),
+        startAdmin: (command, sqe) => this.#startAdmin(command, sqe),
       },
-      end: () => this.#endPolling(),
     });
-    this.#absence = loop.timer(() => this.#onAbsence());
-    this.#unsubscribe = memory.subscribe({
-      onUnmap: (iova, lengthBytes) => this.#onUnmap(iova, lengthBytes),
-      onChange: () => this.#work.schedule(),
+    const { namespaces, data, errors, counters } = queues;
+    const table = this.#table = new QueueTable({
+      ...{ memory, queues, pairs, vectors },
+      registers: this.#registers,
+      maxEntries: queueEntries,
+      pageBytes: () => 2 ** this.#pageShift,
     });
-    this.commands = namespaceCommands({
-      namespaces,
-      add: (nsid, block) => this.#addNamespace(nsid, block),
-      remove: (ns) => this.#removeNamespace(ns),
+    const features = this.#features = new Features(
+      { namespaces, hasIoQueues: () => table.hasIoQueues },
+      pairs,
+      vectors,
+    );
+    const logs = this.#logs = new LogPages({
+      ...{ loop, words, errors, counters, features },
+      firmware: identity.firmware,
+      gather: () => this.#gather(),
     });
-    for (const ns of namespaces.all) ns.backend.start(ns);
+    const identify = this.#identify = new Identify(identity, namespaces, mdts);
+    this.#admin = new AdminCommands({
+      ...{ memory, data, table, identify, features, logs, maxTransferBytes },
+      events: this.#events,
+      pageBytes: () => 2 ** this.#pageShift,
+      onFeatures: () => this.#configure(),
+      configureDoorbells: (buffers) => this.#configureDoorbells(buffers),
+    });
+    this.commands = this.#makeCommands();
+    for (const each of storage) queues.addNamespace(each);
+    this.#configure();
   }
 
-  /** Commands that were fetched and not completed, for whoever looks at the state. */
+  /** Commands that this thread has fetched and not completed, for whoever looks at the state. */
   inFlight(): readonly Command[] {
-    return this.#parts.engine.inFlight();
+    return this.#queues.engine.inFlight();
   }
 
   readBar(bar: number, offset: number, width: AccessWidth): number {
-    return bar === 0 ? this.#parts.registers.read(offset, width) : 0;
+    return bar === 0 ? this.#registers.read(offset, width) : 0;
   }
 
   writeBar(
@@ -159,84 +201,126 @@ export class NvmeController implements PciDevice, BlockClient {
   ): void {
     if (bar !== 0) return;
     if (offset >= NVME_REG_DBS) return this.#ring(offset, width, value);
-    const before = this.#parts.registers.cc;
-    const effect = this.#parts.registers.write(offset, width, value);
+    const before = this.#registers.cc;
+    const effect = this.#registers.write(offset, width, value);
     if (effect === RegisterEffect.MASK) {
-      const { interruptMask } = this.#parts.registers;
-      this.#parts.crew?.setMask(interruptMask);
-      if (!this.#stopped) this.#parts.lines.maskChanged(interruptMask);
-    } else if (effect === RegisterEffect.CC) {
-      this.#onConfiguration(before);
-    }
+      this.#configure();
+      this.#updateLine();
+    } else if (effect === RegisterEffect.CC) this.#onConfiguration(before);
   }
 
   reset(reason: ResetReason): void {
-    if (reason === "client_gone") this.#parts.logs.powerLost();
+    if (reason === "client_gone") this.#logs.powerLost();
     this.#resetController();
-    this.#parts.registers.reset();
+    this.#registers.reset();
   }
 
   stop(): void {
-    this.#stopped = true;
-    this.#doorbellTimer?.stop();
-    // No request may be filling guest memory; what is done now is told after start.
-    this.#parts.namespaces.drain();
+    try {
+      this.#remote?.stop();
+    } finally {
+      this.#queues.stop();
+    }
   }
 
   start(): void {
-    if (!this.#stopped && !this.#holding) return;
-    this.#stopped = this.#holding = false;
-    this.#work.schedule();
-    this.#lookIfRunning();
+    if (!this.#queues.stopped && !this.#queues.holding) return;
+    this.#queues.start();
+    this.#remote?.start();
   }
 
   hold(): number {
-    if (!this.#holding) {
-      this.#holding = true;
-      // What an interrupt was to tell about later is told now.
-      this.#parts.lines.hurry();
-    }
-    return this.#parts.inFlight;
+    return this.#queues.hold() - this.#events.waiting +
+      (this.#remote?.hold() ?? 0);
+  }
+
+  place(threads: QueueThreads | null): void {
+    this.#leaveThreads();
+    if (threads === null || !this.#isShareable) return;
+    const { queues: pairs } = this.#options;
+    const remote = new RemoteQueues({
+      ...{ threads, words: this.#words, pairs },
+      vectors: interruptVectors(this.#options),
+      grant: (bag) => this.#grant(bag),
+      onLine: () => this.#updateLine(),
+      onReport: () => this.#gather(),
+    });
+    this.#remote = remote;
+    this.#table.share(remote);
+    const { stopped, holding } = this.#queues;
+    if (!stopped) remote.start();
+    if (holding) remote.hold();
+  }
+
+  queueGroups(): readonly number[] {
+    return Array.from(
+      { length: this.#options.queues + 1 },
+      (_, qid) => this.#isShareable ? groupOf(qid) : CONTROL_GROUP,
+    );
   }
 
   save(): NvmeState {
-    const { inFlight } = this.#parts;
+    const { engine, doorbells, counters, namespaces } = this.#queues;
+    const inFlight = engine.busy - this.#events.waiting;
     if (inFlight > 0) {
       throw new Error(
         `Cannot save the NVMe controller: ${inFlight} commands are in flight, hold it until there are none`,
       );
     }
+    this.#gather();
+    const { serial, subnqn } = this.#identify.identity;
     return {
-      ...this.#parts.save(),
+      version: NVME_STATE_VERSION,
+      ...{ serial, subnqn },
       running: this.#running,
       resetAsked: this.#resetAsked,
+      registers: this.#registers.save(),
+      queues: this.#table.save(),
+      doorbells: doorbells.save(),
+      features: this.#features.save(),
+      events: this.#events.save(),
+      logs: this.#logs.save(),
+      counters: counters.toRecord(),
+      namespaces: namespaces.all.map(({ nsid, lbaShift, blocks }) => (
+        { nsid, lbaShift, blocks }
+      )),
     };
   }
 
   load(value: unknown): void {
-    const { queues, queueEntries, mapDoorbells } = this.#options;
-    const { namespaces } = this.#parts;
+    const { queues: pairs, queueEntries, mapDoorbells } = this.#options;
+    const { engine, doorbells, counters, set, namespaces } = this.#queues;
     const state = parseNvmeState(value, {
-      pairs: queues,
+      ...{ pairs, mapDoorbells },
       maxEntries: queueEntries,
-      mapDoorbells,
       namespaces: namespaces.all,
     });
     // Not even a completion may reach the driver before start.
-    this.#stopped = this.#holding = true;
-    this.#parts.load(state);
-    this.#running = state.running;
+    this.#queues.stop();
+    this.#queues.hold();
+    this.#identify.rename(state.serial, state.subnqn);
+    this.#registers.load(state.registers);
+    this.#pageShift = this.#registers.pageShift;
+    doorbells.load(state.doorbells);
+    this.#table.load(state.queues);
+    this.#features.load(state.features);
+    this.#logs.load(state.logs);
+    counters.load(state.counters);
+    this.#events.load(state.events);
+    for (const { cid, nsid } of state.events.held) {
+      this.#events.hold(engine.restore(set.sq(0)!, cid, nsid));
+    }
     this.#resetAsked = state.resetAsked;
-    this.#parts.lines.hurry();
+    this.#setRunning(state.running);
     for (const [i, { blocks }] of state.namespaces.entries()) {
       const ns = namespaces.all[i]!;
       // The storage has another size than the driver was told.
-      if (ns.blocks !== blocks) this.onNamespaceChanged(ns);
+      if (ns.blocks !== blocks) this.#onNamespaceChanged(ns);
     }
   }
 
   handOver(bag: ResourceBag): NvmeHandOver {
-    const { all } = this.#parts.namespaces;
+    const { all } = this.#queues.namespaces;
     const fixed = all.find(({ backend }) => backend.handOver === undefined);
     if (fixed !== undefined) {
       throw new Error(
@@ -253,212 +337,167 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   counters(): Readonly<Record<string, number>> {
-    const record = this.#parts.counters.toRecord();
-    for (const ns of this.#parts.namespaces.all) {
-      const its = ns.backend.counters?.() ?? {};
-      for (const [name, value] of Object.entries(its)) {
-        record[`ns${ns.nsid}.${name}`] = value;
-      }
-    }
-    return record;
+    return this.#queues.record();
   }
 
   info(): Readonly<Record<string, string>> {
-    return { doorbells: this.#doorbellTimer === null ? "message" : "mmap" };
+    return { doorbells: this.#words.mapped ? "mmap" : "message" };
   }
 
   close(): void {
     this.#running = false;
-    this.#unsubscribe();
-    this.#poller.close();
-    this.#doorbellTimer?.close();
-    this.#absence.close();
-    this.#parts.lines.close();
-    this.#work.cancel();
-    for (const ns of this.#parts.namespaces.all) ns.backend.close();
-    this.#parts.io.reset();
-    this.#parts.engine.reset();
+    this.#remote?.[Symbol.dispose]();
+    this.#remote = null;
+    this.#queues.close();
     // Whatever closing reported.
     this.#work.cancel();
   }
 
-  onComplete(request: BlockRequest, result: number): void {
-    this.#parts.engine.returned(request, result);
+  get #isShareable(): boolean {
+    const { all } = this.#queues.namespaces;
+    return all.every(({ backend }) => backend.share !== undefined);
   }
 
-  /** Unused: each namespace hears of its own storage. */
-  onResize(): void {}
-
-  /** The storage of a namespace has another size. */
-  onNamespaceChanged(ns: Namespace): void {
-    const { nsid, sizeBytes } = ns;
-    const size = formatSize(sizeBytes);
-    this.#tellChanged(nsid, `namespace ${nsid} has ${size} now`, {
-      event: "RESIZED",
-      nsid,
-      sizeBytes,
-    });
+  #grant(bag: ResourceBag): QueueGrant {
+    const { queues: pairs, mapDoorbells } = this.#options;
+    return {
+      ...{ pairs, mapDoorbells },
+      vectors: interruptVectors(this.#options),
+      maxTransferBytes: this.#maxTransferBytes,
+      namespaces: this.#queues.namespaces.all.map((ns) => shareOf(ns, bag)),
+      settings: this.#settings(),
+    };
   }
 
-  /** Tells the log, the programs on the control socket and the driver. */
-  #tellChanged(
-    nsid: number,
-    message: string,
-    properties: Record<string, unknown>,
-  ): void {
-    // Whoever has changed it tells the driver.
-    if (this.spreading.isTwin) return;
-    this.#context.log.info(message, properties);
-    this.#parts.crew?.namespacesChanged();
-    this.#parts.logs.addChanged(nsid);
-    if (!this.#parts.features.namespaceNotices) return;
-    this.#parts.events.raise(NvmeEvent.NAMESPACE_CHANGED);
+  /** Serves all queues on this thread again. */
+  #leaveThreads(): void {
+    const remote = this.#remote;
+    if (remote === null) return;
+    this.#gather();
+    this.#table.share(null);
+    this.#remote = null;
+    remote[Symbol.dispose]();
+    this.#queues.lines.forget();
+  }
+
+  /** Takes over what has happened on other threads. */
+  #gather(): void {
+    const reports = this.#remote?.reports() ?? [];
+    for (const { errors, counts, ended, ...report } of reports) {
+      this.#queues.errors.merge(errors);
+      this.#queues.counters.addAll(counts);
+      for (const qid of ended) this.#onQueueEnded(qid);
+      if (report.invalidDoorbell) {
+        this.#raise(NvmeEvent.INVALID_DOORBELL_VALUE);
+      }
+      if (this.#running) this.#failure ??= report.failure;
+    }
     this.#work.schedule();
   }
 
-  /** @throws {Error} With the reason; nothing is changed then */
-  #addNamespace(nsid: number, block: BlockOptions): Namespace {
-    const { crew } = this.#parts;
-    const ns = this.#attach(nsid, block);
+  #settings(): QueueSettings {
+    const { doorbells, namespaces } = this.#queues;
+    return {
+      running: this.#running,
+      pageShift: this.#pageShift,
+      interruptMask: this.#registers.interruptMask,
+      features: this.#features.forQueues(),
+      buffers: doorbells.buffers,
+      namespaces: namespaces.all.map(({ nsid, blocks }) => ({ nsid, blocks })),
+    };
+  }
+
+  /** Has every thread know what was decided; the others first. */
+  #configure(): void {
+    const settings = this.#settings();
     try {
-      crew?.addNamespace(nsid, block, ns.backend);
-    } catch (error) {
-      this.#parts.namespaces.remove(ns);
-      crew?.namespacesChanged();
-      throw error;
-    }
-    const { sizeBytes } = ns;
-    this.#tellChanged(
-      nsid,
-      `namespace ${nsid} is there, of ${formatSize(sizeBytes)}`,
-      {
-        event: "NAMESPACE_ADDED",
-        nsid,
-        sizeBytes,
-      },
-    );
-    return ns;
-  }
-
-  /** Opens storage as a namespace, or takes over what another thread shares. */
-  #attach(
-    nsid: number,
-    block: BlockOptions,
-    given?: Saved<unknown>,
-  ): Namespace {
-    const { open } = this.#options;
-    if (open === undefined) {
-      throw new Error("Cannot add a namespace: this model opens no storage");
-    }
-    const { namespaces, identify } = this.#parts;
-    const { serial } = identify.identity;
-    const backend = open(block, given);
-    try {
-      const ns = new Namespace({ nsid, block, backend }, serial, this);
-      backend.start(ns);
-      this.#parts.admit(backend);
-      namespaces.add(ns);
-      return ns;
-    } catch (error) {
-      backend.close();
-      throw error;
+      this.#remote?.callAll({ op: "configure", settings });
+    } finally {
+      this.#queues.configure(settings);
     }
   }
 
-  #removeNamespace(ns: Namespace): void {
-    const { nsid } = ns;
-    this.#parts.namespaces.remove(ns);
-    this.#tellChanged(nsid, `namespace ${nsid} is gone`, {
-      event: "NAMESPACE_REMOVED",
-      nsid,
-    });
+  #setRunning(running: boolean): void {
+    this.#running = running;
+    this.#configure();
   }
 
-  #makeSpreading(): NvmeSpreading {
-    return new NvmeSpreading({
-      parts: this.#parts,
-      interrupts: this.#context.interrupts,
-      pairs: this.#options.queues,
-      isLive: () => this.#running && !this.#stopped,
-      setRunning: (on) => {
-        this.#running = on;
-        if (on) this.#work.schedule();
-      },
-      reset: () => this.#resetController(),
-      fail: (reason) => this.#fail(reason, "use"),
-      wake: () => this.#work.schedule(),
-      attach: (nsid, block, { state, fds }) => {
-        using bag = ResourceBag.of(fds);
-        this.#attach(nsid, block, { state, bag });
-      },
-    });
+  #configureDoorbells(buffers: DoorbellBuffers): boolean {
+    const answers = this.#remote?.callAll({ op: "buffers", buffers }) ?? [];
+    return this.#queues.set.configureDoorbells(buffers) &&
+      answers.every((done) => done === true);
+  }
+
+  /** The INTA# line follows what any thread wants. */
+  #updateLine(): void {
+    this.#context.interrupts.setLevel(this.#words.lines > 0);
+  }
+
+  #raise(event: NvmeEvent): void {
+    this.#events.raise(event);
+    this.#work.schedule();
   }
 
   /** A doorbell was written by message. */
   #ring(offset: number, width: AccessWidth, value: number): void {
     const index = (offset - NVME_REG_DBS) / 4;
     if (width !== 4 || !this.#running) return;
-    this.#parts.counters.add(NvmeCounter.doorbells, 1);
-    const qid = Math.floor((offset - NVME_REG_DBS) / DOORBELL_PAIR_BYTES);
-    const isHead = index === headDoorbell(qid);
-    const sq = isHead ? null : this.#parts.queues.sq(qid);
-    const cq = isHead ? this.#parts.queues.cq(qid) : sq?.cq ?? null;
-    if (cq === null) {
-      this.#parts.logs.addError(NvmeSc.QID_INVALID);
-      this.#parts.events.raise(NvmeEvent.INVALID_DOORBELL_REGISTER);
-      this.#parts.counters.add(NvmeCounter.invalidDoorbells, 1);
-      return this.#work.schedule();
-    }
-    if (cq.foreign) return this.#ringElsewhere(index, value, sq, cq);
-    // A value that was refused before is a mistake again.
-    (sq ?? cq).rejected = -1;
-    this.#parts.doorbells.write(index, value);
-    if (sq === null) {
-      this.#parts.queues.updateHead(cq);
-      if (this.#parts.lines.usesPin && !this.#stopped) {
-        // Down at once: the driver ends its handler behind this write.
-        this.#parts.lines.flush(this.#parts.registers.interruptMask);
-      }
-    } else this.#parts.queues.updateTail(sq);
+    const { set, counters, doorbells, lines, stopped } = this.#queues;
+    const qid = Math.floor(index / 2);
+    const isHead = (index & 1) !== 0;
+    counters.add(NvmeCounter.doorbells, 1);
+    doorbells.refresh();
+    const cq = isHead ? set.cq(qid) : null;
+    const sq = isHead ? null : set.sq(qid);
+    if (cq !== null) {
+      // A value that was refused before is a mistake again.
+      cq.rejected = -1;
+      doorbells.write(index, value);
+      set.updateHead(cq);
+      // Down at once: the driver ends its handler behind this write.
+      if (lines.usesPin && !stopped) this.#queues.tell();
+    } else if (sq !== null) {
+      sq.rejected = -1;
+      doorbells.write(index, value);
+      set.updateTail(sq);
+    } else return this.#ringElsewhere(index, value, qid, isHead);
     this.#work.schedule();
   }
 
-  /** A doorbell of a queue that another thread serves was written by message. */
+  /** A doorbell was written by message that is of no queue of this thread. */
   #ringElsewhere(
     index: number,
     value: number,
-    sq: SubmissionQueue | null,
-    cq: CompletionQueue,
+    qid: number,
+    isHead: boolean,
   ): void {
-    // Whether its queue can be there, beyond that, is for the other thread to say: it tells once of a value that stays.
-    if (value >= (sq ?? cq).size) return this.#onInvalidDoorbell();
-    this.#parts.doorbells.write(index, value);
-    if (sq !== null || !this.#parts.lines.usesPin) {
-      return this.#parts.crew!.ring(cq.qid);
+    const { counters, errors, doorbells, lines } = this.#queues;
+    const sq = isHead ? undefined : this.#table.sq(qid);
+    const queue = isHead ? this.#table.cq(qid) : sq;
+    if (queue === undefined) {
+      errors.add(NvmeSc.QID_INVALID);
+      counters.add(NvmeCounter.invalidDoorbells, 1);
+      return this.#raise(NvmeEvent.INVALID_DOORBELL_REGISTER);
     }
-    // Down at once: the driver ends its handler behind this write.
-    this.#parts.crew!.consume(cq.qid);
-    this.spreading.updateLine();
-  }
-
-  #onInvalidDoorbell(): void {
-    this.#parts.counters.add(NvmeCounter.invalidDoorbells, 1);
-    this.#parts.logs.addError(NvmeSc.INVALID_FIELD);
-    if (this.spreading.isTwin) return this.spreading.reportInvalidValue();
-    this.#parts.events.raise(NvmeEvent.INVALID_DOORBELL_VALUE);
-    this.#work.schedule();
+    // Whether its queue can be there, beyond that, is for the other thread to say: it tells once of a value that stays.
+    if (value >= queue.size) return this.#queues.refuseDoorbell();
+    doorbells.write(index, value);
+    if (isHead && lines.usesPin) {
+      // Down at once: the driver ends its handler behind this write.
+      this.#remote!.call(qid, { op: "look" });
+      this.#updateLine();
+    } else this.#remote!.wake(sq?.cqid ?? qid);
   }
 
   #onConfiguration(before: number): void {
-    const registers = this.#parts.registers;
+    const registers = this.#registers;
     if ((before & ~registers.cc & 1) !== 0) {
       // From here on nothing of the driver's is touched; the rest takes time.
-      this.#running = false;
       this.#resetAsked = true;
-      this.#parts.crew?.halt();
+      this.#setRunning(false);
     }
     if (registers.shutdownRequested) {
-      this.#parts.logs.inUse = false;
+      this.#logs.inUse = false;
       if (registers.shutdownStatus === NvmeShst.NORMAL) {
         registers.shutdownStatus = NvmeShst.OCCUR;
       }
@@ -468,53 +507,18 @@ export class NvmeController implements PciDevice, BlockClient {
 
   /** Does everything there is to do, or as much as fits one turn of the loop. */
   #run(): void {
-    // Home has said that nothing is to be completed any more.
-    if (!this.#running && this.spreading.isTwin) return;
     // Registers do what they say in any case: that takes no guest memory.
-    this.#configure();
-    this.#parts.engine.settleInternal();
-    this.#parts.namespaces.commit();
-    if (this.#stopped) return;
-    if (this.#running) {
-      this.#parts.engine.settle();
-      if (!this.#holding && this.#parts.engine.fetch()) this.#work.schedule();
-    }
-    this.#parts.namespaces.commit();
-    this.#parts.engine.settle();
-    if (!this.#running) return;
-    this.#awaitMemory();
-    this.#tellEvents();
-    this.#parts.lines.flush(this.#parts.registers.interruptMask);
-  }
-
-  /** Behind an IOMMU memory is unmapped for each command: only those that use it have to come to an end before. */
-  #onUnmap(iova: number, lengthBytes: number): void {
-    const { engine, namespaces } = this.#parts;
-    if (engine.uses(iova, lengthBytes)) namespaces.drain();
-  }
-
-  /** Gives the client time to map a queue again that is wanted. */
-  #awaitMemory(): void {
-    const { engine, doorbells } = this.#parts;
-    const awaits = engine.awaitsMemory || doorbells.missing;
-    engine.awaitsMemory = false;
-    if (!awaits || this.#absent) return;
-    this.#absent = true;
-    this.#absence.arm(RING_ABSENCE_MS);
-  }
-
-  #onAbsence(): void {
-    this.#absent = false;
-    if (!this.#running || this.#stopped) return;
-    const missing = this.#parts.queues.missing();
-    if (missing !== null) this.#fail(missing, "use");
+    this.#control();
+    if (this.#failure !== null) this.#fail(this.#failure, "use");
+    if (this.#queues.live) this.#tellEvents();
+    this.#queues.run();
   }
 
   /** Carries out what CC asks for. */
-  #configure(): void {
-    const registers = this.#parts.registers;
+  #control(): void {
+    const registers = this.#registers;
     if (this.#resetAsked) {
-      this.#parts.counters.add(NvmeCounter.controllerResets, 1);
+      this.#queues.counters.add(NvmeCounter.controllerResets, 1);
       this.#resetController();
     }
     // One that is ready and does not run has been shut down: it takes a reset to have it run again.
@@ -526,7 +530,7 @@ export class NvmeController implements PciDevice, BlockClient {
   }
 
   #enable(): void {
-    const { cc, aqa, asq, acq, pageShift } = this.#parts.registers;
+    const { cc, pageShift } = this.#registers;
     const mps = field(cc, ...NVME_CC.MPS);
     if (mps > NVME_MPS_MAX) {
       return this.#fail(`the memory page size is 4 KiB << ${mps} (CC.MPS)`);
@@ -537,25 +541,23 @@ export class NvmeController implements PciDevice, BlockClient {
     if (field(cc, ...NVME_CC.AMS) !== 0) {
       return this.#fail("the arbitration is not round robin (CC.AMS)");
     }
-    const wrong = this.#parts.queues.createAdmin(2 ** pageShift, aqa, asq, acq);
+    this.#pageShift = pageShift;
+    const wrong = this.#table.createAdmin();
     if (wrong !== null) return this.#fail(wrong);
-    this.#parts.data.setPageShift(pageShift);
-    this.#parts.crew?.enable(pageShift);
-    this.#running = true;
+    this.#setRunning(true);
     // Enabled with CC.SHN set it is on its way down as before.
-    if (!this.#parts.registers.shutdownRequested) this.#parts.logs.inUse = true;
-    this.#parts.registers.setReady(true);
-    this.#lookIfRunning();
+    if (!this.#registers.shutdownRequested) this.#logs.inUse = true;
+    this.#registers.setReady(true);
   }
 
   /** The driver did what the controller cannot go on from; a reset ends it. */
   #fail(reason: string, action = "enable"): void {
-    this.#running = false;
-    if (this.spreading.isTwin) return this.spreading.reportFailure(reason);
-    this.#parts.counters.add(NvmeCounter.fatalErrors, 1);
-    this.#parts.crew?.halt();
-    this.#parts.queues.reset();
-    this.#parts.registers.setFatal();
+    this.#queues.counters.add(NvmeCounter.fatalErrors, 1);
+    try {
+      this.#forgetQueues();
+    } finally {
+      this.#registers.setFatal();
+    }
     const { log } = this.#context;
     const message =
       `the driver cannot ${action} the controller: ${reason}; it must reset it`;
@@ -568,120 +570,223 @@ export class NvmeController implements PciDevice, BlockClient {
 
   /** @throws {Error} When another thread may go on touching guest memory; the driver finds CSTS.RDY set as before */
   #resetController(): void {
-    this.#running = false;
     this.#resetAsked = false;
     let done = false;
     try {
-      // The other threads first: what they reported is then forgotten with the rest.
-      this.#parts.crew?.reset();
+      this.#forgetQueues();
       done = true;
     } finally {
-      this.#resetHere();
+      this.#logs.reset();
+      this.#features.reset();
+      const registers = this.#registers;
+      const shutdown = registers.shutdownRequested;
+      registers.resetController();
+      // CC.SHN in the same write as CC.EN.
+      if (shutdown) registers.shutdownStatus = NvmeShst.OCCUR;
       if (!done) {
-        this.#parts.registers.setReady(true);
-        this.#parts.registers.setFatal();
+        registers.setReady(true);
+        registers.setFatal();
       }
     }
+    this.#configure();
   }
 
-  #resetHere(): void {
-    this.#doorbellTimer?.stop();
-    this.#absence.cancel();
-    this.#absent = false;
-    this.#parts.namespaces.drain();
-    this.#parts.io.reset();
-    this.#parts.engine.reset();
-    this.#parts.queues.reset();
-    this.#parts.events.reset();
-    this.#parts.logs.reset();
-    this.#parts.features.reset();
-    this.#parts.lines.reset();
-    const shutdown = this.#parts.registers.shutdownRequested;
-    this.#parts.registers.resetController();
-    // CC.SHN in the same write as CC.EN.
-    if (shutdown) this.#parts.registers.shutdownStatus = NvmeShst.OCCUR;
+  /** There are no queues any more, and no commands; the other threads first, so that what they reported is void too. */
+  #forgetQueues(): void {
+    this.#running = false;
+    try {
+      this.#remote?.reset();
+    } finally {
+      this.#failure = null;
+      this.#queues.reset();
+      this.#queues.doorbells.clear();
+      this.#table.reset();
+      this.#events.reset();
+      this.#updateLine();
+    }
   }
 
   /** CC.SHN: what was written becomes durable. */
   #shutDown(): void {
-    const command = this.#parts.engine.takeInternal();
+    const { engine, io } = this.#queues;
+    const command = engine.takeInternal();
     // Already at it.
     if (command === null) return;
-    this.#parts.crew?.drain();
-    const status = this.#parts.io.flushAll(command);
-    if (status !== IN_FLIGHT) this.#parts.engine.finish(command, status);
+    this.#remote?.callAll({ op: "drain" });
+    const status = io.flushAll(command);
+    if (status !== IN_FLIGHT) engine.finish(command, status);
   }
 
   /** The driver frees its queues, and the buffers of shadow doorbells, as soon as it sees this done. */
   #onShutdownFlushed(): void {
-    this.#parts.namespaces.drain();
-    this.#parts.engine.settle();
-    this.#parts.lines.flush(this.#parts.registers.interruptMask);
-    this.#running = false;
-    this.#parts.crew?.halt();
-    this.#parts.registers.shutdownStatus = NvmeShst.CMPLT;
+    this.#queues.drain();
+    this.#setRunning(false);
+    this.#registers.shutdownStatus = NvmeShst.CMPLT;
+  }
+
+  #startAdmin(command: Command, sqe: Uint32Array): number {
+    const status = this.#admin.start(command, sqe);
+    if (status === IN_FLIGHT && this.#events.holds(command)) {
+      // It may wait for ever, and must not keep room from others meanwhile.
+      command.reserved = false;
+      command.sq!.cq.reserved--;
+      this.#work.schedule();
+    }
+    return status;
+  }
+
+  #onQueueEnded(qid: number): void {
+    const deletion = this.#table.ended(qid);
+    if (deletion === null) return;
+    this.#queues.engine.finish(deletion, NvmeSc.SUCCESS);
+    this.#work.schedule();
   }
 
   #tellEvents(): void {
-    if (!this.#parts.events.deliverable) return;
-    const admin = this.#parts.queues.cq(0)!;
-    while (
-      this.#parts.events.deliverable && this.#parts.queues.hasRoom(admin)
-    ) {
-      const command = this.#parts.events.next();
-      command.reserved = true;
-      admin.reserved++;
-      this.#parts.engine.finish(command, NvmeSc.SUCCESS);
+    const { set, engine } = this.#queues;
+    const admin = set.cq(0)!;
+    while (this.#events.deliverable && set.hasRoom(admin)) {
+      const command = this.#events.next();
+      engine.reserve(command);
+      engine.finish(command, NvmeSc.SUCCESS);
     }
-    this.#parts.engine.settle();
   }
 
-  #onCommandError(command: Command): void {
-    const { qid } = command.sq!;
-    this.#parts.counters.add(NvmeCounter.failedCommands, 1);
-    if (qid === 0 && isUnmetQuestion(command.opcode, command.status)) return;
-    command.status |= NVME_SC_MORE;
-    this.#parts.logs.addCommandError(qid, command);
+  /** Tells the log, the programs on the control socket and the driver. */
+  #tellChanged(
+    nsid: number,
+    message: string,
+    properties: Record<string, unknown>,
+  ): void {
+    this.#context.log.info(message, { ...properties, nsid });
+    this.#logs.addChanged(nsid);
+    if (this.#features.namespaceNotices) {
+      this.#raise(NvmeEvent.NAMESPACE_CHANGED);
+    }
   }
 
-  /** Looks for commands without being told. */
-  #poll(): boolean {
-    if (!this.#running || this.#stopped) return false;
-    if (this.#holding) {
-      // The line goes down with what drivers consume, but nothing new is looked for.
-      if (this.#parts.lines.usesPin) {
-        this.#parts.lines.flush(this.#parts.registers.interruptMask);
+  /** The storage of a namespace has another size. */
+  #onNamespaceChanged({ nsid, sizeBytes }: Namespace): void {
+    this.#tellChanged(
+      nsid,
+      `namespace ${nsid} has ${formatSize(sizeBytes)} now`,
+      { event: "RESIZED", sizeBytes },
+    );
+  }
+
+  #makeCommands(): Record<string, DeviceCommand> {
+    const commands = namespaceCommands({
+      namespaces: this.#queues.namespaces,
+      add: (nsid, block) => this.#addNamespace(nsid, block),
+      remove: (ns) => this.#removeNamespace(ns),
+    });
+    return Object.fromEntries(
+      Object.entries(commands).map(([name, command]) => [name, {
+        help: command.help,
+        run: (args) => this.#whilePaused(() => command.run(args)),
+      }]),
+    );
+  }
+
+  /** Does something that no other thread may see the middle of. */
+  #whilePaused<T>(action: () => T): T {
+    const remote = this.#remote;
+    if (remote === null) return action();
+    try {
+      remote.callAll({ op: "stop" });
+      return action();
+    } finally {
+      try {
+        this.#configure();
+      } finally {
+        if (!this.#queues.stopped) remote.callAll({ op: "start" });
       }
-      return false;
     }
-    const { shadowed } = this.#parts.doorbells;
-    const isMapped = this.#doorbellTimer !== null;
-    // Home stores what was written by message before it wakes a twin.
-    if (!isMapped && !shadowed && !this.spreading.isTwin) return false;
-    if (!this.#parts.queues.hasNews(this.#parts.lines.usesPin)) return false;
-    const { pageKicks, polledKicks } = NvmeCounter;
-    if (isMapped) this.#parts.counters.add(pageKicks, 1);
-    else if (shadowed) this.#parts.counters.add(polledKicks, 1);
-    this.#run();
-    return true;
   }
 
-  #endPolling(): boolean {
-    this.#doorbellTimer?.endPolling();
-    // What does not run touches no guest memory: it asks for doorbells when it runs.
-    const live = this.#running && !this.#stopped;
-    const found = this.#parts.queues.endPolling(live) && !this.#holding;
-    if (found) this.#work.schedule();
-    return found;
+  /** @throws {Error} With the reason; nothing is changed then */
+  #addNamespace(nsid: number, block: BlockOptions): Namespace {
+    const { open } = this.#options;
+    if (open === undefined) {
+      throw new Error("Cannot add a namespace: this model opens no storage");
+    }
+    const backend = open(block);
+    try {
+      this.#admit(backend);
+    } catch (error) {
+      backend.close();
+      throw error;
+    }
+    const ns = this.#queues.addNamespace({ nsid, block, backend });
+    try {
+      this.#remote?.addNamespace((bag) => shareOf(ns, bag));
+    } catch (error) {
+      this.#queues.namespaces.remove(ns);
+      throw error;
+    }
+    const { sizeBytes } = ns;
+    this.#tellChanged(
+      nsid,
+      `namespace ${nsid} is there, of ${formatSize(sizeBytes)}`,
+      { event: "NAMESPACE_ADDED", sizeBytes },
+    );
+    return ns;
   }
 
-  #lookIfRunning(): void {
-    if (this.#running && !this.#stopped) this.#doorbellTimer?.start();
+  /**
+   * Makes storage of a namespace that comes late do what the driver was told of all of them.
+   *
+   * @throws {Error} When it cannot
+   */
+  #admit(backend: BlockBackend): void {
+    const { description, info } = backend;
+    if (info.maxTransferBytes < this.#maxTransferBytes) {
+      throw new Error(
+        `Cannot add ${description}: it takes ${
+          formatSize(info.maxTransferBytes)
+        } at a time, and the driver was told ${
+          formatSize(this.#maxTransferBytes)
+        }`,
+      );
+    }
+    if (this.#remote !== null && backend.share === undefined) {
+      throw new Error(
+        `Cannot add ${description}: it is served by one IOThread, and this controller by several`,
+      );
+    }
+    // A driver that knows of no cache, or has switched it off, does not flush.
+    const { volatileCache } = this.#queues.namespaces;
+    const flushes = volatileCache && this.#features.writeCache;
+    if (flushes || !info.volatileCache) return;
+    if (backend.setWriteCache(false) < 0) {
+      throw new Error(
+        `Cannot add ${description}: its write cache cannot be switched off, and the driver does not flush`,
+      );
+    }
   }
 
-  #onDoorbellTimer(): boolean {
-    if (this.#running && !this.#stopped) return this.#poll();
-    this.#doorbellTimer?.stop();
-    return false;
+  #removeNamespace(ns: Namespace): void {
+    const { nsid } = ns;
+    this.#queues.namespaces.remove(ns);
+    this.#tellChanged(nsid, `namespace ${nsid} is gone`, {
+      event: "NAMESPACE_REMOVED",
+    });
   }
+}
+
+/** What another thread needs of a namespace. */
+function shareOf(
+  { nsid, block, backend }: Namespace,
+  bag: ResourceBag,
+): NamespaceGrant {
+  return { nsid, block, state: backend.share!(bag.at(`ns${nsid}`)) };
+}
+
+/** MDTS: what every back end takes in one request, as a power of two of 4 KiB. */
+function transferShift(storage: readonly NamespaceStorage[]): number {
+  const most = Math.min(
+    TRANSFER_MAX_BYTES,
+    ...storage.map(({ backend }) => backend.info.maxTransferBytes),
+  );
+  return Math.max(Math.floor(Math.log2(most)) - NVME_PAGE_SHIFT_MIN, 1);
 }

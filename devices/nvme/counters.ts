@@ -75,6 +75,18 @@ export class NvmeCounters {
     this.values[counter]! += amount;
   }
 
+  /** All of them, which are 0 then. */
+  take(): number[] {
+    const counts = [...this.values];
+    this.values.fill(0);
+    return counts;
+  }
+
+  /** Adds what {@linkcode NvmeCounters.take} of others gave. */
+  addAll(counts: readonly number[]): void {
+    counts.forEach((count, i) => this.add(i, count));
+  }
+
   /** All of them by name. */
   toRecord(): Record<string, number> {
     const record: Record<string, number> = {};

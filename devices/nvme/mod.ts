@@ -8,6 +8,10 @@ import { openBlockBackend } from "../../src/backend/block/open.ts";
 import { blockDriver } from "../../src/backend/block/options.ts";
 import type { Log } from "../../src/core/log.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
+import type {
+  QueueContext,
+  QueueService,
+} from "../../src/pci/queue_threads.ts";
 import type { Saved } from "../../src/os/resource_bag.ts";
 import type { DeviceModel, SavedDevice } from "../model.ts";
 import { NvmeController } from "./controller.ts";
@@ -19,6 +23,7 @@ import {
   type NvmeOptions,
   storageName,
 } from "./options.ts";
+import { NvmeQueueService, type QueueGrant } from "./queue_service.ts";
 import type { NvmeHandOver } from "./state.ts";
 
 export { NvmeController, type NvmeControllerOptions } from "./controller.ts";
@@ -90,6 +95,19 @@ function wantedStorage(
   });
 }
 
+function serve(
+  context: QueueContext,
+  _options: NvmeOptions,
+  grant: Saved<unknown>,
+): QueueService {
+  return new NvmeQueueService(
+    context,
+    grant as Saved<QueueGrant>,
+    (block, saved) =>
+      openBlockBackend(block, { ...context, onStart() {} }, saved),
+  );
+}
+
 function announce(
   log: Log,
   serial: string,
@@ -106,10 +124,9 @@ export const nvmeModel: DeviceModel<NvmeOptions> = {
   name: "nvme",
   help: "NVM Express controller",
   options: NVME_OPTIONS,
-  maxIOThreads: ({ namespaces, queues }) =>
-    namespaces.every(({ block }) => blockDriver(block).shareable) ? queues : 1,
   check: async ({ namespaces }) => {
     for (const { block } of namespaces) await blockDriver(block).check?.(block);
   },
   create,
+  serve,
 };

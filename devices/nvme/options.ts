@@ -77,7 +77,7 @@ export const NVME_OPTIONS = options({
   doorbells: oneOf("doorbells", ["auto", "message", "mmap"], {
     help:
       "doorbells are messages, or a page that the client maps and we poll " +
-      "(SPDK needs mmap; under QEMU it makes every register write wait; mmap has one IOThread; auto is message)",
+      "(SPDK needs mmap; under QEMU it makes every register write wait; auto is message)",
     default: "auto",
   }),
   namespaces: numbered(

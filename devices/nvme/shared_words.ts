@@ -1,82 +1,83 @@
 /**
- * What the twins of a controller show each other without a call.
+ * Words in memory that all threads of a controller see.
  *
  * @module
  */
 
-/** Words after those of the queues. */
-const Word = { LINES: 0, ERRORS: 1, INVALID_VALUE: 2, SIZE: 3 } as const;
+/** Words after the doorbell registers. */
+const Word = { ERRORS: 0, LINES: 1, SIZE: 2 } as const;
 
-/**
- * Words in memory that all threads of a controller see, after the doorbells: every word is changed by Atomics, and who
- * changes it then has the thread concerned look.
- */
+/** How many words there are. @param pairs Queue pairs, the admin queue's included */
+export function sharedWordCount(pairs: number): number {
+  return pairs * 2 + Word.SIZE;
+}
+
+/** The words of a controller; every word is changed by Atomics. */
 export class SharedWords {
-  /** The doorbell registers, numbered as they lie in the BAR: home stores what drivers write by message. */
-  readonly doorbells: Uint32Array<ArrayBuffer>;
-  /** Word q: submission queue q is gone, which home waits for. */
-  readonly #ended: Int32Array<ArrayBuffer>;
-  readonly #rest: Int32Array<ArrayBuffer>;
+  /** Whether clients write the doorbell registers without us. */
+  readonly mapped: boolean;
+  #doorbells: Uint32Array<ArrayBuffer>;
+  #words: Int32Array<ArrayBuffer>;
+  readonly #count: number;
 
   /**
-   * @param words As many as {@linkcode sharedWordCount} says
    * @param pairs Queue pairs, the admin queue's included
+   * @param page The doorbell registers where clients map them; null where they are among the words
+   * @param words As many as {@linkcode sharedWordCount} says; memory of our own without
    */
-  constructor(words: Int32Array<ArrayBuffer>, pairs: number) {
-    const { buffer, byteOffset } = words;
-    this.doorbells = new Uint32Array(buffer, byteOffset, pairs * 2);
-    this.#ended = words.subarray(pairs * 2, pairs * 3);
-    this.#rest = words.subarray(pairs * 3);
+  constructor(
+    pairs: number,
+    page: Uint8Array<ArrayBuffer> | null,
+    words: Int32Array<ArrayBuffer> = new Int32Array(sharedWordCount(pairs)),
+  ) {
+    this.mapped = page !== null;
+    this.#count = pairs * 2;
+    this.#words = words;
+    this.#doorbells = registersIn(page ?? words, this.#count);
   }
 
-  /** How many other threads want the INTA# line up. */
+  /** The doorbell registers, numbered as they lie in the BAR. */
+  get doorbells(): Uint32Array<ArrayBuffer> {
+    return this.#doorbells;
+  }
+
+  /** How many threads want the INTA# line up. */
   get lines(): number {
-    return Atomics.load(this.#rest, Word.LINES);
+    return Atomics.load(this.#words, this.#count + Word.LINES);
   }
 
   /** A thread wants the line up now, or does not any more. */
   changeLine(up: boolean): void {
-    Atomics.add(this.#rest, Word.LINES, up ? 1 : -1);
+    Atomics.add(this.#words, this.#count + Word.LINES, up ? 1 : -1);
   }
 
-  /** How many commands have failed, on all threads. */
+  /** How many errors there were, on all threads. */
   get errors(): number {
-    return Atomics.load(this.#rest, Word.ERRORS) >>> 0;
+    return Atomics.load(this.#words, this.#count + Word.ERRORS) >>> 0;
   }
 
-  /** A command has failed. @returns Its number in the error log */
+  set errors(count: number) {
+    Atomics.store(this.#words, this.#count + Word.ERRORS, count);
+  }
+
+  /** There is one more. @returns Its number */
   nextError(): number {
-    return (Atomics.add(this.#rest, Word.ERRORS, 1) + 1) >>> 0;
+    return (Atomics.add(this.#words, this.#count + Word.ERRORS, 1) + 1) >>> 0;
   }
 
-  /** A driver wrote a doorbell value that cannot be. */
-  reportInvalidValue(): void {
-    Atomics.store(this.#rest, Word.INVALID_VALUE, 1);
-  }
-
-  /** Whether one did since the last call. */
-  takeInvalidValue(): boolean {
-    return Atomics.exchange(this.#rest, Word.INVALID_VALUE, 0) !== 0;
-  }
-
-  /** A submission queue that is being deleted has no command in flight any more. */
-  reportEnded(qid: number): void {
-    Atomics.store(this.#ended, qid, 1);
-  }
-
-  /** Whether that was reported since the last call. */
-  takeEnded(qid: number): boolean {
-    return Atomics.exchange(this.#ended, qid, 0) !== 0;
-  }
-
-  /** Nothing that was reported of queues counts any more. */
-  forgetQueues(): void {
-    this.#ended.fill(0);
-    this.takeInvalidValue();
+  /** Goes on in other memory, of our own unless told, while no other thread uses either. */
+  moveTo(
+    words: Int32Array<ArrayBuffer> = new Int32Array(this.#words.length),
+  ): void {
+    words.set(this.#words);
+    this.#words = words;
+    if (!this.mapped) this.#doorbells = registersIn(words, this.#count);
   }
 }
 
-/** How many words there are. @param pairs Queue pairs, the admin queue's included */
-export function sharedWordCount(pairs: number): number {
-  return pairs * 3 + Word.SIZE;
+function registersIn(
+  { buffer, byteOffset }: Uint8Array<ArrayBuffer> | Int32Array<ArrayBuffer>,
+  count: number,
+): Uint32Array<ArrayBuffer> {
+  return new Uint32Array(buffer, byteOffset, count);
 }

@@ -5,7 +5,6 @@
  */
 
 import { bit, field } from "../../src/core/bits.ts";
-import type { BlockOptions } from "../../src/backend/block/options.ts";
 import { StateReader } from "../../src/core/state_reader.ts";
 import { type CountersState, parseCountersState } from "./counters.ts";
 import { NVME_CC, NVME_CSTS, NVME_MPS_MAX } from "./defs.ts";
@@ -18,6 +17,7 @@ import {
   type QueueLimits,
   type QueueSetState,
 } from "./queue/queue_state.ts";
+import type { NamespaceGrant } from "./queue_service.ts";
 import { parseRegistersState, type RegistersState } from "./registers.ts";
 
 /** The version of {@linkcode NvmeState}. */
@@ -54,20 +54,7 @@ export interface NvmeState {
 
 /** What a controller gives to its successor, beyond its state; descriptors of namespace n are `nsN` of a bag. */
 export interface NvmeHandOver {
-  /** Storage for openBlockBackend, by namespace. */
-  readonly namespaces: readonly {
-    readonly nsid: number;
-    /** What it was opened with. */
-    readonly block: BlockOptions | undefined;
-    readonly state: unknown;
-  }[];
-}
-
-/** Storage that is shared with another thread. */
-export interface SharedStorage {
-  readonly state: unknown;
-  /** Descriptors, by name. */
-  readonly fds: Readonly<Record<string, number>>;
+  readonly namespaces: readonly NamespaceGrant[];
 }
 
 /** What a controller is like that a state is loaded into. */

@@ -59,22 +59,6 @@ async function asUsage<T>(act: () => T | Promise<T>): Promise<T> {
 
 type RunCommand = Extract<Command, { kind: "run" }>;
 
-/** Whether the queues of a device can be served by so many threads. */
-function checkSharing(
-  id: string,
-  iothreads: readonly number[],
-  most: number,
-): void {
-  if (new Set(iothreads).size <= 1 || iothreads.length <= most) return;
-  throw new UsageError(
-    `Cannot use iothread=${iothreads.join(":")} for ${id}: ${
-      most === 1
-        ? "its queues are served by one IOThread, name one; a virtio-blk or an nvme with queues=2 or more on files or memory, and a virtio-net with them on a TAP, use several"
-        : `its queues are served by up to ${most}; ask for more with queues=${iothreads.length}`
-    }`,
-  );
-}
-
 /** What is wrong with a device's options. */
 function optionError(model: string, error: Error): UsageError {
   const hint = error instanceof UnknownNameError
@@ -123,9 +107,6 @@ async function devicesOf(command: RunCommand): Promise<RunDevice[]> {
       await model.check?.(own);
     } catch (error) {
       throw optionError(device.model, error as Error);
-    }
-    if (model.serve === undefined) {
-      checkSharing(id, iothreads, model.maxIOThreads?.(own) ?? 1);
     }
     // The IOThread need not share our working folder's meaning of a path.
     const reference = isModelPath(device.model)

@@ -36,6 +36,11 @@ export class MemfdMemory implements SharedMemory, Disposable {
     this.bytes = new Uint8Array(this.#mapping.buffer);
   }
 
+  /** Where the memory is in this process, for other threads. */
+  get hva(): number {
+    return this.#mapping.hva;
+  }
+
   /** The memfd, to be passed to clients. */
   get fd(): number {
     return this.#fd.number;

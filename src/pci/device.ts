@@ -11,7 +11,6 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { SharedMemory } from "../memory/shared_memory.ts";
 import type { PostedWrites } from "./posted_writes.ts";
 import type { QueueThreads } from "./queue_threads.ts";
-import type { Spreading } from "./spreading.ts";
 
 export type { SharedMemory } from "../memory/shared_memory.ts";
 
@@ -209,8 +208,6 @@ export interface PciDevice {
   place?(threads: QueueThreads | null): void;
   /** The groups of queues by number, for a device with {@linkcode PciDevice.place}: those of a group stay together. */
   queueGroups?(): readonly number[];
-  /** For a device whose queues can be served by several threads. */
-  readonly spreading?: Spreading;
   /** Commands for a person at run time, such as `link down`. */
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** Counters by name, for metrics. */

@@ -14,7 +14,7 @@
  */
 
 import type { ResourceBag } from "../os/resource_bag.ts";
-import type { DeviceContext } from "./device.ts";
+import type { DeviceContext, SharedMemory } from "./device.ts";
 
 /** The thread that a device lives on, as a place of queues. */
 export const CONTROL_THREAD: number = 0;
@@ -32,6 +32,8 @@ export interface QueueService {
    * @throws {Error} Thrown again at the device
    */
   handle(message: unknown): unknown;
+  /** Looks at the shared words: {@linkcode QueueThreads.wake} was called, or maybe not. */
+  wake?(): void;
   /** Counters by name, which are added to those of the device. */
   counters?(): Readonly<Record<string, number>>;
   /** Releases everything; nothing is called afterwards. */
@@ -46,6 +48,8 @@ export interface QueueContext extends
   > {
   /** Words that all threads of the device see, see {@linkcode QueueThreadsListener.words}. */
   readonly words: Int32Array<ArrayBuffer>;
+  /** What the device had of {@linkcode DeviceContext.createSharedMemory}, in the order in which it asked for it. */
+  readonly sharedMemory: readonly SharedMemory[];
   /** Has the device look at this service, see {@linkcode QueueThreadsListener.onReport}. */
   report(): void;
 }
@@ -84,6 +88,15 @@ export interface QueueThreads {
    * @throws {Error} What it threw
    */
   call(thread: number, message: unknown): unknown;
+  /**
+   * Has every service carry out a message, though others fail.
+   *
+   * @returns What each answered whose thread has not ended
+   * @throws {Error} What one threw first
+   */
+  callAll(message: unknown): unknown[];
+  /** Has the service of a thread look at the shared words soon; allocates nothing and waits for nothing. */
+  wake(thread: number): void;
   /** Ends the service of a thread. */
   close(thread: number): void;
   /** Takes guest memory away from all services. */

@@ -16,7 +16,7 @@ import {
 } from "../memory/dma_memory.ts";
 import { MemfdMemory } from "../memory/shared_memory.ts";
 import { ResourceBag } from "../os/mod.ts";
-import type { CommandAnswer, PciDevice } from "../pci/device.ts";
+import type { CommandAnswer } from "../pci/device.ts";
 import {
   DEFAULT_TRANSPORT,
   HELLO_TIMEOUT_MS,
@@ -30,7 +30,6 @@ import {
   DeviceThreads,
   type QueuePlan,
 } from "./device_threads.ts";
-import { SpreadDevice } from "./spread_device.ts";
 import type { ThreadCalls } from "./iothread/thread_calls.ts";
 
 /** Memory that a model asked for, on its way to another thread. */
@@ -162,7 +161,7 @@ export class DeviceHost implements Disposable {
     });
     try {
       const context = this.#contextFor(loop);
-      let device = model.create(
+      const device = model.create(
         context,
         options.options,
         inherited && {
@@ -171,21 +170,8 @@ export class DeviceHost implements Disposable {
           resources: inherited.served.resources,
         },
       );
-      const spreads = options.threads !== undefined && "spreading" in device;
-      if (spreads) {
-        device = new SpreadDevice({
-          device: device as PciDevice,
-          memory: this.#memory,
-          interrupts: this.#transport.interrupts,
-          writes: this.#transport.writes,
-          loop,
-          ...options.threads!,
-        });
-      }
       this.#transport.attach(device, context);
-      if (options.threads !== undefined && !spreads) {
-        this.#place(options.threads);
-      }
+      if (options.threads !== undefined) this.#place(options.threads);
       if (inherited === undefined) return;
       this.#transport.start();
       this.#clientPid = this.#transport.clientPid;
@@ -266,6 +252,9 @@ export class DeviceHost implements Disposable {
     }
     const threads = new DeviceThreads({
       ...{ memory: this.#memory, interrupts, writes, ...parts },
+      sharedMemory: this.#shared.map(({ memory }) => (
+        { hva: memory.hva, lengthBytes: memory.bytes.length }
+      )),
     });
     this.#threads = threads;
     try {
@@ -299,13 +288,7 @@ export class DeviceHost implements Disposable {
    * @throws {Error} When that cannot be; this thread then serves every queue
    */
   place(threads?: DeviceHostOptions["threads"]): void {
-    const { device } = this.#transport;
-    if (device.place === undefined) {
-      throw new Error(
-        `Cannot move ${this.id}: its model ${this.#model} decides at its start which threads serve its queues`,
-      );
-    }
-    device.place(null);
+    this.#transport.device.place?.(null);
     this.#unplace();
     if (threads !== undefined) this.#place(threads);
   }

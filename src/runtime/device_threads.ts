@@ -5,7 +5,7 @@
  */
 
 import type { BorrowedRange, DmaMemory } from "../memory/dma_memory.ts";
-import { ResourceBag } from "../os/mod.ts";
+import { ResourceBag, signalEventFd } from "../os/mod.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
 import {
   CONTROL_THREAD,
@@ -33,6 +33,7 @@ export type QueueThreadMessage =
     /** Descriptors that go with it, by name. */
     readonly fds: Readonly<Record<string, number>>;
     readonly place: QueueWordsPlace;
+    readonly sharedMemory: readonly MemoryPlace[];
   }
   /** For the service. */
   | { readonly op: "call"; readonly message: unknown }
@@ -50,6 +51,12 @@ export type QueueThreadMessage =
   /** Nothing: by the answer the thread is not in the midst of anything. */
   | { readonly op: "fence" }
   | { readonly op: "close" };
+
+/** Where memory is in this process. Plain data. */
+export interface MemoryPlace {
+  readonly hva: number;
+  readonly lengthBytes: number;
+}
 
 /** A thread that may serve queues of a device. Travels by postMessage. */
 export interface ThreadLine {
@@ -70,6 +77,8 @@ export interface QueuePlan {
 export interface DeviceThreadsParts {
   readonly memory: DmaMemory;
   readonly interrupts: PciInterrupts;
+  /** What the device had of {@linkcode DeviceContext.createSharedMemory}. */
+  readonly sharedMemory: readonly MemoryPlace[];
   /** What the client sends, which queue threads are to see. */
   readonly writes: SocketWrites;
   readonly calls: ThreadCalls;
@@ -151,16 +160,20 @@ export class DeviceThreads implements QueueThreads, Disposable {
     const { line, seat } = threads[thread - 1]!;
     const caller = this.#parts.calls.caller(line, seat);
     const { place } = this.#words!;
+    const { sharedMemory, memory } = this.#parts;
     using bag = ResourceBag.of();
     const state = grant(bag);
     // They are the other thread's from here on, whatever becomes of the call.
     const fds = bag.release();
     caller.call(
-      { op: "open", grant: state, fds, place } satisfies QueueThreadMessage,
+      {
+        ...{ op: "open", grant: state, fds, place },
+        sharedMemory,
+      } satisfies QueueThreadMessage,
     );
     this.#callers[thread - 1] = caller;
     if (this.#stopped) return;
-    const ranges = this.#parts.memory.lendable();
+    const ranges = memory.lendable();
     caller.call({ op: "map", ranges } satisfies QueueThreadMessage);
   }
 
@@ -168,6 +181,15 @@ export class DeviceThreads implements QueueThreads, Disposable {
     const caller = this.#callers[thread - 1]!;
     if (caller === null || caller.ended) return undefined;
     return caller.call({ op: "call", message } satisfies QueueThreadMessage);
+  }
+
+  callAll(message: unknown): unknown[] {
+    return this.#tell({ op: "call", message });
+  }
+
+  wake(thread: number): void {
+    // No nudge: a thread that waits for an answer need not look before it has that.
+    signalEventFd(this.#parts.plan.threads[thread - 1]!.seat.eventFd);
   }
 
   close(thread: number): void {

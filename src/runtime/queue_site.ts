@@ -6,13 +6,14 @@
 
 import type { DeviceModel } from "../../devices/model.ts";
 import { Errno, ErrnoError } from "../core/errno.ts";
-import { ResourceBag } from "../os/mod.ts";
+import { ResourceBag, viewMemory } from "../os/mod.ts";
 import type { Log } from "../core/log.ts";
 import type { Loop } from "../loop/event_loop.ts";
 import { DmaMemory } from "../memory/dma_memory.ts";
+import type { SharedMemory } from "../memory/shared_memory.ts";
 import type { QueueService } from "../pci/queue_threads.ts";
 import { SocketWrites } from "../pci/socket_writes.ts";
-import type { QueueThreadMessage } from "./device_threads.ts";
+import type { MemoryPlace, QueueThreadMessage } from "./device_threads.ts";
 import type { CallLine, Seat, ThreadCalls } from "./iothread/thread_calls.ts";
 import { QueueInterrupts } from "./queue_words.ts";
 
@@ -34,25 +35,29 @@ export interface QueueSiteParts {
 /** Carries out what the control thread says. */
 export class QueueSite implements Disposable {
   readonly #parts: QueueSiteParts;
-  readonly #hangUp: () => void;
+  readonly #endings: readonly (() => void)[];
   #memory = new DmaMemory();
   #service: QueueService | null = null;
 
   /** Waits for the control thread to open the service. */
   constructor(parts: QueueSiteParts) {
     this.#parts = parts;
-    this.#hangUp = parts.calls.answer(
-      parts.line,
-      parts.control,
-      (message) => this.#handle(message as QueueThreadMessage),
-    );
+    const { calls, line, control } = parts;
+    this.#endings = [
+      calls.onNudge(() => this.#service?.wake?.()),
+      calls.answer(
+        line,
+        control,
+        (message) => this.#handle(message as QueueThreadMessage),
+      ),
+    ];
   }
 
   /** Ends the service, though the control thread has not said so; further calls do nothing. */
   [Symbol.dispose](): void {
     // In this order: once the line is ended, the control thread may free what the service uses.
     this.#close();
-    this.#hangUp();
+    for (const end of this.#endings) end();
   }
 
   #handle(message: QueueThreadMessage): unknown {
@@ -82,7 +87,7 @@ export class QueueSite implements Disposable {
     }
   }
 
-  #open({ grant, fds, place }: OpenMessage): void {
+  #open({ grant, fds, place, sharedMemory }: OpenMessage): void {
     const { model, options, loop, log, control } = this.#parts;
     const interrupts = new QueueInterrupts(place, control);
     this.#memory.accessible = false;
@@ -97,6 +102,7 @@ export class QueueSite implements Disposable {
         random: (lengthBytes) =>
           crypto.getRandomValues(new Uint8Array(lengthBytes)),
         words: interrupts.words.own,
+        sharedMemory: sharedMemory.map(viewShared),
         report: () => interrupts.report(),
       },
       options,
@@ -121,4 +127,9 @@ export class QueueSite implements Disposable {
     this.#memory.close();
     this.#memory = new DmaMemory();
   }
+}
+
+/** The control thread keeps it as long as it has services. */
+function viewShared({ hva, lengthBytes }: MemoryPlace): SharedMemory {
+  return { bytes: new Uint8Array(viewMemory(hva, lengthBytes)) };
 }

@@ -132,16 +132,6 @@ Deno.test("the command refuses with status 2 and one line that says what would b
       /only IOThread 0; choose that, or start with --iothreads 2/,
     ],
     [
-      ["--iothreads", "3", "--device", "nvme,queues=2,iothread=0:1:2"]
-        .concat(["--socket", socket]),
-      /served by up to 2; ask for more with queues=3/,
-    ],
-    [
-      ["--iothreads", "2", "--device", "nvme,nbd=unix:/x,iothread=0:1"]
-        .concat(["--socket", socket]),
-      /nvme0: its queues are served by one IOThread, name one.* on files or memory/,
-    ],
-    [
       ["--device", "virtio-net,id=move", "--socket", socket],
       /none of help, .*move/,
     ],
@@ -233,20 +223,6 @@ Deno.test("the command keeps an image that it made, and says so", () =>
     assertMatch(child.stderr, /Made image .*a\.img of 1M/);
     assertEquals(Deno.statSync(image).size, 1 << 20);
     Deno.removeSync(image);
-  }));
-
-Deno.test("the command says that one thread polls mapped doorbells", () =>
-  inFolder(async (folder) => {
-    const { code, stderr } = await outboard(
-      ...["--iothreads", "2", "--device", "nvme,doorbells=mmap,iothread=0:1"],
-      ...["--socket", `${folder}/s`],
-    );
-    assertEquals(code, 1);
-    assertMatch(
-      stderr,
-      /^outboard: Cannot use several IOThreads with mapped doorbells: .* use doorbells=message$/m,
-    );
-    assertEquals([...Deno.readDirSync(folder)], []);
   }));
 
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {

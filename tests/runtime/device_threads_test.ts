@@ -50,6 +50,7 @@ class Rig implements Disposable {
     this.threads = new DeviceThreads({
       memory: this.memory,
       interrupts: new PciInterrupts(),
+      sharedMemory: [],
       writes: new SocketWrites(),
       calls: this.#calls,
       plan: {
@@ -178,7 +179,8 @@ Deno.test("QueueSite lets go of a range once, however often it is told", () => {
   });
   using caller = calls.caller(line, calls.seat);
   const tell = (message: QueueThreadMessage) => caller.call(message);
-  tell({ op: "open", grant: null, fds: {}, place: words.place });
+  const { place } = words;
+  tell({ op: "open", grant: null, fds: {}, place, sharedMemory: [] });
   const range = { iova: 0, lengthBytes: PAGE };
   lender.map({ ...range, access: 3, fd: memfd.number });
   for (let round = 0; round < 2; round++) {

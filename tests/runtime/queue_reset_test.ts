@@ -74,6 +74,7 @@ class Rig implements Disposable {
     this.#threads = new DeviceThreads({
       memory: this.#memory,
       interrupts,
+      sharedMemory: [],
       writes: new SocketWrites(),
       calls: this.#calls,
       plan: { turns: [0, 1], threads: [{ iothread: 1, seat, line }] },

@@ -285,10 +285,16 @@ Deno.test("devices whose queues stay together take several threads, and say that
       ...["--socket", `${folder}/net`],
       ...["--device", "virtio-blk,memory=1M,queues=1,iothread=0:1"],
       ...["--socket", `${folder}/blk`],
+      ...["--device", "nvme,queues=1,iothread=0:1"],
+      ...["--socket", `${folder}/nvme`],
+      ...["--device", "nvme,queues=2,doorbells=mmap,id=shared,iothread=0:1"],
+      ...["--socket", `${folder}/shared`],
     ]);
     assertMatch(outboard.stderr, /virtio-net0.*IOThread 1 serves none/);
+    assertMatch(outboard.stderr, /nvme0.*IOThread 1 serves none/);
+    assert(!/shared.*serves none/.test(outboard.stderr));
     const move = (device: string) => controlLine(control, `move ${device} 1`);
-    for (const device of ["virtio-net0.0", "virtio-blk0.0"]) {
+    for (const device of ["virtio-net0.0", "virtio-blk0.0", "nvme0.1"]) {
       assertMatch((await move(device))[0]!, / moved to IOThread 1 in /);
     }
   } finally {

@@ -16,12 +16,12 @@ import {
   NvmeSc,
   SQE,
 } from "../defs.ts";
-import type { Doorbells } from "../queue/doorbells.ts";
+import type { DoorbellBuffers } from "../queue/doorbells.ts";
+import type { QueueTable } from "../queue_table.ts";
 import { type AsyncEvents, NvmeEvent } from "./events.ts";
 import { type Features, HOST_BEHAVIOR_BYTES } from "./features.ts";
 import { type Identify, IDENTIFY_BYTES } from "./identify.ts";
 import type { LogPages } from "./log_pages.ts";
-import type { QueueSet } from "../queue/queue_set.ts";
 
 /** Get Log Page, cdw10: retain asynchronous event. */
 const RAE_BIT = 15;
@@ -30,8 +30,7 @@ const RAE_BIT = 15;
 export interface AdminOptions {
   readonly memory: GuestMemory;
   readonly data: DataPointer;
-  readonly queues: QueueSet;
-  readonly doorbells: Doorbells;
+  readonly table: QueueTable;
   readonly identify: Identify;
   readonly features: Features;
   readonly logs: LogPages;
@@ -40,16 +39,10 @@ export interface AdminOptions {
   readonly maxTransferBytes: number;
   /** The memory page size in bytes. */
   readonly pageBytes: () => number;
-  /**
-   * Ends a command that is in flight, by queue and identifier.
-   *
-   * @returns Whether it was aborted
-   */
-  readonly abort: (sqid: number, cid: number) => boolean;
-  /** Tells other threads that serve queues what features there are now. */
-  readonly shareFeatures: () => void;
-  /** Tells them of the buffers of Doorbell Buffer Config. @returns Whether they can reach these */
-  readonly shareBuffers: (shadowIova: number, eventIova: number) => boolean;
+  /** Features have changed. */
+  readonly onFeatures: () => void;
+  /** Doorbell Buffer Config. @returns Whether all threads that serve queues can reach the buffers */
+  readonly configureDoorbells: (buffers: DoorbellBuffers) => boolean;
 }
 
 /** Executes admin commands. */
@@ -62,7 +55,7 @@ export class AdminCommands {
 
   /** @returns A status, or IN_FLIGHT when the command is completed later */
   start(command: Command, sqe: Uint32Array): number {
-    const { queues, events } = this.#options;
+    const { table, events } = this.#options;
     command.opcode = sqe[SQE.CDW0]! & 0xff;
     // No fused admin commands, and PRPs only.
     const wellFormed = field(sqe[SQE.CDW0]!, 9, 8) === 0 &&
@@ -70,13 +63,13 @@ export class AdminCommands {
     if (!wellFormed) return NvmeSc.INVALID_FIELD;
     switch (command.opcode) {
       case NvmeAdmin.DELETE_SQ:
-        return queues.deleteSq(command, sqe);
+        return table.deleteSq(command, sqe);
       case NvmeAdmin.CREATE_SQ:
-        return queues.createSq(sqe);
+        return table.createSq(sqe);
       case NvmeAdmin.DELETE_CQ:
-        return queues.deleteCq(sqe);
+        return table.deleteCq(sqe);
       case NvmeAdmin.CREATE_CQ:
-        return queues.createCq(sqe);
+        return table.createCq(sqe);
       case NvmeAdmin.GET_LOG_PAGE:
         return this.#getLogPage(command, sqe);
       case NvmeAdmin.IDENTIFY:
@@ -149,7 +142,7 @@ export class AdminCommands {
       status = this.#setHostBehavior(command, sqe);
     }
     command.dw0 = features.dw0;
-    if (status === NvmeSc.SUCCESS) this.#options.shareFeatures();
+    if (status === NvmeSc.SUCCESS) this.#options.onFeatures();
     const mayAlarm = fid === NvmeFeat.TEMP_THRESH ||
       fid === NvmeFeat.ASYNC_EVENT;
     if (
@@ -174,20 +167,22 @@ export class AdminCommands {
   #abort(command: Command, sqe: Uint32Array): number {
     const sqid = sqe[SQE.CDW10]! & 0xffff;
     const cid = sqe[SQE.CDW10]! >>> 16;
-    command.dw0 = this.#options.abort(sqid, cid) ? 0 : 1;
+    const { table, events } = this.#options;
+    const done = table.abort(sqid, cid, (command) => events.cancel(command));
+    command.dw0 = done ? 0 : 1;
     return NvmeSc.SUCCESS;
   }
 
   #doorbellBufferConfig(sqe: Uint32Array): number {
-    const { doorbells, queues, pageBytes, shareBuffers } = this.#options;
+    const { pageBytes, configureDoorbells } = this.#options;
     const mask = pageBytes() - 1;
     if (((sqe[SQE.PRP1]! | sqe[SQE.PRP2]!) & mask) !== 0) {
       return NvmeSc.PRP_INVALID_OFFSET;
     }
-    const shadow = u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!);
-    const event = u64(sqe[SQE.PRP2]!, sqe[SQE.PRP2 + 1]!);
-    const done = doorbells.configure(shadow, event, queues.doorbellValues()) &&
-      shareBuffers(shadow, event);
+    const done = configureDoorbells({
+      shadowIova: u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!),
+      eventIova: u64(sqe[SQE.PRP2]!, sqe[SQE.PRP2 + 1]!),
+    });
     return done ? NvmeSc.SUCCESS : NvmeSc.INVALID_FIELD;
   }
 

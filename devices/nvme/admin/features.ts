@@ -110,13 +110,26 @@ export function parseFeaturesState(
 
 /** What features have an effect on. */
 export interface FeatureEffects {
-  /** Whether there is a volatile write cache. */
-  readonly volatileCache: () => boolean;
-  /** Sets the write cache of all namespaces. @returns Whether it could be done */
-  readonly setWriteCache: (on: boolean) => boolean;
   /** Whether I/O queues exist. */
   readonly hasIoQueues: () => boolean;
   readonly namespaces: NamespaceSet;
+}
+
+/** What serves queues is to know of the features. Plain data. */
+export interface QueueFeatures {
+  /** Commands that are fetched from a queue before it is the next one's turn. */
+  readonly burst: number;
+  /**
+   * Interrupt coalescing: how many completions of a vector are told at once; 0 when it is off. Threshold (0's based) and
+   * time must both be given (section 5.21.1.8).
+   */
+  readonly coalescedEntries: number;
+  /** Interrupt coalescing: how long a completion may wait to be told, in milliseconds. */
+  readonly coalescingMs: number;
+  /** By vector: whether completions may wait for others. */
+  readonly coalesces: readonly boolean[];
+  /** Whether completed writes may wait for a Flush. */
+  readonly writeCache: boolean;
 }
 
 /** The features of a controller. */
@@ -132,13 +145,6 @@ export class Features {
   #commandRetry = false;
   #temperatureOver = TEMPERATURE_OVER_DEFAULT;
   #temperatureUnder = 0;
-  /**
-   * Interrupt coalescing: how many completions of a vector are told at once; 0 when it is off. Threshold (0's based) and
-   * time must both be given (section 5.21.1.8).
-   */
-  coalescedEntries = 0;
-  /** Interrupt coalescing: how long a completion may wait to be told, in milliseconds. */
-  coalescingMs = 0;
   /** Result of the last {@linkcode Features.get} or {@linkcode Features.set}. */
   dw0 = 0;
 
@@ -151,15 +157,22 @@ export class Features {
     this.#setDefaults();
   }
 
-  /** Commands that are fetched from a queue before it is the next one's turn. */
-  get arbitrationBurst(): number {
+  /** What serves queues is to know. */
+  forQueues(): QueueFeatures {
     const ab = this.#plain.get(NvmeFeat.ARBITRATION)! & 7;
-    return ab === AB_UNLIMITED ? Infinity : 1 << ab;
-  }
-
-  /** Whether completions of a vector may wait for others. */
-  coalesces(vector: number): boolean {
-    return !bit(this.#vectorConfig[vector]!, COALESCING_DISABLED_BIT);
+    const coalescing = this.#plain.get(NvmeFeat.IRQ_COALESCE)!;
+    const threshold = field(coalescing, 7, 0);
+    const time = field(coalescing, 15, 8);
+    return {
+      burst: ab === AB_UNLIMITED ? Infinity : 1 << ab,
+      coalescedEntries: threshold === 0 || time === 0 ? 0 : threshold + 1,
+      coalescingMs: time * AGGREGATION_TIME_MS,
+      coalesces: Array.from(
+        this.#vectorConfig,
+        (config) => !bit(config, COALESCING_DISABLED_BIT),
+      ),
+      writeCache: this.#writeCache,
+    };
   }
 
   /** Whether completed writes may wait for a Flush. */
@@ -191,7 +204,7 @@ export class Features {
     this.#setDefaults();
     if (this.#writeCache) return;
     this.#writeCache = true;
-    this.#effects.setWriteCache(true);
+    this.#effects.namespaces.setWriteCache(true);
   }
 
   /** Get Features. @returns A status; the value is {@linkcode Features.dw0} */
@@ -270,7 +283,6 @@ export class Features {
         return NvmeSc.SUCCESS;
       default:
         this.#plain.set(fid, cdw11);
-        this.#updateCoalescing();
         return NvmeSc.SUCCESS;
     }
   }
@@ -307,8 +319,7 @@ export class Features {
     this.#temperatureUnder = state.temperatureUnder;
     this.#commandRetry = state.commandRetry;
     this.#writeCache = state.writeCache;
-    this.#effects.setWriteCache(state.writeCache);
-    this.#updateCoalescing();
+    this.#effects.namespaces.setWriteCache(state.writeCache);
   }
 
   /** The value now, or null for a feature or a part of one that there is not. */
@@ -327,7 +338,7 @@ export class Features {
         return kind === 0 ? this.#temperatureOver : this.#temperatureUnder;
       }
       case NvmeFeat.VOLATILE_WC:
-        if (!this.#effects.volatileCache()) return null;
+        if (!this.#effects.namespaces.volatileCache) return null;
         return this.#writeCache ? 1 : 0;
       case NvmeFeat.NUM_QUEUES:
         return this.#queueCounts();
@@ -395,7 +406,7 @@ export class Features {
 
   #setWriteCache(on: boolean): number {
     if (on === this.#writeCache) return NvmeSc.SUCCESS;
-    if (!this.#effects.setWriteCache(on)) {
+    if (!this.#effects.namespaces.setWriteCache(on)) {
       return NvmeSc.FEATURE_NOT_CHANGEABLE;
     }
     this.#writeCache = on;
@@ -426,15 +437,6 @@ export class Features {
     this.#temperatureUnder = 0;
     this.#commandRetry = false;
     this.#errorRecovery.clear();
-    this.#updateCoalescing();
-  }
-
-  #updateCoalescing(): void {
-    const value = this.#plain.get(NvmeFeat.IRQ_COALESCE)!;
-    const threshold = field(value, 7, 0);
-    const time = field(value, 15, 8);
-    this.coalescedEntries = threshold === 0 || time === 0 ? 0 : threshold + 1;
-    this.coalescingMs = time * AGGREGATION_TIME_MS;
   }
 }
 

@@ -16,8 +16,8 @@ import {
   SQE,
 } from "../defs.ts";
 import { ASYNC_EVENTS_MAX } from "./events.ts";
-import { OUI } from "./identity.ts";
-import { ERROR_LOG_ENTRIES } from "./log_layout.ts";
+import { deriveNamespaceIds, OUI } from "./identity.ts";
+import { ERROR_LOG_ENTRIES } from "../error_log.ts";
 import {
   type Namespace,
   type NamespaceSet,
@@ -291,8 +291,9 @@ export class Identify {
       bytes[ID_NS.DLFEAT] = DLFEAT_WZ_DEAC;
     }
     if (info.readonly) bytes[ID_NS.NSATTR] = NSATTR_WRITE_PROTECTED;
-    bytes.set(ns.ids.nguid, ID_NS.NGUID);
-    bytes.set(ns.ids.eui64, ID_NS.EUI64);
+    const ids = deriveNamespaceIds(this.#identity.serial, ns.nsid);
+    bytes.set(ids.nguid, ID_NS.NGUID);
+    bytes.set(ids.eui64, ID_NS.EUI64);
     // LBADS, in bits 23:16 of the only format.
     view.setUint32(ID_NS.LBAF0, ns.lbaShift << 16, true);
   }
@@ -336,9 +337,10 @@ export class Identify {
       this.#bytes.set(nid, at + 4);
       at += 4 + nid.length;
     };
-    add(NidType.EUI64, ns.ids.eui64);
-    add(NidType.NGUID, ns.ids.nguid);
-    add(NidType.UUID, ns.ids.uuid);
+    const ids = deriveNamespaceIds(this.#identity.serial, ns.nsid);
+    add(NidType.EUI64, ids.eui64);
+    add(NidType.NGUID, ids.nguid);
+    add(NidType.UUID, ids.uuid);
     add(NidType.CSI, Uint8Array.of(NVME_CSI_NVM));
   }
 

@@ -1,28 +1,67 @@
 /**
- * Log pages: what is remembered for them, and how they are built.
+ * Log pages (NVM Express 1.4, section 5.14.1): what is remembered for them, and how they are built.
  *
  * @module
  */
 
-import { setU64, u64 } from "../../../src/core/bits.ts";
-import type { Loop } from "../../../src/loop/event_loop.ts";
+import { setU64 } from "../../../src/core/bits.ts";
 import { StateReader } from "../../../src/core/state_reader.ts";
-import type { Command } from "../command/command.ts";
+import type { Loop } from "../../../src/loop/event_loop.ts";
 import { NvmeCounter, type NvmeCounters } from "../counters.ts";
-import { NvmeAdmin, NvmeCmd, NvmeLog, NvmeSc, SQE } from "../defs.ts";
-import type { Features } from "./features.ts";
-import type { SharedWords } from "../shared_words.ts";
-import type { TwinLogs } from "../twin_message.ts";
+import { NvmeAdmin, NvmeCmd, NvmeLog } from "../defs.ts";
 import {
-  CHANGED_NS_LOG,
-  EFFECTS_LOG,
   ERROR_LOG_ENTRIES,
-  ERROR_LOG_ENTRY,
-  FW_SLOT_LOG,
-  NVME_CMD_EFFECTS_CSUPP,
-  NVME_CMD_EFFECTS_LBCC,
-  SMART_LOG,
-} from "./log_layout.ts";
+  type ErrorEntry,
+  type ErrorLog,
+  parseErrorEntries,
+} from "../error_log.ts";
+import type { SharedWords } from "../shared_words.ts";
+import type { Features } from "./features.ts";
+
+/** `struct nvme_error_log_page`, an entry of the error information log (figure 193). */
+const ERROR_LOG_ENTRY = {
+  ERROR_COUNT: 0,
+  SQID: 8,
+  CMDID: 10,
+  STATUS_FIELD: 12,
+  PARM_ERROR_LOCATION: 14,
+  LBA: 16,
+  NSID: 24,
+  SIZE: 64,
+} as const;
+
+/** `struct nvme_smart_log` (figure 194); counters are 16 bytes wide. */
+const SMART_LOG = {
+  CRITICAL_WARNING: 0,
+  TEMPERATURE: 1,
+  AVAIL_SPARE: 3,
+  SPARE_THRESH: 4,
+  PERCENT_USED: 5,
+  DATA_UNITS_READ: 32,
+  DATA_UNITS_WRITTEN: 48,
+  HOST_READS: 64,
+  HOST_WRITES: 80,
+  CTRL_BUSY_TIME: 96,
+  POWER_CYCLES: 112,
+  POWER_ON_HOURS: 128,
+  UNSAFE_SHUTDOWNS: 144,
+  MEDIA_ERRORS: 160,
+  NUM_ERR_LOG_ENTRIES: 176,
+  SIZE: 512,
+} as const;
+
+/** `struct nvme_fw_slot_info_log` (figure 195). */
+const FW_SLOT_LOG = { AFI: 0, FRS1: 8, SIZE: 512 } as const;
+
+/** Changed Namespace List: namespace ids, or all-ones when there are more. */
+const CHANGED_NS_LOG = { ENTRIES: 1024, SIZE: 4096 } as const;
+
+/** Commands Supported and Effects: a word for each opcode (figure 198). */
+const EFFECTS_LOG = { ACS: 0, IOCS: 1024, SIZE: 4096 } as const;
+/** The command is supported. */
+const NVME_CMD_EFFECTS_CSUPP = 1;
+/** The command may change what blocks hold. */
+const NVME_CMD_EFFECTS_LBCC = 2;
 
 /** A temperature that is nothing to worry about, in kelvins. */
 export const TEMPERATURE_KELVIN = 308;
@@ -33,8 +72,6 @@ const DATA_UNIT_BYTES = 512_000;
 /** Critical warning: the temperature is past a threshold. */
 const SMART_CRIT_TEMPERATURE = 1 << 1;
 const CHANGED_MANY = 0xffff_ffff;
-/** SCT and SC of a status. */
-const STATUS_CODE = 0x7ff;
 
 /** Which commands change what blocks hold. */
 const CHANGING: readonly number[] = [
@@ -46,81 +83,21 @@ const CHANGING: readonly number[] = [
 /** What {@linkcode LogPages} are built from. */
 export interface LogPagesOptions {
   readonly loop: Loop;
+  readonly words: SharedWords;
+  readonly errors: ErrorLog;
   readonly counters: NvmeCounters;
   readonly features: Features;
   /** Firmware revision. */
   readonly firmware: string;
-}
-
-/** An entry of the error log. */
-export interface ErrorEntry {
-  /** Its submission queue; {@linkcode NO_COMMAND} for an error of no command. */
-  readonly sqid: number;
-  /** The command; {@linkcode NO_COMMAND} for an error of none. */
-  readonly cid: number;
-  /** 15 bits. */
-  readonly status: number;
-  /** Where in the command the error is: byte in 7:0, bit in 10:8; {@linkcode NO_LOCATION} for no single place. */
-  readonly location: number;
-  /** The first block that it is about: low and high word. */
-  readonly lbaLow: number;
-  readonly lbaHigh: number;
-  readonly nsid: number;
-}
-
-/** What an error is about that no command made (figure 193). */
-export const NO_COMMAND = 0xffff;
-/** An error that is not about one place in a command. */
-export const NO_LOCATION = 0xffff;
-
-/** Where in a command lies what a status is about, in bytes from its start. */
-const LOCATIONS: ReadonlyMap<number, number> = new Map([
-  [NvmeSc.INVALID_OPCODE, 0],
-  [NvmeSc.CMDID_CONFLICT, 2],
-  [NvmeSc.INVALID_NS, SQE.NSID * 4],
-  [NvmeSc.LBA_RANGE, SQE.CDW10 * 4],
-  [NvmeSc.QID_INVALID, SQE.CDW10 * 4],
-  [NvmeSc.INVALID_LOG_PAGE, SQE.CDW10 * 4],
-  [NvmeSc.QUEUE_SIZE, SQE.CDW10 * 4 + 2],
-  [NvmeSc.CQ_INVALID, SQE.CDW11 * 4 + 2],
-  [NvmeSc.INVALID_VECTOR, SQE.CDW11 * 4 + 2],
-]);
-
-/** Where in a command the error is that a status tells, as {@linkcode ErrorEntry.location} has it. */
-export function errorLocation(opcode: number, status: number): number {
-  const code = status & STATUS_CODE;
-  // Its ranges are in memory, and not in the command.
-  if (opcode === NvmeCmd.DSM && code === NvmeSc.LBA_RANGE) return NO_LOCATION;
-  return LOCATIONS.get(code) ?? NO_LOCATION;
-}
-
-/** By which drivers ask what there is. */
-const QUESTIONS: readonly number[] = [
-  NvmeAdmin.IDENTIFY,
-  NvmeAdmin.GET_FEATURES,
-  NvmeAdmin.GET_LOG_PAGE,
-];
-/** By which they are told that it is not there. */
-const REFUSALS: readonly number[] = [
-  NvmeSc.INVALID_OPCODE,
-  NvmeSc.INVALID_FIELD,
-  NvmeSc.INVALID_NS,
-  NvmeSc.INVALID_LOG_PAGE,
-];
-
-/**
- * Whether an admin command merely found that something optional is not there. That is no error to be looked into: drivers
- * ask at every start, and a log that fills with their questions alarms people (smartd mails each new entry).
- */
-export function isUnmetQuestion(opcode: number, status: number): boolean {
-  return QUESTIONS.includes(opcode) && REFUSALS.includes(status & STATUS_CODE);
+  /** Brings what other threads have found and counted into `errors` and `counters`. */
+  readonly gather: () => void;
 }
 
 /** Log pages as they are saved. */
 export interface LogPagesState {
-  /** Commands that failed, all of them. */
+  /** How many errors there were. */
   readonly errorCount: number;
-  /** The last ones, the oldest first. */
+  /** The last of them, the newest first. */
   readonly errors: readonly ErrorEntry[];
   /** Namespaces that changed since the page was read. */
   readonly changed: readonly number[];
@@ -139,11 +116,12 @@ export interface LogPagesState {
  */
 export function parseLogPagesState(value: unknown): LogPagesState {
   const reader = new StateReader(value, "the log pages");
-  const errorCount = reader.integer("errorCount", Number.MAX_SAFE_INTEGER);
+  const errorCount = reader.integer("errorCount", 0xffff_ffff);
   return {
     errorCount,
-    errors: reader.list("errors", Math.min(errorCount, ERROR_LOG_ENTRIES))
-      .map(parseErrorEntry),
+    errors: parseErrorEntries(
+      reader.list("errors", Math.min(errorCount, ERROR_LOG_ENTRIES)),
+    ),
     changed: reader.integers("changed", 0xffff_ffff),
     inUse: reader.flag("inUse"),
     powerCycles: reader.integer("powerCycles", Number.MAX_SAFE_INTEGER),
@@ -152,33 +130,12 @@ export function parseLogPagesState(value: unknown): LogPagesState {
   };
 }
 
-function parseErrorEntry(value: unknown): ErrorEntry {
-  const reader = new StateReader(value, "an entry of the error log");
-  return {
-    sqid: reader.integer("sqid", 0xffff),
-    cid: reader.integer("cid", 0xffff),
-    status: reader.integer("status", 0x7fff),
-    location: reader.integer("location", 0xffff),
-    lbaLow: reader.integer("lbaLow", 0xffff_ffff),
-    lbaHigh: reader.integer("lbaHigh", 0xffff_ffff),
-    nsid: reader.integer("nsid", 0xffff_ffff),
-  };
-}
-
 /** The log pages of a controller. */
 export class LogPages {
   readonly #options: LogPagesOptions;
   /** When the power came, on the loop's clock. */
   #poweredMs: number;
-  readonly #errors = new Uint8Array(ERROR_LOG_ENTRIES * ERROR_LOG_ENTRY.SIZE);
-  readonly #errorView = new DataView(this.#errors.buffer);
   readonly #changed: number[] = [];
-  /** Which entry the next error takes. */
-  #nextError = 0;
-  #errorCount = 0;
-  /** Where errors are numbered when several threads have some. */
-  #words: SharedWords | null = null;
-  #twins: () => readonly TwinLogs[] = () => [];
   /** Whether the controller was enabled since the driver has last announced a shutdown (CC.SHN). */
   inUse = false;
   /** Times that the power came. */
@@ -189,57 +146,6 @@ export class LogPages {
   constructor(options: LogPagesOptions) {
     this.#options = options;
     this.#poweredMs = options.loop.now();
-  }
-
-  /** Remembers a command that failed; allocates nothing. */
-  addCommandError(sqid: number, command: Command): void {
-    const { cid, opcode, status, nsid, lbaLow, lbaHigh } = command;
-    const location = errorLocation(opcode, status);
-    this.#addError(sqid, cid, status, location, lbaLow, lbaHigh, nsid);
-  }
-
-  /** Remembers an error that no command made. */
-  addError(status: number): void {
-    this.#addError(NO_COMMAND, NO_COMMAND, status, NO_LOCATION, 0, 0, 0);
-  }
-
-  #addError(
-    sqid: number,
-    cid: number,
-    status: number,
-    location: number,
-    lbaLow: number,
-    lbaHigh: number,
-    nsid: number,
-  ): void {
-    this.#errorCount = this.#words?.nextError() ?? this.#errorCount + 1;
-    const at = this.#nextError * ERROR_LOG_ENTRY.SIZE;
-    this.#nextError = (this.#nextError + 1) % ERROR_LOG_ENTRIES;
-    const view = this.#errorView;
-    setU64(view, at + ERROR_LOG_ENTRY.ERROR_COUNT, this.#errorCount);
-    view.setUint16(at + ERROR_LOG_ENTRY.SQID, sqid, true);
-    view.setUint16(at + ERROR_LOG_ENTRY.CMDID, cid, true);
-    view.setUint16(at + ERROR_LOG_ENTRY.STATUS_FIELD, status << 1, true);
-    view.setUint16(at + ERROR_LOG_ENTRY.PARM_ERROR_LOCATION, location, true);
-    view.setUint32(at + ERROR_LOG_ENTRY.LBA, lbaLow, true);
-    view.setUint32(at + ERROR_LOG_ENTRY.LBA + 4, lbaHigh, true);
-    view.setUint32(at + ERROR_LOG_ENTRY.NSID, nsid, true);
-  }
-
-  /**
-   * Several threads have what pages are made of, from here on.
-   *
-   * @param twins What the others have now
-   */
-  spread(words: SharedWords, twins: () => readonly TwinLogs[]): void {
-    this.#words = words;
-    this.#twins = twins;
-  }
-
-  /** What another thread's pages need of this one. */
-  share(): TwinLogs {
-    const { values } = this.#options.counters;
-    return { errors: this.#errors.slice(), counters: [...values] };
   }
 
   /** The power goes, and comes again with whoever looks next; the SMART log tells whether the driver has announced it. */
@@ -261,42 +167,29 @@ export class LogPages {
 
   /** What the pages are built from, counters apart. */
   save(): LogPagesState {
-    const errors = newestEntries([this.#errors]).map((bytes) => {
-      const view = viewOf(bytes);
-      return {
-        sqid: view.getUint16(ERROR_LOG_ENTRY.SQID, true),
-        cid: view.getUint16(ERROR_LOG_ENTRY.CMDID, true),
-        status: view.getUint16(ERROR_LOG_ENTRY.STATUS_FIELD, true) >>> 1,
-        location: view.getUint16(ERROR_LOG_ENTRY.PARM_ERROR_LOCATION, true),
-        lbaLow: view.getUint32(ERROR_LOG_ENTRY.LBA, true),
-        lbaHigh: view.getUint32(ERROR_LOG_ENTRY.LBA + 4, true),
-        nsid: view.getUint32(ERROR_LOG_ENTRY.NSID, true),
-      };
-    });
+    const { words, errors, loop } = this.#options;
     return {
-      errorCount: this.#errorCount,
-      errors: errors.reverse(),
+      errorCount: words.errors,
+      errors: errors.newest(),
       changed: [...this.#changed],
       inUse: this.inUse,
       powerCycles: this.#powerCycles,
       unsafeShutdowns: this.#unsafeShutdowns,
-      poweredMs: Math.floor(this.#options.loop.now() - this.#poweredMs),
+      poweredMs: Math.floor(loop.now() - this.#poweredMs),
     };
   }
 
   /** Takes over what other pages were built from. */
   load(state: LogPagesState): void {
-    this.#errorCount = state.errorCount - state.errors.length;
-    for (const each of state.errors) {
-      const { sqid, cid, status, location, lbaLow, lbaHigh, nsid } = each;
-      this.#addError(sqid, cid, status, location, lbaLow, lbaHigh, nsid);
-    }
+    const { words, errors, loop } = this.#options;
+    words.errors = state.errorCount;
+    errors.merge(state.errors);
     this.#changed.push(...state.changed);
     this.inUse = state.inUse;
     this.#powerCycles = state.powerCycles;
     this.#unsafeShutdowns = state.unsafeShutdowns;
     // The clock of another thread began at another time.
-    this.#poweredMs = this.#options.loop.now() - state.poweredMs;
+    this.#poweredMs = loop.now() - state.poweredMs;
   }
 
   /** A page was read, and what it told is not to be told again. */
@@ -326,19 +219,27 @@ export class LogPages {
     }
   }
 
-  /** The newest entry comes first. */
   #error(): Uint8Array {
-    const page = new Uint8Array(this.#errors.length);
-    const theirs = this.#twins().map(({ errors }) => errors);
-    newestEntries([this.#errors, ...theirs]).forEach((entry, i) =>
-      page.set(entry, i * ERROR_LOG_ENTRY.SIZE)
-    );
+    this.#options.gather();
+    const page = new Uint8Array(ERROR_LOG_ENTRIES * ERROR_LOG_ENTRY.SIZE);
+    this.#options.errors.newest().forEach((entry, i) => {
+      const at = i * ERROR_LOG_ENTRY.SIZE;
+      const view = new DataView(page.buffer, at, ERROR_LOG_ENTRY.SIZE);
+      setU64(view, ERROR_LOG_ENTRY.ERROR_COUNT, entry.number);
+      view.setUint16(ERROR_LOG_ENTRY.SQID, entry.sqid, true);
+      view.setUint16(ERROR_LOG_ENTRY.CMDID, entry.cid, true);
+      view.setUint16(ERROR_LOG_ENTRY.STATUS_FIELD, entry.status << 1, true);
+      view.setUint16(ERROR_LOG_ENTRY.PARM_ERROR_LOCATION, entry.location, true);
+      view.setUint32(ERROR_LOG_ENTRY.LBA, entry.lbaLow, true);
+      view.setUint32(ERROR_LOG_ENTRY.LBA + 4, entry.lbaHigh, true);
+      view.setUint32(ERROR_LOG_ENTRY.NSID, entry.nsid, true);
+    });
     return page;
   }
 
   #smart(): Uint8Array {
-    const { loop, features } = this.#options;
-    const values = this.#allCounters();
+    const { loop, words, counters: { values }, features } = this.#options;
+    this.#options.gather();
     const page = new Uint8Array(SMART_LOG.SIZE);
     const view = new DataView(page.buffer);
     if (features.temperatureAlarm) {
@@ -362,18 +263,8 @@ export class LogPages {
     );
     setU64(view, SMART_LOG.UNSAFE_SHUTDOWNS, this.#unsafeShutdowns);
     setU64(view, SMART_LOG.MEDIA_ERRORS, values[NvmeCounter.mediaErrors]!);
-    const errors = this.#words?.errors ?? this.#errorCount;
-    setU64(view, SMART_LOG.NUM_ERR_LOG_ENTRIES, errors);
+    setU64(view, SMART_LOG.NUM_ERR_LOG_ENTRIES, words.errors);
     return page;
-  }
-
-  /** The sums over all threads, by {@linkcode NvmeCounter}. */
-  #allCounters(): readonly number[] {
-    const sums = [...this.#options.counters.values];
-    for (const { counters } of this.#twins()) {
-      counters.forEach((value, i) => sums[i]! += value);
-    }
-    return sums;
   }
 
   #firmware(): Uint8Array {
@@ -400,28 +291,6 @@ export class LogPages {
     }
     return page;
   }
-}
-
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-}
-
-/** The entries with the highest numbers, those first, of logs that are each in no order and may have room left. */
-function newestEntries(logs: readonly Uint8Array[]): Uint8Array[] {
-  const entries: { readonly number: number; readonly bytes: Uint8Array }[] = [];
-  for (const log of logs) {
-    for (let at = 0; at < log.length; at += ERROR_LOG_ENTRY.SIZE) {
-      const bytes = log.subarray(at, at + ERROR_LOG_ENTRY.SIZE);
-      const view = viewOf(bytes);
-      const number = u64(
-        view.getUint32(ERROR_LOG_ENTRY.ERROR_COUNT, true),
-        view.getUint32(ERROR_LOG_ENTRY.ERROR_COUNT + 4, true),
-      );
-      if (number > 0) entries.push({ number, bytes });
-    }
-  }
-  return entries.sort((a, b) => b.number - a.number)
-    .slice(0, ERROR_LOG_ENTRIES).map(({ bytes }) => bytes);
 }
 
 function effects(): Uint8Array {

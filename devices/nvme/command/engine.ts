@@ -29,8 +29,6 @@ export interface EngineOptions {
   readonly counters: NvmeCounters;
   /** The most segments of a command. */
   readonly segments: number;
-  /** Commands that a queue may have fetched before it is the next one's turn. */
-  readonly burst: () => number;
   /** Executes commands; each returns a status or IN_FLIGHT. */
   readonly startAdmin: (command: Command, sqe: Uint32Array) => number;
   readonly startIo: (command: Command, sqe: Uint32Array) => number;
@@ -64,6 +62,8 @@ export class Engine {
   #end = 0;
   /** Whose turn it is. */
   #turn = 0;
+  /** Commands that a queue may have fetched before it is the next one's turn. */
+  burst = 1;
   /** Whether a queue that is wanted was found out of reach, since somebody set it to false. */
   awaitsMemory = false;
 
@@ -116,6 +116,12 @@ export class Engine {
     return command;
   }
 
+  /** Makes sure that there is room for the completion of a command, if its queue has any. */
+  reserve(command: Command): void {
+    if (!command.reserved) command.sq!.cq.reserved++;
+    command.reserved = true;
+  }
+
   /** The command that belongs to nobody, when it is free. */
   takeInternal(): Command | null {
     const command = this.#internal;
@@ -159,7 +165,7 @@ export class Engine {
   fetch(): boolean {
     this.#options.queues.refreshDoorbells();
     const queues = this.#options.queues.submission;
-    const burst = this.#options.burst();
+    const { burst } = this;
     let left = BUDGET;
     let idle = 0;
     while (left > 0 && idle < queues.length) {
@@ -284,8 +290,7 @@ export class Engine {
     if (command.reserved) cq.reserved--;
     if (command.ownsCid) sq.releaseCid(command.cid);
     this.#free(command);
-    const deletion = this.#options.queues.completed(sq);
-    if (deletion !== null) this.finish(deletion, NvmeSc.SUCCESS);
+    this.#options.queues.completed(sq);
     return true;
   }
 

@@ -10,7 +10,6 @@ import type {
   BlockRequest,
 } from "../../../src/backend/block/contract.ts";
 import type { BlockOptions } from "../../../src/backend/block/options.ts";
-import { deriveNamespaceIds, type NamespaceIds } from "../admin/identity.ts";
 
 /** The largest namespace id: NN of Identify Controller, whichever namespaces there are by now. */
 export const NSID_MAX = 32;
@@ -26,6 +25,14 @@ export interface NamespaceStorage {
   readonly block?: BlockOptions;
 }
 
+/** Who serves namespaces, as they know it. */
+export interface NamespaceOwner {
+  /** As {@linkcode BlockClient.onComplete}. */
+  onComplete(request: BlockRequest, result: number): void;
+  /** A namespace has another size. */
+  onNamespaceChanged(ns: Namespace): void;
+}
+
 /** Storage with a namespace id. */
 export class Namespace implements BlockClient {
   /** 1 and up. */
@@ -35,25 +42,21 @@ export class Namespace implements BlockClient {
   readonly block: BlockOptions | undefined;
   /** Whether it was taken away: commands that have got it end as if there were none. */
   removed = false;
-  /** Names that outlive this process. */
-  ids: NamespaceIds;
   /** Bytes of a logical block, as a power of two. */
   readonly lbaShift: number;
   /** Logical blocks. */
   blocks: number;
-  readonly #owner: BlockClient & { onNamespaceChanged(ns: Namespace): void };
+  readonly #owner: NamespaceOwner;
   #uncommitted = false;
 
   /** @param owner Told of completions and changes */
   constructor(
     { nsid, backend, block }: NamespaceStorage,
-    serial: string,
-    owner: BlockClient & { onNamespaceChanged(ns: Namespace): void },
+    owner: NamespaceOwner,
   ) {
     this.nsid = nsid;
     this.backend = backend;
     this.block = block;
-    this.ids = deriveNamespaceIds(serial, nsid);
     this.#owner = owner;
     const { logicalBlockBytes, sizeBytes } = backend.info;
     let shift = SECTOR_SHIFT;
@@ -103,15 +106,11 @@ export class Namespace implements BlockClient {
   }
 }
 
-/** The namespaces of a controller, by number. */
+/** The namespaces of a controller as one thread serves them, by number. */
 export class NamespaceSet {
-  #all: readonly Namespace[];
+  #all: readonly Namespace[] = [];
   readonly #byId: (Namespace | null)[] = new Array(NSID_MAX + 1).fill(null);
-
-  constructor(namespaces: readonly Namespace[]) {
-    this.#all = namespaces.toSorted((a, b) => a.nsid - b.nsid);
-    for (const ns of namespaces) this.#byId[ns.nsid] = ns;
-  }
+  #writeCache = true;
 
   /** In order of their numbers. */
   get all(): readonly Namespace[] {
@@ -128,7 +127,7 @@ export class NamespaceSet {
     return nsid >= 1 && nsid <= NSID_MAX;
   }
 
-  /** One more, under a number that is free. */
+  /** One more, under a number that is free, and whose storage was started. */
   add(ns: Namespace): void {
     this.#all = [...this.#all, ns].sort((a, b) => a.nsid - b.nsid);
     this.#byId[ns.nsid] = ns;
@@ -158,17 +157,14 @@ export class NamespaceSet {
    * @returns Whether it could be done
    */
   setWriteCache(on: boolean): boolean {
+    if (on === this.#writeCache) return true;
     let done = true;
     for (const { backend } of this.all) {
       if (!backend.info.volatileCache) continue;
       if (backend.setWriteCache(on) < 0) done = false;
     }
+    if (done) this.#writeCache = on;
     return done;
-  }
-
-  /** Gives all of them the names that follow from another serial number of their controller. */
-  rename(serial: string): void {
-    for (const ns of this.all) ns.ids = deriveNamespaceIds(serial, ns.nsid);
   }
 
   /** Lets every back end begin with what was submitted. */

@@ -7,7 +7,7 @@
 import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { NO_WINDOW, RangeWindow } from "../../../src/memory/range_window.ts";
 import { StateReader } from "../../../src/core/state_reader.ts";
-import { DOORBELL_PAIR_BYTES } from "../defs.ts";
+import type { SharedWords } from "../shared_words.ts";
 
 const WORD = 4;
 const U32_MAX = 0xffff_ffff;
@@ -15,24 +15,38 @@ const U32_MAX = 0xffff_ffff;
 /** No value can be had now. */
 export const NO_DOORBELL = -1;
 
-/** Doorbells as they are saved, numbered as they lie in the BAR. */
-export interface DoorbellsState {
-  /** What the registers hold; null when clients map them: that page travels with what is in it, which may be newer. */
-  readonly registers: readonly number[] | null;
-  /** After Doorbell Buffer Config; null before. */
-  readonly shadow: ShadowState | null;
-}
-
 /** The buffers of Doorbell Buffer Config. */
-export interface ShadowState {
+export interface DoorbellBuffers {
   readonly shadowIova: number;
   readonly eventIova: number;
-  /** What each shadow doorbell was set to, and whether (1) it has another value since. */
-  readonly initial: readonly number[];
-  readonly inUse: readonly number[];
-  /** What each EventIdx was set to. */
-  readonly armed: readonly number[];
 }
+
+/** All doorbells as they are saved, apart from what belongs to a queue. */
+export interface DoorbellsState {
+  /**
+   * What the registers hold, numbered as they lie in the BAR; null when clients map them: that page travels with what is in
+   * it, which may be newer.
+   */
+  readonly registers: readonly number[] | null;
+  /** After Doorbell Buffer Config; null before. */
+  readonly buffers: DoorbellBuffers | null;
+}
+
+/** The doorbell of one queue in these buffers. */
+export interface DoorbellState {
+  /** What the shadow doorbell was set to, and whether it has had another value since. */
+  readonly initial: number;
+  readonly inUse: boolean;
+  /** What EventIdx was set to. */
+  readonly armed: number;
+}
+
+/** The doorbell of a queue that was just made. */
+export const FRESH_DOORBELL: DoorbellState = {
+  initial: 0,
+  inUse: false,
+  armed: 0,
+};
 
 /**
  * Checks the state of doorbells.
@@ -47,24 +61,28 @@ export function parseDoorbellsState(
   mapped: boolean,
 ): DoorbellsState {
   const reader = new StateReader(value, "the doorbells");
+  const read = () => {
+    const buffers = new StateReader(reader.value("buffers"), "the doorbells");
+    return {
+      shadowIova: buffers.integer("shadowIova", Number.MAX_SAFE_INTEGER),
+      eventIova: buffers.integer("eventIova", Number.MAX_SAFE_INTEGER),
+    };
+  };
   return {
     registers: mapped && reader.value("registers") === null
       ? null
       : reader.integers("registers", U32_MAX, count),
-    shadow: reader.value("shadow") === null
-      ? null
-      : parseShadowState(reader.value("shadow"), count),
+    buffers: reader.value("buffers") === null ? null : read(),
   };
 }
 
-function parseShadowState(value: unknown, count: number): ShadowState {
-  const reader = new StateReader(value, "the shadow doorbells");
+/** Checks the doorbell of a queue. */
+export function parseDoorbellState(value: unknown): DoorbellState {
+  const reader = new StateReader(value, "a doorbell");
   return {
-    shadowIova: reader.integer("shadowIova", Number.MAX_SAFE_INTEGER),
-    eventIova: reader.integer("eventIova", Number.MAX_SAFE_INTEGER),
-    initial: reader.integers("initial", U32_MAX, count),
-    inUse: reader.integers("inUse", 1, count),
-    armed: reader.integers("armed", U32_MAX, count),
+    initial: reader.integer("initial", U32_MAX),
+    inUse: reader.flag("inUse"),
+    armed: reader.integer("armed", U32_MAX),
   };
 }
 
@@ -79,12 +97,13 @@ export function headDoorbell(qid: number): number {
 }
 
 /**
- * The doorbells of one controller, numbered as they lie in the BAR.
+ * The doorbells of a controller, numbered as they lie in the BAR, in the eyes of one thread: it looks at those of its queues.
  *
  * The registers hold what was written to them, by message or through a mapping. After Doorbell Buffer Config (NVM
  * Express 1.4, section 5.7 and annex B.5) a driver writes the shadow buffer instead, and rings a register only when
  * it passes the value in the EventIdx buffer. Not every driver uses the buffers for every queue (Linux leaves the
- * admin queue out), so a shadow doorbell counts from the moment that its value differs from what it was set to.
+ * admin queue out), so a shadow doorbell counts from the moment that its value differs from what it was set to. Whoever
+ * is told of a register looks at it then: the first time, a driver cannot have come around to that value again.
  *
  * Memory ordering: shadow values and EventIdx are accessed by Atomics, sequentially consistent. Loading a tail thus
  * comes before loading the entries it covers. {@linkcode Doorbells.arm} stores EventIdx, and a
@@ -93,11 +112,7 @@ export function headDoorbell(qid: number): number {
  */
 export class Doorbells {
   readonly #memory: GuestMemory;
-  #registers: Uint32Array<ArrayBuffer>;
-  /** Whether a reset clears the registers of all queues. */
-  #owner = true;
-  /** Whether clients write them without us. */
-  readonly #mapped: boolean;
+  readonly #words: SharedWords;
   /** What each shadow doorbell was set to. */
   readonly #initial: Uint32Array<ArrayBuffer>;
   readonly #inUse: Uint8Array<ArrayBuffer>;
@@ -110,26 +125,21 @@ export class Doorbells {
   /** What of the shadow buffer was refreshed last. */
   #refreshed = NO_WINDOW;
 
-  /**
-   * @param pairs Queue pairs, the admin queue's included
-   * @param page What clients map; null when doorbells are messages
-   */
-  constructor(memory: GuestMemory, pairs: number, page: Uint8Array | null) {
+  /** @param words With the registers, which may be written by others */
+  constructor(memory: GuestMemory, words: SharedWords) {
+    const count = words.doorbells.length;
     this.#memory = memory;
-    this.#lengthBytes = pairs * DOORBELL_PAIR_BYTES;
-    const count = pairs * 2;
-    this.#mapped = page !== null;
-    this.#registers = page === null
-      ? new Uint32Array(count)
-      : new Uint32Array(page.buffer as ArrayBuffer, page.byteOffset, count);
+    this.#words = words;
+    this.#lengthBytes = count * WORD;
     this.#initial = new Uint32Array(count);
     this.#armed = new Uint32Array(count);
     this.#inUse = new Uint8Array(count);
   }
 
-  /** How many doorbells there are. */
-  get count(): number {
-    return this.#registers.length;
+  /** Those of Doorbell Buffer Config; null before. */
+  get buffers(): DoorbellBuffers | null {
+    return this.#shadow &&
+      { shadowIova: this.#shadow.iova, eventIova: this.#event!.iova };
   }
 
   /** Whether Doorbell Buffer Config was done. */
@@ -137,86 +147,77 @@ export class Doorbells {
     return this.#shadow !== null;
   }
 
-  /**
-   * The registers are in memory that several threads see, from here on.
-   *
-   * @param owner Whether this is the thread that a driver's messages come to
-   */
-  share(registers: Uint32Array<ArrayBuffer>, owner: boolean): void {
-    this.#registers = registers;
-    this.#owner = owner;
-  }
-
   /** Whether the buffers of Doorbell Buffer Config are in use and not mapped. */
   get missing(): boolean {
     return this.shadowed && !this.#ready();
   }
 
-  /** Everything as after a reset of the controller. */
-  reset(): void {
-    this.#shadow = this.#event = null;
-    this.#inUse.fill(0);
-    // Another thread may not have come to its reset yet, and would take zeroes for what its driver wrote.
-    if (!this.#owner) return;
+  /** All registers are 0, as after a reset of the controller. */
+  clear(): void {
+    const { doorbells } = this.#words;
     // One by one: clients may be looking.
-    for (let i = 0; i < this.count; i++) Atomics.store(this.#registers, i, 0);
+    for (let i = 0; i < doorbells.length; i++) Atomics.store(doorbells, i, 0);
   }
 
   /** What is to be known of them elsewhere; guest memory is not looked at. */
   save(): DoorbellsState {
+    const { mapped, doorbells } = this.#words;
     return {
-      registers: this.#mapped ? null : [...this.#registers],
-      shadow: this.#shadow === null ? null : {
-        shadowIova: this.#shadow.iova,
-        eventIova: this.#event!.iova,
-        initial: [...this.#initial],
-        inUse: [...this.#inUse],
-        armed: [...this.#armed],
-      },
+      registers: mapped ? null : [...doorbells],
+      buffers: this.buffers,
     };
   }
 
   /** Goes on from where others were. */
-  load({ registers, shadow }: DoorbellsState): void {
-    if (registers !== null) this.#registers.set(registers);
-    if (shadow === null) return;
-    this.#place(shadow.shadowIova, shadow.eventIova);
-    this.#initial.set(shadow.initial);
-    this.#inUse.set(shadow.inUse);
-    this.#armed.set(shadow.armed);
+  load({ registers, buffers }: DoorbellsState): void {
+    if (registers !== null) this.#words.doorbells.set(registers);
+    this.use(buffers);
+  }
+
+  /** As {@linkcode Doorbells.save}, of the doorbell of a queue. */
+  saveOne(index: number): DoorbellState {
+    return {
+      initial: this.#initial[index]!,
+      inUse: this.#inUse[index] !== 0,
+      armed: this.#armed[index]!,
+    };
+  }
+
+  /** As {@linkcode Doorbells.load}. */
+  loadOne(index: number, { initial, inUse, armed }: DoorbellState): void {
+    // What was refreshed may be older than what another thread has seen of it.
+    this.#refreshed = NO_WINDOW;
+    this.#initial[index] = initial;
+    this.#inUse[index] = inUse ? 1 : 0;
+    this.#armed[index] = armed;
   }
 
   /** A doorbell register was written by message. */
   write(index: number, value: number): void {
-    Atomics.store(this.#registers, index, value);
+    Atomics.store(this.#words.doorbells, index, value);
   }
 
   /**
-   * Takes the buffers of Doorbell Buffer Config into use; they hold whatever queues that exist are at.
+   * Takes buffers into use, or none, and leaves what is in them; see {@linkcode Doorbells.set}.
    *
-   * @param current The value of each doorbell now; {@linkcode NO_DOORBELL} for one that another thread sees to
-   * @returns Whether both can be read and written
+   * @returns Whether they can be read and written
    */
-  configure(
-    shadowIova: number,
-    eventIova: number,
-    current: Int32Array,
-  ): boolean {
-    this.#place(shadowIova, eventIova);
-    if (!this.#ready()) {
-      this.#shadow = this.#event = null;
-      return false;
-    }
-    for (let i = 0; i < this.count; i++) {
-      if (current[i] !== NO_DOORBELL) this.#set(i, current[i]!);
-    }
-    return true;
+  use(buffers: DoorbellBuffers | null): boolean {
+    const both = Access.READ | Access.WRITE;
+    const make = (old: RangeWindow | null, iova: number | undefined) => {
+      if (iova === undefined) return null;
+      if (iova === old?.iova) return old;
+      return new RangeWindow(this.#memory, iova, this.#lengthBytes, both);
+    };
+    this.#shadow = make(this.#shadow, buffers?.shadowIova);
+    this.#event = make(this.#event, buffers?.eventIova);
+    return this.#ready();
   }
 
   /** A queue was created: its doorbell is 0, whatever the driver left in the buffers. */
   create(index: number): void {
-    Atomics.store(this.#registers, index, 0);
-    if (this.#ready()) this.#set(index, 0);
+    this.write(index, 0);
+    if (this.#ready()) this.set(index, 0);
   }
 
   /** Looks at the shadow buffer, for {@linkcode Doorbells.read}. */
@@ -240,7 +241,7 @@ export class Doorbells {
         return value;
       }
     }
-    return Atomics.load(this.#registers, index);
+    return Atomics.load(this.#words.doorbells, index);
   }
 
   /**
@@ -256,24 +257,13 @@ export class Doorbells {
     return true;
   }
 
-  #set(index: number, value: number): void {
+  /** Has a shadow doorbell and its EventIdx hold a value, in buffers that can be written. */
+  set(index: number, value: number): void {
     this.#initial[index] = value;
     this.#armed[index] = value;
     this.#inUse[index] = 0;
     this.#shadow!.window.storeU32(index * WORD, value);
     this.#event!.window.storeU32(index * WORD, value);
-  }
-
-  #place(shadowIova: number, eventIova: number): void {
-    const at = (iova: number) =>
-      new RangeWindow(
-        this.#memory,
-        iova,
-        this.#lengthBytes,
-        Access.READ | Access.WRITE,
-      );
-    this.#shadow = at(shadowIova);
-    this.#event = at(eventIova);
   }
 
   #ready(): boolean {

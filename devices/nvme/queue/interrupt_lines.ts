@@ -9,24 +9,36 @@ import { bit } from "../../../src/core/bits.ts";
 import type { Loop, Timer } from "../../../src/loop/event_loop.ts";
 import type { Interrupts } from "../../../src/pci/device.ts";
 import { NvmeCounter, type NvmeCounters } from "../counters.ts";
-import type { Features } from "../admin/features.ts";
+import type { QueueFeatures } from "../admin/features.ts";
 import type { CompletionQueue } from "./queue.ts";
+import type { SharedWords } from "../shared_words.ts";
 import type { QueueSet } from "./queue_set.ts";
 
 /** The only vector of the pin and of MSI. */
 const SHARED_VECTOR = 0;
 
+/** Features until the first are told. */
+const NO_FEATURES: QueueFeatures = {
+  burst: 1,
+  coalescedEntries: 0,
+  coalescingMs: 0,
+  coalesces: [],
+  writeCache: true,
+};
+
 /** What {@linkcode InterruptLines} work with. */
 export interface InterruptLinesOptions {
-  readonly interrupts: Interrupts;
+  readonly interrupts: Pick<Interrupts, "mode" | "raise">;
   readonly loop: Loop;
+  readonly words: SharedWords;
   readonly queues: QueueSet;
-  readonly features: Features;
   readonly counters: NvmeCounters;
   /** How many vectors there are. */
   readonly vectors: number;
   /** Completions have waited long enough: {@linkcode InterruptLines.flush} is to be called. */
   readonly wake: () => void;
+  /** What this thread wants of the INTA# line may have changed, in the words. */
+  readonly onLine: () => void;
 }
 
 /**
@@ -45,27 +57,23 @@ export interface InterruptLinesOptions {
  */
 export class InterruptLines {
   readonly #options: InterruptLinesOptions;
-  #interrupts: Interrupts;
+  features: QueueFeatures = NO_FEATURES;
   /** By vector: completions that wait to be told. */
   readonly #waiting: Uint32Array<ArrayBuffer>;
   readonly #timer: Timer;
   #armed = false;
   /** Whether nothing may wait any longer. */
   #due = false;
+  /** Whether this thread wants the INTA# line up; null when that is to be said anew. */
+  #isUp: boolean | null = null;
 
   constructor(options: InterruptLinesOptions) {
     this.#options = options;
-    this.#interrupts = options.interrupts;
     this.#waiting = new Uint32Array(options.vectors);
     this.#timer = options.loop.timer(() => {
       this.#armed = false;
       this.hurry();
     });
-  }
-
-  /** Raises interrupts here from now on: with others that share the line. */
-  redirect(interrupts: Interrupts): void {
-    this.#interrupts = interrupts;
   }
 
   /**
@@ -74,9 +82,8 @@ export class InterruptLines {
    * @param mask INTMS
    */
   flush(mask: number): void {
-    const { queues, features } = this.#options;
-    const { mode } = this.#interrupts;
-    if (features.coalescedEntries > 0) this.#countWaiting();
+    const { queues, interrupts: { mode } } = this.#options;
+    if (this.features.coalescedEntries > 0) this.#countWaiting();
     const masked = mode !== "msix" && bit(mask, SHARED_VECTOR);
     const kept = mode === "intx"
       ? this.#updateLine(queues.completion, masked)
@@ -84,18 +91,18 @@ export class InterruptLines {
     this.#due = false;
     if (!kept || this.#armed) return;
     this.#armed = true;
-    this.#timer.arm(features.coalescingMs);
+    this.#timer.arm(this.features.coalescingMs);
   }
 
   /** Whether the line follows what drivers consume, so that they must tell. */
   get usesPin(): boolean {
-    return this.#interrupts.mode === "intx";
+    return this.#options.interrupts.mode === "intx";
   }
 
   /** The driver has written INTMS or INTMC. */
   maskChanged(mask: number): void {
     // What is untold and no longer masked is told now; MSI-X knows no such mask.
-    if (this.#interrupts.mode !== "msix") this.flush(mask);
+    if (this.#options.interrupts.mode !== "msix") this.flush(mask);
   }
 
   /** What waits is to be told soon. */
@@ -108,12 +115,19 @@ export class InterruptLines {
   reset(): void {
     this.#timer.cancel();
     this.#armed = this.#due = false;
-    this.#interrupts.setLevel(false);
+    this.#setLevel(false);
   }
 
-  /** Stops its timer for good. */
+  /** What this thread wants of the INTA# line is to be said anew. */
+  forget(): void {
+    if (this.#isUp === true) this.#options.words.changeLine(false);
+    this.#isUp = null;
+  }
+
+  /** Wants nothing any more. */
   close(): void {
     this.#timer.close();
+    this.forget();
   }
 
   /** @returns Whether completions are kept for later */
@@ -139,8 +153,15 @@ export class InterruptLines {
 
   #raise(vector: number, completions: number): void {
     this.#count(completions);
-    const isShared = this.#interrupts.mode === "msi";
-    this.#interrupts.raise(isShared ? SHARED_VECTOR : vector);
+    const { interrupts } = this.#options;
+    interrupts.raise(interrupts.mode === "msi" ? SHARED_VECTOR : vector);
+  }
+
+  #setLevel(up: boolean): void {
+    if (up === this.#isUp) return;
+    if (up || this.#isUp === true) this.#options.words.changeLine(up);
+    this.#isUp = up;
+    this.#options.onLine();
   }
 
   #count(completions: number): void {
@@ -166,7 +187,7 @@ export class InterruptLines {
       }
       if (cq.occupied > (kept ? cq.untold : 0)) level = true;
     }
-    this.#interrupts.setLevel(level);
+    this.#setLevel(level);
     return anyKept;
   }
 
@@ -187,12 +208,12 @@ export class InterruptLines {
 
   #coalesces(cq: CompletionQueue): boolean {
     return cq.qid !== 0 && cq.interrupts &&
-      this.#options.features.coalesces(cq.vector);
+      this.features.coalesces[cq.vector]!;
   }
 
   /** Whether the completions of a queue wait for more, or for the time to pass. */
   #keeps(cq: CompletionQueue): boolean {
-    const { coalescedEntries } = this.#options.features;
+    const { coalescedEntries } = this.features;
     return coalescedEntries > 0 && !this.#due && !cq.urgent &&
       this.#coalesces(cq) && this.#waiting[cq.vector]! < coalescedEntries;
   }

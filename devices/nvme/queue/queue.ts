@@ -8,7 +8,6 @@
 import { Errno } from "../../../src/core/errno.ts";
 import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { RangeWindow } from "../../../src/memory/range_window.ts";
-import type { Command } from "../command/command.ts";
 import { CQE, CQE_BYTES, NvmeSc, SQE, SQE_BYTES } from "../defs.ts";
 import type {
   CompletionQueueState,
@@ -18,16 +17,6 @@ import type {
 const CIDS = 0x1_0000;
 /** No doorbell value: what a queue has not rejected yet. */
 const NOTHING = -1;
-
-/** What a ring is made of. */
-export interface RingSpec {
-  /** Queue id; 0 for the admin queue. */
-  readonly qid: number;
-  /** Entries, 2–65536. */
-  readonly size: number;
-  /** Address of the first entry. */
-  readonly iova: number;
-}
 
 /**
  * A completion queue.
@@ -48,42 +37,39 @@ export class CompletionQueue {
   readonly vector: number;
   /** Whether completions interrupt. */
   readonly interrupts: boolean;
-  /** Whether another thread serves it: then this is merely a note that it exists. */
-  foreign = false;
-  /** Submission queues that complete here. */
-  users = 0;
   /** Where the driver is, as far as it has told. */
-  head = 0;
+  head: number;
   /** Where the next entry goes. */
-  tail = 0;
+  tail: number;
   /** Entries that commands in flight will need. */
   reserved = 0;
   /** Entries that were posted and that no interrupt has told about. */
-  untold = 0;
+  untold: number;
   /** Whether one of those is of a command that failed. */
-  urgent = false;
+  urgent: boolean;
   /** The doorbell value that was refused last. */
-  rejected = NOTHING;
+  rejected: number;
   readonly #ring: RangeWindow;
-  #phase = 1;
+  #phase: number;
 
   /** @param memory Where the ring is */
-  constructor(
-    memory: GuestMemory,
-    ring: RingSpec,
-    vector: number,
-    interrupts: boolean,
-  ) {
-    this.qid = ring.qid;
-    this.size = ring.size;
+  constructor(memory: GuestMemory, state: CompletionQueueState) {
+    this.qid = state.qid;
+    this.size = state.size;
     this.#ring = new RangeWindow(
       memory,
-      ring.iova,
-      ring.size * CQE_BYTES,
+      state.iova,
+      state.size * CQE_BYTES,
       Access.WRITE,
     );
-    this.vector = vector;
-    this.interrupts = interrupts;
+    this.vector = state.vector;
+    this.interrupts = state.interrupts;
+    this.head = state.head;
+    this.tail = state.tail;
+    this.#phase = state.phase;
+    this.untold = state.untold;
+    this.urgent = state.urgent;
+    this.rejected = state.rejected ?? NOTHING;
   }
 
   /** Entries that the driver has not consumed, as far as it has told. */
@@ -146,7 +132,7 @@ export class CompletionQueue {
   }
 
   /** What it is and where it is; nothing may be reserved. */
-  save(): CompletionQueueState {
+  save(): Omit<CompletionQueueState, "doorbell"> {
     return {
       qid: this.qid,
       size: this.size,
@@ -161,16 +147,6 @@ export class CompletionQueue {
       rejected: this.rejected === NOTHING ? null : this.rejected,
     };
   }
-
-  /** Goes on from where another was. */
-  load(state: CompletionQueueState): void {
-    this.head = state.head;
-    this.tail = state.tail;
-    this.#phase = state.phase;
-    this.untold = state.untold;
-    this.urgent = state.urgent;
-    this.rejected = state.rejected ?? NOTHING;
-  }
 }
 
 /** A submission queue. Entries from `head` to `tail` are the controller's to fetch. */
@@ -180,19 +156,17 @@ export class SubmissionQueue {
   /** Where its completions go. */
   readonly cq: CompletionQueue;
   /** The next entry to fetch. */
-  head = 0;
+  head: number;
   /** The entry after the last that was submitted, as far as the driver has told. */
-  tail = 0;
+  tail: number;
   /** The tail that was found and waits for register writes, if one does. */
   waitingTail = 0;
   /** Commands that were fetched and are not completed. */
   inFlight = 0;
   /** Whether it is being deleted: nothing is fetched any more. */
   ending = false;
-  /** The Delete command that waits for those in flight; null where another thread has it. */
-  deleting: Command | null = null;
   /** The doorbell value that was refused last. */
-  rejected = NOTHING;
+  rejected: number;
   readonly #ring: RangeWindow;
   /** How many entries from `head` on were refreshed since they were submitted. */
   #fresh = 0;
@@ -200,16 +174,23 @@ export class SubmissionQueue {
   readonly #cids = new Uint32Array(CIDS / 32);
 
   /** @param memory Where the ring is */
-  constructor(memory: GuestMemory, ring: RingSpec, cq: CompletionQueue) {
-    this.qid = ring.qid;
-    this.size = ring.size;
+  constructor(
+    memory: GuestMemory,
+    state: SubmissionQueueState,
+    cq: CompletionQueue,
+  ) {
+    this.qid = state.qid;
+    this.size = state.size;
     this.cq = cq;
     this.#ring = new RangeWindow(
       memory,
-      ring.iova,
-      ring.size * SQE_BYTES,
+      state.iova,
+      state.size * SQE_BYTES,
       Access.READ,
     );
+    this.head = state.head;
+    this.tail = state.tail;
+    this.rejected = state.rejected ?? NOTHING;
   }
 
   /** Whether nothing is to be fetched, as far as the driver has told. */
@@ -282,7 +263,7 @@ export class SubmissionQueue {
   }
 
   /** What it is and where it is, apart from commands that wait for an event. */
-  save(): SubmissionQueueState {
+  save(): Omit<SubmissionQueueState, "doorbell"> {
     return {
       qid: this.qid,
       size: this.size,
@@ -292,12 +273,5 @@ export class SubmissionQueue {
       tail: this.tail,
       rejected: this.rejected === NOTHING ? null : this.rejected,
     };
-  }
-
-  /** Goes on from where another was. */
-  load(state: SubmissionQueueState): void {
-    this.head = state.head;
-    this.tail = state.tail;
-    this.rejected = state.rejected ?? NOTHING;
   }
 }

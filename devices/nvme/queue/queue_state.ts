@@ -5,6 +5,7 @@
  */
 
 import { StateReader } from "../../../src/core/state_reader.ts";
+import { type DoorbellState, parseDoorbellState } from "./doorbells.ts";
 
 const U32_MAX = 0xffff_ffff;
 /** The most entries of an admin queue (AQA). */
@@ -28,6 +29,7 @@ export interface CompletionQueueState {
   readonly urgent: boolean;
   /** The doorbell value that was refused last. */
   readonly rejected: number | null;
+  readonly doorbell: DoorbellState;
 }
 
 /** A submission queue. */
@@ -42,6 +44,7 @@ export interface SubmissionQueueState {
   readonly tail: number;
   /** The doorbell value that was refused last. */
   readonly rejected: number | null;
+  readonly doorbell: DoorbellState;
 }
 
 /** All queues of a controller. */
@@ -104,6 +107,7 @@ function parseCompletionQueue(
     untold: reader.integer("untold", U32_MAX),
     urgent: reader.flag("urgent"),
     rejected: parseRejected(reader),
+    doorbell: parseDoorbellState(reader.value("doorbell")),
   };
 }
 
@@ -122,6 +126,7 @@ function parseSubmissionQueue(
     head: reader.integer("head", size - 1),
     tail: reader.integer("tail", size - 1),
     rejected: parseRejected(reader),
+    doorbell: parseDoorbellState(reader.value("doorbell")),
   };
 }
 

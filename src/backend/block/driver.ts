@@ -40,8 +40,6 @@ export interface BlockDriver<O extends object> {
   readonly check?: (options: O) => Promise<void>;
   /** What the storage can be told by in every run; null when it does not outlive the process. */
   readonly identity: (options: O) => string | null;
-  /** Whether several back ends, each on a thread of its own, may serve the same storage. */
-  readonly shareable: boolean;
 }
 
 /** What every kind of storage has. */

@@ -21,7 +21,6 @@ import {
 import type { Log } from "../../core/log.ts";
 import { describeModel, modelFault } from "../../core/model_fault.ts";
 import { HELLO_TIMEOUT_MS } from "../../transport/mod.ts";
-import { CrewTwin } from "../crew_twin.ts";
 import { QueueSite } from "../queue_site.ts";
 import { DeviceHost, discardBaggage } from "../device_host.ts";
 import { LogLimit } from "../logging/log_limit.ts";
@@ -172,14 +171,11 @@ async function join(
   { device, debug, line, control }: Extract<Request, { kind: "join" }>,
 ): Promise<null> {
   const model = await loadWhileServing(device.model);
-  const { options } = device;
   const log = remoteLog(device.id, debug);
-  const common = { model, options, loop, log, calls, line };
+  const { options } = device;
   sites.set(
     device.id,
-    model.serve === undefined
-      ? new CrewTwin({ ...common, home: control })
-      : new QueueSite({ ...common, control }),
+    new QueueSite({ model, options, loop, log, calls, line, control }),
   );
   return null;
 }

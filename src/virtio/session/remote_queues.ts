@@ -237,25 +237,7 @@ export class RemoteQueues implements Disposable {
     return this.#parts.threads.call(thread, message);
   }
 
-  /**
-   * Tells every thread, though others fail.
-   *
-   * @returns The answers of those that have a service
-   * @throws {Error} What failed first
-   */
   #callAll(message: QueueMessage): unknown[] {
-    const answers: unknown[] = [];
-    let failure: unknown;
-    const { threads } = this.#parts;
-    for (let thread = 1; thread <= threads.count; thread++) {
-      try {
-        const answer = this.#call(thread, message);
-        if (answer !== undefined) answers.push(answer);
-      } catch (error) {
-        failure ??= error;
-      }
-    }
-    if (failure !== undefined) throw failure;
-    return answers;
+    return this.#parts.threads.callAll(message);
   }
 }

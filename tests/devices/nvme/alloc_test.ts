@@ -7,12 +7,17 @@ import type {
 } from "../../../src/backend/block/contract.ts";
 import { PENDING } from "../../../src/backend/block/contract.ts";
 import { NvmeController } from "../../../devices/nvme/controller.ts";
+import {
+  NvmeQueueService,
+  type QueueGrant,
+} from "../../../devices/nvme/queue_service.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import type { BottomHalf, Loop } from "../../../src/loop/event_loop.ts";
-import {
-  FOR_HOME,
-  type SpreadingListener,
-} from "../../../src/pci/spreading.ts";
+import { ResourceBag } from "../../../src/os/resource_bag.ts";
+import type {
+  QueueContext,
+  QueueThreads,
+} from "../../../src/pci/queue_threads.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 import type { ManualLoop } from "../../../src/testing/manual_loop.ts";
@@ -62,6 +67,9 @@ class IdleDisk implements BlockBackend {
   }
   setWriteCache(): number {
     return 0;
+  }
+  share(): null {
+    return null;
   }
   close(): void {}
 }
@@ -116,7 +124,7 @@ interface Case {
   /** Completions to aggregate, 0's based. */
   readonly coalesced?: number;
   /** Whether another thread serves the queue. */
-  readonly spread?: boolean;
+  readonly elsewhere?: boolean;
 }
 
 const CASES: readonly Case[] = [
@@ -136,34 +144,50 @@ const CASES: readonly Case[] = [
     shadow: true,
   },
   { name: "one page, interrupts coalesced", bytes: 4096, coalesced: 5 },
-  { name: "one page, on another thread", bytes: 4096, spread: true },
+  { name: "one page, on another thread", bytes: 4096, elsewhere: true },
   {
     name: "one page, on another thread, shadow doorbells",
     bytes: 4096,
     shadow: true,
-    spread: true,
+    elsewhere: true,
   },
 ];
 
-/** Has `twin` serve the I/O queues of `home`. */
-function spread(home: NvmeController, twin: NvmeController): void {
-  const answer = (message: unknown) => twin.spreading.answer(message);
-  const listener: SpreadingListener = {
-    onSharedState: () => {},
-    onFailure: () => {},
-    onReset: () => {},
-    onForeignKick: (queue) => (queue === 0 ? home : twin).spreading.kick(queue),
-    onIndirectWrite: () => {},
-    words: new Int32Array(home.spreading.sharedWords),
-    call: (_queue, message) => answer(message),
-    callAll: (make) => [answer(make())],
+/** Another thread, which serves all I/O queues on the disk that it is given. */
+function queueThread(
+  context: Omit<QueueContext, "words" | "sharedMemory" | "report">,
+  disk: IdleDisk,
+): QueueThreads {
+  let words = new Int32Array();
+  let service: NvmeQueueService | null = null;
+  const bag = ResourceBag.of();
+  return {
+    count: 1,
+    threadOf: (group) => group < 0 ? 0 : 1,
+    attach: (listener) => words = new Int32Array(listener.words),
+    open: (_thread, grant) => {
+      const more = { words, sharedMemory: [], report: () => {} };
+      service = new NvmeQueueService(
+        { ...context, ...more },
+        { state: grant(bag) as QueueGrant, bag },
+        () => disk,
+      );
+    },
+    call: (_thread, message) => service!.handle(message),
+    callAll: (message) => [service!.handle(message)],
+    wake: () => service!.wake(),
+    close: () => service!.close(),
+    stop: () => {},
+    start: () => {},
+    deliver: () => {},
+    forget: () => {},
+    counters: () => ({}),
   };
-  home.spreading.begin((group) => group === FOR_HOME, listener);
-  twin.spreading.begin((group) => group !== FOR_HOME, listener);
 }
 
 for (
-  const { name, bytes, write, later, shadow, sgl, coalesced, ...more } of CASES
+  const { name, bytes, write, later, shadow, sgl, coalesced, elsewhere }
+    of CASES
 ) {
   Deno.test(`NvmeController allocates nothing per I/O: ${name}`, () => {
     const memory = new ArrayMemory([]);
@@ -176,31 +200,29 @@ for (
     const { loop, settle } = quietLoop(context.loop);
     const disk = new IdleDisk();
     let interrupts = 0;
-    const make = (backend: IdleDisk) =>
-      new NvmeController(
-        {
-          ...context,
-          loop,
-          interrupts: {
-            mode: "msix",
-            raise: () => {
-              interrupts++;
-            },
-            setLevel: () => {},
-          },
+    const quiet = {
+      ...context,
+      loop,
+      interrupts: {
+        mode: "msix" as const,
+        raise: () => {
+          interrupts++;
         },
-        {
-          identity: { serial: "S", model: "M", firmware: "F", subnqn: "nqn.x" },
-          queues: 2,
-          queueEntries: SIZE,
-          msix: true,
-          mapDoorbells: false,
-        },
-        [{ nsid: 1, backend }],
-      );
-    const server = make(disk);
-    const device = more.spread ? make(new IdleDisk()) : server;
-    if (more.spread) spread(device, server);
+        setLevel: () => {},
+      },
+    };
+    const device = new NvmeController(
+      quiet,
+      {
+        identity: { serial: "S", model: "M", firmware: "F", subnqn: "nqn.x" },
+        queues: 2,
+        queueEntries: SIZE,
+        msix: true,
+        mapDoorbells: false,
+      },
+      [{ nsid: 1, backend: elsewhere ? new IdleDisk() : disk }],
+    );
+    if (elsewhere) device.place(queueThread(quiet, disk));
     const driver = new NaiveDriver(
       device,
       ram,
@@ -277,7 +299,6 @@ for (
     assert(done >= 2 * OPERATIONS);
     assertEquals(disk.bytes, done * bytes);
     assert(interrupts > 0);
-    server.close();
-    if (more.spread) device.close();
+    device.close();
   });
 }

@@ -1,7 +1,14 @@
 import { CountedWrites } from "../../../src/testing/mod.ts";
 import { assert, assertEquals } from "@std/assert";
-import { Doorbells } from "../../../devices/nvme/queue/doorbells.ts";
-import { QueueSet } from "../../../devices/nvme/queue/queue_set.ts";
+import {
+  Doorbells,
+  FRESH_DOORBELL,
+} from "../../../devices/nvme/queue/doorbells.ts";
+import {
+  QueueSet,
+  type QueueSetOptions,
+} from "../../../devices/nvme/queue/queue_set.ts";
+import { SharedWords } from "../../../devices/nvme/shared_words.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
 import { allowMastering } from "../../pci/sample.ts";
@@ -102,31 +109,46 @@ Deno.test("a tail stored between the last look and the arming of EventIdx is see
   }
 });
 
-Deno.test("QueueSet.hasEntries looks again after it has armed EventIdx", () => {
-  const memory = new ArrayMemory([{ iova: 0, lengthBytes: 1 << 20 }]);
-  const doorbells = new Doorbells(memory, 2, null);
+/** Queues 0 and, with or without interrupts, 1. */
+function queueSet(
+  memory: ArrayMemory,
+  interrupts: boolean,
+  options: Partial<QueueSetOptions> = {},
+): { doorbells: Doorbells; queues: QueueSet } {
+  const doorbells = new Doorbells(memory, new SharedWords(2, null));
   const queues = new QueueSet({
     memory,
     doorbells,
     pairs: 1,
-    maxEntries: 16,
-    vectors: 1,
-    cc: () => 0,
     posted: new CountedWrites(),
     maskable: () => false,
     wake: () => {},
     onInvalidValue: () => {
       throw new Error("no value is invalid here");
     },
+    onEnded: () => {},
+    ...options,
   });
-  const wrong = queues.createAdmin(
-    4096,
-    0x000f_000f,
-    Uint32Array.of(0x2000, 0),
-    Uint32Array.of(0x3000, 0),
-  );
-  assertEquals(wrong, null);
-  assert(doorbells.configure(0x4000, 0x5000, queues.doorbellValues()));
+  const common = { size: 16, head: 0, tail: 0, rejected: null };
+  const doorbell = FRESH_DOORBELL;
+  queues.add({
+    completion: [0, 1].map((qid) => ({
+      ...{ ...common, qid, iova: 0x3000 + qid * 0x3000, vector: 0, doorbell },
+      ...{ phase: 1, untold: 0, urgent: false },
+      interrupts: qid === 0 || interrupts,
+    })),
+    submission: [0, 1].map((qid) => (
+      { ...common, qid, iova: 0x2000 + qid * 0x5000, cqid: qid, doorbell }
+    )),
+  });
+  return { doorbells, queues };
+}
+
+Deno.test("QueueSet.hasEntries looks again after it has armed EventIdx", () => {
+  const memory = new ArrayMemory([{ iova: 0, lengthBytes: 1 << 20 }]);
+  const { queues } = queueSet(memory, true);
+  const buffers = { shadowIova: 0x4000, eventIova: 0x5000 };
+  assert(queues.configureDoorbells(buffers));
   const sq = queues.sq(0)!;
   const shadow = (tail: number) =>
     memory.write(0x4000, Uint8Array.of(tail, 0, 0, 0));
@@ -375,12 +397,10 @@ Deno.test("a controller that was shut down, disabled or stopped touches no guest
 
 Deno.test("Doorbells.arm asks only when something changes", () => {
   const memory = new ArrayMemory();
-  const doorbells = new Doorbells(memory, 2, null);
+  const doorbells = new Doorbells(memory, new SharedWords(2, null));
   assertEquals(doorbells.arm(2, 1), false);
-  assertEquals(
-    doorbells.configure(0, 4096, new Int32Array([0, 0, 5, 0])),
-    true,
-  );
+  assertEquals(doorbells.use({ shadowIova: 0, eventIova: 4096 }), true);
+  doorbells.set(2, 5);
   assertEquals(doorbells.arm(2, 5), false);
   assertEquals(doorbells.arm(2, 6), true);
   assertEquals(doorbells.arm(2, 6), false);
@@ -397,27 +417,13 @@ Deno.test("QueueSet: a tail found in memory waits for the register writes before
   for (const [maskable, interrupts] of cases) {
     const matters = maskable && interrupts;
     const memory = new ArrayMemory([{ iova: 0, lengthBytes: 1 << 20 }]);
-    const doorbells = new Doorbells(memory, 2, null);
     const posted = new CountedWrites();
     let wakes = 0;
-    const queues = new QueueSet({
-      memory,
-      doorbells,
+    const { doorbells, queues } = queueSet(memory, interrupts, {
       posted,
       maskable: () => maskable,
       wake: () => wakes++,
-      pairs: 1,
-      maxEntries: 16,
-      vectors: 1,
-      cc: () => 0,
-      onInvalidValue: () => {
-        throw new Error("no value is invalid here");
-      },
     });
-    const page = (address: number) => Uint32Array.of(address, 0);
-    queues.createAdmin(4096, 0x000f_000f, page(0x2000), page(0x3000));
-    queues.serveCq({ qid: 1, size: 16, iova: 0x6000 }, 0, interrupts);
-    queues.serveSq({ qid: 1, size: 16, iova: 0x7000 }, 1);
     posted.sent = 1;
     const [admin, io] = [queues.sq(0)!, queues.sq(1)!];
     doorbells.write(0, 1);

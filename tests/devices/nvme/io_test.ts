@@ -329,10 +329,10 @@ Deno.test("a request that storage reports twice is completed once", () => {
   submitReads(rig, pair, 1);
   const request = disk.pending[0]!;
   disk.finish();
-  rig.device.onComplete(request, 0);
+  disk.repeat(request);
   rig.settle();
   assertEquals(driver.reap(pair).length, 1);
-  rig.device.onComplete(request, 0);
+  disk.repeat(request);
   rig.settle();
   assertEquals(driver.reap(pair), []);
 });

@@ -2,7 +2,7 @@ import { assertEquals, assertThrows } from "@std/assert";
 import type { BlockInfo } from "../../../src/backend/block/contract.ts";
 import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { textOf } from "../command_text.ts";
-import { CrewRig } from "./crew_rig.ts";
+import { ThreadsRig } from "./threads_rig.ts";
 import type { Pair, Sqe } from "./naive_driver.ts";
 import { RamDisk } from "./ram_disk.ts";
 import { Rig, type RigOptions, SC } from "./rig.ts";
@@ -262,11 +262,11 @@ Deno.test("the commands about namespaces say what is wrong, and change nothing t
 });
 
 Deno.test("namespaces come and go on all threads of a controller", () => {
-  using rig = new CrewRig({ threads: 3 });
+  using rig = new ThreadsRig({ threads: 3 });
   const { driver } = rig;
   const pairs = [1, 2, 3].map((qid) => driver.createPair(qid, 16));
   const command = (name: string, ...words: string[]) => {
-    const reply = rig.home.device.commands[name]!.run(words);
+    const reply = rig.device.commands[name]!.run(words);
     rig.settle();
     return reply;
   };

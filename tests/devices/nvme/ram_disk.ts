@@ -99,6 +99,11 @@ export class RamDisk implements BlockBackend {
     );
   }
 
+  /** Reports a request once more. */
+  repeat(request: BlockRequest): void {
+    this.#client!.onComplete(request, 0);
+  }
+
   drain(): void {
     this.drains++;
     while (this.pending.length > 0) {

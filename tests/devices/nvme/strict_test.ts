@@ -11,8 +11,9 @@ await runOnStrictMemory(import.meta.dirname!, [
   "move",
   "namespaces",
   "registers",
-  "spreading_commands",
-  "spreading_fuzz",
-  "spreading",
-  "spreading_load",
+  "threads_commands",
+  "threads_fuzz",
+  "threads_load",
+  "threads_move",
+  "threads",
 ]);

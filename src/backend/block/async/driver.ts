@@ -53,5 +53,4 @@ export const BACKEND: BlockDriver<StoreBlockOptions> = {
   },
   identity: ({ reference, own }) =>
     `backend:${reference},${JSON.stringify(own)}`,
-  shareable: true,
 };

@@ -77,5 +77,4 @@ export const FILE: BlockDriver<FileBlockOptions> = {
   options: OPTIONS,
   load: async () => (await import("./file.ts")).openFile,
   identity: ({ path }) => `file:${path}`,
-  shareable: true,
 };

@@ -36,5 +36,4 @@ export const MEMORY: BlockDriver<MemoryBlockOptions> = {
   options: OPTIONS,
   load: async () => (await import("./memory.ts")).openMemory,
   identity: () => null,
-  shareable: true,
 };

@@ -34,6 +34,4 @@ export const NBD: BlockDriver<NbdBlockOptions> = {
   options: OPTIONS,
   load: async () => (await import("./nbd.ts")).openNbd,
   identity: ({ uri }) => `nbd:${uri}`,
-  // A server promises what it does for one connection only.
-  shareable: false,
 };

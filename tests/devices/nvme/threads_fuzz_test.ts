@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { CrewRig } from "./crew_rig.ts";
+import { ThreadsRig } from "./threads_rig.ts";
 import { entry, generator } from "./fuzz_entries.ts";
 import { RAM_BYTES, RAM_IOVA } from "./rig.ts";
 
@@ -12,7 +12,7 @@ const EVENT_IDX = END - 4096;
 const RINGS = END - 8192;
 
 class Fuzz {
-  readonly rig = new CrewRig({ threads: THREADS });
+  readonly rig = new ThreadsRig({ threads: THREADS });
   readonly random = generator(SEED);
   readonly shadow: boolean;
   resets = 0;
@@ -83,15 +83,21 @@ class Fuzz {
     }
   }
 
+  /** Its queues go to other threads. */
+  move(): void {
+    const { rig, random } = this;
+    for (const { disk } of rig.members) disk.slow = false;
+    rig.move(Array.from({ length: THREADS }, () => random.below(THREADS)));
+  }
+
   /** Reset in one way or the other, after which no thread has anything left. */
   end(): void {
     const { rig, random } = this;
-    if (random.below(3) === 0) rig.reset("device_reset");
+    if (random.below(3) === 0) rig.device.reset("device_reset");
     else rig.driver.write(0x14, 0);
     rig.settle();
-    for (const { device } of rig.members) {
-      assertEquals(device.inFlight().length, 0);
-    }
+    assertEquals(rig.device.hold(), 0);
+    rig.device.start();
   }
 }
 
@@ -102,12 +108,14 @@ for (const shadow of [false, true]) {
     for (let round = 0; round < 100; round++) {
       fuzz.begin();
       for (let i = 0; i < 20; i++) fuzz.step();
+      if (round % 4 === 0) fuzz.move();
+      for (let i = 0; i < 5; i++) fuzz.step();
       fuzz.end();
     }
     assert(fuzz.resets > 50);
     assert(rig.counter("failedCommands") > 100);
+    for (const wakes of rig.wakes.slice(1)) assert(wakes > 0);
     for (const { disk } of rig.members) {
-      assert(disk.log.length > 0);
       disk.slow = false;
       disk.results.length = 0;
     }

@@ -3,10 +3,15 @@ import { createPciDevice } from "../pci_device.ts";
 import { assertEquals, assertThrows } from "@std/assert";
 import { nvmeModel } from "../../../devices/nvme/mod.ts";
 import { BlockOp } from "../../../src/backend/block/contract.ts";
+import type { QueueGrant } from "../../../devices/nvme/queue_service.ts";
+import type {
+  QueueService,
+  QueueThreads,
+} from "../../../src/pci/queue_threads.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 import { Folder } from "../../backend/block/rig.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
-import { CrewRig } from "./crew_rig.ts";
+import { ThreadsRig } from "./threads_rig.ts";
 import { SC } from "./rig.ts";
 
 const FLUSH = { opcode: 0, nsid: 1 };
@@ -15,7 +20,7 @@ const COALESCING = 8;
 const WRITE_CACHE = 6;
 
 Deno.test("the error log has the commands of all threads in the order in which they failed", () => {
-  using rig = new CrewRig({ threads: 3 });
+  using rig = new ThreadsRig({ threads: 3 });
   const { driver } = rig;
   const pairs = [1, 2, 3].map((qid) => driver.createPair(qid));
   const failed: number[] = [];
@@ -39,7 +44,7 @@ Deno.test("the error log has the commands of all threads in the order in which t
 });
 
 Deno.test("the health log sums up what all threads did", () => {
-  using rig = new CrewRig({ threads: 3 });
+  using rig = new ThreadsRig({ threads: 3 });
   const { driver } = rig;
   for (const qid of [1, 2, 3]) {
     const pair = driver.createPair(qid);
@@ -59,10 +64,10 @@ Deno.test("the health log sums up what all threads did", () => {
 });
 
 Deno.test("Abort ends a command that waits on another thread", () => {
-  using rig = new CrewRig();
-  const { driver, twin } = rig;
+  using rig = new ThreadsRig();
+  const { driver, other } = rig;
   const [, pair] = rig.pairs();
-  twin.disk.slow = true;
+  other.disk.slow = true;
   const compare = () =>
     rig.submit(pair, { opcode: 5, nsid: 1, prp1: driver.page() });
   const first = compare();
@@ -78,20 +83,23 @@ Deno.test("Abort ends a command that waits on another thread", () => {
     driver.reap(pair).map(({ cid, status }) => [cid, status]),
     [[second, SC.ABORTED]],
   );
-  twin.disk.finish();
+  other.disk.finish();
   rig.settle();
   assertEquals(driver.reap(pair).map(({ cid }) => cid), [first]);
 });
 
 Deno.test("features are known to every thread before the command is completed", () => {
-  using rig = new CrewRig();
-  const { driver, home, twin } = rig;
+  using rig = new ThreadsRig();
+  const { driver, control, other } = rig;
   const [, pair] = rig.pairs();
   rig.submit(driver.admin, { opcode: 9, cdw10: WRITE_CACHE, cdw11: 0 });
-  // Home alone has had its turn.
-  rig.turn(home);
+  // The control thread alone has had its turn.
+  rig.turn(control);
   assertEquals(driver.reap(driver.admin, false).length, 1);
-  assertEquals([home.disk.writeCache, twin.disk.writeCache], [false, false]);
+  assertEquals([control.disk.writeCache, other.disk.writeCache], [
+    false,
+    false,
+  ]);
   assertEquals(driver.setFeature(COALESCING, 3 | 20 << 8).status, 0);
   rig.interrupts();
   for (let i = 0; i < 3; i++) rig.submit(pair, FLUSH);
@@ -111,11 +119,11 @@ Deno.test("features are known to every thread before the command is completed", 
   assertEquals(driver.setFeature(COALESCING, 0).status, 0);
   assertEquals(rig.interrupts()[1], [2]);
   driver.disable();
-  assertEquals([home.disk.writeCache, twin.disk.writeCache], [true, true]);
+  assertEquals([control.disk.writeCache, other.disk.writeCache], [true, true]);
 });
 
 Deno.test("CC.MPS holds on every thread", () => {
-  using rig = new CrewRig();
+  using rig = new ThreadsRig();
   const { driver } = rig;
   driver.disable();
   driver.page = () => rig.ram.alloc(8192, 8192);
@@ -128,25 +136,25 @@ Deno.test("CC.MPS holds on every thread", () => {
   const write = { opcode: 1, nsid: 1, prp1, cdw12: 15 };
   assertEquals(driver.run(write, pair).status, 0);
   assertEquals(
-    rig.home.disk.bytes.subarray(0, 8192).every((b) => b === 7),
+    rig.control.disk.bytes.subarray(0, 8192).every((b) => b === 7),
     true,
   );
-  assertEquals(rig.twin.disk.log.length, 1);
+  assertEquals(rig.other.disk.log.length, 1);
 });
 
 Deno.test("CC.SHN has every thread finish what it has fetched, and then flushes", () => {
-  using rig = new CrewRig();
-  const { driver, home, twin } = rig;
+  using rig = new ThreadsRig();
+  const { driver, control, other } = rig;
   const [, pair] = rig.pairs();
-  twin.disk.slow = true;
+  other.disk.slow = true;
   rig.submit(pair, { opcode: 1, nsid: 1, prp1: driver.page() });
   rig.settle();
-  assertEquals(twin.disk.pending.length, 1);
+  assertEquals(other.disk.pending.length, 1);
   let pending = -1;
-  const { submit: flush } = home.disk;
-  home.disk.submit = (request) => {
-    if (request.op === BlockOp.FLUSH) pending = twin.disk.pending.length;
-    return flush.call(home.disk, request);
+  const { submit: flush } = control.disk;
+  control.disk.submit = (request) => {
+    if (request.op === BlockOp.FLUSH) pending = other.disk.pending.length;
+    return flush.call(control.disk, request);
   };
   driver.write(0x14, 0x0046_4001);
   rig.settle();
@@ -156,26 +164,26 @@ Deno.test("CC.SHN has every thread finish what it has fetched, and then flushes"
 });
 
 Deno.test("threads that are stopped touch nothing, and find what was rung meanwhile", () => {
-  using rig = new CrewRig();
-  const { driver, twin } = rig;
+  using rig = new ThreadsRig();
+  const { driver, other } = rig;
   const [, pair] = rig.pairs();
-  twin.disk.slow = true;
+  other.disk.slow = true;
   rig.submit(pair, FLUSH);
   rig.settle();
-  rig.stop();
-  assertEquals(twin.disk.pending.length, 0);
+  rig.device.stop();
+  assertEquals(other.disk.pending.length, 0);
   rig.submit(pair, FLUSH);
   rig.settle();
-  assertEquals(twin.context.loop.pollOnce(), false);
+  assertEquals(other.context.loop.pollOnce(), false);
   assertEquals(driver.reap(pair, false), []);
-  twin.disk.slow = false;
-  rig.start();
+  other.disk.slow = false;
+  rig.device.start();
   rig.settle();
   assertEquals(driver.reap(pair).length, 2);
 });
 
 Deno.test("a namespace that grows or shrinks does so for all threads, and is told once", () => {
-  using rig = new CrewRig({ threads: 3 });
+  using rig = new ThreadsRig({ threads: 3 });
   const { driver } = rig;
   const pairs = [1, 2, 3].map((qid) => driver.createPair(qid));
   assertEquals(driver.setFeature(11, 1 << 8).status, 0);
@@ -186,7 +194,7 @@ Deno.test("a namespace that grows or shrinks does so for all threads, and is tol
   assertEquals(read(3000), [SC.LBA, SC.LBA, SC.LBA]);
   for (const cid of [1, 2]) rig.submit(driver.admin, { opcode: 12, cid });
   const resize = (...words: string[]) => {
-    rig.home.device.commands["resize"]!.run(words);
+    rig.device.commands["resize"]!.run(words);
     rig.settle();
   };
   resize("2M");
@@ -197,38 +205,77 @@ Deno.test("a namespace that grows or shrinks does so for all threads, and is tol
   assertEquals(driver.logPage(4, 4096).getUint32(0, true), 1);
 });
 
-Deno.test("nvmeModel shares its storage with twins, and says which cannot be shared", () => {
+Deno.test("every thread goes on after a command of a person that not all of them obeyed", () => {
+  using rig = new ThreadsRig({ threads: 3 });
+  const { driver } = rig;
+  const pairs = [1, 2, 3].map((qid) => driver.createPair(qid));
+  for (const op of ["stop", "configure"]) {
+    rig.other.broken = op;
+    const resize = () => rig.device.commands["resize"]!.run([]);
+    assertThrows(resize, Error, `broken at ${op}`);
+    rig.other.broken = null;
+    for (const pair of pairs) assertEquals(driver.run(FLUSH, pair).status, 0);
+  }
+});
+
+Deno.test("a controller has a group for each completion queue, unless its storage has one thread", () => {
+  using rig = new ThreadsRig();
+  assertEquals(rig.device.queueGroups(), [-1, 0, 1, 2, 3, 4, 5]);
+  delete rig.control.disk.share;
+  assertEquals(rig.device.queueGroups(), [-1, -1, -1, -1, -1, -1, -1]);
+  rig.move([0, 1]);
+  assertEquals(rig.other.service, null);
+  const pair = rig.driver.createPair(2);
+  assertEquals(rig.driver.run(FLUSH, pair).status, 0);
+  assertEquals(rig.submissions()[0], 1);
+});
+
+Deno.test("nvmeModel serves what a controller shares of its storage, and leaves nothing behind", () => {
   using folder = new Folder();
   const options = nvmeModel.options!.parse({
     "ns1.file": folder.image("disk", 1 << 20),
     "ns3.memory": "1M",
   });
-  assertEquals(nvmeModel.maxIOThreads!(options), 64);
-  const nbd = nvmeModel.options!.parse({
-    "ns1.memory": "1M",
-    "ns2.nbd": "unix:/x",
-  });
-  assertEquals(nvmeModel.maxIOThreads!(nbd), 1);
   const before = [openFds(), sharedMappings()];
-  const home = createPciDevice(nvmeModel, fakeContext(), options);
+  const context = fakeContext();
+  const device = createPciDevice(nvmeModel, context, options);
   const alone = [openFds(), sharedMappings()];
-  const resources = home.spreading!.share([0]) as {
-    fds: Record<string, number>;
+  const services: QueueService[] = [];
+  let refuse = false;
+  const threads: QueueThreads = {
+    count: 1,
+    threadOf: (group) => group === 0 ? 1 : 0,
+    attach: ({ words }) => shared = new Int32Array(words),
+    open: (_thread, grant) => {
+      using bag = ResourceBag.of();
+      const state = structuredClone(grant(bag)) as QueueGrant;
+      // Its first namespace is there by the time that the second turns out to be missing.
+      if (refuse) (state.namespaces[1] as { state: unknown }).state = {};
+      const more = { words: shared, sharedMemory: [], report: () => {} };
+      services.push(
+        nvmeModel.serve!({ ...context, ...more }, options, { state, bag }),
+      );
+    },
+    call: (_thread, message) => services[0]!.handle(message),
+    callAll: (message) => services.map((each) => each.handle(message)),
+    wake: () => {},
+    close: () => services.pop()?.close(),
+    stop: () => {},
+    start: () => {},
+    deliver: () => {},
+    forget: () => {},
+    counters: () => ({}),
   };
-  {
-    using bag = ResourceBag.of(resources.fds);
-    createPciDevice(
-      nvmeModel,
-      ...[fakeContext(), options, { state: null, bag, resources }] as const,
-    ).close();
+  let shared = new Int32Array();
+  for (let round = 0; round < 2; round++) {
+    device.place!(threads);
+    assertEquals(services.length, 1);
+    device.place!(null);
+    assertEquals([openFds(), sharedMappings()], alone);
   }
+  refuse = true;
+  assertThrows(() => device.place!(threads), Error, "Cannot ");
   assertEquals([openFds(), sharedMappings()], alone);
-  home.close();
+  device.close();
   assertEquals([openFds(), sharedMappings()], before);
-  using rig = new CrewRig();
-  assertThrows(
-    () => rig.home.device.spreading.share(),
-    Error,
-    "Cannot use several IOThreads: ram disk is served by one",
-  );
 });

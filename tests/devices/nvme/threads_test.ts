@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { CrewRig } from "./crew_rig.ts";
+import { ThreadsRig } from "./threads_rig.ts";
 import type { Pair } from "./naive_driver.ts";
 import { SC } from "./rig.ts";
 
@@ -7,7 +7,7 @@ const FLUSH = { opcode: 0, nsid: 1 };
 const READ = { opcode: 2, nsid: 1 };
 
 /** Creates a submission queue that completes where another one does. */
-function createSq(rig: CrewRig, qid: number, cqid: number, size = 16): Pair {
+function createSq(rig: ThreadsRig, qid: number, cqid: number, size = 16): Pair {
   const { driver } = rig;
   const pair = Object.assign(
     Object.create(Object.getPrototypeOf(driver.admin)),
@@ -23,8 +23,8 @@ function createSq(rig: CrewRig, qid: number, cqid: number, size = 16): Pair {
   return pair;
 }
 
-Deno.test("NvmeSpreading serves every queue, and raises its vector, on the thread of its completion queue", () => {
-  using rig = new CrewRig({ threads: 3 });
+Deno.test("a controller serves every queue, and raises its vector, on the thread of its completion queue", () => {
+  using rig = new ThreadsRig({ threads: 3 });
   const { driver } = rig;
   for (let qid = 1; qid <= 6; qid++) {
     const pair = driver.createPair(qid);
@@ -45,10 +45,10 @@ Deno.test("NvmeSpreading serves every queue, and raises its vector, on the threa
 });
 
 Deno.test("submission queues that complete in one queue are served by its thread", () => {
-  using rig = new CrewRig();
+  using rig = new ThreadsRig();
   const { driver } = rig;
   const cq = driver.createPair(2);
-  // 1 and 3 would be home's by their numbers.
+  // 1 and 3 would be the control thread's by their numbers.
   const others = [
     createSq(rig, 1, 2),
     createSq(rig, 3, 2),
@@ -60,7 +60,7 @@ Deno.test("submission queues that complete in one queue are served by its thread
   const found = driver.reap(cq);
   assertEquals(found.map(({ sqid }) => sqid).toSorted(), [1, 2, 3, 5]);
   assertEquals(found.map(({ cid }) => cid).toSorted(), cids.toSorted());
-  assertEquals(rig.home.disk.log, []);
+  assertEquals(rig.control.disk.log, []);
   assertEquals(rig.interrupts(), [[], [2]]);
   // In use until the last of them is gone, wherever they are.
   const remove = (opcode: number, qid: number) =>
@@ -75,15 +75,15 @@ Deno.test("submission queues that complete in one queue are served by its thread
 });
 
 Deno.test("a doorbell of a queue of another thread is a word and a wake-up, not a call", () => {
-  using rig = new CrewRig({ threads: 3 });
+  using rig = new ThreadsRig({ threads: 3 });
   const { driver } = rig;
   const [, pair] = rig.pairs();
   rig.calls.length = 0;
-  rig.kicks.fill(0);
+  rig.wakes.fill(0);
   // The thread sleeps on: ten doorbells, of which it sees the last.
   for (let i = 0; i < 10; i++) rig.submit(pair, FLUSH);
   assertEquals(rig.submissions(), [0, 0, 0]);
-  assertEquals(rig.kicks, [0, 10, 0]);
+  assertEquals(rig.wakes, [0, 10, 0]);
   rig.settle();
   assertEquals(driver.reap(pair).length, 10);
   assertEquals(rig.calls, []);
@@ -91,8 +91,8 @@ Deno.test("a doorbell of a queue of another thread is a word and a wake-up, not 
   assertEquals(rig.counter("invalidDoorbells"), 0);
 });
 
-Deno.test("queues wrap and fill up on another thread as they do at home", () => {
-  using rig = new CrewRig();
+Deno.test("queues wrap and fill up on another thread as they do on the control thread", () => {
+  using rig = new ThreadsRig();
   const { driver } = rig;
   const pair = driver.createPair(2, 16, 2, 4);
   let done = 0;
@@ -109,34 +109,34 @@ Deno.test("queues wrap and fill up on another thread as they do at home", () => 
 });
 
 Deno.test("deleting a queue of another thread waits there for its commands in flight", () => {
-  using rig = new CrewRig();
-  const { driver, twin } = rig;
+  using rig = new ThreadsRig();
+  const { driver, other } = rig;
   const [, pair] = rig.pairs();
-  twin.disk.slow = true;
+  other.disk.slow = true;
   const cids = [1, 2, 3].map(() =>
     rig.submit(pair, { ...READ, prp1: driver.page() })
   );
   rig.settle();
-  assertEquals(twin.disk.pending.length, 3);
+  assertEquals(other.disk.pending.length, 3);
   const deletion = rig.submit(driver.admin, { opcode: 0, cdw10: 2 });
   rig.settle();
   assertEquals(driver.reap(driver.admin), []);
   // Nothing more is fetched, and it cannot be deleted twice, nor its completion queue before it.
   rig.submit(pair, FLUSH);
   rig.settle();
-  assertEquals(twin.disk.pending.length, 3);
+  assertEquals(other.disk.pending.length, 3);
   assertEquals(driver.run({ opcode: 0, cdw10: 2 }).status, SC.QID);
   assertEquals(driver.run({ opcode: 4, cdw10: 2 }).status, SC.QUEUE_DELETION);
-  twin.disk.finish();
-  twin.disk.finish();
+  other.disk.finish();
+  other.disk.finish();
   rig.settle();
   assertEquals(driver.reap(driver.admin), []);
-  twin.disk.finish();
+  other.disk.finish();
   rig.settle();
   const [told, ...more] = driver.reap(driver.admin);
   assertEquals([told!.cid, told!.status, more], [deletion, 0, []]);
   assertEquals(driver.reap(pair, false).map(({ cid }) => cid), cids);
-  twin.disk.slow = false;
+  other.disk.slow = false;
   assertEquals(driver.run({ opcode: 4, cdw10: 2 }).status, 0);
   // What was not fetched is gone with it.
   assertEquals(driver.run(FLUSH, driver.createPair(2)).status, 0);
@@ -144,19 +144,20 @@ Deno.test("deleting a queue of another thread waits there for its commands in fl
 });
 
 Deno.test("a deletion that waits is forgotten by a reset of the controller, and its end with it", () => {
-  using rig = new CrewRig();
-  const { driver, twin } = rig;
+  using rig = new ThreadsRig();
+  const { driver, other } = rig;
   const [, pair] = rig.pairs();
-  twin.disk.slow = true;
+  other.disk.slow = true;
   rig.submit(pair, { ...READ, prp1: driver.page() });
   rig.settle();
   rig.submit(driver.admin, { opcode: 0, cdw10: 2 });
   rig.settle();
-  twin.disk.finish();
-  // The other thread comes to the end, and home is reset before it has looked.
-  rig.turn(twin);
-  assert(rig.home.kicks.delete(0));
+  other.disk.finish();
+  // The other thread comes to the end, and the control thread is reset before it has looked.
+  rig.turn(other);
+  assert(rig.threads!.reported);
   driver.disable();
+  assert(!rig.threads!.reported);
   driver.enable();
   const again = driver.createPair(2);
   rig.submit(again, { ...READ, prp1: driver.page() });
@@ -164,16 +165,16 @@ Deno.test("a deletion that waits is forgotten by a reset of the controller, and 
   rig.submit(driver.admin, { opcode: 0, cdw10: 2 });
   rig.settle();
   // That of another life of the queue.
-  rig.home.kicks.add(0);
+  rig.threads!.reported = true;
   rig.settle();
   assertEquals(driver.reap(driver.admin), []);
-  twin.disk.finish();
+  other.disk.finish();
   rig.settle();
   assertEquals(driver.reap(driver.admin).length, 1);
 });
 
 Deno.test("CC.EN = 0 ends every thread before the write returns", () => {
-  using rig = new CrewRig({ threads: 3 });
+  using rig = new ThreadsRig({ threads: 3 });
   const { driver } = rig;
   const pairs = [1, 2, 3].map((qid) => driver.createPair(qid));
   for (const { disk } of rig.members) disk.slow = true;
@@ -211,24 +212,19 @@ Deno.test("CC.EN = 0 ends every thread before the write returns", () => {
 });
 
 Deno.test("a thread that does not come to its reset keeps CSTS.RDY up, and the others are reset", () => {
-  using rig = new CrewRig({ threads: 3 });
+  using rig = new ThreadsRig({ threads: 3 });
   const { driver } = rig;
   const pairs = [1, 2, 3].map((qid) => driver.createPair(qid));
-  const { spreading } = rig.twin.device;
-  const { answer } = spreading;
-  spreading.answer = (message) => {
-    if ((message as { op: string }).op === "reset") throw new Error("late");
-    return answer.call(spreading, message);
-  };
+  rig.other.broken = "reset";
   driver.write(0x14, 0x0046_0000);
-  assertThrows(() => rig.settle(), Error, "late");
+  assertThrows(() => rig.settle(), Error, "broken at reset");
   rig.settle();
   assertEquals(driver.csts & 3, 3, "ready, fatal");
   for (const pair of pairs) rig.submit(pair, FLUSH);
   rig.settle();
   assertEquals(rig.submissions(), [0, 0, 0]);
   // It is there again.
-  spreading.answer = answer;
+  rig.other.broken = null;
   driver.write(0x14, 0x0046_0001);
   driver.disable();
   driver.enable();
@@ -238,7 +234,7 @@ Deno.test("a thread that does not come to its reset keeps CSTS.RDY up, and the o
 });
 
 Deno.test("a reset of the device makes no thread fetch what lies in its ring", () => {
-  using rig = new CrewRig({ threads: 3 });
+  using rig = new ThreadsRig({ threads: 3 });
   const { driver } = rig;
   const pairs = [1, 2, 3].map((qid) => driver.createPair(qid));
   for (const pair of pairs) {
@@ -249,32 +245,34 @@ Deno.test("a reset of the device makes no thread fetch what lies in its ring", (
   }
   const before = rig.submissions();
   // One thread after the other; those that are still to come look at their doorbells meanwhile.
-  rig.members[1]!.device.reset("device_reset");
-  for (const member of [rig.home, rig.members[2]!]) {
-    for (let queue = 0; queue < 4; queue++) member.device.spreading.kick(queue);
-    member.context.loop.settle();
-    member.context.loop.pollOnce();
-  }
-  rig.members[2]!.device.reset("device_reset");
-  rig.home.device.reset("device_reset");
+  rig.onCall = (thread, op) => {
+    if (op !== "reset") return;
+    for (const member of [rig.control, ...rig.members.slice(thread)]) {
+      member.service?.wake();
+      member.context.loop.settle();
+      member.context.loop.pollOnce();
+    }
+  };
+  rig.device.reset("device_reset");
+  assertEquals(rig.calls.filter(([, op]) => op === "reset").length, 2);
   rig.settle();
   assertEquals(rig.submissions(), before);
   driver.enable();
   assertEquals(driver.run(FLUSH, driver.createPair(2)).status, 0);
 });
 
-Deno.test("a reset is over for every thread before home has what they said until then forgotten", () => {
-  using rig = new CrewRig({ threads: 3 });
+Deno.test("a reset is over for every thread before what they said until then is void", () => {
+  using rig = new ThreadsRig({ threads: 3 });
   rig.resets = 0;
   rig.driver.disable();
   assertEquals(rig.calls.filter(([, op]) => op === "reset").length, 2);
   assertEquals(rig.resets, 1);
-  rig.reset("device_reset");
+  rig.device.reset("device_reset");
   assertEquals(rig.resets, 2);
 });
 
-Deno.test("hostile doorbells of queues of other threads are told as those at home", () => {
-  using rig = new CrewRig();
+Deno.test("hostile doorbells of queues of other threads are told as those of the control thread", () => {
+  using rig = new ThreadsRig();
   const { driver } = rig;
   const [, pair] = rig.pairs();
   const event = () => {
@@ -299,31 +297,30 @@ Deno.test("hostile doorbells of queues of other threads are told as those at hom
     assertEquals(event(), [dw0], name);
   }
   assertEquals(rig.counter("invalidDoorbells"), cases.length);
-  assertEquals(rig.twin.device.counters().invalidDoorbells, 1);
   // A tail that runs over the head: only its own thread knows.
-  rig.twin.disk.slow = true;
+  rig.other.disk.slow = true;
   const narrow = driver.createPair(4, 16, 4, 4);
   for (let i = 0; i < 5; i++) {
     driver.put(narrow, { ...READ, prp1: driver.page() });
   }
   driver.ring(narrow);
   rig.settle();
-  assertEquals(rig.twin.disk.pending.length, 3);
+  assertEquals(rig.other.disk.pending.length, 3);
   driver.write(0x1000 + 8 * 4, 3);
   rig.settle();
   assertEquals(rig.counter("invalidDoorbells"), cases.length + 1);
   driver.write(0x1000 + 8 * 4, 2);
   rig.settle();
   assertEquals(rig.counter("invalidDoorbells"), cases.length + 1);
-  rig.twin.disk.slow = false;
-  rig.twin.disk.drain();
+  rig.other.disk.slow = false;
+  rig.other.disk.drain();
   rig.settle();
   assertEquals(driver.run(FLUSH, pair).status, 0);
 });
 
 for (const before of [true, false]) {
   Deno.test(`shadow doorbells are each thread's own, for queues made ${before ? "before" : "after"} they are`, () => {
-    using rig = new CrewRig();
+    using rig = new ThreadsRig();
     const { driver } = rig;
     let pairs: Pair[] = [];
     if (before) {
@@ -367,20 +364,20 @@ for (const before of [true, false]) {
 }
 
 Deno.test("a thread that polls sees a doorbell message before it is woken up", () => {
-  using rig = new CrewRig();
-  const { driver, twin } = rig;
+  using rig = new ThreadsRig();
+  const { driver, other } = rig;
   const [, pair] = rig.pairs();
-  assertEquals(twin.context.loop.pollOnce(), false);
+  assertEquals(other.context.loop.pollOnce(), false);
   rig.submit(pair, FLUSH);
-  assertEquals(twin.context.loop.pollOnce(), true);
+  assertEquals(other.context.loop.pollOnce(), true);
   assertEquals(driver.reap(pair, false).length, 1);
-  assertEquals(twin.device.counters().polledKicks, 0);
+  assertEquals(other.service!.counters().polledKicks, 0);
   rig.settle();
   assertEquals(driver.reap(pair, false), []);
 });
 
 Deno.test("the line is up while any thread wants it, and down before the write of a head returns", () => {
-  using rig = new CrewRig({ threads: 3, mode: "intx" });
+  using rig = new ThreadsRig({ threads: 3, mode: "intx" });
   const { driver } = rig;
   const pairs = [1, 2, 3].map((qid) => driver.createPair(qid, 16, 0));
   for (const pair of pairs) rig.submit(pair, FLUSH);
@@ -416,7 +413,7 @@ Deno.test("the line is up while any thread wants it, and down before the write o
 });
 
 Deno.test("with MSI a message waits on its thread while it is masked", () => {
-  using rig = new CrewRig({ mode: "msi" });
+  using rig = new ThreadsRig({ mode: "msi" });
   const { driver } = rig;
   const pair = driver.createPair(2, 16, 0);
   rig.interrupts();
@@ -433,19 +430,19 @@ Deno.test("with MSI a message waits on its thread while it is masked", () => {
 });
 
 Deno.test("memory that is unmapped is left alone by every thread", () => {
-  using rig = new CrewRig();
-  const { driver, memory, twin } = rig;
+  using rig = new ThreadsRig();
+  const { driver, memory, other } = rig;
   const [, pair] = rig.pairs();
-  const other = 0x9_0000_0000;
-  memory.map({ iova: other, lengthBytes: 4096 });
-  twin.disk.slow = true;
-  rig.submit(pair, { ...READ, prp1: other });
+  const buffer = 0x9_0000_0000;
+  memory.map({ iova: buffer, lengthBytes: 4096 });
+  other.disk.slow = true;
+  rig.submit(pair, { ...READ, prp1: buffer });
   rig.settle();
-  memory.unmap(other, 4096);
-  assertEquals(twin.disk.pending.length, 0);
-  twin.disk.slow = false;
+  memory.unmap(buffer, 4096);
+  assertEquals(other.disk.pending.length, 0);
+  other.disk.slow = false;
   rig.settle();
   assertEquals(driver.reap(pair).map(({ status }) => status), [0]);
-  const found = driver.run({ ...READ, prp1: other }, pair).status;
+  const found = driver.run({ ...READ, prp1: buffer }, pair).status;
   assertEquals(found, SC.DATA);
 });

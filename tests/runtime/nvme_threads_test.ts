@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import {
   type DriverMemory,
   type OutboardProcess,
@@ -34,11 +34,12 @@ interface Rig {
   ask(line: string): Promise<string[]>;
 }
 
-async function withSpread(
+async function withThreads(
   args: {
     readonly poll?: string;
     readonly on?: "file" | "store";
     readonly pin?: boolean;
+    readonly mapped?: boolean;
   },
   run: (rig: Rig) => Promise<void> | void,
 ): Promise<void> {
@@ -57,7 +58,9 @@ async function withSpread(
         "--iothreads",
         "3",
         "--device",
-        `nvme,${storage},queues=${QUEUES},iothread=0:1:2`,
+        `nvme,${storage},queues=${QUEUES},iothread=0:1:2${
+          args.mapped ? ",doorbells=mmap" : ""
+        }`,
         "--socket",
         `${folder}/dev`,
         "--control",
@@ -124,7 +127,7 @@ for (
   ] as const
 ) {
   Deno.test(`an NVMe controller on three IOThreads survives resets and deletions under load: ${name}`, () =>
-    withSpread(args, async ({ nvme, client, ask }) => {
+    withThreads(args, async ({ nvme, client, ask }) => {
       const { driver } = nvme;
       const start = () => {
         driver.shadow = null;
@@ -171,7 +174,7 @@ for (
 }
 
 Deno.test("memory is unmapped 1000 times under the load of an NVMe controller on three IOThreads", () =>
-  withSpread({}, async ({ nvme, client }) => {
+  withThreads({}, async ({ nvme, client }) => {
     using other = new GuestRam(OTHER_BYTES, OTHER_IOVA);
     other.share(client);
     // One queue of each thread has its buffers there.
@@ -198,7 +201,7 @@ Deno.test("memory is unmapped 1000 times under the load of an NVMe controller on
   }));
 
 Deno.test("commands whose memory goes away end on every thread, and nothing else does", () =>
-  withSpread({}, async ({ nvme, client }) => {
+  withThreads({}, async ({ nvme, client }) => {
     const { driver } = nvme;
     using other = new GuestRam(OTHER_BYTES, OTHER_IOVA);
     other.share(client);
@@ -244,7 +247,7 @@ Deno.test("commands whose memory goes away end on every thread, and nothing else
   }));
 
 Deno.test("an NVMe controller on three IOThreads raises the vector of each queue", () =>
-  withSpread({ poll: "0" }, ({ nvme }) => {
+  withThreads({ poll: "0" }, ({ nvme }) => {
     const { driver, lines } = nvme;
     for (let round = 0; round < 20; round++) {
       const pairs = Array.from(
@@ -265,7 +268,7 @@ Deno.test("an NVMe controller on three IOThreads raises the vector of each queue
   }));
 
 Deno.test("an NVMe controller on three IOThreads has its pin up while any queue wants it", () =>
-  withSpread({ pin: true }, ({ nvme }) => {
+  withThreads({ pin: true }, ({ nvme }) => {
     const { driver, pci } = nvme;
     const PCI_STATUS = 6;
     const PCI_STATUS_INTERRUPT = 8;
@@ -291,7 +294,7 @@ Deno.test("an NVMe controller on three IOThreads has its pin up while any queue 
   }));
 
 Deno.test("an NVMe controller on three IOThreads tells of hostile doorbells, sums its logs, and grows", () =>
-  withSpread({}, async ({ nvme, ask }) => {
+  withThreads({}, async ({ nvme, ask }) => {
     const { driver } = nvme;
     const pairs = [1, 2, 3].map((qid) => driver.createPair(qid, SIZE));
     const run = (pair: Pair, sqe: Parameters<typeof driver.put>[1]) => {
@@ -326,15 +329,70 @@ Deno.test("an NVMe controller on three IOThreads tells of hostile doorbells, sum
       return event !== 0;
     }, "an event");
     assertEquals(event, 0x01_0100);
-    await assertRejects(
-      () => ask("move nvme0 1"),
-      Error,
-      "has no hold, no save, no load",
-    );
   }));
 
+for (
+  const [name, args, shadow] of [
+    ["messages", { poll: "0" }, false],
+    ["messages, on a file, polled", { on: "file" }, false],
+    ["shadow doorbells", { poll: "0" }, true],
+    ["a mapped page", { poll: "0", mapped: true }, false],
+    ["a mapped page, polled", { mapped: true }, false],
+  ] as const
+) {
+  Deno.test(`queues of an NVMe controller move from thread to thread, and the controller with them, under load: ${name}`, () =>
+    withThreads(args, async ({ nvme, ask }) => {
+      if (shadow) nvme.driver.configureShadow();
+      const loads = startLoads(nvme, 20270101);
+      const done = () => loads.reduce((sum, each) => sum + each.done, 0);
+      const placeOf = async () =>
+        / on (IOThreads? [\d:]+),/.exec((await ask("list"))[0]!)![1];
+      for (
+        const [reference, iothread, place] of [
+          ["nvme0.3", 0, "IOThreads 0:1:2"],
+          ["nvme0.6", 1, "IOThreads 0:1"],
+          ["nvme0.1", 2, "IOThreads 0:2:1"],
+          ["nvme0", 1, "IOThread 1"],
+          ["nvme0.4", 0, "IOThreads 1:0"],
+          ["nvme0.5", 2, "IOThreads 1:0:2"],
+          ["nvme0", 2, "IOThread 2"],
+          ["nvme0.2", 2, "IOThread 2"],
+          ["nvme0.2", 1, "IOThreads 2:1"],
+          ["nvme0", 0, "IOThread 0"],
+        ] as const
+      ) {
+        // Commands are under way, and more come while it moves.
+        const moved = ask(`move ${reference} ${iothread}`);
+        let isMoved = false;
+        moved.finally(() => isMoved = true);
+        while (!isMoved) {
+          step(loads);
+          await new Promise((go) => setTimeout(go, 0));
+        }
+        assertMatch((await moved)[0]!, /moved to IOThread|already/);
+        assertEquals(await placeOf(), place, reference);
+        const before = done();
+        nvme.until(() => {
+          step(loads);
+          return done() > before + 200;
+        }, "commands");
+      }
+      await assertRejects(() => ask("move nvme0.7 1"), Error, "0 to 6");
+      await assertRejects(() => ask("move nvme0.0 1"), Error, "as a whole");
+      verifyAll(nvme, loads);
+      const counters = countersOf(await ask("counters nvme0"));
+      assertEquals(counters.reads! + counters.writes!, done());
+      assertEquals(counters.invalidDoorbells, 0);
+      const health = nvme.driver.logPage(2, 512);
+      assertEquals(
+        health.getUint32(64, true) + health.getUint32(80, true),
+        done(),
+      );
+    }));
+}
+
 Deno.test("a namespace of an NVMe controller on three IOThreads comes and goes, with commands in flight on all", () =>
-  withSpread({}, async ({ outboard, nvme, ask }) => {
+  withThreads({}, async ({ outboard, nvme, ask }) => {
     const { driver } = nvme;
     const INVALID_FIELD = 2;
     const pairs = Array.from(

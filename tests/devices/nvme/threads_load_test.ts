@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { CrewRig } from "./crew_rig.ts";
+import { ThreadsRig } from "./threads_rig.ts";
 import type { Pair } from "./naive_driver.ts";
 import { seededRandom, Workload } from "./workload.ts";
 
@@ -11,11 +11,12 @@ const ROUNDS = 1500;
 
 /** Random commands on every queue of three threads, whose turns come in any order. */
 class Load {
-  readonly rig = new CrewRig({ threads: 3 });
+  readonly rig = new ThreadsRig({ threads: 3 });
   readonly loads: Workload[] = [];
   readonly random = seededRandom(SEED);
   resets = 0;
   deletions = 0;
+  moves = 0;
 
   constructor() {
     for (let qid = 1; qid <= QUEUES; qid++) {
@@ -41,12 +42,13 @@ class Load {
     else if (dice < 0.55) load.reap();
     else if (dice < 0.97) this.#turn();
     else if (dice < 0.98) this.#delete(at);
-    else if (dice < 0.985) this.#reset();
-    else if (dice < 0.99) rig.reset("device_reset"), this.#restart();
+    else if (dice < 0.984) this.#reset();
+    else if (dice < 0.99) this.#move();
+    else if (dice < 0.994) rig.device.reset("device_reset"), this.#restart();
     else {
-      rig.stop();
+      rig.device.stop();
       for (const member of rig.members) rig.turn(member);
-      rig.start();
+      rig.device.start();
     }
   }
 
@@ -73,17 +75,17 @@ class Load {
   }
 
   /** Slow disks may finish in any order; fast ones have nothing left of that. */
-  #setSlow(disk: CrewRig["home"]["disk"], slow: boolean): void {
+  #setSlow(disk: ThreadsRig["control"]["disk"], slow: boolean): void {
     disk.slow = slow;
     if (!slow) disk.drain();
   }
 
   /** Deletes the submission queue with what is in flight, then its completion queue, and makes both anew. */
   #delete(at: number): void {
-    const { driver, home, members } = this.rig;
+    const { driver, control, members } = this.rig;
     const deletion = driver.put(driver.admin, { opcode: 0, cdw10: at + 1 });
     driver.ring(driver.admin);
-    this.rig.turn(home);
+    this.rig.turn(control);
     for (const { disk } of members) this.#setSlow(disk, false);
     this.rig.settle();
     assertEquals(
@@ -97,10 +99,22 @@ class Load {
     this.deletions++;
   }
 
+  /** Some queues, or all, go to other threads, with commands under way. */
+  #move(): void {
+    const { random, rig } = this;
+    const turns = Array.from(
+      { length: QUEUES },
+      () => Math.floor(random() * 3),
+    );
+    for (const { disk } of rig.members) this.#setSlow(disk, false);
+    rig.move(random() < 0.2 ? null : turns);
+    this.moves++;
+  }
+
   #reset(): void {
     const { driver } = this.rig;
     driver.write(0x14, 0x0046_0000);
-    // Some threads have their turn before home carries it out.
+    // Some threads have their turn before the control thread carries it out.
     for (let i = 0; i < 3; i++) this.#turn();
     this.rig.settle();
     assertEquals(driver.csts & 1, 0);
@@ -129,6 +143,6 @@ Deno.test(`queues of three threads lose nothing, whatever happens when (seed ${S
   load.finish();
   assertEquals(rig.counter("invalidDoorbells"), 0);
   assertEquals(rig.counter("failedCommands"), 0);
-  for (const { disk } of rig.members) assert(disk.log.length > 0);
-  assert(load.resets > 0 && load.deletions > 0);
+  for (const wakes of rig.wakes.slice(1)) assert(wakes > 0);
+  assert(load.resets > 0 && load.deletions > 0 && load.moves > 0);
 });

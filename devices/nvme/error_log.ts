@@ -1,0 +1,187 @@
+/**
+ * The error log (NVM Express 1.4, section 5.14.1.1): the last errors of one thread.
+ *
+ * @module
+ */
+
+import { StateReader } from "../../src/core/state_reader.ts";
+import type { Command } from "./command/command.ts";
+import { NvmeAdmin, NvmeCmd, NvmeSc, SQE } from "./defs.ts";
+import type { SharedWords } from "./shared_words.ts";
+
+/** Entries of the error log; ELPE is one less. */
+export const ERROR_LOG_ENTRIES = 16;
+
+/** SCT and SC of a status. */
+const STATUS_CODE = 0x7ff;
+
+/** An entry of the error log (figure 193). */
+export interface ErrorEntry {
+  /** Counts all errors of the controller. */
+  number: number;
+  /** Its submission queue; {@linkcode NO_COMMAND} for an error of no command. */
+  sqid: number;
+  /** The command; {@linkcode NO_COMMAND} for an error of none. */
+  cid: number;
+  /** 15 bits. */
+  status: number;
+  /** Where in the command the error is: byte in 7:0, bit in 10:8; {@linkcode NO_LOCATION} for no single place. */
+  location: number;
+  /** The first block that it is about: low and high word. */
+  lbaLow: number;
+  lbaHigh: number;
+  nsid: number;
+}
+
+/** The largest value of each field. */
+const FIELD_MAX: Readonly<Record<keyof ErrorEntry, number>> = {
+  number: 0xffff_ffff,
+  sqid: 0xffff,
+  cid: 0xffff,
+  status: 0x7fff,
+  location: 0xffff,
+  lbaLow: 0xffff_ffff,
+  lbaHigh: 0xffff_ffff,
+  nsid: 0xffff_ffff,
+};
+
+/** What an error is about that no command made (figure 193). */
+export const NO_COMMAND = 0xffff;
+/** An error that is not about one place in a command. */
+export const NO_LOCATION = 0xffff;
+
+/** Where in a command lies what a status is about, in bytes from its start. */
+const LOCATIONS: ReadonlyMap<number, number> = new Map([
+  [NvmeSc.INVALID_OPCODE, 0],
+  [NvmeSc.CMDID_CONFLICT, 2],
+  [NvmeSc.INVALID_NS, SQE.NSID * 4],
+  [NvmeSc.LBA_RANGE, SQE.CDW10 * 4],
+  [NvmeSc.QID_INVALID, SQE.CDW10 * 4],
+  [NvmeSc.INVALID_LOG_PAGE, SQE.CDW10 * 4],
+  [NvmeSc.QUEUE_SIZE, SQE.CDW10 * 4 + 2],
+  [NvmeSc.CQ_INVALID, SQE.CDW11 * 4 + 2],
+  [NvmeSc.INVALID_VECTOR, SQE.CDW11 * 4 + 2],
+]);
+
+/** Where in a command the error is that a status tells, as {@linkcode ErrorEntry.location} has it. */
+export function errorLocation(opcode: number, status: number): number {
+  const code = status & STATUS_CODE;
+  // Its ranges are in memory, and not in the command.
+  if (opcode === NvmeCmd.DSM && code === NvmeSc.LBA_RANGE) return NO_LOCATION;
+  return LOCATIONS.get(code) ?? NO_LOCATION;
+}
+
+/** By which drivers ask what there is. */
+const QUESTIONS: readonly number[] = [
+  NvmeAdmin.IDENTIFY,
+  NvmeAdmin.GET_FEATURES,
+  NvmeAdmin.GET_LOG_PAGE,
+];
+/** By which they are told that it is not there. */
+const REFUSALS: readonly number[] = [
+  NvmeSc.INVALID_OPCODE,
+  NvmeSc.INVALID_FIELD,
+  NvmeSc.INVALID_NS,
+  NvmeSc.INVALID_LOG_PAGE,
+];
+
+/**
+ * Whether an admin command merely found that something optional is not there. That is no error to be looked into: drivers
+ * ask at every start, and a log that fills with their questions alarms people (smartd mails each new entry).
+ */
+export function isUnmetQuestion(opcode: number, status: number): boolean {
+  return QUESTIONS.includes(opcode) && REFUSALS.includes(status & STATUS_CODE);
+}
+
+/**
+ * Checks entries.
+ *
+ * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when they cannot be
+ */
+export function parseErrorEntries(list: readonly unknown[]): ErrorEntry[] {
+  return list.map((value) => {
+    const reader = new StateReader(value, "an entry of the error log");
+    return Object.fromEntries(
+      Object.entries(FIELD_MAX).map((
+        [name, max],
+      ) => [name, reader.integer(name, max)]),
+    ) as unknown as ErrorEntry;
+  });
+}
+
+/** The errors that one thread has found. */
+export class ErrorLog {
+  readonly #words: SharedWords;
+  /** Made once: number 0 is none. */
+  readonly #entries: readonly ErrorEntry[] = Array.from(
+    { length: ERROR_LOG_ENTRIES },
+    () => ({
+      ...{ number: 0, sqid: 0, cid: 0, status: 0, location: 0 },
+      ...{ lbaLow: 0, lbaHigh: 0, nsid: 0 },
+    }),
+  );
+  /** Which entry the next error takes. */
+  #next = 0;
+
+  /** @param words Where errors of all threads are numbered */
+  constructor(words: SharedWords) {
+    this.#words = words;
+  }
+
+  /** A command failed; allocates nothing. */
+  addCommand(sqid: number, command: Command): void {
+    const { cid, opcode, status, nsid, lbaLow, lbaHigh } = command;
+    const location = errorLocation(opcode, status);
+    this.#add(sqid, cid, status, location, lbaLow, lbaHigh, nsid);
+  }
+
+  /** There was an error that no command made. */
+  add(status: number): void {
+    this.#add(NO_COMMAND, NO_COMMAND, status, NO_LOCATION, 0, 0, 0);
+  }
+
+  /** The last errors, the newest first. */
+  newest(): ErrorEntry[] {
+    return this.#entries.filter(({ number }) => number > 0)
+      .map((entry) => ({ ...entry }))
+      .sort((a, b) => b.number - a.number);
+  }
+
+  /** As {@linkcode ErrorLog.newest}, which are forgotten here. */
+  take(): ErrorEntry[] {
+    const newest = this.newest();
+    for (const entry of this.#entries) entry.number = 0;
+    return newest;
+  }
+
+  /** Adds errors that were found elsewhere. */
+  merge(entries: readonly ErrorEntry[]): void {
+    const all = [...this.take(), ...entries]
+      .sort((a, b) => b.number - a.number).slice(0, ERROR_LOG_ENTRIES);
+    all.reverse().forEach((entry, i) =>
+      Object.assign(this.#entries[i]!, entry)
+    );
+    this.#next = all.length % ERROR_LOG_ENTRIES;
+  }
+
+  #add(
+    sqid: number,
+    cid: number,
+    status: number,
+    location: number,
+    lbaLow: number,
+    lbaHigh: number,
+    nsid: number,
+  ): void {
+    const entry = this.#entries[this.#next]!;
+    this.#next = (this.#next + 1) % ERROR_LOG_ENTRIES;
+    entry.number = this.#words.nextError();
+    entry.sqid = sqid;
+    entry.cid = cid;
+    entry.status = status;
+    entry.location = location;
+    entry.lbaLow = lbaLow;
+    entry.lbaHigh = lbaHigh;
+    entry.nsid = nsid;
+  }
+}
