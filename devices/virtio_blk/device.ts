@@ -148,6 +148,10 @@ export class VirtioBlk implements VirtioDevice {
     return this.#queues.hold();
   }
 
+  unfinished(iova?: number, lengthBytes?: number): number {
+    return this.#queues.unfinished(iova, lengthBytes);
+  }
+
   save(): VirtioBlkState {
     return {
       version: VIRTIO_BLK_STATE_VERSION,

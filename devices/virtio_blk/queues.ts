@@ -183,6 +183,11 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
     return this.#pool.used;
   }
 
+  unfinished(iova?: number, lengthBytes?: number): number {
+    if (iova !== undefined && !this.#pool.uses(iova, lengthBytes!)) return 0;
+    return this.#backend.unfinished?.() ?? 0;
+  }
+
   resetQueue(queue: Virtqueue): void {
     this.#forgetQueue(queue.index);
     this.#drain();

@@ -238,6 +238,17 @@ export class ConfigSpace {
     return effects;
   }
 
+  /** Whether a write may reset the function or end its bus mastering. */
+  mayEndRequests(offset: number, count: number): boolean {
+    const touches = (register: number) =>
+      register !== 0 && offset < register + 2 && register < offset + count;
+    return touches(COMMAND) || touches(this.#pmCtrl) ||
+      touches(this.#devCtl) ||
+      this.#vendors.some(({ start, end }) =>
+        offset < end && start < offset + count
+      );
+  }
+
   /** Whether software forbade INTx. */
   get intxDisabled(): boolean {
     return (this.#read16(COMMAND) & PCI_COMMAND_INTX_DISABLE) !== 0;

@@ -179,6 +179,22 @@ export interface PciDevice {
    */
   hold?(): number;
   /**
+   * Requests in flight that a reset, {@linkcode PciDevice.stop}, or the end of a mapping would wait for, blocking. With
+   * {@linkcode PciDevice.hold}, the transport lets them come to their ends before it does any of these. Absent for a device
+   * that never waits.
+   *
+   * @param iova Guest address of memory that they use; all of it without
+   * @param lengthBytes Length of that
+   */
+  unfinished?(iova?: number, lengthBytes?: number): number;
+  /** A write of a register that does what a reset does, at least to a part of the device; see {@linkcode unfinished}. */
+  endsRequests?(
+    bar: number,
+    offset: number,
+    width: AccessWidth,
+    value: number,
+  ): boolean;
+  /**
    * Everything that a guest could tell this device by, and where it is in its queues, as plain data with a `version`.
    * Called after {@linkcode PciDevice.hold} has returned 0; changes nothing.
    */

@@ -85,6 +85,7 @@ export class PciFunction {
   /** What configuration space said of bus mastering when it was last followed. */
   #isMaster = false;
   #holding = false;
+  #settling = false;
   readonly #bars: (BarSpec | undefined)[] = [];
   readonly #sizes: number[] = [];
   readonly #windows: (readonly Window[])[] = [];
@@ -237,7 +238,67 @@ export class PciFunction {
   /** The model goes on after {@linkcode PciFunction.hold} or `load`, as soon as it may access guest memory. */
   release(): void {
     this.#holding = false;
-    if (this.#isMaster) this.device.start?.();
+    this.#goOn();
+  }
+
+  /**
+   * Has the model take nothing new until {@linkcode PciFunction.endSettling}, so that {@linkcode PciFunction.unfinished}
+   * comes to 0.
+   */
+  settle(): void {
+    this.#settling = true;
+    this.device.hold!();
+  }
+
+  /** The model goes on after {@linkcode PciFunction.settle}, unless it holds for another reason. */
+  endSettling(): void {
+    this.#settling = false;
+    this.#goOn();
+  }
+
+  /** See {@linkcode PciDevice.unfinished}; 0 for a model that cannot hold. */
+  unfinished(iova?: number, lengthBytes?: number): number {
+    const { device } = this;
+    if (device.hold === undefined) return 0;
+    return device.unfinished?.(iova, lengthBytes) ?? 0;
+  }
+
+  /** Whether what a write asks for ends requests that are in flight, and some are; the range lies inside the region. */
+  mustSettle(
+    region: number,
+    offset: number,
+    from: DataView,
+    at: number,
+    count: number,
+  ): boolean {
+    return this.#endsRequests(region, offset, from, at, count) &&
+      this.unfinished() > 0;
+  }
+
+  #endsRequests(
+    region: number,
+    offset: number,
+    from: DataView,
+    at: number,
+    count: number,
+  ): boolean {
+    if (region === CONFIG_REGION) {
+      return this.config.mayEndRequests(offset, count);
+    }
+    const { device } = this;
+    if (device.endsRequests === undefined) return false;
+    for (let done = 0; done < count;) {
+      const width = accessWidth(offset + done, count - done);
+      const value = loadWidth(from, at + done, width);
+      if (device.endsRequests(region, offset + done, width, value)) return true;
+      done += width;
+    }
+    return false;
+  }
+
+  #goOn(): void {
+    if (this.#holding || this.#settling || !this.#isMaster) return;
+    this.device.start?.();
   }
 
   /** Configuration space, interrupts and MSI-X; the model's own state is apart. */
@@ -318,7 +379,7 @@ export class PciFunction {
     this.#memory.accessible = true;
     this.device.start?.();
     // Starting ends that too.
-    if (this.#holding) this.device.hold!();
+    if (this.#holding || this.#settling) this.device.hold!();
   }
 
   /** In this order, so that what is in flight ends, or is put off, while guest memory is there. */

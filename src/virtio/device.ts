@@ -83,6 +83,8 @@ export interface QueueHandler {
    * @returns How many requests are in flight, those included whose queue was reset
    */
   hold?(): number;
+  /** See {@linkcode PciDevice.unfinished} of src/pci/device.ts. */
+  unfinished?(iova?: number, lengthBytes?: number): number;
 }
 
 /** Serves the queues of a queue thread. */

@@ -145,6 +145,8 @@ export interface BlockBackend {
    * reported through {@linkcode BlockClient.onComplete} before this returns.
    */
   drain(): void;
+  /** How many requests {@linkcode drain} would wait for now. Absent for storage that takes them out of flight instead. */
+  unfinished?(): number;
   /**
    * Sets the logical cache mode, as WCE does.
    *

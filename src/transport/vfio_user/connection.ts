@@ -37,8 +37,21 @@ export const BYTES_PER_TURN = 65_536;
 /** How long messages are handled before others on the loop have their turn, in milliseconds; a step may take longer. */
 const TURN_MS = 2;
 
+const HUNG_UP = "it closed the connection";
+
 /** The room to receive into beside the largest message, in bytes. */
 const RECEIVE_SLACK = 65_536;
+
+/** What becomes of a message. */
+export const Handled = {
+  DONE: 0,
+  /** It is given again in a later turn of the loop, before any other. */
+  UNFINISHED: 1,
+  /** It is given again, before any other, after {@linkcode Connection.resume}. */
+  WAITING: 2,
+} as const;
+/** One of {@linkcode Handled}. */
+export type Handled = typeof Handled[keyof typeof Handled];
 
 /** What a connection tells its owner. */
 export interface ConnectionHandler {
@@ -48,9 +61,9 @@ export interface ConnectionHandler {
    *
    * @param at Offset of its header
    * @param sizeBytes Its size, header included
-   * @returns Whether it is done; if not it is given again in a later turn of the loop, before any other
+   * @returns What becomes of it
    */
-  onMessage(at: number, sizeBytes: number): boolean;
+  onMessage(at: number, sizeBytes: number): Handled;
   /** The connection has ended; called once, and nothing is called afterwards. */
   onClose(reason: string): void;
 }
@@ -108,6 +121,8 @@ export class Connection {
   #turnBytes = 0;
   #turnEndsMs = 0;
   #running = false;
+  /** Whether the first message waits for {@linkcode Connection.resume}. */
+  #waiting = false;
   #closeReason: string | null = null;
 
   /**
@@ -255,6 +270,19 @@ export class Connection {
     if (at === this.#sendStart) this.#flush();
   }
 
+  /** What is done from here on counts as done in this turn of the loop. */
+  beginTurn(): void {
+    this.#turnEndsMs = this.#loop.now() + TURN_MS;
+  }
+
+  /** A message that waits is handled again, in the next turn of the loop. */
+  resume(): void {
+    if (!this.#waiting || this.closed) return;
+    this.#waiting = false;
+    this.#watchSocket();
+    this.#again.schedule();
+  }
+
   /** Ends the connection; everything received and not handled, and everything not sent, is dropped. */
   close(reason: string): void {
     if (this.closed) return;
@@ -279,6 +307,9 @@ export class Connection {
 
   #run(events: number): void {
     if (this.closed) return;
+    if (this.#waiting && (events & (Epoll.HUP | Epoll.ERR)) !== 0) {
+      return this.close(HUNG_UP);
+    }
     this.#running = true;
     try {
       if (this.#sendStart !== this.#sendEnd) this.#flush();
@@ -307,7 +338,7 @@ export class Connection {
     );
     this.#writes.endReceive(n > 0 ? n : 0);
     if (n <= 0) {
-      if (n === 0) this.close("it closed the connection");
+      if (n === 0) this.close(HUNG_UP);
       else if (n !== -Errno.EAGAIN) {
         this.close(`cannot receive: ${errnoName(-n)}`);
       }
@@ -345,7 +376,7 @@ export class Connection {
   #handleMessages(): void {
     let budget = MESSAGES_PER_TURN;
     this.#turnBytes = 0;
-    this.#turnEndsMs = this.#loop.now() + TURN_MS;
+    this.beginTurn();
     let started = false;
     while (!this.closed) {
       if (this.#laterAt === this.#start && this.#laterAt >= 0) this.#swapFds();
@@ -370,8 +401,12 @@ export class Connection {
       ) return this.#goOnLater();
       started = true;
       this.#turnBytes += size;
-      const done = this.#handler.onMessage(at, size);
-      if (!done && !this.closed) return this.#goOnLater();
+      const handled = this.#handler.onMessage(at, size);
+      if (handled !== Handled.DONE && !this.closed) {
+        if (handled === Handled.UNFINISHED) this.#goOnLater();
+        else this.#wait();
+        return;
+      }
       this.#fds.closeAll();
       this.#start = at + size;
     }
@@ -382,6 +417,17 @@ export class Connection {
   #goOnLater(): void {
     this.#backlog = true;
     this.#again.schedule();
+  }
+
+  #wait(): void {
+    this.#backlog = true;
+    this.#waiting = true;
+    this.#watchSocket();
+  }
+
+  #watchSocket(): void {
+    const unsent = this.#sendStart === this.#sendEnd ? 0 : Epoll.OUT;
+    this.#watch.setEvents(unsent | (this.#waiting ? 0 : Epoll.IN));
   }
 
   #swapFds(): void {
@@ -411,7 +457,7 @@ export class Connection {
     const flags = this.incoming.getUint32(at + HEADER.FLAGS, true);
     const isReply = (flags & VFIO_USER_F_TYPE_MASK) === VFIO_USER_F_TYPE_REPLY;
     if ((flags & VFIO_USER_F_NO_REPLY) === 0 && !isReply && this.#hasRoom()) {
-      this.sendError(at, errno);
+      this.sendError(this.incoming, at, errno);
     }
     this.close(
       errno === Errno.EMSGSIZE
@@ -420,15 +466,18 @@ export class Connection {
     );
   }
 
-  /** Sends the header-only reply that says a message failed. */
-  sendError(at: number, errno: number): void {
+  /**
+   * Sends the header-only reply that says a message failed.
+   *
+   * @param message Where that is, at `at`
+   */
+  sendError(message: DataView, at: number, errno: number): void {
     const out = this.outgoing;
     const to = this.outAt;
-    const { incoming } = this;
-    out.setUint16(to, incoming.getUint16(at + HEADER.MSG_ID, true), true);
+    out.setUint16(to, message.getUint16(at + HEADER.MSG_ID, true), true);
     out.setUint16(
       to + HEADER.CMD,
-      incoming.getUint16(at + HEADER.CMD, true),
+      message.getUint16(at + HEADER.CMD, true),
       true,
     );
     out.setUint32(to + HEADER.MSG_SIZE, HEADER.SIZE, true);
@@ -480,7 +529,7 @@ export class Connection {
       );
       if (n < 0) {
         if (whole) this.#sendLeft = 0;
-        if (n === -Errno.EAGAIN) this.#watch.setEvents(Epoll.IN | Epoll.OUT);
+        if (n === -Errno.EAGAIN) this.#watchSocket();
         else this.close(`cannot send: ${errnoName(-n)}`);
         return;
       }
@@ -488,13 +537,10 @@ export class Connection {
       if (fds !== undefined && n > 0) this.#queuedFds.shift();
       this.#sendStart = at + n;
       this.#sendLeft = asked - n;
-      if (n < asked) {
-        this.#watch.setEvents(Epoll.IN | Epoll.OUT);
-        return;
-      }
+      if (n < asked) return this.#watchSocket();
     }
     this.#sendStart = 0;
     this.#sendEnd = 0;
-    this.#watch.setEvents(Epoll.IN);
+    this.#watchSocket();
   }
 }

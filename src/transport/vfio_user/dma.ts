@@ -10,6 +10,7 @@ import { isLengthSealed } from "../../os/mod.ts";
 import type { Log } from "../../core/log.ts";
 import { overcommitOf } from "../../memory/client_files.ts";
 import type { DmaMemory } from "../../memory/dma_memory.ts";
+import type { PciFunction } from "../../pci/function.ts";
 import { Access } from "../../memory/guest_memory.ts";
 import {
   DMA_MAP,
@@ -177,6 +178,18 @@ export class DmaCommands {
     if (this.#sharedSeen || (access & Access.WRITE) === 0) return;
     this.#sharedSeen = true;
     this.#onUnsharedMemory();
+  }
+
+  /** Whether a DMA_UNMAP is of memory that unfinished requests use. */
+  mustSettle(request: Request, pci: PciFunction): boolean {
+    if (request.lengthBytes < DMA_UNMAP.SIZE) return false;
+    const { in: view, at } = request;
+    const flags = view.getUint32(at + DMA_UNMAP.FLAGS, true);
+    if (flags === VFIO_DMA_UNMAP_FLAG_ALL) return pci.unfinished() > 0;
+    return flags === 0 && pci.unfinished(
+          getU64(view, at + DMA_UNMAP.ADDR),
+          getU64(view, at + DMA_UNMAP.LENGTH),
+        ) > 0;
   }
 
   /**

@@ -10,6 +10,7 @@ import type { PciFunction } from "../../pci/function.ts";
 import type { MmapArea } from "../../pci/device.ts";
 import {
   CAP_SPARSE_MMAP,
+  HEADER,
   INFO_CAP_HEADER,
   REGION_ACCESS,
   REGION_INFO,
@@ -21,6 +22,7 @@ import {
   VFIO_REGION_INFO_FLAG_MMAP,
   VFIO_REGION_INFO_FLAG_READ,
   VFIO_REGION_INFO_FLAG_WRITE,
+  VFIO_USER_REGION_WRITE,
   WRITE_MULTI,
   WRITE_MULTI_DATA_MAX,
   WRITE_MULTI_ENTRY,
@@ -177,6 +179,56 @@ export class Regions {
       outAt + REGION_ACCESS.DATA,
     );
     return REGION_ACCESS.SIZE + count;
+  }
+
+  /** Whether a REGION_READ is done in one step, whatever comes of it. */
+  readsAtOnce({ in: view, at, lengthBytes }: Request): boolean {
+    return lengthBytes < REGION_ACCESS.SIZE ||
+      view.getUint32(at + REGION_ACCESS.COUNT, true) <= STEP_BYTES;
+  }
+
+  /** Whether a message is a REGION_WRITE to a BAR. */
+  isBarWrite(message: DataView): boolean {
+    return message.getUint16(HEADER.CMD, true) === VFIO_USER_REGION_WRITE &&
+      message.getUint32(HEADER.SIZE + REGION_ACCESS.REGION, true) !==
+        VFIO_PCI_CONFIG_REGION_INDEX;
+  }
+
+  /** Whether a REGION_WRITE ends requests that are in flight. */
+  mustSettle(request: Request): boolean {
+    if (this.#check(request) < 0) return false;
+    const { in: view, at } = request;
+    const count = view.getUint32(at + REGION_ACCESS.COUNT, true);
+    return request.lengthBytes - REGION_ACCESS.SIZE === count &&
+      this.#pci.mustSettle(
+        view.getUint32(at + REGION_ACCESS.REGION, true),
+        getU64(view, at + REGION_ACCESS.OFFSET),
+        view,
+        at + REGION_ACCESS.DATA,
+        count,
+      );
+  }
+
+  /** Whether one of the writes of a REGION_WRITE_MULTI does. */
+  mustSettleMulti(request: Request): boolean {
+    const { in: view, at } = request;
+    const end = at + request.lengthBytes;
+    for (
+      let entry = at + WRITE_MULTI.WRS;
+      entry + WRITE_MULTI_ENTRY.SIZE <= end;
+      entry += WRITE_MULTI_ENTRY.SIZE
+    ) {
+      if (
+        this.#isSmallWrite(view, entry) && this.#pci.mustSettle(
+          view.getUint32(entry + WRITE_MULTI_ENTRY.REGION, true),
+          getU64(view, entry + WRITE_MULTI_ENTRY.OFFSET),
+          view,
+          entry + WRITE_MULTI_ENTRY.DATA,
+          view.getUint32(entry + WRITE_MULTI_ENTRY.COUNT, true),
+        )
+      ) return true;
+    }
+    return false;
   }
 
   /** The command at hand has come to its end. */

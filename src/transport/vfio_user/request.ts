@@ -15,7 +15,7 @@ import type { FdList } from "./fd_list.ts";
  */
 export interface Request {
   /** Where the payload is. */
-  readonly in: DataView<ArrayBuffer>;
+  in: DataView<ArrayBuffer>;
   /** Offset of the payload. */
   at: number;
   /** Length of the payload in bytes. */

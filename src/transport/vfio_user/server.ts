@@ -155,6 +155,11 @@ export class VfioUserServer implements Disposable {
     return this.#session === null ? null : this.#clientPid;
   }
 
+  /** Whether a command of the client waits for requests in flight, so that the server cannot be saved. */
+  get waiting(): boolean {
+    return this.#session?.waiting ?? false;
+  }
+
   /** What a server that goes on with client and files must know. Between two turns; {@linkcode leave} follows. */
   save(bag: ResourceBag): ServerState {
     // Of a client that has gone there is nothing to tell.

@@ -13,7 +13,7 @@ import type { DmaMemory } from "../../memory/dma_memory.ts";
 import type { PciFunction } from "../../pci/function.ts";
 import type { PciInterrupts } from "../../pci/interrupts.ts";
 import type { CommandsState, SessionState } from "./client_state.ts";
-import { Connection, type ConnectionHandler } from "./connection.ts";
+import { Connection, type ConnectionHandler, Handled } from "./connection.ts";
 import {
   commandName,
   DEVICE_INFO,
@@ -42,18 +42,29 @@ import {
 } from "./defs.ts";
 import { DmaCommands, unmapUntil } from "./dma.ts";
 import { Doorbells } from "./doorbells.ts";
+import { FdList } from "./fd_list.ts";
 import { Irqs } from "./irqs.ts";
 import type { SocketWrites } from "../../pci/socket_writes.ts";
 import type { RegionFiles } from "./region_files.ts";
 import { Regions } from "./regions.ts";
 import { checkArgsz, invalid, type Request, UNFINISHED } from "./request.ts";
+import { Settling } from "./settling.ts";
 import { type Agreement, negotiate, type ServerLimits } from "./version.ts";
 
 /** How long what a client left is unmapped before others on the loop have their turn, in milliseconds. */
 const FORGET_MS = 2;
 
+/**
+ * How long a command may wait for requests in flight, in milliseconds: QEMU gives up on a reply after 5 s, in which its
+ * guest stands still.
+ */
+const SETTLE_MS = 4000;
+
 /** The smallest buffer for a message: room for JSON, lists of areas, and the padded requests of SPDK. */
 const MESSAGE_BYTES_MIN = 65_536;
+
+/** Of a command that is carried out later. */
+const NO_FDS = new FdList();
 
 /** What a server counts, over all its clients. */
 export interface Counters {
@@ -115,6 +126,13 @@ interface Commands {
  * Each command is handled and answered before the next is looked at. What a command makes the device do happens in
  * bottom halves, after the answer has left: the client may hold a lock while it waits.
  *
+ * A command that ends requests in flight which cannot be ended at will, as those to a file, waits for them, and so do all
+ * that come behind it, while others on the loop go on. That is a reset, an unmapping of memory that they use, and a write
+ * that does as much. A write to a BAR is answered before; and until the command has begun, reads of registers that come
+ * next are answered too, with what the registers hold before it: a driver that polls for the end of a reset finds that it
+ * has not come, and the thread of the VMM that reads for it is not held up. After {@linkcode SETTLE_MS} the client is
+ * dropped. Its memory stays mapped, and the device is nobody's, until the last of those requests has ended.
+ *
  * An error is answered by a header and nothing more, as the protocol text demands and QEMU and SPDK expect. The
  * client of cloud-hypervisor waits for the payload of success even then and hangs; it cannot be told from others
  * in time, and it makes no mistakes in its ordinary run.
@@ -132,6 +150,11 @@ export class Session implements ConnectionHandler {
   readonly #hello: Timer;
   /** Whether a part of the command at hand is done. */
   #underway = false;
+  /** The command that waits for requests in flight, or is carried out after that: the whole message. */
+  #deferred: DataView<ArrayBuffer> | null = null;
+  readonly #settling: Settling;
+  /** Goes on with a deferred command of which a part is done. */
+  readonly #deferredAgain: BottomHalf;
   /** Goes on with what is to be done after the client has gone. */
   readonly #forget: BottomHalf;
   /** Why the client has gone, as long as something is to be done about it. */
@@ -169,6 +192,8 @@ export class Session implements ConnectionHandler {
       outFds: undefined,
       isTurnOver: () => this.#connection.turnOver,
     };
+    this.#settling = new Settling(options.loop, options.pci);
+    this.#deferredAgain = options.loop.bottomHalf(() => this.#runDeferred());
     this.#forget = options.loop.bottomHalf(() => this.#forgetClient(false));
     this.#hello = options.loop.timer(() => this.#onSilence());
     if (options.saved !== undefined) this.#load(options.saved);
@@ -214,11 +239,17 @@ export class Session implements ConnectionHandler {
     };
   }
 
+  /** Whether a command waits for requests in flight, so that the session cannot be saved. */
+  get waiting(): boolean {
+    return this.#deferred !== null;
+  }
+
   /** Closes what is open here after {@linkcode save}; the device is not reset and the owner not told. */
   leave(): void {
     // First, so that nobody uses an eventfd that is closed.
     this.#options.interrupts.connect(null);
     this.#hello.close();
+    this.#settling.close();
     this.#connection.leave();
     this.#commands?.irqs.close();
     this.#commands?.doorbells.leave();
@@ -231,23 +262,41 @@ export class Session implements ConnectionHandler {
 
   /** Does what is left to be done after {@linkcode Session.close}, all at once. */
   finish(): void {
-    if (this.#goneReason !== null) this.#forgetClient(true);
+    if (this.#goneReason === null) return;
+    if (this.#settling.active) this.#resetDevice();
+    this.#forgetClient(true);
   }
 
-  onMessage(at: number, sizeBytes: number): boolean {
-    const connection = this.#connection;
-    const { incoming } = connection;
+  onMessage(at: number, sizeBytes: number): Handled {
+    const { incoming } = this.#connection;
     const flags = incoming.getUint32(at + HEADER.FLAGS, true);
     const command = incoming.getUint16(at + HEADER.CMD, true);
+    const request = this.#request;
+    request.in = incoming;
+    request.at = at + HEADER.SIZE;
+    request.lengthBytes = sizeBytes - HEADER.SIZE;
+    request.fds = this.#connection.fds;
+    if (this.#deferred !== null && !this.#overtakes(command, request)) {
+      return Handled.WAITING;
+    }
     if (!this.#underway) this.#counters.messages++;
     if ((flags & VFIO_USER_F_TYPE_MASK) !== VFIO_USER_F_TYPE_COMMAND) {
       this.#dropStray(command);
-      return true;
+      return Handled.DONE;
     }
+    if (!this.#underway && this.#mustSettle(command, request)) {
+      this.#defer(incoming, at, sizeBytes);
+      return Handled.DONE;
+    }
+    return this.#handle(incoming, at) ? Handled.DONE : Handled.UNFINISHED;
+  }
+
+  /** Carries out the command of a message, whose payload the request tells. @returns Whether it is done */
+  #handle(message: DataView, at: number): boolean {
+    const connection = this.#connection;
+    const flags = message.getUint32(at + HEADER.FLAGS, true);
+    const command = message.getUint16(at + HEADER.CMD, true);
     const request = this.#request;
-    request.at = at + HEADER.SIZE;
-    request.lengthBytes = sizeBytes - HEADER.SIZE;
-    request.fds = connection.fds;
     request.outAt = connection.outAt + HEADER.SIZE;
     request.outFds = undefined;
     const result = this.#execute(command, request);
@@ -256,16 +305,84 @@ export class Session implements ConnectionHandler {
     this.#commands?.regions.end();
     if (result < 0) this.#counters.errors++;
     if ((flags & VFIO_USER_F_NO_REPLY) === 0) {
-      if (result < 0) connection.sendError(at, -result);
-      else this.#reply(at, command, result);
+      if (result < 0) connection.sendError(message, at, -result);
+      else this.#reply(message, at, command, result);
     }
     if (this.#fault) connection.close("its command failed in the device");
     return true;
   }
 
+  /** Whether a command is handled before the deferred one. */
+  #overtakes(command: number, request: Request): boolean {
+    return command === VFIO_USER_REGION_READ && !this.#underway &&
+      this.#commands!.regions.readsAtOnce(request);
+  }
+
+  /** Whether a command is to wait for requests in flight. */
+  #mustSettle(command: number, request: Request): boolean {
+    if (this.#commands === null || request.fds.truncated) return false;
+    switch (command) {
+      case VFIO_USER_REGION_WRITE:
+        return this.#commands.regions.mustSettle(request);
+      case VFIO_USER_REGION_WRITE_MULTI:
+        return this.#commands.regions.mustSettleMulti(request);
+      case VFIO_USER_DMA_UNMAP:
+        return this.#commands.dma.mustSettle(request, this.#options.pci);
+      case VFIO_USER_DEVICE_RESET:
+        return this.#options.pci.unfinished() > 0;
+      default:
+        return false;
+    }
+  }
+
+  #defer(incoming: DataView, at: number, sizeBytes: number): void {
+    const bytes = new Uint8Array(incoming.buffer, incoming.byteOffset + at);
+    const message = new DataView(bytes.slice(0, sizeBytes).buffer);
+    this.#deferred = message;
+    if (this.#commands!.regions.isBarWrite(message)) {
+      this.#answerAhead(message);
+    }
+    this.#settling.begin(() => this.#runDeferred(), SETTLE_MS, () => {
+      this.close(
+        `its requests in flight have not ended within ${SETTLE_MS / 1000} s`,
+      );
+    });
+  }
+
+  /** Replies that a write is done, which it will be before anything else is. */
+  #answerAhead(message: DataView): void {
+    const flags = message.getUint32(HEADER.FLAGS, true);
+    if ((flags & VFIO_USER_F_NO_REPLY) !== 0) return;
+    const { outgoing, outAt } = this.#connection;
+    for (let i = HEADER.SIZE; i < HEADER.SIZE + REGION_ACCESS.SIZE; i++) {
+      outgoing.setUint8(outAt + i, message.getUint8(i));
+    }
+    this.#request.outFds = undefined;
+    this.#reply(message, 0, VFIO_USER_REGION_WRITE, REGION_ACCESS.SIZE);
+    message.setUint32(HEADER.FLAGS, flags | VFIO_USER_F_NO_REPLY, true);
+  }
+
+  #runDeferred(): void {
+    const message = this.#deferred;
+    const connection = this.#connection;
+    if (message === null || connection.closed) return;
+    const request = this.#request;
+    request.in = message;
+    request.at = HEADER.SIZE;
+    request.lengthBytes = message.byteLength - HEADER.SIZE;
+    request.fds = NO_FDS;
+    connection.beginTurn();
+    if (!this.#handle(message, 0)) return this.#deferredAgain.schedule();
+    this.#deferred = null;
+    this.#settling.end();
+    connection.resume();
+  }
+
   onClose(reason: string): void {
     const { interrupts, pci } = this.#options;
     this.#hello.close();
+    this.#deferred = null;
+    this.#deferredAgain.cancel();
     // What fails at one step must not keep the next client from a clean start.
     const isQuiet = this.#attempt(
       "disconnect interrupts",
@@ -275,9 +392,19 @@ export class Session implements ConnectionHandler {
     // Eventfds that another thread may be signalling are better lost.
     else this.#commands?.irqs.abandon();
     this.#commands?.doorbells.close();
-    this.#attempt("reset the device", () => pci.reset("client_gone"));
     this.#goneReason = reason;
-    this.#forgetClient(false);
+    const leave = () => {
+      this.#resetDevice();
+      this.#forgetClient(false);
+    };
+    if (pci.unfinished() > 0) this.#settling.begin(leave);
+    else leave();
+  }
+
+  #resetDevice(): void {
+    const { pci } = this.#options;
+    this.#attempt("reset the device", () => pci.reset("client_gone"));
+    this.#settling.end();
   }
 
   /**
@@ -296,6 +423,7 @@ export class Session implements ConnectionHandler {
     if (left) return this.#forget.schedule();
     this.#forget.cancel();
     this.#goneReason = null;
+    this.#settling.close();
     this.#attempt("renew mappable memory", () => files.renew());
     this.#options.onClose(reason);
   }
@@ -448,10 +576,15 @@ export class Session implements ConnectionHandler {
     log.error(`${what} failed: internal error`, { error, stack });
   }
 
-  #reply(at: number, command: number, lengthBytes: number): void {
-    const { incoming, outgoing, outAt } = this.#connection;
+  #reply(
+    message: DataView,
+    at: number,
+    command: number,
+    lengthBytes: number,
+  ): void {
+    const { outgoing, outAt } = this.#connection;
     const sizeBytes = HEADER.SIZE + lengthBytes;
-    const id = incoming.getUint16(at + HEADER.MSG_ID, true);
+    const id = message.getUint16(at + HEADER.MSG_ID, true);
     outgoing.setUint16(outAt + HEADER.MSG_ID, id, true);
     outgoing.setUint16(outAt + HEADER.CMD, command, true);
     outgoing.setUint32(outAt + HEADER.MSG_SIZE, sizeBytes, true);

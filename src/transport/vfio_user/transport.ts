@@ -139,7 +139,8 @@ class VfioUserTransport implements Transport {
   }
 
   hold(): number {
-    return this.#all.pci.hold();
+    const { pci, server } = this.#all;
+    return pci.hold() + (server.waiting ? 1 : 0);
   }
 
   release(): void {

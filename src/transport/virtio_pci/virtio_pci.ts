@@ -16,7 +16,7 @@ import type { QueueThreads } from "../../pci/queue_threads.ts";
 import type { ResourceBag } from "../../os/resource_bag.ts";
 import { StateReader } from "../../core/state_reader.ts";
 import { CommonConfig, type CommonConfigState } from "./common_config.ts";
-import { VIRTIO_PCI_ISR } from "../../virtio/defs.ts";
+import { VIRTIO_PCI_COMMON, VIRTIO_PCI_ISR } from "../../virtio/defs.ts";
 import type {
   VirtioDevice,
   VirtioPort,
@@ -194,6 +194,25 @@ export class VirtioPci implements PciDevice {
       // The status may have been written.
       this.#notify.lookIfRunning();
     }
+  }
+
+  unfinished(iova?: number, lengthBytes?: number): number {
+    return this.session.unfinished(iova, lengthBytes);
+  }
+
+  endsRequests(
+    bar: number,
+    offset: number,
+    width: AccessWidth,
+    value: number,
+  ): boolean {
+    if (bar !== VIRTIO_PCI_MODERN_BAR || offset >= LAYOUT.ISR) return false;
+    const { STATUS, Q_RESET } = VIRTIO_PCI_COMMON;
+    const end = offset + width;
+    return offset <= STATUS && STATUS < end &&
+        ((value >>> ((STATUS - offset) * 8)) & 0xff) === 0 ||
+      offset <= Q_RESET && Q_RESET < end &&
+        ((value >>> ((Q_RESET - offset) * 8)) & 0xff) === 1;
   }
 
   ringDoorbell(bar: number, doorbell: number): void {

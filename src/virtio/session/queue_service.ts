@@ -63,6 +63,12 @@ export type QueueMessage =
   | { readonly op: "resume" }
   /** Answered with how many chains are in flight. */
   | { readonly op: "hold" }
+  /** Answered with how many requests are unfinished, see {@linkcode QueueHandler.unfinished}. */
+  | {
+    readonly op: "unfinished";
+    readonly iova: number | undefined;
+    readonly lengthBytes: number | undefined;
+  }
   /** Answered with {@linkcode QueuePositions}. */
   | { readonly op: "positions" }
   | { readonly op: "configure"; readonly settings: unknown }
@@ -166,6 +172,9 @@ export class VirtioQueueService implements QueueService, QueueTransport {
         return this.#resume();
       case "hold":
         return this.#hold();
+      case "unfinished":
+        return this.#handler.unfinished?.(message.iova, message.lengthBytes) ??
+          0;
       case "positions":
         return this.#positions();
       case "configure":

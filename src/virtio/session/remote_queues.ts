@@ -143,8 +143,12 @@ export class RemoteQueues implements Disposable {
 
   /** Takes nothing new. @returns How many chains are in flight */
   hold(): number {
-    return this.#callAll({ op: "hold" })
-      .reduce<number>((sum, inFlight) => sum + (inFlight as number), 0);
+    return this.#sum({ op: "hold" });
+  }
+
+  /** See {@linkcode QueueHandler.unfinished}. */
+  unfinished(iova?: number, lengthBytes?: number): number {
+    return this.#sum({ op: "unfinished", iova, lengthBytes });
   }
 
   /** Brings the session's rings to where the threads have come. @returns Queues whose drivers are owed a notification */
@@ -231,6 +235,11 @@ export class RemoteQueues implements Disposable {
   #callOwner(index: number, message: QueueMessage): void {
     const thread = this.#threadOf[index] ?? CONTROL_THREAD;
     if (thread !== CONTROL_THREAD) this.#call(thread, message);
+  }
+
+  #sum(message: QueueMessage): number {
+    return this.#callAll(message)
+      .reduce<number>((sum, count) => sum + (count as number), 0);
   }
 
   #call(thread: number, message: QueueMessage): unknown {

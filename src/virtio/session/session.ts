@@ -389,6 +389,12 @@ export class VirtioSession implements VirtioTransport {
       (this.#remote?.hold() ?? 0);
   }
 
+  /** See {@linkcode QueueHandler.unfinished}; those of all threads. */
+  unfinished(iova?: number, lengthBytes?: number): number {
+    return (this.device.unfinished?.(iova, lengthBytes) ?? 0) +
+      (this.#remote?.unfinished(iova, lengthBytes) ?? 0);
+  }
+
   /**
    * Everything that a driver could tell the device by, and where it is in its queues. Changes nothing.
    *

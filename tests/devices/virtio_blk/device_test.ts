@@ -7,6 +7,8 @@ import {
   header,
   pattern,
   type Pending,
+  RAM_BYTES,
+  RAM_IOVA,
   ranges,
   Rig,
   S,
@@ -548,6 +550,32 @@ Deno.test("VirtioBlk keeps requests out of a stopped device, and forgets them wh
   rig.bringUp();
   assertEquals(rig.backend.seen.length, 1);
   assertEquals(rig.write(0, pattern(512)).status, S.OK);
+});
+
+Deno.test("VirtioBlk tells what a reset would wait for, of all memory or of some", () => {
+  for (const cancels of [false, true]) {
+    using rig = new Rig({ cancels });
+    rig.queueRead(0, 512);
+    rig.queueRead(512, 512);
+    rig.flush();
+    const waits = cancels ? 0 : 2;
+    assertEquals(rig.device.unfinished(), waits);
+    assertEquals(rig.device.unfinished(RAM_IOVA, RAM_BYTES), waits);
+    assertEquals(rig.device.unfinished(RAM_IOVA + RAM_BYTES, 0x1000), 0);
+    rig.backend.finishAll();
+    assertEquals(rig.device.unfinished(), 0);
+  }
+});
+
+Deno.test("VirtioPci tells which writes end requests, however wide they are", () => {
+  using rig = new Rig();
+  const ends = (offset: number, width: 1 | 2 | 4, value: number) =>
+    rig.device.endsRequests(4, offset, width, value);
+  assertEquals([ends(20, 1, 0), ends(20, 1, 15)], [true, false]);
+  assertEquals([ends(20, 4, 0xff00), ends(20, 2, 0xff)], [true, false]);
+  assertEquals([ends(58, 2, 1), ends(58, 2, 0)], [true, false]);
+  assertEquals([ends(56, 4, 0x1_0000), ends(56, 4, 1)], [true, false]);
+  assertEquals([ends(22, 2, 0), ends(0x1014, 1, 0)], [false, false]);
 });
 
 Deno.test("VirtioBlk closes with requests in flight", () => {

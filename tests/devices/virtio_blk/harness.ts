@@ -89,7 +89,7 @@ export interface RigOptions extends RamDiskOptions {
 }
 
 export const RAM_IOVA = 0x1_0000_0000;
-const RAM_BYTES = 8 << 20;
+export const RAM_BYTES = 8 << 20;
 
 /** A request header: type, reserved, sector. */
 export function header(type: number, sector: number | bigint = 0): Uint8Array {

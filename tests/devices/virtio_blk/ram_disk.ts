@@ -141,6 +141,10 @@ export class RamDisk implements BlockBackend {
     assertEquals(this.waiting.length, 0, "given something new while draining");
   }
 
+  unfinished(): number {
+    return this.#options.cancels ? 0 : this.waiting.length;
+  }
+
   setWriteCache(on: boolean): number {
     this.cacheCalls.push(on);
     if (this.#options.canSetCache === false) return -Errno.EOPNOTSUPP;

@@ -10,6 +10,7 @@ import {
 import {
   Connection,
   type ConnectionHandler,
+  Handled,
 } from "../../../src/transport/vfio_user/connection.ts";
 import { openFds } from "../../resources.ts";
 import { concat, message, RawClient } from "./raw_client.ts";
@@ -24,12 +25,12 @@ class Recorder implements ConnectionHandler {
   replyBytes: (id: number) => number = () => 0;
   replyFds: readonly number[] = [];
 
-  onMessage(at: number, sizeBytes: number): boolean {
+  onMessage(at: number, sizeBytes: number): Handled {
     const { incoming, outgoing, fds, outAt } = this.connection;
     const id = incoming.getUint16(at, true);
     this.messages.push({ id, size: sizeBytes, fdCount: fds.count });
     const replyBytes = this.replyBytes(id);
-    if (replyBytes === 0) return true;
+    if (replyBytes === 0) return Handled.DONE;
     outgoing.setUint16(outAt, id, true);
     outgoing.setUint32(outAt + 4, replyBytes, true);
     outgoing.setUint32(outAt + 8, 1, true);
@@ -37,7 +38,7 @@ class Recorder implements ConnectionHandler {
       outgoing.setUint8(outAt + i, id + i);
     }
     this.connection.send(replyBytes, this.replyFds);
-    return true;
+    return Handled.DONE;
   }
 
   onClose(reason: string): void {

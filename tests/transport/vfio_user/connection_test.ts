@@ -12,6 +12,7 @@ import {
   BYTES_PER_TURN,
   Connection,
   type ConnectionHandler,
+  Handled,
   MESSAGES_PER_TURN,
 } from "../../../src/transport/vfio_user/connection.ts";
 import { concat, message, RawClient, words } from "./raw_client.ts";
@@ -27,16 +28,16 @@ class Recorder implements ConnectionHandler {
   replyBytes = 0;
   replyFds: readonly number[] = [];
 
-  onMessage(at: number, sizeBytes: number): boolean {
+  onMessage(at: number, sizeBytes: number): Handled {
     const { incoming, outgoing, fds, outAt } = this.connection;
     const id = incoming.getUint16(at, true);
     this.messages.push({ id, size: sizeBytes, fdCount: fds.count });
-    if (this.replyBytes === 0) return true;
+    if (this.replyBytes === 0) return Handled.DONE;
     outgoing.setUint16(outAt, id, true);
     outgoing.setUint32(outAt + 4, this.replyBytes, true);
     outgoing.setUint32(outAt + 8, 1, true);
     this.connection.send(this.replyBytes, this.replyFds);
-    return true;
+    return Handled.DONE;
   }
 
   onClose(reason: string): void {
@@ -371,7 +372,7 @@ Deno.test("Connection may be closed by the handler of a message", () => {
     // The buffers outlive the handler.
     assertEquals(recorder.connection.incoming.getUint16(at, true), 1);
     assertEquals(recorder.closed, []);
-    return true;
+    return Handled.DONE;
   };
   pair.client.send(concat(numbered(1), numbered(2)));
   pair.settle();

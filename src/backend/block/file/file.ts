@@ -194,6 +194,10 @@ class FileBackend implements BlockBackend {
     }
   }
 
+  unfinished(): number {
+    return this.#ring === null ? 0 : this.#inFlight;
+  }
+
   setWriteCache(on: boolean): number {
     this.#durable = !on;
     return 0;
