@@ -547,7 +547,7 @@ export class NvmeController implements PciDevice {
     this.#setRunning(true);
     // Enabled with CC.SHN set it is on its way down as before.
     if (!this.#registers.shutdownRequested) this.#logs.inUse = true;
-    this.#registers.setReady(true);
+    this.#registers.ready = true;
   }
 
   /** The driver did what the controller cannot go on from; a reset ends it. */
@@ -584,7 +584,7 @@ export class NvmeController implements PciDevice {
       // CC.SHN in the same write as CC.EN.
       if (shutdown) registers.shutdownStatus = NvmeShst.OCCUR;
       if (!done) {
-        registers.setReady(true);
+        registers.ready = true;
         registers.setFatal();
       }
     }

@@ -98,18 +98,16 @@ export class QueueTable {
     const sqSize = field(aqa, 11, 0) + 1;
     const cqSize = field(aqa, 27, 16) + 1;
     if (sqSize < 2 || cqSize < 2) return "an admin queue has one entry (AQA)";
-    const sqIova = u64(asq[0]!, asq[1]!);
-    const cqIova = u64(acq[0]!, acq[1]!);
-    if (sqIova % pageBytes !== 0 || cqIova % pageBytes !== 0) {
+    if (asq % pageBytes !== 0 || acq % pageBytes !== 0) {
       return "an admin queue is not aligned to a page (ASQ, ACQ)";
     }
     // The driver may enable the controller before it lets it access memory.
     const isThere = !memory.accessible ||
-      (memory.covers(cqIova, cqSize * CQE_BYTES, Access.WRITE) &&
-        memory.covers(sqIova, sqSize * SQE_BYTES, Access.READ));
+      (memory.covers(acq, cqSize * CQE_BYTES, Access.WRITE) &&
+        memory.covers(asq, sqSize * SQE_BYTES, Access.READ));
     if (!isThere) return "an admin queue is not in guest memory (ASQ, ACQ)";
-    this.#addCq(0, cqSize, cqIova, 0, true);
-    this.#addSq(0, sqSize, sqIova, 0);
+    this.#addCq(0, cqSize, acq, 0, true);
+    this.#addSq(0, sqSize, asq, 0);
     return null;
   }
 

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { bit, field, withBit } from "../../src/core/bits.ts";
+import { bit, field, u64, withBit } from "../../src/core/bits.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import { RegisterMap, type RegisterName } from "../../src/pci/register_map.ts";
 import { StateReader } from "../../src/core/state_reader.ts";
@@ -59,6 +59,30 @@ const U32_MAX = 0xffff_ffff;
 /** CAP.TO in units of 500 ms: how long a driver waits for CSTS.RDY. */
 const TIMEOUT_UNITS = 40;
 
+/** Words that hold what a driver writes: offset, and which bits. */
+const WRITABLE: ReadonlyMap<number, number> = new Map([
+  [OFFSET.CC, NVME_CC.WRITABLE],
+  [OFFSET.AQA, 0x0fff_0fff],
+  [OFFSET.ASQ, ~0xfff],
+  [OFFSET.ASQ + HIGH, U32_MAX],
+  [OFFSET.ACQ, ~0xfff],
+  [OFFSET.ACQ + HIGH, U32_MAX],
+]);
+
+/** Words that can change, by their names when they are saved. */
+const CHANGING = {
+  cc: OFFSET.CC,
+  csts: OFFSET.CSTS,
+  interruptMask: OFFSET.INTMS,
+  aqa: OFFSET.AQA,
+  asqLow: OFFSET.ASQ,
+  asqHigh: OFFSET.ASQ + HIGH,
+  acqLow: OFFSET.ACQ,
+  acqHigh: OFFSET.ACQ + HIGH,
+} as const;
+
+const NAMES = Object.keys(CHANGING) as (keyof typeof CHANGING)[];
+
 /** What a write asks of the controller. */
 export const RegisterEffect = {
   NONE: 0,
@@ -71,18 +95,8 @@ export const RegisterEffect = {
 /** An effect of {@linkcode RegisterEffect}. */
 export type RegisterEffect = typeof RegisterEffect[keyof typeof RegisterEffect];
 
-/** Registers as they are saved. */
-export interface RegistersState {
-  readonly cc: number;
-  readonly csts: number;
-  /** INTMS. */
-  readonly interruptMask: number;
-  readonly aqa: number;
-  /** Low and high word. */
-  readonly asq: readonly number[];
-  /** Low and high word. */
-  readonly acq: readonly number[];
-}
+/** Registers as they are saved, word by word. */
+export type RegistersState = Readonly<Record<keyof typeof CHANGING, number>>;
 
 /**
  * Checks the state of registers.
@@ -91,39 +105,49 @@ export interface RegistersState {
  */
 export function parseRegistersState(value: unknown): RegistersState {
   const reader = new StateReader(value, "the registers");
-  return {
-    cc: reader.integer("cc", NVME_CC.WRITABLE),
-    csts: reader.integer("csts", U32_MAX),
-    interruptMask: reader.integer("interruptMask", U32_MAX),
-    aqa: reader.integer("aqa", U32_MAX),
-    asq: reader.integers("asq", U32_MAX, 2),
-    acq: reader.integers("acq", U32_MAX, 2),
-  };
+  return Object.fromEntries(NAMES.map((name) => [
+    name,
+    reader.integer(name, name === "cc" ? NVME_CC.WRITABLE : U32_MAX),
+  ])) as RegistersState;
 }
 
 /** The registers of one controller. */
 export class NvmeRegisters {
-  readonly #capLow: number;
-  readonly #capHigh: number;
-  /** Controller configuration. */
-  cc = 0;
-  /** Controller status. */
-  csts = 0;
-  /** Vectors that are masked. */
-  interruptMask = 0;
-  /** Admin queue attributes. */
-  aqa = 0;
-  /** Admin submission queue base: low and high word. */
-  readonly asq: Uint32Array<ArrayBuffer> = new Uint32Array(2);
-  /** Admin completion queue base: low and high word. */
-  readonly acq: Uint32Array<ArrayBuffer> = new Uint32Array(2);
+  readonly #words = new Uint32Array(NVME_REG_DBS / 4);
 
   /** @param maxEntries The largest size of an I/O queue, 2–65536 */
   constructor(maxEntries: number) {
     // MQES (0's based) in 15:0, CQR (queues are contiguous) in 16, AMS none, TO in 31:24.
-    this.#capLow = ((maxEntries - 1) | (1 << 16) | (TIMEOUT_UNITS << 24)) >>> 0;
+    const low = (maxEntries - 1) | (1 << 16) | (TIMEOUT_UNITS << 24);
+    this.#set(OFFSET.CAP, low);
     // DSTRD 0, NSSRS 0, CSS bit 0 (NVM command set) in 37, MPSMIN 0, MPSMAX in 55:52.
-    this.#capHigh = (1 << 5) | (NVME_MPS_MAX << 20);
+    this.#set(OFFSET.CAP + HIGH, (1 << 5) | (NVME_MPS_MAX << 20));
+    this.#set(OFFSET.VS, NVME_VS_1_4);
+  }
+
+  /** Controller configuration. */
+  get cc(): number {
+    return this.#get(OFFSET.CC);
+  }
+
+  /** Vectors that are masked. */
+  get interruptMask(): number {
+    return this.#get(OFFSET.INTMS);
+  }
+
+  /** Admin queue attributes. */
+  get aqa(): number {
+    return this.#get(OFFSET.AQA);
+  }
+
+  /** Admin submission queue base. */
+  get asq(): number {
+    return u64(this.#get(OFFSET.ASQ), this.#get(OFFSET.ASQ + HIGH));
+  }
+
+  /** Admin completion queue base. */
+  get acq(): number {
+    return u64(this.#get(OFFSET.ACQ), this.#get(OFFSET.ACQ + HIGH));
   }
 
   /** CC.EN. */
@@ -144,73 +168,63 @@ export class NvmeRegisters {
 
   /** CSTS.RDY. */
   get ready(): boolean {
-    return bit(this.csts, NVME_CSTS.RDY);
+    return bit(this.#get(OFFSET.CSTS), NVME_CSTS.RDY);
   }
 
-  /** Sets or clears CSTS.RDY. */
-  setReady(on: boolean): void {
-    this.csts = withBit(this.csts, NVME_CSTS.RDY, on);
+  set ready(on: boolean) {
+    const csts = this.#get(OFFSET.CSTS);
+    this.#set(OFFSET.CSTS, withBit(csts, NVME_CSTS.RDY, on));
   }
 
   /** CSTS.CFS. */
   get fatal(): boolean {
-    return bit(this.csts, NVME_CSTS.CFS);
+    return bit(this.#get(OFFSET.CSTS), NVME_CSTS.CFS);
   }
 
   /** Sets CSTS.CFS. */
   setFatal(): void {
-    this.csts = withBit(this.csts, NVME_CSTS.CFS, true);
+    const csts = this.#get(OFFSET.CSTS);
+    this.#set(OFFSET.CSTS, withBit(csts, NVME_CSTS.CFS, true));
   }
 
   /** CSTS.SHST. */
   get shutdownStatus(): number {
-    return field(this.csts, NVME_CSTS.SHST + 1, NVME_CSTS.SHST);
+    return field(this.#get(OFFSET.CSTS), NVME_CSTS.SHST + 1, NVME_CSTS.SHST);
   }
 
   set shutdownStatus(shst: number) {
-    this.csts = (this.csts & ~(3 << NVME_CSTS.SHST)) | shst << NVME_CSTS.SHST;
+    const others = this.#get(OFFSET.CSTS) & ~(3 << NVME_CSTS.SHST);
+    this.#set(OFFSET.CSTS, others | shst << NVME_CSTS.SHST);
   }
 
   /** What a controller reset clears: everything but the admin queue's registers (section 7.3.2). */
   resetController(): void {
-    this.csts = 0;
-    this.interruptMask = 0;
+    this.#set(OFFSET.CSTS, 0);
+    this.#set(OFFSET.INTMS, 0);
   }
 
   /** Everything as after power-on. */
   reset(): void {
-    this.resetController();
-    this.cc = 0;
-    this.aqa = 0;
-    this.asq.fill(0);
-    this.acq.fill(0);
+    for (const name of NAMES) this.#set(CHANGING[name], 0);
   }
 
   /** What can change. */
   save(): RegistersState {
-    return {
-      cc: this.cc,
-      csts: this.csts >>> 0,
-      interruptMask: this.interruptMask,
-      aqa: this.aqa,
-      asq: [...this.asq],
-      acq: [...this.acq],
-    };
+    return Object.fromEntries(
+      NAMES.map((name) => [name, this.#get(CHANGING[name])]),
+    ) as RegistersState;
   }
 
   /** Takes over what others held. */
   load(state: RegistersState): void {
-    this.cc = state.cc;
-    this.csts = state.csts;
-    this.interruptMask = state.interruptMask;
-    this.aqa = state.aqa;
-    this.asq.set(state.asq);
-    this.acq.set(state.acq);
+    for (const name of NAMES) this.#set(CHANGING[name], state[name]);
   }
 
   /** Reads a register, or a part of one; 0 where there is none. */
   read(offset: number, width: AccessWidth): number {
-    const word = this.#readWord(offset & ~3);
+    const at = offset & ~3;
+    // Both read as the mask.
+    const word = this.#get(at === OFFSET.INTMC ? OFFSET.INTMS : at);
     if (width === 4) return word;
     const shift = (offset & 3) * 8;
     return (word >>> shift) & (width === 2 ? 0xffff : 0xff);
@@ -223,62 +237,25 @@ export class NvmeRegisters {
    */
   write(offset: number, width: AccessWidth, value: number): RegisterEffect {
     if (width !== 4) return RegisterEffect.NONE;
+    const mask = this.interruptMask;
     switch (offset) {
       case OFFSET.INTMS:
-        this.interruptMask = (this.interruptMask | value) >>> 0;
+        this.#set(OFFSET.INTMS, mask | value);
         return RegisterEffect.MASK;
       case OFFSET.INTMC:
-        this.interruptMask = (this.interruptMask & ~value) >>> 0;
+        this.#set(OFFSET.INTMS, mask & ~value);
         return RegisterEffect.MASK;
-      case OFFSET.CC:
-        this.cc = (value & NVME_CC.WRITABLE) >>> 0;
-        return RegisterEffect.CC;
-      case OFFSET.AQA:
-        this.aqa = value & 0x0fff_0fff;
-        break;
-      case OFFSET.ASQ:
-        this.asq[0] = value & ~0xfff;
-        break;
-      case OFFSET.ASQ + HIGH:
-        this.asq[1] = value;
-        break;
-      case OFFSET.ACQ:
-        this.acq[0] = value & ~0xfff;
-        break;
-      case OFFSET.ACQ + HIGH:
-        this.acq[1] = value;
-        break;
     }
-    return RegisterEffect.NONE;
+    const bits = WRITABLE.get(offset);
+    if (bits !== undefined) this.#set(offset, value & bits);
+    return offset === OFFSET.CC ? RegisterEffect.CC : RegisterEffect.NONE;
   }
 
-  #readWord(offset: number): number {
-    switch (offset) {
-      case OFFSET.CAP:
-        return this.#capLow;
-      case OFFSET.CAP + HIGH:
-        return this.#capHigh;
-      case OFFSET.VS:
-        return NVME_VS_1_4;
-      case OFFSET.INTMS:
-      case OFFSET.INTMC:
-        return this.interruptMask;
-      case OFFSET.CC:
-        return this.cc;
-      case OFFSET.CSTS:
-        return this.csts;
-      case OFFSET.AQA:
-        return this.aqa;
-      case OFFSET.ASQ:
-        return this.asq[0]!;
-      case OFFSET.ASQ + HIGH:
-        return this.asq[1]!;
-      case OFFSET.ACQ:
-        return this.acq[0]!;
-      case OFFSET.ACQ + HIGH:
-        return this.acq[1]!;
-      default:
-        return 0;
-    }
+  #get(offset: number): number {
+    return this.#words[offset >> 2] ?? 0;
+  }
+
+  #set(offset: number, value: number): void {
+    this.#words[offset >> 2] = value;
   }
 }

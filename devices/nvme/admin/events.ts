@@ -62,9 +62,6 @@ const KINDS: readonly EventKind[] = [
   },
 ];
 
-const EVENT_NAMES = Object.keys(NvmeEvent) as (keyof typeof NvmeEvent)[];
-const TYPE_NAMES = Object.keys(NvmeAer) as (keyof typeof NvmeAer)[];
-
 /** A command that waits for an event, as it is saved. */
 export interface HeldState {
   readonly cid: number;
@@ -76,10 +73,10 @@ export interface HeldState {
 export interface EventsState {
   /** Commands that wait for an event, the oldest first. */
   readonly held: readonly HeldState[];
-  /** Events that wait for a command, by the names of {@linkcode NvmeEvent}. */
-  readonly pending: readonly string[];
-  /** Types that were told and whose log page was not read since, by the names of {@linkcode NvmeAer}. */
-  readonly heldBack: readonly string[];
+  /** Events that wait for a command, of {@linkcode NvmeEvent}. */
+  readonly pending: readonly number[];
+  /** Types that were told and whose log page was not read since, of {@linkcode NvmeAer}. */
+  readonly heldBack: readonly number[];
 }
 
 /**
@@ -102,16 +99,10 @@ export function parseEventsState(value: unknown): EventsState {
   if (new Set(held.map(({ cid }) => cid)).size < held.length) {
     throw reader.refused("its state has a command twice");
   }
-  const known = (name: string, names: readonly string[]) => {
-    const list = reader.texts(name);
-    const other = list.find((each) => !names.includes(each));
-    if (other === undefined) return list;
-    throw reader.refused(`it knows no ${other}`);
-  };
   return {
     held,
-    pending: known("pending", EVENT_NAMES),
-    heldBack: known("heldBack", TYPE_NAMES),
+    pending: reader.integers("pending", KINDS.length - 1),
+    heldBack: reader.integers("heldBack", NvmeAer.NOTICE),
   };
 }
 
@@ -124,9 +115,9 @@ export function parseEventsState(value: unknown): EventsState {
  */
 export class AsyncEvents {
   readonly #held: Command[] = [];
-  readonly #pending: boolean[] = KINDS.map(() => false);
-  /** By type: told, and its log page not read since. */
-  readonly #heldBack: boolean[] = [false, false, false];
+  readonly #pending = new Set<number>();
+  /** Types that were told, and whose log page was not read since. */
+  readonly #heldBack = new Set<number>();
 
   /** Whether {@linkcode AsyncEvents.next} has something. */
   get deliverable(): boolean {
@@ -142,24 +133,20 @@ export class AsyncEvents {
   save(): EventsState {
     return {
       held: this.#held.map(({ cid, nsid }) => ({ cid, nsid })),
-      pending: EVENT_NAMES.filter((name) => this.#pending[NvmeEvent[name]]!),
-      heldBack: TYPE_NAMES.filter((name) => this.#heldBack[NvmeAer[name]]!),
+      pending: [...this.#pending],
+      heldBack: [...this.#heldBack],
     };
   }
 
   /** Takes over events; the commands come by {@linkcode AsyncEvents.hold}. */
   load({ pending, heldBack }: EventsState): void {
-    for (const name of EVENT_NAMES) {
-      this.#pending[NvmeEvent[name]] = pending.includes(name);
-    }
-    for (const name of TYPE_NAMES) {
-      this.#heldBack[NvmeAer[name]] = heldBack.includes(name);
-    }
+    for (const event of pending) this.#pending.add(event);
+    for (const type of heldBack) this.#heldBack.add(type);
   }
 
   /** An event happened. Until it was told, happening again changes nothing. */
   raise(event: NvmeEvent): void {
-    this.#pending[event] = true;
+    this.#pending.add(event);
   }
 
   /**
@@ -193,8 +180,8 @@ export class AsyncEvents {
   next(): Command {
     const at = this.#nextKind();
     const { type, info, log } = KINDS[at]!;
-    this.#pending[at] = false;
-    this.#heldBack[type] = true;
+    this.#pending.delete(at);
+    this.#heldBack.add(type);
     const command = this.#held.shift()!;
     command.dw0 = type | info << 8 | log << 16;
     return command;
@@ -204,23 +191,22 @@ export class AsyncEvents {
   acknowledge(log: number): void {
     for (const [at, kind] of KINDS.entries()) {
       if (kind.log !== log) continue;
-      this.#heldBack[kind.type] = false;
+      this.#heldBack.delete(kind.type);
       // The page held whatever changed since the event was told.
-      if (at === NvmeEvent.NAMESPACE_CHANGED) this.#pending[at] = false;
+      if (at === NvmeEvent.NAMESPACE_CHANGED) this.#pending.delete(at);
     }
   }
 
   /** No events and no commands. */
   reset(): void {
     this.#held.length = 0;
-    this.#pending.fill(false);
-    this.#heldBack.fill(false);
+    this.#pending.clear();
+    this.#heldBack.clear();
   }
 
   #nextKind(): number {
-    for (let i = 0; i < KINDS.length; i++) {
-      if (this.#pending[i]! && !this.#heldBack[KINDS[i]!.type]!) return i;
-    }
-    return -1;
+    return KINDS.findIndex(({ type }, event) =>
+      this.#pending.has(event) && !this.#heldBack.has(type)
+    );
   }
 }

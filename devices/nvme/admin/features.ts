@@ -15,7 +15,7 @@ import {
   SQE,
 } from "../defs.ts";
 import { TEMPERATURE_KELVIN } from "./log_pages.ts";
-import type { NamespaceSet } from "../io/namespace.ts";
+import { type NamespaceSet, NSID_MAX } from "../io/namespace.ts";
 
 /** Select field of Get Features. */
 const Select = { CURRENT: 0, DEFAULT: 1, SAVED: 2, SUPPORTED: 3 } as const;
@@ -46,35 +46,30 @@ const COALESCING_DISABLED_BIT = 16;
 const AGGREGATION_TIME_MS = 0.1;
 const U32_MAX = 0xffff_ffff;
 
-/** Values that are merely kept, by feature. */
-const PLAIN: Readonly<Record<number, number>> = {
-  [NvmeFeat.ARBITRATION]: ARBITRATION_DEFAULT,
-  [NvmeFeat.IRQ_COALESCE]: 0,
-  [NvmeFeat.WRITE_ATOMIC]: 0,
-  [NvmeFeat.ASYNC_EVENT]: 0,
-};
+/** Values that are one word and merely kept, by the names of {@linkcode NvmeFeat}, as they are at first. */
+const PLAIN = {
+  ARBITRATION: ARBITRATION_DEFAULT,
+  IRQ_COALESCE: 0,
+  WRITE_ATOMIC: 0,
+  ASYNC_EVENT: 0,
+} as const;
 
-/** The names of those. */
-const PLAIN_NAMES = (Object.keys(NvmeFeat) as (keyof typeof NvmeFeat)[])
-  .filter((name) => NvmeFeat[name] in PLAIN);
+type PlainName = keyof typeof PLAIN;
+const PLAIN_NAMES = Object.keys(PLAIN) as PlainName[];
 
-/** Features as they are saved. */
+/** What the driver has chosen, also as it is saved. */
 export interface FeaturesState {
-  /** Values that are one word, by the names of {@linkcode NvmeFeat}. */
-  readonly values: Readonly<Record<string, number>>;
+  readonly values: Record<PlainName, number>;
   /** Interrupt vector configuration, by vector. */
-  readonly vectors: readonly number[];
-  /** Error recovery of those namespaces that have another value than 0. */
-  readonly errorRecovery: readonly {
-    readonly nsid: number;
-    readonly value: number;
-  }[];
-  readonly writeCache: boolean;
+  readonly vectors: number[];
+  /** By namespace id. */
+  readonly errorRecovery: number[];
+  writeCache: boolean;
   /** Host Behavior Support: advanced command retry. */
-  readonly commandRetry: boolean;
+  commandRetry: boolean;
   /** Thresholds in kelvins. */
-  readonly temperatureOver: number;
-  readonly temperatureUnder: number;
+  temperatureOver: number;
+  temperatureUnder: number;
 }
 
 /**
@@ -92,15 +87,11 @@ export function parseFeaturesState(
   return {
     values: Object.fromEntries(
       PLAIN_NAMES.map((name) => [name, values.integer(name, U32_MAX)]),
-    ),
-    vectors: reader.integers("vectors", 0x1_ffff, vectors),
-    errorRecovery: reader.list("errorRecovery").map((each) => {
-      const one = new StateReader(each, "error recovery");
-      return {
-        nsid: one.integer("nsid", U32_MAX),
-        value: one.integer("value", U32_MAX),
-      };
-    }),
+    ) as FeaturesState["values"],
+    vectors: [...reader.integers("vectors", 0x1_ffff, vectors)],
+    errorRecovery: [
+      ...reader.integers("errorRecovery", U32_MAX, NSID_MAX + 1),
+    ],
     writeCache: reader.flag("writeCache"),
     commandRetry: reader.flag("commandRetry"),
     temperatureOver: reader.integer("temperatureOver", 0xffff),
@@ -137,14 +128,7 @@ export class Features {
   readonly #effects: FeatureEffects;
   readonly #queues: number;
   readonly #vectors: number;
-  readonly #plain = new Map<number, number>();
-  readonly #vectorConfig: Uint32Array;
-  /** By namespace id; 0 where there is none. */
-  readonly #errorRecovery = new Map<number, number>();
-  #writeCache = true;
-  #commandRetry = false;
-  #temperatureOver = TEMPERATURE_OVER_DEFAULT;
-  #temperatureUnder = 0;
+  #state: FeaturesState;
   /** Result of the last {@linkcode Features.get} or {@linkcode Features.set}. */
   dw0 = 0;
 
@@ -153,58 +137,50 @@ export class Features {
     this.#effects = effects;
     this.#queues = queues;
     this.#vectors = vectors;
-    this.#vectorConfig = new Uint32Array(vectors);
-    this.#setDefaults();
+    this.#state = defaults(vectors);
   }
 
   /** What serves queues is to know. */
   forQueues(): QueueFeatures {
-    const ab = this.#plain.get(NvmeFeat.ARBITRATION)! & 7;
-    const coalescing = this.#plain.get(NvmeFeat.IRQ_COALESCE)!;
+    const { values, vectors, writeCache } = this.#state;
+    const ab = values.ARBITRATION & 7;
+    const coalescing = values.IRQ_COALESCE;
     const threshold = field(coalescing, 7, 0);
     const time = field(coalescing, 15, 8);
     return {
       burst: ab === AB_UNLIMITED ? Infinity : 1 << ab,
       coalescedEntries: threshold === 0 || time === 0 ? 0 : threshold + 1,
       coalescingMs: time * AGGREGATION_TIME_MS,
-      coalesces: Array.from(
-        this.#vectorConfig,
-        (config) => !bit(config, COALESCING_DISABLED_BIT),
-      ),
-      writeCache: this.#writeCache,
+      coalesces: vectors.map((config) => !bit(config, COALESCING_DISABLED_BIT)),
+      writeCache,
     };
   }
 
   /** Whether completed writes may wait for a Flush. */
   get writeCache(): boolean {
-    return this.#writeCache;
+    return this.#state.writeCache;
   }
 
   /** Whether the driver wants to know that namespaces change. */
   get namespaceNotices(): boolean {
-    return bit(this.#plain.get(NvmeFeat.ASYNC_EVENT)!, NVME_AEN_BIT_NS_ATTR);
+    return bit(this.#state.values.ASYNC_EVENT, NVME_AEN_BIT_NS_ATTR);
   }
 
   /** Whether the driver wants to know of temperatures. */
   get temperatureNotices(): boolean {
-    return bit(
-      this.#plain.get(NvmeFeat.ASYNC_EVENT)!,
-      NVME_AEN_CFG_TEMPERATURE,
-    );
+    return bit(this.#state.values.ASYNC_EVENT, NVME_AEN_CFG_TEMPERATURE);
   }
 
   /** Whether the temperature is past a threshold. */
   get temperatureAlarm(): boolean {
-    return TEMPERATURE_KELVIN >= this.#temperatureOver ||
-      TEMPERATURE_KELVIN <= this.#temperatureUnder;
+    const { temperatureOver, temperatureUnder } = this.#state;
+    return TEMPERATURE_KELVIN >= temperatureOver ||
+      TEMPERATURE_KELVIN <= temperatureUnder;
   }
 
   /** A controller reset: nothing is saved, so everything is as at first. */
   reset(): void {
-    this.#setDefaults();
-    if (this.#writeCache) return;
-    this.#writeCache = true;
-    this.#effects.namespaces.setWriteCache(true);
+    this.load(defaults(this.#vectors));
   }
 
   /** Get Features. @returns A status; the value is {@linkcode Features.dw0} */
@@ -236,7 +212,7 @@ export class Features {
     if ((cdw10 & 0xff) !== NvmeFeat.HOST_BEHAVIOR) return null;
     if (select === Select.SUPPORTED) return null;
     const bytes = new Uint8Array(HOST_BEHAVIOR_BYTES);
-    const on = select === Select.CURRENT && this.#commandRetry;
+    const on = select === Select.CURRENT && this.#state.commandRetry;
     bytes[HOST_BEHAVIOR_ACRE] = on ? 1 : 0;
     return bytes;
   }
@@ -245,7 +221,7 @@ export class Features {
   setHostBehavior(bytes: Uint8Array): number {
     const acre = bytes[HOST_BEHAVIOR_ACRE]!;
     if (acre > 1) return NvmeSc.INVALID_FIELD;
-    this.#commandRetry = acre === 1;
+    this.#state.commandRetry = acre === 1;
     return NvmeSc.SUCCESS;
   }
 
@@ -279,46 +255,22 @@ export class Features {
         // Its value is data: see setHostBehavior.
         return NvmeSc.SUCCESS;
       case NvmeFeat.IRQ_CONFIG:
-        this.#vectorConfig[cdw11 & 0xffff] = cdw11 & 0x1_ffff;
+        this.#state.vectors[cdw11 & 0xffff] = cdw11 & 0x1_ffff;
         return NvmeSc.SUCCESS;
       default:
-        this.#plain.set(fid, cdw11);
+        this.#state.values[plainName(fid)!] = cdw11;
         return NvmeSc.SUCCESS;
     }
   }
 
   /** What the driver has chosen. */
   save(): FeaturesState {
-    return {
-      values: Object.fromEntries(
-        PLAIN_NAMES.map((name) => [name, this.#plain.get(NvmeFeat[name])!]),
-      ),
-      vectors: [...this.#vectorConfig],
-      errorRecovery: Array.from(
-        this.#errorRecovery,
-        ([nsid, value]) => ({ nsid, value }),
-      ),
-      writeCache: this.#writeCache,
-      commandRetry: this.#commandRetry,
-      temperatureOver: this.#temperatureOver,
-      temperatureUnder: this.#temperatureUnder,
-    };
+    return copy(this.#state);
   }
 
   /** Takes over what a driver has chosen. */
   load(state: FeaturesState): void {
-    for (const name of PLAIN_NAMES) {
-      this.#plain.set(NvmeFeat[name], state.values[name]!);
-    }
-    this.#vectorConfig.set(state.vectors);
-    this.#errorRecovery.clear();
-    for (const { nsid, value } of state.errorRecovery) {
-      this.#errorRecovery.set(nsid, value);
-    }
-    this.#temperatureOver = state.temperatureOver;
-    this.#temperatureUnder = state.temperatureUnder;
-    this.#commandRetry = state.commandRetry;
-    this.#writeCache = state.writeCache;
+    this.#state = copy(state);
     this.#effects.namespaces.setWriteCache(state.writeCache);
   }
 
@@ -335,19 +287,20 @@ export class Features {
         if (sensor !== 0 && sensor !== TMPSEL_ALL) return null;
         const kind = field(cdw11, 21, 20);
         if (kind > 1) return null;
-        return kind === 0 ? this.#temperatureOver : this.#temperatureUnder;
+        const { temperatureOver, temperatureUnder } = this.#state;
+        return kind === 0 ? temperatureOver : temperatureUnder;
       }
       case NvmeFeat.VOLATILE_WC:
         if (!this.#effects.namespaces.volatileCache) return null;
-        return this.#writeCache ? 1 : 0;
+        return this.#state.writeCache ? 1 : 0;
       case NvmeFeat.NUM_QUEUES:
         return this.#queueCounts();
-      case NvmeFeat.IRQ_CONFIG: {
-        const vector = cdw11 & 0xffff;
-        return vector < this.#vectors ? this.#vectorConfig[vector]! : null;
+      case NvmeFeat.IRQ_CONFIG:
+        return this.#state.vectors[cdw11 & 0xffff] ?? null;
+      default: {
+        const name = plainName(fid);
+        return name === undefined ? null : this.#state.values[name];
       }
-      default:
-        return this.#plain.get(fid) ?? null;
     }
   }
 
@@ -361,8 +314,10 @@ export class Features {
         return 1;
       case NvmeFeat.IRQ_CONFIG:
         return defaultVectorConfig(cdw11 & 0xffff);
-      default:
-        return PLAIN[fid] ?? current;
+      default: {
+        const name = plainName(fid);
+        return name === undefined ? current : PLAIN[name];
+      }
     }
   }
 
@@ -375,7 +330,7 @@ export class Features {
     if (select === Select.SUPPORTED) {
       this.dw0 = CHANGEABLE | NAMESPACE_SPECIFIC;
     } else {
-      const value = this.#errorRecovery.get(its) ?? 0;
+      const value = this.#state.errorRecovery[its]!;
       this.dw0 = select === Select.CURRENT ? value : 0;
     }
     return NvmeSc.SUCCESS;
@@ -387,7 +342,7 @@ export class Features {
     const isAll = nsid === 0 || nsid === NVME_NSID_ALL;
     const those = namespaces.all.filter((ns) => isAll || ns.nsid === nsid);
     if (those.length === 0 && !isAll) return this.#missing(nsid);
-    for (const ns of those) this.#errorRecovery.set(ns.nsid, cdw11);
+    for (const { nsid } of those) this.#state.errorRecovery[nsid] = cdw11;
     return NvmeSc.SUCCESS;
   }
 
@@ -399,17 +354,16 @@ export class Features {
 
   #setThreshold(cdw11: number): number {
     const kelvin = cdw11 & 0xffff;
-    if (field(cdw11, 21, 20) === 0) this.#temperatureOver = kelvin;
-    else this.#temperatureUnder = kelvin;
+    if (field(cdw11, 21, 20) === 0) this.#state.temperatureOver = kelvin;
+    else this.#state.temperatureUnder = kelvin;
     return NvmeSc.SUCCESS;
   }
 
   #setWriteCache(on: boolean): number {
-    if (on === this.#writeCache) return NvmeSc.SUCCESS;
     if (!this.#effects.namespaces.setWriteCache(on)) {
       return NvmeSc.FEATURE_NOT_CHANGEABLE;
     }
-    this.#writeCache = on;
+    this.#state.writeCache = on;
     return NvmeSc.SUCCESS;
   }
 
@@ -425,19 +379,32 @@ export class Features {
   #queueCounts(): number {
     return (this.#queues - 1) | (this.#queues - 1) << 16;
   }
+}
 
-  #setDefaults(): void {
-    for (const [fid, value] of Object.entries(PLAIN)) {
-      this.#plain.set(Number(fid), value);
-    }
-    for (let i = 0; i < this.#vectors; i++) {
-      this.#vectorConfig[i] = defaultVectorConfig(i);
-    }
-    this.#temperatureOver = TEMPERATURE_OVER_DEFAULT;
-    this.#temperatureUnder = 0;
-    this.#commandRetry = false;
-    this.#errorRecovery.clear();
-  }
+function copy(state: FeaturesState): FeaturesState {
+  const { values, vectors, errorRecovery } = state;
+  return {
+    ...state,
+    values: { ...values },
+    vectors: [...vectors],
+    errorRecovery: [...errorRecovery],
+  };
+}
+
+function plainName(fid: number): PlainName | undefined {
+  return PLAIN_NAMES.find((name) => NvmeFeat[name] === fid);
+}
+
+function defaults(vectors: number): FeaturesState {
+  return {
+    values: { ...PLAIN },
+    vectors: Array.from({ length: vectors }, (_, i) => defaultVectorConfig(i)),
+    errorRecovery: new Array(NSID_MAX + 1).fill(0),
+    writeCache: true,
+    commandRetry: false,
+    temperatureOver: TEMPERATURE_OVER_DEFAULT,
+    temperatureUnder: 0,
+  };
 }
 
 function defaultVectorConfig(vector: number): number {
