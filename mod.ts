@@ -139,10 +139,7 @@ export {
   virtioOptions,
 } from "./src/virtio/options.ts";
 export { Chain, type Virtqueue } from "./src/virtio/queue/queue.ts";
-export type {
-  SessionCounters,
-  SessionOptions,
-} from "./src/virtio/session/session.ts";
+export type { SessionOptions } from "./src/virtio/session/session.ts";
 export {
   VirtioPci,
   type VirtioPciOptions,

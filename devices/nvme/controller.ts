@@ -305,7 +305,7 @@ export class NvmeController implements PciDevice {
     this.#table.load(state.queues);
     this.#features.load(state.features);
     this.#logs.load(state.logs);
-    counters.load(state.counters);
+    counters.restore(state.counters);
     this.#events.load(state.events);
     for (const { cid, nsid } of state.events.held) {
       this.#events.hold(engine.restore(set.sq(0)!, cid, nsid));

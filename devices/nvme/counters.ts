@@ -4,98 +4,57 @@
  * @module
  */
 
-import { StateReader } from "../../src/core/state_reader.ts";
+import { type CounterTable, indicesOf } from "../../src/core/counters.ts";
+import {
+  ERRORS,
+  INTERRUPTS,
+  KICKS,
+  REQUESTS,
+  RESETS,
+  STALLS,
+  SUPPRESSED,
+  TRANSFER,
+} from "../../src/core/families.ts";
 
-/** Counters of a controller, in the order they are shown; each is an index of {@linkcode NvmeCounters.values}. */
-export const NvmeCounter = {
+/** Counters of a controller. */
+export const NVME_COUNTERS = {
   /** Admin commands that were fetched. */
-  adminCommands: 0,
+  adminCommands: [REQUESTS, { op: "admin" }],
   /** Read and Compare commands that have read what they wanted. */
-  reads: 1,
+  reads: [REQUESTS, { op: "read" }],
   /** Their bytes. */
-  readBytes: 2,
+  readBytes: [TRANSFER, { direction: "read" }],
   /** Write commands that succeeded. */
-  writes: 3,
+  writes: [REQUESTS, { op: "write" }],
   /** Their bytes. */
-  writtenBytes: 4,
+  writtenBytes: [TRANSFER, { direction: "write" }],
   /** Flush commands that succeeded. */
-  flushes: 5,
+  flushes: [REQUESTS, { op: "flush" }],
   /** Write Zeroes and Dataset Management commands that succeeded. */
-  others: 6,
+  others: [REQUESTS, { op: "other" }],
   /** Commands that ended with an error. */
-  failedCommands: 7,
+  failedCommands: [ERRORS, { kind: "request" }],
   /** Of those, what the storage could not do. */
-  mediaErrors: 8,
+  mediaErrors: [ERRORS, { kind: "media" }],
   /** Doorbells that were rung by message. */
-  doorbells: 9,
+  doorbells: [KICKS, { path: "message" }],
   /** Doorbell values that cannot be. */
-  invalidDoorbells: 10,
+  invalidDoorbells: [ERRORS, { kind: "doorbell" }],
   /** Interrupts, batches of completions told. */
-  interrupts: 11,
+  interrupts: [INTERRUPTS, { kind: "queue" }],
   /** How often fetching stopped because a completion queue was full. */
-  completionQueueFull: 12,
+  completionQueueFull: [STALLS, { reason: "completion_queue_full" }],
   /** Resets by CC.EN. */
-  controllerResets: 13,
+  controllerResets: [RESETS, { kind: "controller" }],
   /** Errors that only a reset ends (CSTS.CFS). */
-  fatalErrors: 14,
+  fatalErrors: [ERRORS, { kind: "driver" }],
   /** Looks at mapped doorbells that found something. */
-  pageKicks: 15,
+  pageKicks: [KICKS, { path: "page" }],
   /** Looks at shadow doorbells that found something. */
-  polledKicks: 16,
+  polledKicks: [KICKS, { path: "poll" }],
   /** Completions that were told by the interrupt of another. */
-  coalescedInterrupts: 17,
-} as const;
+  coalescedInterrupts: [SUPPRESSED, { reason: "coalesced" }],
+} satisfies CounterTable;
 
-const NAMES = Object.keys(NvmeCounter) as (keyof typeof NvmeCounter)[];
-
-/** Counters by name, as they are saved. */
-export type CountersState = Readonly<Record<string, number>>;
-
-/**
- * Checks saved counters.
- *
- * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when they cannot be
- */
-export function parseCountersState(value: unknown): CountersState {
-  const reader = new StateReader(value, "the counters");
-  return Object.fromEntries(
-    NAMES.map((
-      name,
-    ) => [name, reader.integer(name, Number.MAX_SAFE_INTEGER)]),
-  );
-}
-
-/** The counters of one controller. */
-export class NvmeCounters {
-  /** By {@linkcode NvmeCounter}; doubles in place, so that counting allocates nothing. */
-  readonly values: Float64Array<ArrayBuffer> = new Float64Array(NAMES.length);
-
-  /** Adds to a counter. */
-  add(counter: number, amount: number): void {
-    this.values[counter]! += amount;
-  }
-
-  /** All of them, which are 0 then. */
-  take(): number[] {
-    const counts = [...this.values];
-    this.values.fill(0);
-    return counts;
-  }
-
-  /** Adds what {@linkcode NvmeCounters.take} of others gave. */
-  addAll(counts: readonly number[]): void {
-    counts.forEach((count, i) => this.add(i, count));
-  }
-
-  /** All of them by name. */
-  toRecord(): Record<string, number> {
-    const record: Record<string, number> = {};
-    for (const name of NAMES) record[name] = this.values[NvmeCounter[name]]!;
-    return record;
-  }
-
-  /** Goes on from what {@linkcode NvmeCounters.toRecord} gave. */
-  load(state: CountersState): void {
-    for (const name of NAMES) this.values[NvmeCounter[name]] = state[name]!;
-  }
-}
+/** Indices of {@linkcode NVME_COUNTERS}. */
+export const NvmeCounter = indicesOf(NVME_COUNTERS);

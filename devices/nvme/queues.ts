@@ -5,6 +5,7 @@
  * @module
  */
 
+import { Counters, countersOf } from "../../src/core/counters.ts";
 import type { BlockRequest } from "../../src/backend/block/contract.ts";
 import type { Poller, Timer } from "../../src/loop/event_loop.ts";
 import { LookTimer } from "../../src/loop/look_timer.ts";
@@ -14,7 +15,7 @@ import type { QueueFeatures } from "./admin/features.ts";
 import type { Command } from "./command/command.ts";
 import { DataPointer } from "./command/data_pointer.ts";
 import { Engine } from "./command/engine.ts";
-import { NvmeCounter, NvmeCounters } from "./counters.ts";
+import { NVME_COUNTERS, NvmeCounter } from "./counters.ts";
 import { NVME_SC_MORE, NvmeSc } from "./defs.ts";
 import { ErrorLog, isUnmetQuestion } from "./error_log.ts";
 import { IoCommands } from "./io/io.ts";
@@ -105,7 +106,9 @@ export class NvmeQueues implements NamespaceOwner {
   readonly engine: Engine;
   readonly io: IoCommands;
   readonly lines: InterruptLines;
-  readonly counters: NvmeCounters = new NvmeCounters();
+  readonly counters: Counters<typeof NVME_COUNTERS> = new Counters(
+    NVME_COUNTERS,
+  );
   readonly errors: ErrorLog;
   readonly #parts: NvmeQueuesParts;
   readonly #poller: Poller;
@@ -353,14 +356,12 @@ export class NvmeQueues implements NamespaceOwner {
 
   /** What was counted here, by name, storage included. */
   record(): Record<string, number> {
-    const record = this.counters.toRecord();
-    for (const { nsid, backend } of this.namespaces.all) {
-      const its = backend.counters?.() ?? {};
-      for (const [name, value] of Object.entries(its)) {
-        record[`ns${nsid}.${name}`] = value;
-      }
-    }
-    return record;
+    return Object.assign(
+      this.counters.toRecord(),
+      ...this.namespaces.all.map(({ nsid, backend }) =>
+        countersOf(`ns${nsid}`, backend.counters?.())
+      ),
+    );
   }
 
   onComplete(request: BlockRequest, result: number): void {

@@ -6,7 +6,8 @@
 
 import { bit, field } from "../../src/core/bits.ts";
 import { StateReader } from "../../src/core/state_reader.ts";
-import { type CountersState, parseCountersState } from "./counters.ts";
+import { type CounterRecord, parseCounters } from "../../src/core/counters.ts";
+import { NVME_COUNTERS } from "./counters.ts";
 import { NVME_CC, NVME_CSTS, NVME_MPS_MAX } from "./defs.ts";
 import { type DoorbellsState, parseDoorbellsState } from "./queue/doorbells.ts";
 import { type EventsState, parseEventsState } from "./admin/events.ts";
@@ -48,7 +49,7 @@ export interface NvmeState {
   readonly features: FeaturesState;
   readonly events: EventsState;
   readonly logs: LogPagesState;
-  readonly counters: CountersState;
+  readonly counters: CounterRecord<typeof NVME_COUNTERS>;
   readonly namespaces: readonly NamespaceState[];
 }
 
@@ -96,7 +97,7 @@ export function parseNvmeState(
     features: parseFeaturesState(reader.value("features"), pairs),
     events: parseEventsState(reader.value("events")),
     logs: parseLogPagesState(reader.value("logs")),
-    counters: parseCountersState(reader.value("counters")),
+    counters: parseCounters(NVME_COUNTERS, reader.value("counters")),
     namespaces: parseNamespaces(reader, limits),
   };
   checkTogether(reader, state);

@@ -4,87 +4,80 @@
  * @module
  */
 
+import {
+  counter,
+  type Counters,
+  type CounterTable,
+  gauge,
+  indicesOf,
+} from "../../src/core/counters.ts";
+import { ERRORS, REQUESTS, TRANSFER } from "../../src/core/families.ts";
 import { VIRTIO_BLK_S, VIRTIO_BLK_T } from "./defs.ts";
 import type { Slot } from "./in_flight.ts";
 
-/** Counters of a disk, in the order they are shown; each is an index of {@linkcode BlkCounters.values}. */
-export const BlkCounter = {
+/** Counters of a disk. */
+export const BLK_COUNTERS = {
   /** Reads that succeeded. */
-  reads: 0,
+  reads: [REQUESTS, { op: "read" }],
   /** Their bytes. */
-  readBytes: 1,
+  readBytes: [TRANSFER, { direction: "read" }],
   /** Writes that succeeded. */
-  writes: 2,
+  writes: [REQUESTS, { op: "write" }],
   /** Their bytes. */
-  writtenBytes: 3,
+  writtenBytes: [TRANSFER, { direction: "write" }],
   /** Flushes that succeeded. */
-  flushes: 4,
+  flushes: [REQUESTS, { op: "flush" }],
   /** DISCARD requests that succeeded. */
-  discards: 5,
+  discards: [REQUESTS, { op: "discard" }],
   /** WRITE_ZEROES requests that succeeded. */
-  writeZeroes: 6,
+  writeZeroes: [REQUESTS, { op: "write_zeroes" }],
   /** GET_ID requests. */
-  getIds: 7,
+  getIds: [REQUESTS, { op: "get_id" }],
   /** Requests that were refused or that the storage failed: VIRTIO_BLK_S_IOERR. */
-  errors: 8,
+  errors: [ERRORS, { kind: "request" }],
   /** Requests that were not understood: VIRTIO_BLK_S_UNSUPP. */
-  unsupported: 9,
-  /** Requests that were issued again because guest memory changed under them. */
-  reissued: 10,
-  /** Requests that a reset has thrown away. */
-  dropped: 11,
-} as const;
+  unsupported: [ERRORS, { kind: "unsupported" }],
+  reissued: [counter(
+    "device_reissued_requests",
+    "Requests that were issued again because guest memory changed",
+  )],
+  dropped: [counter(
+    "device_abandoned_requests",
+    "Requests that a reset has thrown away",
+  )],
+  inFlight: [gauge("device_requests_in_flight", "Requests under way")],
+} satisfies CounterTable;
 
-const NAMES = Object.keys(BlkCounter) as (keyof typeof BlkCounter)[];
+/** Indices of {@linkcode BLK_COUNTERS}. */
+export const BlkCounter = indicesOf(BLK_COUNTERS);
 
-/** The counters of one disk. */
-export class BlkCounters {
-  /** By {@linkcode BlkCounter}; doubles in place, so that counting allocates nothing. */
-  readonly values: Float64Array<ArrayBuffer> = new Float64Array(NAMES.length);
-
-  /** Adds to a counter. */
-  add(counter: number, amount: number): void {
-    this.values[counter]! += amount;
+/** Counts a request by its type and status. */
+export function countRequest(
+  counters: Counters,
+  slot: Slot,
+  status: number,
+): void {
+  if (status === VIRTIO_BLK_S.UNSUPP) {
+    return counters.add(BlkCounter.unsupported, 1);
   }
-
-  /** Counts a request by its type and status. */
-  countRequest(slot: Slot, status: number): void {
-    if (status === VIRTIO_BLK_S.UNSUPP) {
-      return this.add(BlkCounter.unsupported, 1);
-    }
-    if (status !== VIRTIO_BLK_S.OK) return this.add(BlkCounter.errors, 1);
-    switch (slot.type) {
-      case VIRTIO_BLK_T.IN:
-        this.add(BlkCounter.reads, 1);
-        return this.add(BlkCounter.readBytes, slot.dataBytes);
-      case VIRTIO_BLK_T.OUT:
-        this.add(BlkCounter.writes, 1);
-        return this.add(
-          BlkCounter.writtenBytes,
-          slot.request.lengthBytes,
-        );
-      case VIRTIO_BLK_T.FLUSH:
-        return this.add(BlkCounter.flushes, 1);
-      case VIRTIO_BLK_T.DISCARD:
-        return this.add(BlkCounter.discards, 1);
-      case VIRTIO_BLK_T.WRITE_ZEROES:
-        return this.add(BlkCounter.writeZeroes, 1);
-      case VIRTIO_BLK_T.GET_ID:
-        return this.add(BlkCounter.getIds, 1);
-    }
-  }
-
-  /** All of them by name. */
-  toRecord(): Record<string, number> {
-    const record: Record<string, number> = {};
-    for (const name of NAMES) record[name] = this.values[BlkCounter[name]]!;
-    return record;
-  }
-
-  /** Goes on from what {@linkcode BlkCounters.toRecord} gave. */
-  goOnFrom(record: Readonly<Record<string, number>>): void {
-    for (const name of NAMES) {
-      this.values[BlkCounter[name]] = record[name] ?? 0;
-    }
+  if (status !== VIRTIO_BLK_S.OK) return counters.add(BlkCounter.errors, 1);
+  switch (slot.type) {
+    case VIRTIO_BLK_T.IN:
+      counters.add(BlkCounter.reads, 1);
+      return counters.add(BlkCounter.readBytes, slot.dataBytes);
+    case VIRTIO_BLK_T.OUT:
+      counters.add(BlkCounter.writes, 1);
+      return counters.add(
+        BlkCounter.writtenBytes,
+        slot.request.lengthBytes,
+      );
+    case VIRTIO_BLK_T.FLUSH:
+      return counters.add(BlkCounter.flushes, 1);
+    case VIRTIO_BLK_T.DISCARD:
+      return counters.add(BlkCounter.discards, 1);
+    case VIRTIO_BLK_T.WRITE_ZEROES:
+      return counters.add(BlkCounter.writeZeroes, 1);
+    case VIRTIO_BLK_T.GET_ID:
+      return counters.add(BlkCounter.getIds, 1);
   }
 }

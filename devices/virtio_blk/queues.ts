@@ -4,6 +4,7 @@
  * @module
  */
 
+import { Counters, countersOf } from "../../src/core/counters.ts";
 import {
   type BlockBackend,
   type BlockClient,
@@ -21,7 +22,7 @@ import type {
 } from "../../src/virtio/device.ts";
 import type { Features } from "../../src/virtio/features.ts";
 import type { Virtqueue } from "../../src/virtio/queue/queue.ts";
-import { BlkCounter, BlkCounters } from "./counters.ts";
+import { BLK_COUNTERS, BlkCounter, countRequest } from "./counters.ts";
 import type { DiskOptions } from "./config.ts";
 import { VIRTIO_BLK_F } from "./defs.ts";
 import { type Slot, SlotPool, SlotState } from "./in_flight.ts";
@@ -77,7 +78,7 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
   readonly #memory: GuestMemory;
   readonly #transport: QueueTransport;
   readonly #backend: BlockBackend;
-  readonly #counters = new BlkCounters();
+  readonly #counters = new Counters(BLK_COUNTERS);
   readonly #pool: SlotPool;
   readonly #parser: RequestParser;
   readonly #status: StatusWriter;
@@ -238,14 +239,11 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
   }
 
   counters(): Readonly<Record<string, number>> {
-    const counters = this.#counters.toRecord();
-    counters.inFlight = this.#pool.used;
-    for (
-      const [name, value] of Object.entries(this.#backend.counters?.() ?? {})
-    ) {
-      counters[`backend.${name}`] = value;
-    }
-    return counters;
+    return {
+      ...this.#counters.toRecord(),
+      inFlight: this.#pool.used,
+      ...countersOf("backend", this.#backend.counters?.()),
+    };
   }
 
   /** What was counted here, by name, without the storage's. */
@@ -255,7 +253,7 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
 
   /** Goes on from what {@linkcode BlkQueues.saveCounters} gave. */
   loadCounters(counters: Readonly<Record<string, number>>): void {
-    this.#counters.goOnFrom(counters);
+    this.#counters.restore(counters);
   }
 
   close(): void {
@@ -360,7 +358,7 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
   #finish(slot: Slot, status: number): void {
     if (!this.#isAlive(slot)) return this.#drop(slot);
     const written = this.#status.complete(slot, status);
-    this.#counters.countRequest(slot, status);
+    countRequest(this.#counters, slot, status);
     this.#queues[slot.queue]!.push(slot.chain.head, written);
     this.#dirty[slot.queue] = 1;
     this.#pool.release(slot);

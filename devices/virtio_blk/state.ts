@@ -4,6 +4,8 @@
  * @module
  */
 
+import { parseCounters } from "../../src/core/counters.ts";
+import { BLK_COUNTERS } from "./counters.ts";
 import { StateReader } from "../../src/core/state_reader.ts";
 
 /** The version of {@linkcode VirtioBlkState}. */
@@ -34,7 +36,7 @@ export function parseVirtioBlkState(value: unknown): VirtioBlkState {
     version: VIRTIO_BLK_STATE_VERSION,
     writeback: reader.flag("writeback"),
     sizeBytes: reader.integer("sizeBytes", Number.MAX_SAFE_INTEGER),
-    counters: reader.counters("counters"),
+    counters: parseCounters(BLK_COUNTERS, reader.value("counters")),
     backend: reader.value("backend"),
   };
 }

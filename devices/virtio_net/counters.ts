@@ -4,80 +4,91 @@
  * @module
  */
 
-/** Counters of a card, in the order they are shown; each is an index of {@linkcode NetCounters.values}. */
-export const NetCounter = {
+import {
+  counter,
+  type CounterTable,
+  indicesOf,
+} from "../../src/core/counters.ts";
+import {
+  ERRORS,
+  REQUESTS,
+  STALLS,
+  SUPPRESSED,
+  TRANSFER,
+} from "../../src/core/families.ts";
+
+const PACKETS = counter("device_packets", "Frames moved");
+const GSO_PACKETS = counter("device_gso_packets", "Of those, segmented ones");
+const DROPPED = counter("device_dropped_packets", "Frames lost, by reason");
+const PAIR_PACKETS = counter(
+  "device_pair_packets",
+  "Frames moved by each queue pair",
+);
+const PAIR_TRANSFER = counter(
+  "device_pair_transfer_bytes",
+  "Bytes moved by each queue pair",
+  "bytes",
+);
+const RECEIVE = { direction: "receive" };
+const TRANSMIT = { direction: "transmit" };
+
+/** Counters of a card. */
+export const NET_COUNTERS = {
   /** Frames given to the driver. */
-  rxPackets: 0,
+  rxPackets: [PACKETS, RECEIVE],
   /** Their bytes, without the virtio-net header. */
-  rxBytes: 1,
+  rxBytes: [TRANSFER, RECEIVE],
   /** The driver does not want the address or the VLAN. */
-  rxDroppedFilter: 2,
+  rxDroppedFilter: [DROPPED, { ...RECEIVE, reason: "filter" }],
   /** Longer than the MTU allows. */
-  rxDroppedOversized: 3,
+  rxDroppedOversized: [DROPPED, { ...RECEIVE, reason: "oversized" }],
   /** Shorter than an Ethernet header. */
-  rxDroppedRunt: 4,
+  rxDroppedRunt: [DROPPED, { ...RECEIVE, reason: "runt" }],
   /** Did not fit into the buffers that the driver gave. */
-  rxDroppedNoRoom: 5,
+  rxDroppedNoRoom: [DROPPED, { ...RECEIVE, reason: "no_room" }],
   /** The back end lost a frame. */
-  rxErrors: 6,
+  rxErrors: [ERRORS, { kind: "receive" }],
   /** How often reception stopped because the driver gave too few buffers. */
-  rxStarved: 7,
+  rxStarved: [STALLS, { reason: "no_buffers" }],
   /** Frames that the back end took. */
-  txPackets: 8,
+  txPackets: [PACKETS, TRANSMIT],
   /** Their bytes, without the virtio-net header. */
-  txBytes: 9,
+  txBytes: [TRANSFER, TRANSMIT],
   /** The header or the Ethernet header is not all there. */
-  txDroppedShort: 10,
+  txDroppedShort: [DROPPED, { ...TRANSMIT, reason: "short" }],
   /** Longer than the MTU allows. */
-  txDroppedOversized: 11,
+  txDroppedOversized: [DROPPED, { ...TRANSMIT, reason: "oversized" }],
   /** The header asks for an offload that was not negotiated. */
-  txDroppedBadHeader: 12,
+  txDroppedBadHeader: [DROPPED, { ...TRANSMIT, reason: "bad_header" }],
   /** The link is down. */
-  txDroppedLinkDown: 13,
+  txDroppedLinkDown: [DROPPED, { ...TRANSMIT, reason: "link_down" }],
   /** The back end refused a frame, or lost it after it took it. */
-  txErrors: 14,
+  txErrors: [ERRORS, { kind: "transmit" }],
   /** How often the back end made us wait. */
-  txBlocked: 15,
+  txBlocked: [STALLS, { reason: "backend" }],
   /** Control commands that were answered with VIRTIO_NET_OK. */
-  ctrlCommands: 16,
+  ctrlCommands: [REQUESTS, { op: "control" }],
   /** Control commands that were answered with VIRTIO_NET_ERR, or could not be answered. */
-  ctrlErrors: 17,
+  ctrlErrors: [ERRORS, { kind: "control" }],
   /** Frames given to the driver that are longer than a wire takes: several segments at once. */
-  rxGsoPackets: 18,
+  rxGsoPackets: [GSO_PACKETS, RECEIVE],
   /** Frames that the back end took to cut into segments. */
-  txGsoPackets: 19,
+  txGsoPackets: [GSO_PACKETS, TRANSMIT],
   /** The header has an offload that is off, as just after the driver turned it off. */
-  rxDroppedBadHeader: 20,
+  rxDroppedBadHeader: [DROPPED, { ...RECEIVE, reason: "bad_header" }],
   /** Interrupts that were not raised because one that is held back stands for them too. */
-  coalescedInterrupts: 21,
+  coalescedInterrupts: [SUPPRESSED, { reason: "coalesced" }],
   /** How often frames were kept from a driver that could not keep up. */
-  rxRests: 22,
-} as const;
+  rxRests: [STALLS, { reason: "overloaded_driver" }],
+} satisfies CounterTable;
 
-const NAMES = Object.keys(NetCounter) as (keyof typeof NetCounter)[];
+/** Indices of {@linkcode NET_COUNTERS}. */
+export const NetCounter = indicesOf(NET_COUNTERS);
 
-/** The counters of one card. */
-export class NetCounters {
-  /** By {@linkcode NetCounter}; doubles in place, so that counting allocates nothing. */
-  readonly values: Float64Array<ArrayBuffer> = new Float64Array(NAMES.length);
-
-  /** Adds to a counter. */
-  add(counter: number, amount: number): void {
-    this.values[counter]! += amount;
-  }
-
-  /** Goes on from what {@linkcode NetCounters.toRecord} gave; what it lacks is left as it is. */
-  load(record: Readonly<Record<string, number>>): void {
-    for (const name of NAMES) {
-      this.values[NetCounter[name]] = record[name] ??
-        this.values[NetCounter[name]]!;
-    }
-  }
-
-  /** All of them by name. */
-  toRecord(): Record<string, number> {
-    const record: Record<string, number> = {};
-    for (const name of NAMES) record[name] = this.values[NetCounter[name]]!;
-    return record;
-  }
-}
+/** Counters of each queue pair. */
+export const PAIR_COUNTERS = {
+  rxPackets: [PAIR_PACKETS, RECEIVE],
+  rxBytes: [PAIR_TRANSFER, RECEIVE],
+  txPackets: [PAIR_PACKETS, TRANSMIT],
+  txBytes: [PAIR_TRANSFER, TRANSMIT],
+} satisfies CounterTable;

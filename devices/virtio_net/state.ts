@@ -4,7 +4,9 @@
  * @module
  */
 
+import { type CounterRecord, parseCounters } from "../../src/core/counters.ts";
 import { StateReader } from "../../src/core/state_reader.ts";
+import { NET_COUNTERS, PAIR_COUNTERS } from "./counters.ts";
 import { formatMac } from "./config.ts";
 import type { CoalescingLimits } from "./queue/coalescing.ts";
 import { ETH_ALEN, VLAN_N_VID } from "./defs.ts";
@@ -56,20 +58,7 @@ export interface NetState {
 }
 
 /** Frames and bytes of one queue pair. */
-export interface PairCounts {
-  readonly rxPackets: number;
-  readonly rxBytes: number;
-  readonly txPackets: number;
-  readonly txBytes: number;
-}
-
-/** Of a pair that has moved nothing. */
-export const NOTHING_MOVED: PairCounts = {
-  rxPackets: 0,
-  rxBytes: 0,
-  txPackets: 0,
-  txBytes: 0,
-};
+export type PairCounts = CounterRecord<typeof PAIR_COUNTERS>;
 
 const U32_MAX = 0xffff_ffff;
 const WHAT = "the network card";
@@ -133,17 +122,6 @@ function readCoalescing(value: unknown, queues: number): CoalescingState {
   };
 }
 
-function readPairCounts(value: unknown): PairCounts {
-  const state = new StateReader(value, `${WHAT}'s counters`);
-  const count = (name: string) => state.integer(name, Number.MAX_SAFE_INTEGER);
-  return {
-    rxPackets: count("rxPackets"),
-    rxBytes: count("rxBytes"),
-    txPackets: count("txPackets"),
-    txBytes: count("txBytes"),
-  };
-}
-
 /**
  * Parses the state of a card.
  *
@@ -163,8 +141,9 @@ export function parseNetState(value: unknown, pairs: number): NetState {
     guestOffloads: state.integer("guestOffloads", U32_MAX),
     filter: readFilter(state.value("filter")),
     coalescing: readCoalescing(state.value("coalescing"), pairs * 2),
-    counters: state.counters("counters"),
-    pairs: state.list("pairs", pairs).map(readPairCounts),
+    counters: parseCounters(NET_COUNTERS, state.value("counters")),
+    pairs: state.list("pairs", pairs)
+      .map((pair) => parseCounters(PAIR_COUNTERS, pair)),
     backend: state.value("backend"),
   };
 }

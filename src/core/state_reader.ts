@@ -85,21 +85,6 @@ export class StateReader {
     );
   }
 
-  /** Counters by name. */
-  counters(name: string): Readonly<Record<string, number>> {
-    const counters = new StateReader(
-      this.value(name),
-      `${name} of ${this.#what}`,
-    );
-    const names = Object.keys(this.value(name) as object);
-    return Object.fromEntries(
-      names.map((each) => [
-        each,
-        counters.integer(each, Number.MAX_SAFE_INTEGER),
-      ]),
-    );
-  }
-
   /** A list of texts. */
   texts(name: string): readonly string[] {
     return this.list(name).map((item) => {

@@ -4,95 +4,92 @@
  * @module
  */
 
+import {
+  counter,
+  type CounterRecord,
+  Counters,
+  type CounterTable,
+  indicesOf,
+} from "../core/counters.ts";
 import { storeMonotonicSeconds } from "../os/mod.ts";
 
-/** What a loop has counted since it was made. */
-export interface LoopCounters {
-  /** Turns of the loop. */
-  readonly turns: number;
+/** Counters of a loop. */
+export const LOOP_COUNTERS = {
+  turns: [counter("iothread_turns", "Turns of the event loop")],
   /** How often another thread signalled {@linkcode EventLoop.wakeFd}. */
-  readonly wakeUps: number;
-  /** Calls of handlers of descriptors. */
-  readonly events: number;
+  wakeUps: [counter("iothread_wakeups", "Wake-ups by the main thread")],
+  events: [
+    counter("iothread_events", "Ready descriptors that were handled"),
+  ],
   /** How often it slept, or looked whether it need. */
-  readonly sleeps: number;
-  /** How long it slept, in seconds. */
-  readonly sleptSeconds: number;
-  /** The rest of the time, in seconds. */
-  readonly awakeSeconds: number;
-  /** Stretches of polling that ended because something was found. */
-  readonly pollHits: number;
-  /** Stretches of polling after which it went to sleep. */
-  readonly pollMisses: number;
-  /** How often the polling handlers were called, each time all of them. */
-  readonly pollRounds: number;
-}
+  sleeps: [counter("iothread_sleeps", "How often it went to sleep")],
+  pollHits: [counter("iothread_poll_hits", "Polling that found work")],
+  pollMisses: [
+    counter(
+      "iothread_poll_misses",
+      "Polling that found nothing until its time was over",
+    ),
+  ],
+  pollRounds: [
+    counter(
+      "iothread_poll_rounds",
+      "How often everything that is polled was looked at",
+    ),
+  ],
+  sleptSeconds: [
+    counter("iothread_sleep_seconds", "Time spent asleep", "seconds"),
+  ],
+  awakeSeconds: [
+    counter(
+      "iothread_awake_seconds",
+      "Time spent working and polling",
+      "seconds",
+    ),
+  ],
+} satisfies CounterTable;
 
-/** What {@linkcode LoopCounts.add} adds to. */
-export const Count = {
-  TURNS: 0,
-  WAKE_UPS: 1,
-  EVENTS: 2,
-  SLEEPS: 3,
-  POLL_HITS: 4,
-  POLL_MISSES: 5,
-  POLL_ROUNDS: 6,
-} as const;
-/** One of {@linkcode Count}. */
-export type Count = typeof Count[keyof typeof Count];
+/** What a loop has counted since it was made. */
+export type LoopCounters = CounterRecord<typeof LOOP_COUNTERS>;
 
-/** Seconds, behind what is counted: in total, and when the loop was made, went to sleep, and woke up. */
-const Seconds = {
-  SLEPT: 7,
-  BORN: 8,
-  SLEPT_FROM: 9,
-  SLEPT_UNTIL: 10,
-  SIZE: 11,
-} as const;
+/** Indices of {@linkcode LOOP_COUNTERS}. */
+export const LoopCounter = indicesOf(LOOP_COUNTERS);
 
-/** The counters of one loop: doubles in place, so that counting allocates nothing. */
+/** Moments, in seconds. */
+const At = { BORN: 0, SLEPT_FROM: 1, SLEPT_UNTIL: 2, NOW: 3, SIZE: 4 } as const;
+
+/** The counters of one loop. */
 export class LoopCounts {
-  readonly #doubles = new Float64Array(Seconds.SIZE);
+  readonly #counters = new Counters(LOOP_COUNTERS);
+  readonly #at = new Float64Array(At.SIZE);
 
   constructor() {
-    storeMonotonicSeconds(this.#doubles, Seconds.BORN);
+    storeMonotonicSeconds(this.#at, At.BORN);
   }
 
-  /** Counts something that happened `times` times. */
-  add(what: Count, times: number): void {
-    this.#doubles[what]! += times;
+  /** Counts something that happened `times` times, by {@linkcode LoopCounter}. */
+  add(what: number, times: number): void {
+    this.#counters.add(what, times);
   }
 
   /** The loop goes to sleep. */
   beginSleep(): void {
-    this.add(Count.SLEEPS, 1);
-    storeMonotonicSeconds(this.#doubles, Seconds.SLEPT_FROM);
+    this.add(LoopCounter.sleeps, 1);
+    storeMonotonicSeconds(this.#at, At.SLEPT_FROM);
   }
 
   /** The loop woke up. */
   endSleep(): void {
-    const doubles = this.#doubles;
-    storeMonotonicSeconds(doubles, Seconds.SLEPT_UNTIL);
-    doubles[Seconds.SLEPT]! += doubles[Seconds.SLEPT_UNTIL]! -
-      doubles[Seconds.SLEPT_FROM]!;
+    storeMonotonicSeconds(this.#at, At.SLEPT_UNTIL);
+    this.#counters.values[LoopCounter.sleptSeconds]! +=
+      this.#at[At.SLEPT_UNTIL]! - this.#at[At.SLEPT_FROM]!;
   }
 
   /** What was counted by now. */
   read(): LoopCounters {
-    const doubles = this.#doubles;
-    const now = new Float64Array(1);
-    storeMonotonicSeconds(now, 0);
-    const sleptSeconds = doubles[Seconds.SLEPT]!;
-    return {
-      turns: doubles[Count.TURNS]!,
-      wakeUps: doubles[Count.WAKE_UPS]!,
-      events: doubles[Count.EVENTS]!,
-      sleeps: doubles[Count.SLEEPS]!,
-      sleptSeconds,
-      awakeSeconds: now[0]! - doubles[Seconds.BORN]! - sleptSeconds,
-      pollHits: doubles[Count.POLL_HITS]!,
-      pollMisses: doubles[Count.POLL_MISSES]!,
-      pollRounds: doubles[Count.POLL_ROUNDS]!,
-    };
+    storeMonotonicSeconds(this.#at, At.NOW);
+    const counters = this.#counters.toRecord();
+    counters.awakeSeconds = this.#at[At.NOW]! - this.#at[At.BORN]! -
+      counters.sleptSeconds;
+    return counters;
   }
 }

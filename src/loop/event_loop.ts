@@ -6,7 +6,7 @@
  */
 
 import { BottomHalves } from "./bottom_halves.ts";
-import { Count, type LoopCounters, LoopCounts } from "./counters.ts";
+import { LoopCounter, type LoopCounters, LoopCounts } from "./counters.ts";
 import type {
   BottomHalf,
   EventFd,
@@ -72,7 +72,7 @@ export class EventLoop implements Loop, Disposable {
     this.watch(this.#wake.number, Epoll.IN, () => {
       const wakeUps = drainEventFd(this.#wake.number);
       this.#wakeUps += wakeUps;
-      this.#counts.add(Count.WAKE_UPS, wakeUps);
+      this.#counts.add(LoopCounter.wakeUps, wakeUps);
       this.#returning = true;
     });
   }
@@ -147,7 +147,7 @@ export class EventLoop implements Loop, Disposable {
    */
   turn(timeoutMs = 0): boolean {
     let worked: boolean;
-    this.#counts.add(Count.TURNS, 1);
+    this.#counts.add(LoopCounter.turns, 1);
     if (this.#bottomHalves.waiting || timeoutMs === 0) {
       worked = this.#look(0);
     } else if (this.#polling.budgetUs > 0 && this.#poll()) {
@@ -193,7 +193,7 @@ export class EventLoop implements Loop, Disposable {
       ? Infinity
       : performance.now() + polling.budgetUs / 1000;
     do {
-      counts.add(Count.POLL_ROUNDS, 1);
+      counts.add(LoopCounter.pollRounds, 1);
       let found = polling.round();
       if (this.#pace.round(polling.handlers, found)) {
         const ready = this.#look(0);
@@ -201,11 +201,11 @@ export class EventLoop implements Loop, Disposable {
         if (ready) found = true;
       }
       if (found || this.#returning) {
-        if (found) counts.add(Count.POLL_HITS, 1);
+        if (found) counts.add(LoopCounter.pollHits, 1);
         return true;
       }
     } while (until === Infinity || performance.now() < until);
-    counts.add(Count.POLL_MISSES, 1);
+    counts.add(LoopCounter.pollMisses, 1);
     return false;
   }
 
@@ -219,7 +219,7 @@ export class EventLoop implements Loop, Disposable {
   #look(timeoutMs: number, since = -1): boolean {
     const watches = this.#watches;
     const n = timeoutMs === 0 ? watches.wait(0) : this.#sleep(timeoutMs);
-    this.#counts.add(Count.EVENTS, n);
+    this.#counts.add(LoopCounter.events, n);
     if (since >= 0) this.#polling.adapt((performance.now() - since) * 1000);
     watches.dispatch(n);
     return n > 0;

@@ -5,6 +5,11 @@
  * @module
  */
 
+import {
+  type CounterRecord,
+  type CounterTable,
+  gauge,
+} from "../core/counters.ts";
 import { u64 } from "../core/bits.ts";
 import { Errno } from "../core/errno.ts";
 import {
@@ -74,13 +79,17 @@ export interface DmaMemoryOptions {
   readonly saved?: Saved<MemoryState>;
 }
 
-/** What is mapped, in numbers. */
-export interface DmaStatistics {
-  /** How many ranges. */
-  readonly ranges: number;
+/** Numbers of what is mapped. */
+export const DMA_COUNTERS = {
+  ranges: [gauge("device_dma_maps", "Ranges of guest memory in reach")],
   /** Their length together. */
-  readonly lengthBytes: number;
-}
+  lengthBytes: [
+    gauge("device_dma_mapped_bytes", "Guest memory in reach", "bytes"),
+  ],
+} satisfies CounterTable;
+
+/** What is mapped, in numbers. */
+export type DmaStatistics = CounterRecord<typeof DMA_COUNTERS>;
 
 /** See {@linkcode DmaMemory.onUnreachable}. */
 const SEARCHES_MAX = 100;

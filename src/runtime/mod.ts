@@ -26,6 +26,7 @@
  * @module
  */
 
+export type { MetricShape } from "../core/counters.ts";
 export { loadModel } from "../../devices/registry.ts";
 export type { IOThreadDescription } from "./control/control.ts";
 export {
@@ -44,7 +45,6 @@ export type {
   MetricFamily,
   MetricSample,
   MetricsSnapshot,
-  MetricType,
 } from "./metrics/metrics.ts";
 export type { MetricsEndpoint } from "./metrics/endpoint.ts";
 export { IOTHREADS_MAX } from "./iothread/bounds.ts";

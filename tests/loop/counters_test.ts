@@ -1,12 +1,12 @@
 import { assert, assertEquals } from "@std/assert";
-import { Count, LoopCounts } from "../../src/loop/counters.ts";
+import { LoopCounter, LoopCounts } from "../../src/loop/counters.ts";
 import { heapGrowthPerOperation } from "../resources.ts";
 
 Deno.test("LoopCounts adds up each count apart", () => {
   const counts = new LoopCounts();
   let times = 1;
-  for (const what of Object.values(Count)) counts.add(what, times++);
-  counts.add(Count.EVENTS, 10);
+  for (const what of Object.values(LoopCounter)) counts.add(what, times++);
+  counts.add(LoopCounter.events, 10);
   const { turns, wakeUps, events, sleeps, ...polls } = counts.read();
   assertEquals([turns, wakeUps, events, sleeps], [1, 2, 13, 4]);
   const { pollHits, pollMisses, pollRounds } = polls;
@@ -30,7 +30,7 @@ Deno.test("LoopCounts allocates nothing when it counts", () => {
   const counts = new LoopCounts();
   const grown = heapGrowthPerOperation(200_000, (n) => {
     for (let i = 0; i < n; i++) {
-      counts.add(Count.TURNS, 1);
+      counts.add(LoopCounter.turns, 1);
       counts.beginSleep();
       counts.endSleep();
     }

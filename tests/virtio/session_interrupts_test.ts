@@ -1,10 +1,11 @@
+import { countersFrom } from "../../src/core/counters.ts";
 import { assertEquals } from "@std/assert";
 import { SessionInterrupts } from "../../src/virtio/session/interrupts.ts";
-import { sessionCounters } from "../../src/virtio/session/types.ts";
+import { SESSION_COUNTERS } from "../../src/virtio/session/counters.ts";
 
 class Rig {
   readonly sent: (number | string)[] = [];
-  readonly counters = sessionCounters();
+  readonly counters = countersFrom(SESSION_COUNTERS);
   readonly interrupts = new SessionInterrupts(
     {
       notifyUsed: (queue) => this.sent.push(queue),

@@ -1,3 +1,4 @@
+import { countersFrom } from "../../src/core/counters.ts";
 import { assert, assertEquals } from "@std/assert";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { fakeContext } from "../../src/testing/fake_context.ts";
@@ -7,7 +8,8 @@ import { DeviceStatus } from "../../src/virtio/session/device_status.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
 import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
 import { SessionQueues } from "../../src/virtio/session/queues.ts";
-import { KickPath, sessionCounters } from "../../src/virtio/session/types.ts";
+import { SESSION_COUNTERS } from "../../src/virtio/session/counters.ts";
+import { KickPath } from "../../src/virtio/session/types.ts";
 import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
 import { EchoDevice } from "./echo_device.ts";
 import { NaivePackedRing } from "./naive_packed_ring.ts";
@@ -23,7 +25,7 @@ const PACKED = Features.of(VIRTIO_F.VERSION_1, VIRTIO_F.RING_PACKED);
 class Rig {
   readonly context = fakeContext({ memory: new ArrayMemory([]) });
   readonly status = new DeviceStatus();
-  readonly counters = sessionCounters();
+  readonly counters = countersFrom(SESSION_COUNTERS);
   readonly device: EchoDevice;
   readonly forwarded: number[] = [];
   readonly queues: SessionQueues;

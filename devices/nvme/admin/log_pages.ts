@@ -4,10 +4,11 @@
  * @module
  */
 
+import type { Counters } from "../../../src/core/counters.ts";
 import { setU64 } from "../../../src/core/bits.ts";
 import { StateReader } from "../../../src/core/state_reader.ts";
 import type { Loop } from "../../../src/loop/event_loop.ts";
-import { NvmeCounter, type NvmeCounters } from "../counters.ts";
+import { NvmeCounter } from "../counters.ts";
 import { NvmeAdmin, NvmeCmd, NvmeLog } from "../defs.ts";
 import {
   ERROR_LOG_ENTRIES,
@@ -85,7 +86,7 @@ export interface LogPagesOptions {
   readonly loop: Loop;
   readonly words: SharedWords;
   readonly errors: ErrorLog;
-  readonly counters: NvmeCounters;
+  readonly counters: Counters;
   readonly features: Features;
   /** Firmware revision. */
   readonly firmware: string;

@@ -4,13 +4,14 @@
  * @module
  */
 
+import type { Counters } from "../../../src/core/counters.ts";
 import {
   BlockOp,
   type BlockRequest,
 } from "../../../src/backend/block/contract.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { Command, CommandPool, CommandState } from "./command.ts";
-import { NvmeCounter, type NvmeCounters } from "../counters.ts";
+import { NvmeCounter } from "../counters.ts";
 import { IN_FLIGHT, NvmeAdmin, NvmeSc, SQE, withDnr } from "../defs.ts";
 import type { SubmissionQueue } from "../queue/queue.ts";
 import type { QueueSet } from "../queue/queue_set.ts";
@@ -26,7 +27,7 @@ const BUDGET = 128;
 export interface EngineOptions {
   readonly memory: GuestMemory;
   readonly queues: QueueSet;
-  readonly counters: NvmeCounters;
+  readonly counters: Counters;
   /** The most segments of a command. */
   readonly segments: number;
   /** Executes commands; each returns a status or IN_FLIGHT. */

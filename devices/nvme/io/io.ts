@@ -5,13 +5,14 @@
  * @module
  */
 
+import type { Counters } from "../../../src/core/counters.ts";
 import { BlockOp, PENDING } from "../../../src/backend/block/contract.ts";
 import { bit, field } from "../../../src/core/bits.ts";
 import { Errno } from "../../../src/core/errno.ts";
 import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
 import type { Command } from "../command/command.ts";
 import { Comparer, SUBMIT } from "./compare.ts";
-import { NvmeCounter, type NvmeCounters } from "../counters.ts";
+import { NvmeCounter } from "../counters.ts";
 import type { DataPointer } from "../command/data_pointer.ts";
 import {
   IN_FLIGHT,
@@ -31,7 +32,7 @@ export interface IoOptions {
   readonly memory: GuestMemory;
   readonly namespaces: NamespaceSet;
   readonly data: DataPointer;
-  readonly counters: NvmeCounters;
+  readonly counters: Counters;
   /** The most bytes a command may transfer: MDTS. */
   readonly maxTransferBytes: number;
   /** The most segments of a command. */

@@ -5,10 +5,11 @@
  * @module
  */
 
+import type { Counters } from "../../../src/core/counters.ts";
 import { bit } from "../../../src/core/bits.ts";
 import type { Loop, Timer } from "../../../src/loop/event_loop.ts";
 import type { Interrupts } from "../../../src/pci/device.ts";
-import { NvmeCounter, type NvmeCounters } from "../counters.ts";
+import { NvmeCounter } from "../counters.ts";
 import type { QueueFeatures } from "../admin/features.ts";
 import type { CompletionQueue } from "./queue.ts";
 import type { SharedWords } from "../shared_words.ts";
@@ -32,7 +33,7 @@ export interface InterruptLinesOptions {
   readonly loop: Loop;
   readonly words: SharedWords;
   readonly queues: QueueSet;
-  readonly counters: NvmeCounters;
+  readonly counters: Counters;
   /** How many vectors there are. */
   readonly vectors: number;
   /** Completions have waited long enough: {@linkcode InterruptLines.flush} is to be called. */

@@ -4,13 +4,14 @@
  * @module
  */
 
+import type { Counters } from "../../../src/core/counters.ts";
 import type { BottomHalf, Loop } from "../../../src/loop/event_loop.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { Features } from "../../../src/virtio/features.ts";
 import { Chain, type Virtqueue } from "../../../src/virtio/queue/queue.ts";
 import type { CoalescingControl } from "./coalescing_control.ts";
 import { CommandReader } from "./command_reader.ts";
-import { NetCounter, type NetCounters } from "../counters.ts";
+import { NetCounter } from "../counters.ts";
 import {
   ETH_ALEN,
   VIRTIO_NET_CTRL_ANNOUNCE,
@@ -54,7 +55,7 @@ export interface ControlQueueOptions {
   readonly memory: GuestMemory;
   readonly loop: Loop;
   readonly filter: ReceiveFilter;
-  readonly counters: NetCounters;
+  readonly counters: Counters;
   /** The driver sets the card's address, 6 bytes. */
   readonly setMac: (mac: Uint8Array) => void;
   /** The driver has seen that it is to announce itself. */

@@ -4,9 +4,10 @@
  * @module
  */
 
+import type { Counters } from "../../../src/core/counters.ts";
 import type { BottomHalf, Loop, Timer } from "../../../src/loop/event_loop.ts";
 import type { Virtqueue } from "../../../src/virtio/queue/queue.ts";
-import { NetCounter, type NetCounters } from "../counters.ts";
+import { NetCounter } from "../counters.ts";
 
 /** When a queue's driver is to be told. */
 export interface CoalescingLimits {
@@ -30,7 +31,7 @@ export const NO_COALESCING: CoalescingLimits = { maxPackets: 0, maxUsecs: 0 };
 export class Notifier {
   readonly #loop: Loop;
   readonly #interrupt: (queue: Virtqueue) => void;
-  readonly #counters: NetCounters | null;
+  readonly #counters: Counters | null;
   /** Made when it is first needed. */
   #timer: Timer | null = null;
   #limits = NO_COALESCING;
@@ -49,7 +50,7 @@ export class Notifier {
   constructor(
     loop: Loop,
     interrupt: (queue: Virtqueue) => void,
-    counters: NetCounters | null = null,
+    counters: Counters | null = null,
     yields: boolean = false,
   ) {
     this.#loop = loop;

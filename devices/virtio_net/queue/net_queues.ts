@@ -4,6 +4,7 @@
  * @module
  */
 
+import { Counters, countersOf } from "../../../src/core/counters.ts";
 import type { NetBackend, NetPeer } from "../../../src/backend/net/contract.ts";
 import type { DeviceContext } from "../../../src/pci/device.ts";
 import type {
@@ -13,7 +14,7 @@ import type {
 import type { Features } from "../../../src/virtio/features.ts";
 import type { Virtqueue } from "../../../src/virtio/queue/queue.ts";
 import { ReceiveFilter } from "../control/filter.ts";
-import { NetCounters } from "../counters.ts";
+import { NET_COUNTERS } from "../counters.ts";
 import { VIRTIO_NET_F, VIRTIO_NET_VQ } from "../defs.ts";
 import { takenOffloads } from "../offloads.ts";
 import {
@@ -92,7 +93,7 @@ export class NetQueues implements QueueThreadHandler, NetPeer {
   /** Which received frames the driver wants. */
   readonly filter = new ReceiveFilter();
   /** What is counted here. */
-  readonly tally = new NetCounters();
+  readonly tally = new Counters(NET_COUNTERS);
   readonly #transport: QueueTransport;
   readonly #backend: NetBackend;
   readonly #onLinkChange: () => void;
@@ -254,20 +255,12 @@ export class NetQueues implements QueueThreadHandler, NetPeer {
   }
 
   counters(): Readonly<Record<string, number>> {
-    const counters = this.tally.toRecord();
-    if (this.count > 1) {
-      for (const [pair, counts] of this.pairCounts().entries()) {
-        for (const [name, value] of Object.entries(counts)) {
-          counters[`pair${pair}.${name}`] = value;
-        }
-      }
-    }
-    for (
-      const [name, value] of Object.entries(this.#backend.counters?.() ?? {})
-    ) {
-      counters[`backend.${name}`] = value;
-    }
-    return counters;
+    const pairs = this.count > 1 ? this.pairCounts() : [];
+    return Object.assign(
+      this.tally.toRecord(),
+      ...pairs.map((counts, pair) => countersOf(`pair${pair}`, counts)),
+      countersOf("backend", this.#backend.counters?.()),
+    );
   }
 
   /** What each pair has moved. */
@@ -285,7 +278,7 @@ export class NetQueues implements QueueThreadHandler, NetPeer {
     counters: Readonly<Record<string, number>>,
     pairs: readonly PairCounts[],
   ): void {
-    this.tally.load(counters);
+    this.tally.restore(counters);
     for (const [pair, count] of pairs.slice(0, this.count).entries()) {
       this.#rx[pair]!.countFrom(count.rxPackets, count.rxBytes);
       this.#tx[pair]!.countFrom(count.txPackets, count.txBytes);

@@ -8,8 +8,9 @@
  * @module
  */
 
+import type { Counters } from "../../../src/core/counters.ts";
 import type { Loop, Timer } from "../../../src/loop/event_loop.ts";
-import { NetCounter, type NetCounters } from "../counters.ts";
+import { NetCounter } from "../counters.ts";
 
 /** So many times more must buffers have run out than frames for the driver to count as overloaded. */
 const OVERLOADED = 4;
@@ -28,7 +29,7 @@ const REST_RATIO = 1.5;
 /** What a {@linkcode Relief} works with. */
 export interface ReliefOptions {
   readonly loop: Loop;
-  readonly counters: NetCounters;
+  readonly counters: Counters;
   /** The longest rest in milliseconds; 0 for none ever. */
   readonly longestMs: number;
   /** Called when a rest is over. */

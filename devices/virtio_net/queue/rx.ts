@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Counters } from "../../../src/core/counters.ts";
 import { Errno } from "../../../src/core/errno.ts";
 import type { Loop } from "../../../src/loop/event_loop.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
@@ -11,7 +12,7 @@ import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { Chain, type Virtqueue } from "../../../src/virtio/queue/queue.ts";
 import type { Notifier } from "./coalescing.ts";
-import { NetCounter, type NetCounters } from "../counters.ts";
+import { NetCounter } from "../counters.ts";
 import {
   ETH_DATA_LEN,
   ETH_HLEN,
@@ -39,7 +40,7 @@ export interface ReceiverOptions {
   /** Which queue pair this is. */
   readonly pair: number;
   readonly filter: ReceiveFilter;
-  readonly counters: NetCounters;
+  readonly counters: Counters;
   /** Largest IP packet in bytes. */
   readonly mtu: number;
   /** The most descriptors in a chain. */
@@ -68,7 +69,7 @@ export class Receiver {
   readonly #options: ReceiverOptions;
   readonly #memory: GuestMemory;
   readonly #backend: NetBackend;
-  readonly #counters: NetCounters;
+  readonly #counters: Counters;
   readonly #relief: Relief;
   readonly #chains: Chain[] = [];
   /** The chains at hand, from the first byte that the back end writes on. */

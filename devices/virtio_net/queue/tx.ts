@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Counters } from "../../../src/core/counters.ts";
 import { Errno } from "../../../src/core/errno.ts";
 import type { BottomHalf, Loop, Timer } from "../../../src/loop/event_loop.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
@@ -11,7 +12,7 @@ import { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { Chain, type Virtqueue } from "../../../src/virtio/queue/queue.ts";
 import type { Notifier } from "./coalescing.ts";
-import { NetCounter, type NetCounters } from "../counters.ts";
+import { NetCounter } from "../counters.ts";
 import {
   ETH_HLEN,
   GSO_FRAME_BYTES,
@@ -37,7 +38,7 @@ export interface TransmitterOptions {
   readonly backend: NetBackend;
   /** Which queue pair this is. */
   readonly pair: number;
-  readonly counters: NetCounters;
+  readonly counters: Counters;
   /** Largest IP packet in bytes. */
   readonly mtu: number;
   /** The most descriptors in a chain. */

@@ -6,6 +6,7 @@
  * @module
  */
 
+import type { CounterTable } from "../../core/counters.ts";
 import {
   type Infer,
   integer,
@@ -34,6 +35,8 @@ export type OpenBlock<O> = (
 export interface BlockDriver<O extends object> {
   /** Its options. One is called as the kind is, and chooses it. */
   readonly options: Options<O>;
+  /** What it counts. */
+  readonly counters: CounterTable;
   /** Loads what opens it. */
   readonly load: () => Promise<OpenBlock<O>>;
   /** Looks at what the options name, and opens nothing. @throws {Error} For what cannot work, with the remedy */

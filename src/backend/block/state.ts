@@ -37,11 +37,3 @@ export function readInfo(value: unknown): BlockInfo {
     maxTransferBytes: size("maxTransferBytes"),
   };
 }
-
-/** Reads counters by index. */
-export function readCounts(
-  reader: StateReader,
-  count: number,
-): readonly number[] {
-  return reader.integers("counters", MAX_SAFE_INTEGER, count);
-}

@@ -6,6 +6,7 @@
  * @module
  */
 
+import type { CounterTable } from "../../core/counters.ts";
 import type { Options } from "../../core/options.ts";
 import type { Saved } from "../../os/resource_bag.ts";
 import type { NetBackend, NetContext } from "./contract.ts";
@@ -27,6 +28,8 @@ export type OpenNet<O> = (
 export interface NetDriver<O extends object> {
   /** Its options. */
   readonly options: Options<O>;
+  /** What it counts. */
+  readonly counters: CounterTable;
   /** Loads what opens it. */
   readonly load: () => Promise<OpenNet<O>>;
   /** Whether there may be several queue pairs. */

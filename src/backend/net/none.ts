@@ -4,8 +4,10 @@
  * @module
  */
 
+import { type CounterRecord, Counters } from "../../core/counters.ts";
 import { Errno } from "../../core/errno.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
+import { TX_DROPPED } from "./counters.ts";
 import type { OpenNet } from "./driver.ts";
 import { type NetBackend, type NetPeer, QUEUE_PAIRS_MAX } from "./contract.ts";
 import { type NetBackendState, takeState } from "./state.ts";
@@ -13,23 +15,23 @@ import { type NetBackendState, takeState } from "./state.ts";
 const KIND = "none";
 
 interface NoneState extends NetBackendState {
-  readonly sent: number;
+  readonly counters: CounterRecord<typeof TX_DROPPED>;
 }
 
 /** Opens nothing. */
 export const openNone: OpenNet<object> = (_options, _context, saved) =>
-  new NoneBackend(saved && takeState<NoneState>(saved.state, KIND).sent);
+  new NoneBackend(saved && takeState<NoneState>(saved.state, KIND).counters);
 
 /** Takes every frame and has none. */
 class NoneBackend implements NetBackend {
   readonly description = "none";
   readonly hasVnetHeader = false;
   readonly queuePairs = QUEUE_PAIRS_MAX;
-  #sent: number;
+  readonly #counters = new Counters(TX_DROPPED);
 
-  /** @param sent How many frames were taken before */
-  constructor(sent = 0) {
-    this.#sent = sent;
+  /** @param counted What a predecessor has counted, if there was one */
+  constructor(counted?: unknown) {
+    if (counted !== undefined) this.#counters.restore(counted);
   }
 
   start(_peer: NetPeer): void {}
@@ -37,7 +39,7 @@ class NoneBackend implements NetBackend {
   stop(): void {}
 
   send(_frame: ScatterGather): number {
-    this.#sent++;
+    this.#counters.add(0, 1);
     return 0;
   }
 
@@ -48,11 +50,12 @@ class NoneBackend implements NetBackend {
   setReceiving(_on: boolean): void {}
 
   counters(): Readonly<Record<string, number>> {
-    return { txDropped: this.#sent };
+    return this.#counters.toRecord();
   }
 
   save(): NoneState {
-    return { version: 1, kind: KIND, sent: this.#sent };
+    const counters = this.#counters.toRecord();
+    return { version: 1, kind: KIND, counters };
   }
 
   close(): void {}

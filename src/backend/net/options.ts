@@ -6,6 +6,7 @@
 
 import { oneOfKinds } from "../../core/option_groups.ts";
 import { type Infer, oneOf, options } from "../../core/options.ts";
+import { TX_DROPPED } from "./counters.ts";
 import type { NetDriver } from "./driver.ts";
 import { PASST } from "./peer/driver.ts";
 import { DGRAM, STREAM } from "./socket/drivers.ts";
@@ -21,6 +22,7 @@ export const NET_DRIVERS = {
   passt: PASST,
   none: {
     options: options({}),
+    counters: TX_DROPPED,
     load: async () => (await import("./none.ts")).openNone,
     multiQueue: true,
   } satisfies NetDriver<object>,

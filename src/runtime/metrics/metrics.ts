@@ -6,20 +6,11 @@
 
 import process from "node:process";
 import denoJson from "../../../deno.json" with { type: "json" };
-import type { LoopCounters } from "../../loop/event_loop.ts";
-import type { DmaStatistics } from "../../memory/dma_memory.ts";
-import {
-  FALLBACK,
-  type FamilyShape,
-  IOTHREAD_UP,
-  LOOP_FAMILIES,
-  METRIC_FAMILIES,
-  ruleFor,
-} from "./table.ts";
+import type { CounterTable, MetricShape } from "../../core/counters.ts";
+import { LOOP_COUNTERS, type LoopCounters } from "../../loop/counters.ts";
+import { DMA_COUNTERS, type DmaStatistics } from "../../memory/dma_memory.ts";
+import { METRIC_FAMILIES, shownAs } from "./table.ts";
 import { labelName } from "./text.ts";
-
-/** What kind of value a family has: only growing, going up and down, or none but its labels. */
-export type MetricType = "counter" | "gauge" | "info";
 
 /** One value. */
 export interface MetricSample {
@@ -30,15 +21,7 @@ export interface MetricSample {
 }
 
 /** Values of one meaning, told apart by their labels. */
-export interface MetricFamily {
-  /** As OpenMetrics has it: without `_total` and `_info`, with the unit. */
-  readonly name: string;
-  /** One line for people. */
-  readonly help: string;
-  /** The kind of its values. */
-  readonly type: MetricType;
-  /** `seconds` or `bytes`; empty for numbers of things. */
-  readonly unit: "" | "seconds" | "bytes";
+export interface MetricFamily extends MetricShape {
   /** No two have the same labels. */
   readonly samples: readonly MetricSample[];
 }
@@ -75,10 +58,10 @@ type Labels = Record<string, string>;
 
 /** Gathers samples by family. */
 class Collector {
-  readonly #families = new Map<FamilyShape, Map<string, MetricSample>>();
+  readonly #families = new Map<MetricShape, Map<string, MetricSample>>();
 
   /** Adds a value; values with the same labels become their sum. */
-  add(shape: FamilyShape, labels: Labels, value: number): void {
+  add(shape: MetricShape, labels: Labels, value: number): void {
     let samples = this.#families.get(shape);
     if (samples === undefined) {
       samples = new Map();
@@ -97,6 +80,18 @@ class Collector {
   }
 }
 
+/** Adds all counters of one table, each of which has a family. */
+function addTable(
+  to: Collector,
+  table: CounterTable,
+  counters: Readonly<Record<string, number>>,
+  labels: Labels,
+): void {
+  for (const [name, shown] of Object.entries(table)) {
+    to.add(shown![0], labels, counters[name]!);
+  }
+}
+
 function addCounters(
   to: Collector,
   scope: "connection" | "device",
@@ -106,9 +101,8 @@ function addCounters(
   for (const [name, value] of Object.entries(counters)) {
     // A model from outside may count in whatever it likes; one line that is no counter would cost all the others.
     if (typeof value !== "number" || !(value >= 0)) continue;
-    const rule = ruleFor(scope, name);
-    if (rule === undefined) to.add(FALLBACK, { ...device, name }, value);
-    else to.add(rule.family, { ...device, ...rule.labels }, value);
+    const [family, labels] = shownAs(scope, name);
+    to.add(family, { ...device, ...labels }, value);
   }
 }
 
@@ -132,8 +126,7 @@ function addDevice(
   // A device keeps its counters when it moves, so they do not say where it is.
   const { iothread: _, ...own } = labels;
   to.add(METRIC_FAMILIES.connected, own, device.connected ? 1 : 0);
-  to.add(METRIC_FAMILIES.dmaMaps, own, device.memory.ranges);
-  to.add(METRIC_FAMILIES.dmaBytes, own, device.memory.lengthBytes);
+  addTable(to, DMA_COUNTERS, device.memory, own);
   addCounters(to, "connection", device.connection, own);
   addCounters(to, "device", device.device, own);
 }
@@ -170,12 +163,10 @@ export function takeSnapshot(
   addProcess(collector);
   threads.forEach((thread, i) => {
     const iothread = `${i}`;
-    collector.add(IOTHREAD_UP, { iothread }, thread === null ? 0 : 1);
+    collector.add(METRIC_FAMILIES.up, { iothread }, thread === null ? 0 : 1);
     if (thread === null) return;
     const { loop, devices } = thread;
-    for (const [name, shape] of Object.entries(LOOP_FAMILIES)) {
-      collector.add(shape, { iothread }, loop[name as keyof LoopCounters]);
-    }
+    addTable(collector, LOOP_COUNTERS, loop, { iothread });
     for (const device of devices) addDevice(collector, device, iothread);
   });
   return { families: collector.families() };

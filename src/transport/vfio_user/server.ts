@@ -4,6 +4,8 @@
  * @module
  */
 
+import { countersFrom } from "../../core/counters.ts";
+import { CONNECTION_COUNTERS } from "./counters.ts";
 import { ErrnoError } from "../../core/errno.ts";
 import type { EventLoop, FdWatch, Timer } from "../../loop/event_loop.ts";
 import type { Log } from "../../core/log.ts";
@@ -24,7 +26,7 @@ import { HELLO_TIMEOUT_MS } from "../contract.ts";
 import { VERSION_DEFAULTS } from "./defs.ts";
 import { SocketWrites } from "../../pci/socket_writes.ts";
 import { RegionFiles } from "./region_files.ts";
-import { type Counters, Session } from "./session.ts";
+import { Session } from "./session.ts";
 import type { ServerLimits } from "./version.ts";
 
 /** While somebody is served, the first who waits is worth a word. */
@@ -87,16 +89,7 @@ export class VfioUserServer implements Disposable {
   readonly #limits: ServerLimits;
   readonly #files: RegionFiles;
   readonly #writes: SocketWrites;
-  readonly #counters: Counters & { clients: number } = {
-    clients: 0,
-    messages: 0,
-    errors: 0,
-    strayReplies: 0,
-    regionReads: 0,
-    regionWrites: 0,
-    interrupts: 0,
-    doorbells: 0,
-  };
+  readonly #counters = countersFrom(CONNECTION_COUNTERS);
   #session: Session | null = null;
   #clientPid = 0;
   /** Whether it was said that another client is waiting: the watch of the listener, one-shot then, has fired. */

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Counters } from "./counters.ts";
 import { Errno, ErrnoError } from "../../core/errno.ts";
 import type { BottomHalf, Loop, Timer } from "../../loop/event_loop.ts";
 import type { Log } from "../../core/log.ts";
@@ -65,24 +66,6 @@ const MESSAGE_BYTES_MIN = 65_536;
 
 /** Of a command that is carried out later. */
 const NO_FDS = new FdList();
-
-/** What a server counts, over all its clients. */
-export interface Counters {
-  /** Messages received. */
-  messages: number;
-  /** Commands answered with an error. */
-  errors: number;
-  /** Replies that nobody waited for. */
-  strayReplies: number;
-  /** Region reads. */
-  regionReads: number;
-  /** Region writes; one REGION_WRITE_MULTI counts once. */
-  regionWrites: number;
-  /** Interrupts delivered. */
-  interrupts: number;
-  /** Doorbells rung by eventfd. */
-  doorbells: number;
-}
 
 /** What a session works with. */
 export interface SessionOptions {

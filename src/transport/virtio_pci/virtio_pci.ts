@@ -36,11 +36,7 @@ import {
 } from "./pci_spec.ts";
 import { VirtioSession } from "../../virtio/session/session.ts";
 import type { SessionState } from "../../virtio/session/state.ts";
-import {
-  type SessionCounters,
-  sessionCounters,
-  type SessionOptions,
-} from "../../virtio/session/types.ts";
+import type { SessionOptions } from "../../virtio/session/types.ts";
 
 export {
   VIRTIO_PCI_MODERN_BAR,
@@ -74,9 +70,6 @@ export interface VirtioPciState {
 }
 
 const STATE_VERSION = 1;
-const COUNTER_NAMES = Object.keys(
-  sessionCounters(),
-) as (keyof SessionCounters)[];
 const LAYOUT = VIRTIO_PCI_MODERN_LAYOUT;
 const MSIX_VECTORS_MAX = 2048;
 
@@ -245,7 +238,7 @@ export class VirtioPci implements PciDevice {
   }
 
   counters(): Readonly<Record<string, number>> {
-    return { ...this.session.device.counters?.(), ...this.#sessionCounters() };
+    return { ...this.session.device.counters?.(), ...this.session.counters() };
   }
 
   info(): Readonly<Record<string, string>> {
@@ -263,7 +256,7 @@ export class VirtioPci implements PciDevice {
       isr: this.#isr.value,
       common: this.#common.save(),
       session: this.session.save(),
-      counters: this.#sessionCounters(),
+      counters: this.session.counters(),
     };
   }
 
@@ -275,18 +268,7 @@ export class VirtioPci implements PciDevice {
     );
     this.#common.load(state.value("common"));
     this.session.load(state.value("session"));
-    const counters = new StateReader(state.value("counters"), "its counters");
-    for (const name of COUNTER_NAMES) {
-      this.session.counters[name] = counters.integer(
-        name,
-        Number.MAX_SAFE_INTEGER,
-      );
-    }
-  }
-
-  #sessionCounters(): Readonly<SessionCounters> {
-    this.session.collectCounters();
-    return { ...this.session.counters };
+    this.session.restoreCounters(state.value("counters"));
   }
 
   #resetRegisters(): void {

@@ -5,7 +5,8 @@
  */
 
 import type { SessionState } from "./state.ts";
-import type { SessionCounters, SessionSignals } from "./types.ts";
+import type { SessionCounters } from "./counters.ts";
+import type { SessionSignals } from "./types.ts";
 
 /** What is owed, as it is saved. */
 type Owed = Pick<SessionState, "owedInterrupts" | "owesConfigInterrupt">;

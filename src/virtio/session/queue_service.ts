@@ -4,6 +4,7 @@
  * @module
  */
 
+import { countersFrom } from "../../core/counters.ts";
 import type { FdWatch, Poller } from "../../loop/event_loop.ts";
 import type { Saved } from "../../os/resource_bag.ts";
 import type { QueueContext, QueueService } from "../../pci/queue_threads.ts";
@@ -13,7 +14,8 @@ import type { Virtqueue } from "../queue/queue.ts";
 import type { RingState } from "../queue/ring_state.ts";
 import { SessionInterrupts } from "./interrupts.ts";
 import { SessionQueues } from "./queues.ts";
-import { KickPath, type SessionCounters, sessionCounters } from "./types.ts";
+import { SESSION_COUNTERS, type SessionCounters } from "./counters.ts";
+import { KickPath } from "./types.ts";
 
 /** What a {@linkcode VirtioQueueService} is made of. Plain data. */
 export interface QueueGrant {
@@ -91,7 +93,7 @@ export class VirtioQueueService implements QueueService, QueueTransport {
   readonly #handler: QueueThreadHandler;
   readonly #queues: SessionQueues;
   readonly #interrupts: SessionInterrupts;
-  readonly #counters: SessionCounters = sessionCounters();
+  readonly #counters: SessionCounters = countersFrom(SESSION_COUNTERS);
   readonly #status = new Status();
   readonly #poller: Poller;
   readonly #watches: FdWatch[] = [];

@@ -15,7 +15,8 @@ import type { QueueHandler } from "../device.ts";
 import { type Features, VIRTIO_F } from "../features.ts";
 import { PackedQueue } from "../queue/packed_queue.ts";
 import type { Ring } from "../queue/ring.ts";
-import { KickPath, type SessionCounters } from "./types.ts";
+import type { SessionCounters } from "./counters.ts";
+import { KickPath } from "./types.ts";
 import { SplitQueue } from "../queue/split_queue.ts";
 
 /** Whether queues may be served. */

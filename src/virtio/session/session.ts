@@ -5,6 +5,7 @@
  * @module
  */
 
+import { countersFrom, parseCounters } from "../../core/counters.ts";
 import { isPowerOfTwo } from "../../core/bits.ts";
 import type {
   CommandAnswer,
@@ -28,13 +29,8 @@ import { loadParts, saveParts, type SessionParts } from "./parts.ts";
 import { QueueKicks } from "./kicks.ts";
 import { RemoteQueues } from "./remote_queues.ts";
 import { parseSessionState, refusedState, type SessionState } from "./state.ts";
-import {
-  KickPath,
-  type SessionCounters,
-  sessionCounters,
-  type SessionOptions,
-  type SessionSignals,
-} from "./types.ts";
+import { SESSION_COUNTERS, type SessionCounters } from "./counters.ts";
+import { KickPath, type SessionOptions, type SessionSignals } from "./types.ts";
 
 export * from "./types.ts";
 
@@ -59,8 +55,7 @@ const VERSION_1 = Features.of(VIRTIO_F.VERSION_1);
 export class VirtioSession implements VirtioTransport {
   /** The device model. */
   readonly device: VirtioDevice;
-  /** Counts since the device was made. */
-  readonly counters: SessionCounters;
+  readonly #counters: SessionCounters;
   readonly #context: DeviceContext;
   readonly #signals: SessionSignals;
   readonly #status = new DeviceStatus();
@@ -84,7 +79,7 @@ export class VirtioSession implements VirtioTransport {
   ) {
     this.#context = context;
     this.#signals = signals;
-    this.counters = sessionCounters();
+    this.#counters = countersFrom(SESSION_COUNTERS);
     this.device = create(this);
     const rings = options.ringFeatures ?? RING_FEATURES;
     this.#negotiation = new Negotiation(
@@ -99,14 +94,14 @@ export class VirtioSession implements VirtioTransport {
       sizes: this.device.queueSizes,
       handler: this.device,
       status: this.#status,
-      counters: this.counters,
+      counters: this.#counters,
       polled: this.#polled,
       fail: (reason) => this.fail(reason),
       forward: (index) => this.#kicks.signal(index),
     });
     this.#interrupts = new SessionInterrupts(
       signals,
-      this.counters,
+      this.#counters,
       this.queues.length,
     );
   }
@@ -351,7 +346,7 @@ export class VirtioSession implements VirtioTransport {
     this.#interrupts.forgetAll();
     this.#queues.cancelAll();
     if (began) {
-      this.counters.resets++;
+      this.#counters.resets++;
       try {
         this.#remote?.reset();
       } finally {
@@ -503,7 +498,7 @@ export class VirtioSession implements VirtioTransport {
 
   fail(reason: string): void {
     if (this.#status.has(VIRTIO_CONFIG_S.NEEDS_RESET)) return;
-    const first = this.counters.failures++ === 0;
+    const first = this.#counters.failures++ === 0;
     const message =
       `The driver broke the rules and must reset the device: ${reason}`;
     // A hostile driver can fail and reset for ever; it shall not fill the disk.
@@ -516,9 +511,15 @@ export class VirtioSession implements VirtioTransport {
     this.#remote?.halt();
   }
 
-  /** Adds what the queues have counted since to {@linkcode counters}. */
-  collectCounters(): void {
+  /** Counts since the device was made, by name. */
+  counters(): Record<string, number> {
     this.#queues.collectCounters();
+    return { ...this.#counters };
+  }
+
+  /** Goes on from what {@linkcode VirtioSession.counters} gave. @throws {ErrnoError} EINVAL */
+  restoreCounters(saved: unknown): void {
+    Object.assign(this.#counters, parseCounters(SESSION_COUNTERS, saved));
   }
 
   get #parts(): SessionParts {

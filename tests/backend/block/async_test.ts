@@ -1,3 +1,5 @@
+import { STORE_COUNTERS } from "../../../src/backend/block/async/counters.ts";
+import { Counters } from "../../../src/core/counters.ts";
 import {
   assert,
   assertEquals,
@@ -416,7 +418,7 @@ class Hostile implements Disposable {
       shared: false,
       durable: false,
       abandoned: [],
-      counters: new Array<number>(11).fill(0),
+      counters: new Counters(STORE_COUNTERS).toRecord(),
     };
     this.client = new Controller(this.host, MEMORY, { state, bag });
   }

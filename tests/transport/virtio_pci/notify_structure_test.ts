@@ -63,7 +63,7 @@ Deno.test("VirtioPci finds a write to the page while the loop sleeps, and while 
   loop.pollOnce();
   loop.settle();
   assertEquals(ring!.usedIdx, 2);
-  const { kicks, pageKicks, messageKicks } = driver.pci.session.counters;
+  const { kicks, pageKicks, messageKicks } = driver.pci.session.counters();
   assertEquals([kicks, pageKicks, messageKicks], [2, 2, 0]);
   assertEquals(driver.context.interrupts.take(), [1, 1]);
 });
@@ -85,7 +85,7 @@ Deno.test("VirtioPci looks at the rings too: a driver that polls never notifies"
   ring!.add([IN, OUT]);
   driver.context.loop.advance(1);
   assertEquals(ring!.usedIdx, 1);
-  const { kicks, polledKicks } = driver.pci.session.counters;
+  const { kicks, polledKicks } = driver.pci.session.counters();
   assertEquals([kicks, polledKicks], [0, 1]);
 });
 
@@ -128,11 +128,11 @@ Deno.test("VirtioPci takes a message to the page at once", () => {
     loop.settle();
   }
   assertEquals(ring!.usedIdx, 2);
-  const { messageKicks, pageKicks } = driver.pci.session.counters;
+  const { messageKicks, pageKicks } = driver.pci.session.counters();
   assertEquals([messageKicks, pageKicks], [2, 0]);
   // Nothing is left for the timer.
   loop.advance(2);
-  assertEquals(driver.pci.session.counters.kicks, 2);
+  assertEquals(driver.pci.session.counters().kicks, 2);
 });
 
 Deno.test("VirtioPci reads NOTIFICATION_DATA from the page, and spares a late notification", () => {
@@ -151,7 +151,7 @@ Deno.test("VirtioPci reads NOTIFICATION_DATA from the page, and spares a late no
   const before = events.length;
   page.setUint32(0, 1 << 16, true);
   loop.advance(1);
-  assertEquals(driver.pci.session.counters.lateKicks, 1);
+  assertEquals(driver.pci.session.counters().lateKicks, 1);
   assertEquals(events.length, before);
   // Written by a driver that forgot the data: looked at all the same.
   page.setUint16(0, 0, true);
@@ -175,11 +175,11 @@ Deno.test("VirtioPci keeps what was noted while it was stopped, and forgets it a
   page.setUint32(0, 0xdead_0000, true);
   page.setUint32(4, 0xdead_beef, true);
   driver.pci.reset("client_gone");
-  const { kicks } = driver.pci.session.counters;
+  const { kicks } = driver.pci.session.counters();
   driver.start();
   loop.advance(5);
   loop.pollOnce();
-  assertEquals(driver.pci.session.counters.kicks, kicks);
+  assertEquals(driver.pci.session.counters().kicks, kicks);
 });
 
 Deno.test("VirtioPci outlives a client that scribbles on the page", () => {
@@ -198,5 +198,5 @@ Deno.test("VirtioPci outlives a client that scribbles on the page", () => {
   page.setUint16(0, 0, true);
   loop.advance(3);
   assertEquals(ring!.usedIdx, 1);
-  assertEquals(driver.pci.session.counters.failures, 0);
+  assertEquals(driver.pci.session.counters().failures, 0);
 });

@@ -9,6 +9,7 @@
  * @module
  */
 
+import { Counters } from "../../../core/counters.ts";
 import { Errno } from "../../../core/errno.ts";
 import type { Log } from "../../../core/log.ts";
 import type { FdWatch, Loop, Poller, Timer } from "../../../loop/event_loop.ts";
@@ -30,7 +31,7 @@ import {
   PENDING,
 } from "../contract.ts";
 import type { OpenBlock } from "../driver.ts";
-import { readCounts, readInfo, readState } from "../state.ts";
+import { readInfo, readState } from "../state.ts";
 import { RequestQueue } from "../request_queue.ts";
 import { SegmentCopy } from "../segments.ts";
 import {
@@ -45,6 +46,8 @@ import {
   StoreLink,
   StoreState,
 } from "./link.ts";
+import { countRequest } from "../counters.ts";
+import { STORE_COUNTERS, StoreCounter } from "./counters.ts";
 import type { StoreBlockOptions } from "./driver.ts";
 
 /** How long it may take until a store is open or has said that it is not: its file has 30 s to load, and then 10 to open. */
@@ -65,26 +68,6 @@ const SlotState = {
   /** By the store alone. */
   ABANDONED: 2,
 } as const;
-
-/** What is counted; the first are by BlockOp. */
-const Count = {
-  reads: 0,
-  writes: 1,
-  flushes: 2,
-  discards: 3,
-  writeZeroes: 4,
-  readBytes: 5,
-  writtenBytes: 6,
-  /** Requests that ended with an error. */
-  failed: 7,
-  /** Of those, how many the store had not answered in time. */
-  timeouts: 8,
-  /** Answers to what nobody waited for any more. */
-  lateReplies: 9,
-  /** Requests that had to wait until the store was given them. */
-  queued: 10,
-} as const;
-const COUNTS = Object.keys(Count) as (keyof typeof Count)[];
 
 /** Opens a store. */
 export const openAsync: OpenBlock<StoreBlockOptions> = (
@@ -123,7 +106,7 @@ export class AsyncBackend implements BlockBackend {
   /** Ticks that a request may take; 0 for ever. */
   readonly #timeoutTicks: number;
   readonly #timeoutMs: number;
-  readonly #counts = new Float64Array(COUNTS.length);
+  readonly #counts = new Counters(STORE_COUNTERS);
   readonly #states = new Uint8Array(SLOTS);
   readonly #requests: (BlockRequest | null)[] = Array.from(
     { length: SLOTS },
@@ -179,7 +162,7 @@ export class AsyncBackend implements BlockBackend {
       this.#ring = new Ring(state.integer("ringHva", MAX_SAFE_INTEGER));
       this.description = state.text("description");
       this.info = readInfo(state.value("info"));
-      this.#counts.set(readCounts(state, COUNTS.length));
+      this.#counts.restore(state.value("counters"));
     }
     this.#hasShare = saved === undefined;
     this.#joins = state?.flag("shared") ?? false;
@@ -221,13 +204,13 @@ export class AsyncBackend implements BlockBackend {
   submit(request: BlockRequest): number {
     const result = this.#refusal(request);
     if (result !== PENDING) {
-      if (result < 0) this.#add(Count.failed, 1);
+      if (result < 0) this.#counts.add(StoreCounter.failed, 1);
       return result;
     }
     if (!this.#begin(request)) {
       if (this.#waiting.length === 0) this.#begunAt = this.#tick;
       this.#waiting.push(request);
-      this.#add(Count.queued, 1);
+      this.#counts.add(StoreCounter.queued, 1);
     }
     this.#startTicking();
     return PENDING;
@@ -257,8 +240,7 @@ export class AsyncBackend implements BlockBackend {
   }
 
   counters(): Readonly<Record<string, number>> {
-    const counters: Record<string, number> = {};
-    for (const name of COUNTS) counters[name] = this.#counts[Count[name]]!;
+    const counters = this.#counts.toRecord();
     counters.inFlight = this.#used + this.#waiting.length;
     return counters;
   }
@@ -273,7 +255,7 @@ export class AsyncBackend implements BlockBackend {
     }
     const abandoned = [...this.#states.keys()]
       .filter((slot) => this.#states[slot] !== SlotState.FREE);
-    return this.#state(this.#ring, false, abandoned, [...this.#counts]);
+    return this.#state(this.#ring, false, abandoned, this.#counts.toRecord());
   }
 
   handOver(bag: ResourceBag): void {
@@ -284,7 +266,7 @@ export class AsyncBackend implements BlockBackend {
   share(bag: ResourceBag): unknown {
     const ring = this.#link.takeRing();
     bag.put(KIND, ring.eventFd);
-    return this.#state(ring, true, [], COUNTS.map(() => 0));
+    return this.#state(ring, true, [], new Counters(STORE_COUNTERS).toRecord());
   }
 
   close(): void {
@@ -314,15 +296,11 @@ export class AsyncBackend implements BlockBackend {
     return SLOTS - this.#freeCount;
   }
 
-  #add(counter: number, amount: number): void {
-    this.#counts[counter] = this.#counts[counter]! + amount;
-  }
-
   #state(
     ring: Ring,
     shared: boolean,
     abandoned: readonly number[],
-    counters: readonly number[],
+    counters: Readonly<Record<string, number>>,
   ): unknown {
     return {
       version: 1,
@@ -433,13 +411,7 @@ export class AsyncBackend implements BlockBackend {
 
   /** Gives a request back to the controller. */
   #end(request: BlockRequest, result: number): void {
-    const { op, lengthBytes } = request;
-    if (result < 0) this.#add(Count.failed, 1);
-    else {
-      this.#add(op, 1);
-      if (op === BlockOp.READ) this.#add(Count.readBytes, lengthBytes);
-      if (op === BlockOp.WRITE) this.#add(Count.writtenBytes, lengthBytes);
-    }
+    countRequest(this.#counts, request, result);
     this.#client!.onComplete(request, result);
   }
 
@@ -487,7 +459,7 @@ export class AsyncBackend implements BlockBackend {
     }
     this.#release(slot);
     if (request === null) {
-      this.#add(Count.lateReplies, 1);
+      this.#counts.add(StoreCounter.lateReplies, 1);
       return;
     }
     if (result === 0 && request.op === BlockOp.READ) {
@@ -564,14 +536,14 @@ export class AsyncBackend implements BlockBackend {
       this.#tick - this.#begunAt > this.#timeoutTicks;
     if (stuck) late += this.#waiting.length;
     if (late === 0) return;
-    if (this.#counts[Count.timeouts] === 0) {
+    if (this.#counts.values[StoreCounter.timeouts] === 0) {
       this.#log.warn(
         `${this.description} has not answered for ${
           Math.round(this.#timeoutMs / 1000)
         } s: the guest is told of an I/O error`,
       );
     }
-    this.#add(Count.timeouts, late);
+    this.#counts.add(StoreCounter.timeouts, late);
     this.#endAbandoned(-Errno.ETIMEDOUT);
     if (stuck) this.#endWaiting(-Errno.ETIMEDOUT);
   }

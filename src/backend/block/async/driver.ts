@@ -11,6 +11,7 @@ import {
   type OptionTexts,
   text,
 } from "../../../core/options.ts";
+import { STORE_COUNTERS } from "./counters.ts";
 import {
   type BlockDriver,
   checkBlocks,
@@ -46,6 +47,7 @@ export type StoreBlockOptions = Infer<typeof OPTIONS>;
 /** Stores of authors' own. */
 export const BACKEND: BlockDriver<StoreBlockOptions> = {
   options: OPTIONS,
+  counters: STORE_COUNTERS,
   load: async () => (await import("./async.ts")).openAsync,
   check: async ({ reference, own }) => {
     const { loadStore, parseStoreOptions } = await import("./load.ts");

@@ -16,7 +16,8 @@ import {
 import { Words } from "../../../os/symbols.ts";
 import { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { BlockRequest } from "../contract.ts";
-import { Count } from "./counters.ts";
+import { FileCounter } from "./counters.ts";
+import type { Counters } from "../../../core/counters.ts";
 import { LIST_WORDS, Place } from "./steps.ts";
 import { NowaitPredictor, StallGuard } from "./nowait.ts";
 
@@ -42,7 +43,7 @@ export type AtOncePolicy = typeof AtOncePolicy[keyof typeof AtOncePolicy];
 export class AtOnce implements Disposable {
   readonly #fd: number;
   readonly #policy: AtOncePolicy;
-  readonly #counts: Float64Array;
+  readonly #counts: Counters;
   readonly #storage = new NativeBuffer(LIST_WORDS * 4);
   readonly #list = new ScatterGather(
     new Uint32Array(this.#storage.bytes.buffer, 0, LIST_WORDS),
@@ -54,8 +55,8 @@ export class AtOnce implements Disposable {
   /** Whether the file system has no RWF_NOWAIT for writes: then whole pages are written at once while that is quick. */
   #timesWrites = false;
 
-  /** @param counts Of {@linkcode Count} */
-  constructor(fd: number, policy: AtOncePolicy, counts: Float64Array) {
+  /** @param counts By {@linkcode FileCounter} */
+  constructor(fd: number, policy: AtOncePolicy, counts: Counters) {
     this.#fd = fd;
     this.#policy = policy;
     this.#counts = counts;
@@ -140,7 +141,7 @@ export class AtOnce implements Disposable {
     const before = monotonicUs();
     const n = pwritev2(this.#fd, this.#place, Place.LIST, count, 0);
     if (this.#stalls.took((monotonicUs() - before) | 0)) {
-      this.#counts[Count.STALLED] = this.#counts[Count.STALLED]! + 1;
+      this.#counts.add(FileCounter.stalled, 1);
     }
     return Math.max(n, 0);
   }

@@ -4,49 +4,33 @@
  * @module
  */
 
-/** Indices of the counters; the first five are those of {@linkcode BlockOp}. */
-export const Count = {
-  READ: 0,
-  WRITE: 1,
-  FLUSH: 2,
-  DISCARD: 3,
-  WRITE_ZEROES: 4,
-  READ_BYTES: 5,
-  WRITTEN_BYTES: 6,
-  AT_ONCE: 7,
-  BY_RING: 8,
-  SUBMISSIONS: 9,
-  ENTERS: 10,
-  BOUNCED: 11,
-  QUEUED: 12,
-  STALLED: 13,
-  FAILED: 14,
-  SIZE: 15,
-} as const;
+import {
+  counter,
+  type CounterTable,
+  indicesOf,
+} from "../../../core/counters.ts";
+import { BACKEND_STATE } from "../../../core/families.ts";
+import { BLOCK_COUNTERS, QUEUED } from "../counters.ts";
 
-/** The counters by name, for metrics. */
-export function namedCounts(
-  counts: Float64Array,
-): Readonly<Record<string, number>> {
-  const at = (index: number) => counts[index]!;
-  return {
-    reads: at(Count.READ),
-    writes: at(Count.WRITE),
-    flushes: at(Count.FLUSH),
-    discards: at(Count.DISCARD),
-    writeZeroes: at(Count.WRITE_ZEROES),
-    readBytes: at(Count.READ_BYTES),
-    writtenBytes: at(Count.WRITTEN_BYTES),
-    servedAtOnce: at(Count.AT_ONCE),
-    servedByRing: at(Count.BY_RING),
-    ringSubmissions: at(Count.SUBMISSIONS),
-    ringEnters: at(Count.ENTERS),
-    ringSubmissionsPerEnter: at(Count.ENTERS) === 0
-      ? 0
-      : at(Count.SUBMISSIONS) / at(Count.ENTERS),
-    bounced: at(Count.BOUNCED),
-    queued: at(Count.QUEUED),
-    stalled: at(Count.STALLED),
-    failed: at(Count.FAILED),
-  };
-}
+const SERVED = counter("backend_served", "How the storage served requests");
+
+/** Counters of a file. */
+export const FILE_COUNTERS = {
+  ...BLOCK_COUNTERS,
+  servedAtOnce: [SERVED, { path: "at_once" }],
+  servedByRing: [SERVED, { path: "ring" }],
+  ringSubmissions: null,
+  ringEnters: null,
+  ringSubmissionsPerEnter: [
+    BACKEND_STATE,
+    { name: "ring_submissions_per_enter" },
+  ],
+  /** Requests whose bytes were copied, for want of alignment. */
+  bounced: null,
+  ...QUEUED,
+  /** Writes that took longer at once than they may. */
+  stalled: null,
+} satisfies CounterTable;
+
+/** Indices of {@linkcode FILE_COUNTERS}. */
+export const FileCounter = indicesOf(FILE_COUNTERS);

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { FILE_COUNTERS } from "./counters.ts";
 import {
   type Infer,
   oneOf,
@@ -75,6 +76,7 @@ export type FileBlockOptions = Infer<typeof OPTIONS> & {
 /** Files and block devices. */
 export const FILE: BlockDriver<FileBlockOptions> = {
   options: OPTIONS,
+  counters: FILE_COUNTERS,
   load: async () => (await import("./file.ts")).openFile,
   identity: ({ path }) => `file:${path}`,
 };

@@ -32,7 +32,8 @@ import {
   PENDING,
 } from "../contract.ts";
 import { AtOnce, AtOncePolicy } from "./at_once.ts";
-import { Count, namedCounts } from "./counters.ts";
+import { FILE_COUNTERS, FileCounter } from "./counters.ts";
+import { Counters } from "../../../core/counters.ts";
 import { openRing, RingEngine, SyncEngine } from "./engine.ts";
 import {
   AGAIN,
@@ -43,7 +44,7 @@ import {
   Step,
   ZEROES_BYTES,
 } from "./steps.ts";
-import { readCounts, readInfo, readState } from "../state.ts";
+import { readInfo, readState } from "../state.ts";
 import {
   closeImage,
   type Image,
@@ -85,7 +86,7 @@ class FileBackend implements BlockBackend {
   /** Slots of a back end without a ring that write zeroes bit by bit. */
   readonly #deferred = new RequestQueue<FileSlot>();
   readonly #later: BottomHalf;
-  readonly #counts = new Float64Array(Count.SIZE);
+  readonly #counts = new Counters(FILE_COUNTERS);
   readonly #atOnce: AtOnce;
   #info: BlockInfo;
   #client: BlockClient | null = null;
@@ -126,7 +127,7 @@ class FileBackend implements BlockBackend {
     this.#durable = state?.flag("durable") ?? false;
     this.#shared = state?.flag("shared") ?? false;
     this.#isLockOurs = saved === undefined;
-    if (state !== undefined) this.#counts.set(readCounts(state, Count.SIZE));
+    if (state !== undefined) this.#counts.restore(state.value("counters"));
     const engine = options.engine ?? FileEngine.AUTO;
     const ring = engine === FileEngine.SYNC
       ? null
@@ -165,13 +166,13 @@ class FileBackend implements BlockBackend {
 
   submit(request: BlockRequest): number {
     const { op } = request;
-    this.#counts[op] = this.#counts[op]! + 1;
+    this.#counts.add(op, 1);
     if (this.#options.readonly && op !== BlockOp.READ) {
       return op === BlockOp.FLUSH ? 0 : this.#fail(-Errno.EROFS);
     }
     const result = this.#take(request, op);
     if (result === PENDING) return result;
-    this.#counts[Count.AT_ONCE] = this.#counts[Count.AT_ONCE]! + 1;
+    this.#counts.add(FileCounter.servedAtOnce, 1);
     return result < 0 ? this.#fail(result) : this.#succeed(request);
   }
 
@@ -237,7 +238,11 @@ class FileBackend implements BlockBackend {
   }
 
   counters(): Readonly<Record<string, number>> {
-    return namedCounts(this.#counts);
+    const counters = this.#counts.toRecord();
+    const { ringSubmissions, ringEnters } = counters;
+    counters.ringSubmissionsPerEnter = ringSubmissions /
+      Math.max(1, ringEnters);
+    return counters;
   }
 
   save(): unknown {
@@ -247,7 +252,7 @@ class FileBackend implements BlockBackend {
         `Cannot save ${this.description}: ${waiting} requests are in flight`,
       );
     }
-    return this.#state(false, [...this.#counts]);
+    return this.#state(false, this.#counts.toRecord());
   }
 
   handOver(bag: ResourceBag): void {
@@ -257,7 +262,7 @@ class FileBackend implements BlockBackend {
 
   share(bag: ResourceBag): unknown {
     bag.put(KIND, this.#fd);
-    return this.#state(true, Array.from(this.#counts, () => 0));
+    return this.#state(true, new Counters(FILE_COUNTERS).toRecord());
   }
 
   close(): void {
@@ -275,7 +280,10 @@ class FileBackend implements BlockBackend {
     this.#bounces?.close();
   }
 
-  #state(shared: boolean, counters: readonly number[]): unknown {
+  #state(
+    shared: boolean,
+    counters: Readonly<Record<string, number>>,
+  ): unknown {
     const [info, durable] = [this.#info, this.#durable];
     return { version: 1, kind: KIND, info, durable, shared, counters };
   }
@@ -335,7 +343,7 @@ class FileBackend implements BlockBackend {
   /** @returns {@linkcode PENDING}, or the result */
   #start(request: BlockRequest, done: number): number {
     if (this.#freeCount === 0) {
-      this.#counts[Count.QUEUED] = this.#counts[Count.QUEUED]! + 1;
+      this.#counts.add(FileCounter.queued, 1);
       this.#backlog.push(request);
       return PENDING;
     }
@@ -344,7 +352,7 @@ class FileBackend implements BlockBackend {
     this.#inFlight++;
     slot.begin(request, done, this.#durable || request.durable);
     if (slot.step === Step.BOUNCE) {
-      this.#counts[Count.BOUNCED] = this.#counts[Count.BOUNCED]! + 1;
+      this.#counts.add(FileCounter.bounced, 1);
     }
     const result = this.#proceed(slot);
     if (result !== PENDING) this.#release(slot);
@@ -355,7 +363,7 @@ class FileBackend implements BlockBackend {
   #proceed(slot: FileSlot): number {
     if (this.#ring !== null && slot.step !== Step.DISCARD_IOCTL) {
       this.#ring.issue(slot);
-      this.#counts[Count.SUBMISSIONS] = this.#counts[Count.SUBMISSIONS]! + 1;
+      this.#counts.add(FileCounter.ringSubmissions, 1);
       return PENDING;
     }
     for (;;) {
@@ -381,7 +389,7 @@ class FileBackend implements BlockBackend {
     const request = slot.request!;
     this.#release(slot);
     if (this.#ring !== null) {
-      this.#counts[Count.BY_RING] = this.#counts[Count.BY_RING]! + 1;
+      this.#counts.add(FileCounter.servedByRing, 1);
     }
     this.#complete(request, result);
     while (!this.#closed && this.#freeCount > 0) {
@@ -399,21 +407,23 @@ class FileBackend implements BlockBackend {
   }
 
   #fail(result: number): number {
-    this.#counts[Count.FAILED] = this.#counts[Count.FAILED]! + 1;
+    this.#counts.add(FileCounter.failed, 1);
     return result;
   }
 
   #succeed(request: BlockRequest): number {
     const { op } = request;
     if (op > BlockOp.WRITE) return 0;
-    const at = op === BlockOp.READ ? Count.READ_BYTES : Count.WRITTEN_BYTES;
-    this.#counts[at] = this.#counts[at]! + request.lengthBytes;
+    const at = op === BlockOp.READ
+      ? FileCounter.readBytes
+      : FileCounter.writtenBytes;
+    this.#counts.add(at, request.lengthBytes);
     return 0;
   }
 
   #enter(minComplete: number): void {
     const result = this.#ring!.ring.enter(minComplete);
-    this.#counts[Count.ENTERS] = this.#counts[Count.ENTERS]! + 1;
+    this.#counts.add(FileCounter.ringEnters, 1);
     if (result === 0 || result === -Errno.EINTR) return;
     if (result !== -Errno.EAGAIN && result !== -Errno.EBUSY) {
       throw new SyscallError("io_uring_enter", -result);

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { BLOCK_COUNTERS } from "../counters.ts";
 import { type Infer, options, size } from "../../../core/options.ts";
 import {
   type BlockDriver,
@@ -34,6 +35,7 @@ export type MemoryBlockOptions = Infer<typeof OPTIONS>;
 /** Memory. */
 export const MEMORY: BlockDriver<MemoryBlockOptions> = {
   options: OPTIONS,
+  counters: BLOCK_COUNTERS,
   load: async () => (await import("./memory.ts")).openMemory,
   identity: () => null,
 };

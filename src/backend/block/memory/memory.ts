@@ -25,9 +25,11 @@ import {
   BlockOp,
   type BlockRequest,
 } from "../contract.ts";
+import { BLOCK_COUNTERS, BlockCounter } from "../counters.ts";
+import { Counters } from "../../../core/counters.ts";
 import { formatSize } from "../../../core/size.ts";
 import type { OpenBlock } from "../driver.ts";
-import { readCounts, readInfo, readState } from "../state.ts";
+import { readInfo, readState } from "../state.ts";
 import { SegmentCopy } from "../segments.ts";
 import type { MemoryBlockOptions } from "./driver.ts";
 
@@ -37,13 +39,6 @@ const KIND = "memory";
 const PAGE_BYTES = 4096;
 const HUGE_PAGE_BYTES = 2 * 1024 * 1024;
 const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
-
-const Count = {
-  READ_BYTES: 5,
-  WRITTEN_BYTES: 6,
-  FAILED: 7,
-  SIZE: 8,
-} as const;
 
 /** Makes the storage. */
 export const openMemory: OpenBlock<MemoryBlockOptions> = (
@@ -60,7 +55,7 @@ export class MemoryBackend implements BlockBackend {
   #mapping: Mapping;
   #info: BlockInfo;
   #client: BlockClient | null = null;
-  readonly #counts = new Float64Array(Count.SIZE);
+  readonly #counts = new Counters(BLOCK_COUNTERS);
   readonly #base = new Float64Array(1);
   readonly #segments = new SegmentCopy();
   readonly #clearing = new Words(3);
@@ -91,7 +86,7 @@ export class MemoryBackend implements BlockBackend {
       throw error;
     }
     this.#base[0] = this.#mapping.hva;
-    if (state !== undefined) this.#counts.set(readCounts(state, Count.SIZE));
+    if (state !== undefined) this.#counts.restore(state.value("counters"));
   }
 
   get description(): string {
@@ -108,7 +103,7 @@ export class MemoryBackend implements BlockBackend {
 
   submit(request: BlockRequest): number {
     const { op } = request;
-    this.#counts[op] = this.#counts[op]! + 1;
+    this.#counts.add(op, 1);
     if (this.#options.readonly && op !== BlockOp.READ && op !== BlockOp.FLUSH) {
       return this.#ended(-Errno.EROFS);
     }
@@ -172,21 +167,11 @@ export class MemoryBackend implements BlockBackend {
   }
 
   counters(): Readonly<Record<string, number>> {
-    const at = (index: number) => this.#counts[index]!;
-    return {
-      reads: at(BlockOp.READ),
-      writes: at(BlockOp.WRITE),
-      flushes: at(BlockOp.FLUSH),
-      discards: at(BlockOp.DISCARD),
-      writeZeroes: at(BlockOp.WRITE_ZEROES),
-      readBytes: at(Count.READ_BYTES),
-      writtenBytes: at(Count.WRITTEN_BYTES),
-      failed: at(Count.FAILED),
-    };
+    return this.#counts.toRecord();
   }
 
   save(): unknown {
-    return this.#state([...this.#counts]);
+    return this.#state(this.#counts.toRecord());
   }
 
   handOver(bag: ResourceBag): void {
@@ -195,7 +180,7 @@ export class MemoryBackend implements BlockBackend {
 
   share(bag: ResourceBag): unknown {
     bag.put(KIND, this.#fd.number);
-    return this.#state(Array.from(this.#counts, () => 0));
+    return this.#state(new Counters(BLOCK_COUNTERS).toRecord());
   }
 
   rescan(): boolean {
@@ -211,7 +196,7 @@ export class MemoryBackend implements BlockBackend {
     this.#fd.close();
   }
 
-  #state(counters: readonly number[]): unknown {
+  #state(counters: Readonly<Record<string, number>>): unknown {
     return { version: 1, kind: KIND, info: this.#info, counters };
   }
 
@@ -257,7 +242,7 @@ export class MemoryBackend implements BlockBackend {
 
   #ended(result: number): number {
     if (result < 0) {
-      this.#counts[Count.FAILED] = this.#counts[Count.FAILED]! + 1;
+      this.#counts.add(BlockCounter.failed, 1);
     }
     return result;
   }
@@ -272,8 +257,8 @@ export class MemoryBackend implements BlockBackend {
   #transfer(request: BlockRequest, writes: boolean): void {
     this.#segments.hva[0] = this.#base[0]! + request.offset;
     this.#segments.copy(request.buffers, writes);
-    const bytes = writes ? Count.WRITTEN_BYTES : Count.READ_BYTES;
-    this.#counts[bytes] = this.#counts[bytes]! + request.lengthBytes;
+    const bytes = writes ? BlockCounter.writtenBytes : BlockCounter.readBytes;
+    this.#counts.add(bytes, request.lengthBytes);
   }
 
   #clear(request: BlockRequest): number {

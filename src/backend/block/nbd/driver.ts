@@ -4,6 +4,7 @@
  * @module
  */
 
+import { NBD_COUNTERS } from "./counters.ts";
 import { type Infer, options, text } from "../../../core/options.ts";
 import {
   type BlockDriver,
@@ -32,6 +33,7 @@ export type NbdBlockOptions = Infer<typeof OPTIONS>;
 /** Network block devices. */
 export const NBD: BlockDriver<NbdBlockOptions> = {
   options: OPTIONS,
+  counters: NBD_COUNTERS,
   load: async () => (await import("./nbd.ts")).openNbd,
   identity: ({ uri }) => `nbd:${uri}`,
 };

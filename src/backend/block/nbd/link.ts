@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Counters } from "../../../core/counters.ts";
 import { ErrnoError } from "../../../core/errno.ts";
 import type { FdWatch, Loop, Timer } from "../../../loop/event_loop.ts";
 import {
@@ -21,7 +22,7 @@ import {
   NbdConnector,
   type NbdTarget,
 } from "./connect.ts";
-import { NbdCounter, type NbdCounters } from "./counters.ts";
+import { NbdCounter } from "./counters.ts";
 import type { NbdExport } from "./handshake.ts";
 import { nbdInfo } from "./info.ts";
 import { parseNbdUri } from "./uri.ts";
@@ -45,7 +46,7 @@ const SOCKET = "nbd";
 
 /** What a link works with, and tells. */
 export interface NbdLinkClient {
-  readonly counters: NbdCounters;
+  readonly counters: Counters;
   /** The socket is ready, with bits of {@linkcode Epoll}. */
   readonly onEvents: (events: number) => void;
   /** There is a connection again. */

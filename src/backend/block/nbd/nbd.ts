@@ -11,6 +11,7 @@
  * @module
  */
 
+import { Counters } from "../../../core/counters.ts";
 import { Errno, errnoName } from "../../../core/errno.ts";
 import type { Timer } from "../../../loop/event_loop.ts";
 import { Epoll, type ResourceBag, type Saved } from "../../../os/mod.ts";
@@ -24,9 +25,10 @@ import {
   PENDING,
 } from "../contract.ts";
 import type { OpenBlock } from "../driver.ts";
-import { readCounts, readState } from "../state.ts";
+import { readState } from "../state.ts";
 import { NbdCommands, type NbdWriteState } from "./commands.ts";
-import { NbdCounter, NbdCounters } from "./counters.ts";
+import { countRequest } from "../counters.ts";
+import { NBD_COUNTERS, NbdCounter } from "./counters.ts";
 import { errnoOfNbd } from "./info.ts";
 import { NbdLink, type NbdLinkState } from "./link.ts";
 import { NBD_CMD, NBD_ERROR } from "./protocol.ts";
@@ -56,7 +58,7 @@ export const openNbd: OpenBlock<NbdBlockOptions> = (
 export class NbdBackend implements BlockBackend, NbdReplySink {
   readonly description: string;
   readonly #options: NbdBlockOptions;
-  readonly #counters = new NbdCounters();
+  readonly #counters = new Counters(NBD_COUNTERS);
   readonly #slots = new NbdSlots(SLOTS);
   readonly #link: NbdLink;
   readonly #commands: NbdCommands;
@@ -86,8 +88,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     this.#options = options;
     const state = saved && readState(saved.state, KIND);
     if (state !== undefined) {
-      const { values } = this.#counters;
-      values.set(readCounts(state, values.length));
+      this.#counters.restore(state.value("counters"));
     }
     this.#link = new NbdLink(options, context, {
       counters: this.#counters,
@@ -195,7 +196,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
       kind: KIND,
       ...this.#link.save(),
       ...this.#commands.save(),
-      counters: [...this.#counters.values],
+      counters: this.#counters.toRecord(),
     };
   }
 
@@ -289,7 +290,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
   #end(slot: NbdSlot, result: number): void {
     const request = slot.request!;
     this.#slots.release(slot);
-    this.#counters.count(request, result);
+    countRequest(this.#counters, request, result);
     this.#client!.onComplete(request, result);
   }
 
@@ -303,7 +304,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
       const { request } = slot;
       if (slot.state !== NbdSlotState.ABANDONED || request === null) continue;
       slot.request = null;
-      this.#counters.count(request, -Errno.ECANCELED);
+      countRequest(this.#counters, request, -Errno.ECANCELED);
       this.#client!.onComplete(request, -Errno.ECANCELED);
     }
   }

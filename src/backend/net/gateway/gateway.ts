@@ -5,6 +5,7 @@
  * @module
  */
 
+import { Counters } from "../../../core/counters.ts";
 import { Errno, ErrnoError } from "../../../core/errno.ts";
 import type { BottomHalf } from "../../../loop/event_loop.ts";
 import type { GuestMemory } from "../../../memory/guest_memory.ts";
@@ -12,6 +13,7 @@ import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
 import { type NetBackendState, takeState } from "../state.ts";
 import { GatewayReplies } from "./replies.ts";
+import { GATEWAY_COUNTERS, GatewayCounter } from "../user/counters.ts";
 import type { UserNetOptions } from "../user/driver.ts";
 
 /** The longest frame taken: 64 KiB of IP behind an Ethernet and a VLAN header. */
@@ -25,10 +27,7 @@ export const GATEWAY_KIND = "gateway";
 /** It leases one address to whoever asks and keeps no table: the answers under way are all that a guest could miss. */
 interface GatewayState extends NetBackendState {
   readonly frames: readonly Uint8Array<ArrayBuffer>[];
-  readonly answered: number;
-  readonly ignored: number;
-  readonly rxDropped: number;
-  readonly txErrors: number;
+  readonly counters: Readonly<Record<string, number>>;
 }
 
 /**
@@ -43,10 +42,7 @@ export class GatewayBackend implements NetBackend {
   readonly #queue: Uint8Array<ArrayBuffer>[] = [];
   #peer: NetPeer | null = null;
   #receiving = true;
-  #answered = 0;
-  #ignored = 0;
-  #rxDropped = 0;
-  #txErrors = 0;
+  readonly #counters = new Counters(GATEWAY_COUNTERS);
 
   /**
    * @param saved The state of a predecessor, if there was one
@@ -69,10 +65,7 @@ export class GatewayBackend implements NetBackend {
     if (saved === undefined) return;
     const state = takeState<GatewayState>(saved, GATEWAY_KIND);
     this.#queue.push(...state.frames);
-    this.#answered = state.answered;
-    this.#ignored = state.ignored;
-    this.#rxDropped = state.rxDropped;
-    this.#txErrors = state.txErrors;
+    this.#counters.restore(state.counters);
   }
 
   start(peer: NetPeer): void {
@@ -89,16 +82,16 @@ export class GatewayBackend implements NetBackend {
   send(frame: ScatterGather): number {
     const bytes = this.#gather(frame);
     if (bytes === null) {
-      this.#txErrors++;
+      this.#counters.add(GatewayCounter.txErrors, 1);
       return -Errno.EINVAL;
     }
     const reply = this.#replies.reply(bytes);
-    if (reply === null) this.#ignored++;
+    if (reply === null) this.#counters.add(GatewayCounter.ignored, 1);
     else if (this.#peer === null || this.#queue.length >= QUEUE_MAX) {
-      this.#rxDropped++;
+      this.#counters.add(GatewayCounter.rxDropped, 1);
     } else {
       this.#queue.push(reply);
-      this.#answered++;
+      this.#counters.add(GatewayCounter.answered, 1);
       this.#wake();
     }
     return 0;
@@ -108,11 +101,11 @@ export class GatewayBackend implements NetBackend {
     const frame = this.#queue.shift();
     if (frame === undefined) return -Errno.EAGAIN;
     if (into.lengthBytes < frame.length) {
-      this.#rxDropped++;
+      this.#counters.add(GatewayCounter.rxDropped, 1);
       return -Errno.EMSGSIZE;
     }
     if (this.#memory.scatter(into, frame, frame.length) < frame.length) {
-      this.#rxDropped++;
+      this.#counters.add(GatewayCounter.rxDropped, 1);
       return -Errno.EFAULT;
     }
     return frame.length;
@@ -124,12 +117,7 @@ export class GatewayBackend implements NetBackend {
   }
 
   counters(): Readonly<Record<string, number>> {
-    return {
-      answered: this.#answered,
-      ignored: this.#ignored,
-      rxDropped: this.#rxDropped,
-      txErrors: this.#txErrors,
-    };
+    return this.#counters.toRecord();
   }
 
   save(): GatewayState {
@@ -137,10 +125,7 @@ export class GatewayBackend implements NetBackend {
       version: 1,
       kind: GATEWAY_KIND,
       frames: [...this.#queue],
-      answered: this.#answered,
-      ignored: this.#ignored,
-      rxDropped: this.#rxDropped,
-      txErrors: this.#txErrors,
+      counters: this.#counters.toRecord(),
     };
   }
 

@@ -5,6 +5,7 @@
  */
 
 import { type Infer, list, options, text } from "../../../core/options.ts";
+import { PEER_COUNTERS } from "../counters.ts";
 import type { NetDriver } from "../driver.ts";
 
 /** What passt(1) allows in a specification of ports: numbers, ranges, addresses, interfaces, exclusions. */
@@ -38,6 +39,7 @@ export type PasstNetOptions = Infer<typeof OPTIONS>;
 /** Processes of passt. */
 export const PASST: NetDriver<PasstNetOptions> = {
   options: OPTIONS,
+  counters: PEER_COUNTERS,
   load: async () => (await import("./passt.ts")).openPasst,
   multiQueue: false,
 };

@@ -18,6 +18,7 @@ import { Epoll, type Fd, NativeBuffer } from "../../../os/mod.ts";
 import { Words } from "../../../os/symbols.ts";
 import { FrameStream } from "../socket/frame_stream.ts";
 import { NetOffload } from "../contract.ts";
+import { SlirpCounter } from "../user/counters.ts";
 import type { UserNetOptions } from "../user/driver.ts";
 import { VIRTIO_NET_HDR } from "../frame/vnet_header.ts";
 import { SlirpCallbacks, type SlirpHost } from "./callbacks.ts";
@@ -34,7 +35,7 @@ import {
   PAYLOAD_AT,
   writeHeader,
 } from "./offloads.ts";
-import { SlirpCount, type SlirpPage } from "./page.ts";
+import type { SlirpPage } from "./page.ts";
 import { SlirpPollTable } from "./poll.ts";
 import type { Libslirp, SlirpSymbols } from "./symbols.ts";
 import { SlirpTimers } from "./timers.ts";
@@ -148,7 +149,7 @@ export class SlirpNetwork implements SlirpHost, Disposable {
     const stream = this.#stream;
     const page = this.#page;
     const at = stream.put(hva, lengthBytes, VIRTIO_NET_HDR.SIZE);
-    if (at < 0) return page.add(SlirpCount.RX_DROPPED, 1);
+    if (at < 0) return page.add(SlirpCounter.rxDropped, 1);
     const { offloads } = page;
     const { beforeLast, unsent } = stream;
     const length = VIRTIO_NET_HDR.SIZE + lengthBytes;
@@ -161,7 +162,7 @@ export class SlirpNetwork implements SlirpHost, Disposable {
   }
 
   onGuestError(message: string): void {
-    this.#page.add(SlirpCount.GUEST_ERRORS, 1);
+    this.#page.add(SlirpCounter.guestErrors, 1);
     if (this.#guestErrors++ === 0) this.#parts.onGuestError(message);
   }
 
@@ -284,8 +285,8 @@ export class SlirpNetwork implements SlirpHost, Disposable {
       null,
     );
     this.#polls.apply();
-    this.#page.set(SlirpCount.SOCKETS, this.#polls.watchedCount);
-    this.#page.set(SlirpCount.POLL_ERRORS, this.#polls.failures);
+    this.#page.set(SlirpCounter.sockets, this.#polls.watchedCount);
+    this.#page.set(SlirpCounter.pollErrors, this.#polls.failures);
     this.#armPollTimer(timeout.view.getUint32(0, true));
   }
 

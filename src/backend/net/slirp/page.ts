@@ -8,24 +8,10 @@
  * @module
  */
 
+import { SlirpCounter } from "../user/counters.ts";
 import { createMemfd, type Fd, Mapping, sealLength } from "../../../os/mod.ts";
 
 const PAGE_BYTES = 4096;
-
-/** What is counted, by its place in the page. */
-export const SlirpCount = {
-  /** Frames for the guest that found no room. */
-  RX_DROPPED: 0,
-  /** What the guest did wrong. */
-  GUEST_ERRORS: 1,
-  /** Descriptors that could not be watched. */
-  POLL_ERRORS: 2,
-  /** Descriptors that are watched now. */
-  SOCKETS: 3,
-} as const;
-
-/** One of the things that are counted. */
-export type SlirpCount = typeof SlirpCount[keyof typeof SlirpCount];
 
 /** Word of what the driver takes. */
 const OFFLOADS = 8;
@@ -75,13 +61,13 @@ export class SlirpPage implements Disposable {
     this.#words = new Uint32Array(this.#mapping.buffer);
   }
 
-  /** Counts. */
-  add(count: SlirpCount, n: number): void {
+  /** Counts; by {@linkcode SlirpCounter}. */
+  add(count: number, n: number): void {
     this.#words[count]! += n;
   }
 
   /** Sets what is no sum. */
-  set(count: SlirpCount, value: number): void {
+  set(count: number, value: number): void {
     this.#words[count] = value;
   }
 
@@ -96,13 +82,10 @@ export class SlirpPage implements Disposable {
 
   /** Counters by name. */
   counters(): Record<string, number> {
-    const words = this.#words;
-    return {
-      rxDropped: words[SlirpCount.RX_DROPPED]!,
-      guestErrors: words[SlirpCount.GUEST_ERRORS]!,
-      pollErrors: words[SlirpCount.POLL_ERRORS]!,
-      sockets: words[SlirpCount.SOCKETS]!,
-    };
+    return Object.fromEntries(
+      Object.entries(SlirpCounter)
+        .map(([name, word]) => [name, this.#words[word]!]),
+    );
   }
 
   /** Keeps in mind that a guest has an address; when there is no place for one more, that one is forgotten. */

@@ -4,6 +4,11 @@
  * @module
  */
 
+import {
+  type CounterRecord,
+  Counters,
+  indicesOf,
+} from "../../../core/counters.ts";
 import { Errno, ErrnoError } from "../../../core/errno.ts";
 import type { FdWatch, Timer } from "../../../loop/event_loop.ts";
 import {
@@ -24,7 +29,7 @@ import { FrameMessage } from "./frame_message.ts";
 import { Ownership } from "../ownership.ts";
 import { type NetBackendState, takeState } from "../state.ts";
 import { PARKED_EVENTS } from "./parked_events.ts";
-import type { DgramNetOptions } from "./drivers.ts";
+import { DGRAM_COUNTERS, type DgramNetOptions } from "./drivers.ts";
 import { formatEndpoint } from "./endpoint.ts";
 import {
   makeSocketFile,
@@ -40,13 +45,13 @@ const RETRY_MAX_MS = 10;
 
 const KIND = "dgram";
 
+const Count = indicesOf(DGRAM_COUNTERS);
+
 interface DgramState extends NetBackendState {
   /** Of the local address; null for UDP. */
   readonly file: SocketFile | null;
   readonly running: boolean;
-  readonly txDropped: number;
-  readonly txUnreachable: number;
-  readonly rxErrors: number;
+  readonly counters: CounterRecord<typeof DGRAM_COUNTERS>;
 }
 
 /** Opens a datagram socket. */
@@ -76,9 +81,7 @@ class DgramBackend implements NetBackend {
   /** What waits is to be kept for the first start. */
   #keeping = false;
   #closed = false;
-  #txDropped = 0;
-  #txUnreachable = 0;
-  #rxErrors = 0;
+  readonly #counters = new Counters(DGRAM_COUNTERS);
 
   /**
    * @param saved What a predecessor was and had open, if there was one
@@ -105,9 +108,7 @@ class DgramBackend implements NetBackend {
       this.#fd = saved.bag.take(KIND);
       this.#file = state.file;
       this.#keeping = state.running;
-      this.#txDropped = state.txDropped;
-      this.#txUnreachable = state.txUnreachable;
-      this.#rxErrors = state.rxErrors;
+      this.#counters.restore(state.counters);
     } else if (local.family === "unix" && remote.family === "unix") {
       const { made, file } = makeSocketFile(local, bindUnixDatagram);
       this.#fd = made;
@@ -166,8 +167,10 @@ class DgramBackend implements NetBackend {
       return n;
     }
     // The other side is not there (yet, or any more): lost, as on a wire.
-    if (n === -Errno.ECONNREFUSED || n === -Errno.ENOENT) this.#txUnreachable++;
-    else this.#txDropped++;
+    const lost = n === -Errno.ECONNREFUSED || n === -Errno.ENOENT
+      ? Count.txUnreachable
+      : Count.txDropped;
+    this.#counters.add(lost, 1);
     return n === -Errno.EAGAIN ? -Errno.ENOBUFS : n;
   }
 
@@ -175,7 +178,7 @@ class DgramBackend implements NetBackend {
     const n = this.#message.receive(this.#fd.number, into);
     if (n < 0 && n !== -Errno.EAGAIN) {
       // Of UDP: an earlier frame was not delivered. None was taken off the queue, and the card is called again.
-      this.#rxErrors++;
+      this.#counters.add(Count.rxErrors, 1);
       return -Errno.EAGAIN;
     }
     return n;
@@ -186,12 +189,8 @@ class DgramBackend implements NetBackend {
     this.#update();
   }
 
-  counters(): Pick<DgramState, "txDropped" | "txUnreachable" | "rxErrors"> {
-    return {
-      txDropped: this.#txDropped,
-      txUnreachable: this.#txUnreachable,
-      rxErrors: this.#rxErrors,
-    };
+  counters(): Readonly<Record<string, number>> {
+    return this.#counters.toRecord();
   }
 
   save(): DgramState {
@@ -200,7 +199,7 @@ class DgramBackend implements NetBackend {
       kind: KIND,
       file: this.#file,
       running: this.#peer !== null || this.#keeping,
-      ...this.counters(),
+      counters: this.#counters.toRecord(),
     };
   }
 
@@ -240,7 +239,7 @@ class DgramBackend implements NetBackend {
     if (this.#keeping) return;
     // Cannot be masked, and lasts until it is asked for.
     if ((events & Epoll.ERR) !== 0 && socketError(this.#fd.number) !== 0) {
-      this.#rxErrors++;
+      this.#counters.add(Count.rxErrors, 1);
     }
     if ((events & Epoll.OUT) !== 0) this.#tellWritable();
     if ((events & Epoll.IN) === 0 || this.#closed) return;

@@ -4,6 +4,8 @@
  * @module
  */
 
+import type { CounterTable } from "../../../core/counters.ts";
+import { BACKEND_ERRORS } from "../../../core/families.ts";
 import { isAnyAddress, isGroupAddress } from "../../../core/inet_address.ts";
 import {
   type Infer,
@@ -12,6 +14,7 @@ import {
   options,
   refuse,
 } from "../../../core/options.ts";
+import { PORT_COUNTERS, RX_ERRORS, TX_DROPPED } from "../counters.ts";
 import type { NetDriver } from "../driver.ts";
 import { endpoint, formatEndpoint } from "./endpoint.ts";
 
@@ -59,6 +62,7 @@ export type StreamNetOptions = Infer<typeof STREAM_OPTIONS>;
 /** Stream sockets, as QEMU's `-netdev stream`. */
 export const STREAM: NetDriver<StreamNetOptions> = {
   options: STREAM_OPTIONS,
+  counters: PORT_COUNTERS,
   load: async () => (await import("./stream.ts")).openStream,
   multiQueue: false,
 };
@@ -99,12 +103,20 @@ const DGRAM_OPTIONS = options({
   return ends;
 });
 
+/** Counters of a datagram socket. */
+export const DGRAM_COUNTERS = {
+  ...TX_DROPPED,
+  txUnreachable: [BACKEND_ERRORS, { kind: "transmit_unreachable" }],
+  ...RX_ERRORS,
+} satisfies CounterTable;
+
 /** A datagram socket; both ends are of one family. */
 export type DgramNetOptions = Infer<typeof DGRAM_OPTIONS>;
 
 /** Datagram sockets, as QEMU's `-netdev dgram`. */
 export const DGRAM: NetDriver<DgramNetOptions> = {
   options: DGRAM_OPTIONS,
+  counters: DGRAM_COUNTERS,
   load: async () => (await import("./dgram.ts")).openDgram,
   multiQueue: false,
 };

@@ -4,6 +4,11 @@
  * @module
  */
 
+import {
+  type CounterRecord,
+  Counters,
+  indicesOf,
+} from "../../../core/counters.ts";
 import { Errno, errnoName } from "../../../core/errno.ts";
 import type { BottomHalf, FdWatch, Loop } from "../../../loop/event_loop.ts";
 import {
@@ -13,12 +18,15 @@ import {
   type Saved,
 } from "../../../os/mod.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
+import { PORT_COUNTERS } from "../counters.ts";
 import type { NetPeer } from "../contract.ts";
 import { FrameStream, type FrameStreamState } from "./frame_stream.ts";
 import { PARKED_EVENTS } from "./parked_events.ts";
 
 /** Name of the socket's descriptor. */
 const SOCKET = "socket";
+
+const Count = indicesOf(PORT_COUNTERS);
 
 /** A {@linkcode StreamPort} on its way to another thread. */
 export interface PortState {
@@ -27,10 +35,7 @@ export interface PortState {
   readonly sendError: number;
   /** Whether a card was there. */
   readonly running: boolean;
-  readonly connections: number;
-  readonly txDropped: number;
-  readonly runts: number;
-  readonly badLengths: number;
+  readonly counters: Readonly<Record<string, number>>;
 }
 
 /**
@@ -60,10 +65,8 @@ export class StreamPort implements Disposable {
   #refused = false;
   /** Why the connection is broken, as send() saw it. */
   #sendError = 0;
-  #connections = 0;
-  #txDropped = 0;
-  #runts = 0;
-  #badLengths = 0;
+  /** Without what the connection counts. */
+  readonly #counters = new Counters(PORT_COUNTERS);
 
   /**
    * @param onLost Called when the connection has ended and is closed; never from within a call of the card's
@@ -90,7 +93,7 @@ export class StreamPort implements Disposable {
     const stream = new FrameStream(fd, this.#headerBytes);
     this.#stream = stream;
     this.#sendError = 0;
-    this.#connections++;
+    this.#counters.add(Count.connections, 1);
     this.#watch = this.#loop.watch(
       fd.number,
       this.#events(),
@@ -120,10 +123,7 @@ export class StreamPort implements Disposable {
     }
     this.#keeping = state.running;
     this.#sendError = state.sendError;
-    this.#connections = state.connections;
-    this.#txDropped = state.txDropped;
-    this.#runts = state.runts;
-    this.#badLengths = state.badLengths;
+    this.#counters.restore(state.counters);
     if (state.running) return;
     // The rest of a frame, and an end that was noticed on the other thread and not told yet.
     this.#update();
@@ -136,10 +136,7 @@ export class StreamPort implements Disposable {
       stream: this.#stream?.save() ?? null,
       sendError: this.#sendError,
       running: this.#peer !== null || this.#keeping,
-      connections: this.#connections,
-      txDropped: this.#txDropped,
-      runts: this.#runts,
-      badLengths: this.#badLengths,
+      counters: this.#counters.toRecord(),
     };
   }
 
@@ -152,8 +149,8 @@ export class StreamPort implements Disposable {
   detach(): void {
     const stream = this.#stream;
     if (stream === null) return;
-    this.#runts += stream.runts;
-    this.#badLengths += stream.badLengths;
+    this.#counters.add(Count.rxDroppedRunt, stream.runts);
+    this.#counters.add(Count.rxBadLengths, stream.badLengths);
     this.#watch!.close();
     this.#watch = null;
     this.#stream = null;
@@ -194,7 +191,7 @@ export class StreamPort implements Disposable {
   send(frame: ScatterGather, more = false): number {
     const stream = this.#stream;
     if (stream === null || this.#sendError !== 0) {
-      this.#txDropped++;
+      this.#counters.add(Count.txDropped, 1);
       return -Errno.ENOTCONN;
     }
     const result = stream.send(frame, more);
@@ -207,7 +204,7 @@ export class StreamPort implements Disposable {
       this.#update();
       return result;
     }
-    this.#txDropped++;
+    this.#counters.add(Count.txDropped, 1);
     if (result !== -Errno.EMSGSIZE) this.#breakOff(result);
     return result;
   }
@@ -244,14 +241,13 @@ export class StreamPort implements Disposable {
   }
 
   /** Counters by name. */
-  counters(): Record<string, number> {
-    return {
-      connected: this.#stream === null ? 0 : 1,
-      connections: this.#connections,
-      txDropped: this.#txDropped,
-      rxDroppedRunt: this.#runts + (this.#stream?.runts ?? 0),
-      rxBadLengths: this.#badLengths + (this.#stream?.badLengths ?? 0),
-    };
+  counters(): CounterRecord<typeof PORT_COUNTERS> {
+    const counters = this.#counters.toRecord();
+    if (this.#stream === null) return counters;
+    counters.connected = 1;
+    counters.rxDroppedRunt += this.#stream.runts;
+    counters.rxBadLengths += this.#stream.badLengths;
+    return counters;
   }
 
   /** Closes the connection. */

@@ -5,6 +5,8 @@
  */
 
 import { type Infer, oneOf, option, options } from "../../../core/options.ts";
+import type { CounterRecord, CounterTable } from "../../../core/counters.ts";
+import { RX_ERRORS, TX_DROPPED } from "../counters.ts";
 import type { NetDriver } from "../driver.ts";
 
 // IFNAMSIZ less its NUL.
@@ -44,12 +46,23 @@ const OPTIONS = options({
   }),
 });
 
+/** Counters of a TAP. */
+const TAP_COUNTERS = {
+  ...TX_DROPPED,
+  txBatches: null,
+  ...RX_ERRORS,
+} satisfies CounterTable;
+
+/** Values of a TAP's counters. */
+export type TapCounters = CounterRecord<typeof TAP_COUNTERS>;
+
 /** A TAP interface. */
 export type TapNetOptions = Infer<typeof OPTIONS>;
 
 /** TAP interfaces. */
 export const TAP: NetDriver<TapNetOptions> = {
   options: OPTIONS,
+  counters: TAP_COUNTERS,
   load: async () => (await import("./tap.ts")).openTapBackend,
   multiQueue: true,
 };

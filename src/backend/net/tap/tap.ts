@@ -21,7 +21,7 @@ import type {
 import type { OpenNet } from "../driver.ts";
 import { Ownership } from "../ownership.ts";
 import { isOfKind, type NetBackendState, takeState } from "../state.ts";
-import type { TapNetOptions } from "./driver.ts";
+import type { TapCounters, TapNetOptions } from "./driver.ts";
 import { InterfaceControl } from "./interface.ts";
 import { openTapQueues, probeTapOffloads } from "./open.ts";
 import { receiveErrors, TapQueue, type TapQueueListener } from "./queue.ts";
@@ -42,9 +42,7 @@ interface TapState extends NetBackendState {
   readonly offloads: NetOffloads;
   readonly running: boolean;
   readonly gone: boolean;
-  readonly txDropped: number;
-  readonly txBatches: number;
-  readonly rxErrors: number;
+  readonly counters: TapCounters;
 }
 
 /** Opens a TAP, or some pairs of one that is open already. */
@@ -205,7 +203,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
     );
   }
 
-  counters(): Pick<TapState, "txDropped" | "txBatches" | "rxErrors"> {
+  counters(): TapCounters {
     const { dropped, batches } = this.#sender;
     return {
       txDropped: dropped,
@@ -223,7 +221,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
       offloads: this.offloads,
       running: this.#peer !== null || this.#keeping,
       gone: this.#gone,
-      ...this.counters(),
+      counters: this.counters(),
     };
   }
 
@@ -285,9 +283,9 @@ export class TapBackend implements NetBackend, TapQueueListener {
     this.#keeping = state.running;
     this.#gone = state.gone;
     this.#wantedPairs = state.attached.filter((on) => on).length;
-    this.#sender.dropped = state.txDropped;
-    this.#sender.batches = state.txBatches;
-    this.#rxErrorsBefore = state.rxErrors;
+    this.#sender.dropped = state.counters.txDropped;
+    this.#sender.batches = state.counters.txBatches;
+    this.#rxErrorsBefore = state.counters.rxErrors;
   }
 
   /** @returns 0 or −errno */

@@ -14,7 +14,7 @@ import type {
   NetPeer,
 } from "../contract.ts";
 import { type NetBackendState, takeState } from "../state.ts";
-import type { TapNetOptions } from "./driver.ts";
+import type { TapCounters, TapNetOptions } from "./driver.ts";
 import { receiveErrors, TapQueue, type TapQueueListener } from "./queue.ts";
 import { TapSender } from "./sender.ts";
 
@@ -135,7 +135,7 @@ export class TapTwin implements NetBackend, TapQueueListener {
     for (const queue of this.#queues) queue?.stop();
   }
 
-  counters(): Readonly<Record<string, number>> {
+  counters(): TapCounters {
     const { dropped, batches } = this.#sender;
     return {
       txDropped: dropped,

@@ -13,6 +13,8 @@ import {
   refuse,
   text,
 } from "../../../core/options.ts";
+import { PEER_COUNTERS } from "../counters.ts";
+import { GATEWAY_COUNTERS, SLIRP_COUNTERS } from "./counters.ts";
 import type { NetDriver } from "../driver.ts";
 import { formatIpv4, inNetwork, netmask, parseIpv4 } from "../frame/ipv4.ts";
 
@@ -192,6 +194,7 @@ export type UserNetOptions = Infer<typeof OPTIONS>;
 /** User-mode networking: libslirp, or the built-in gateway without it. */
 export const USER: NetDriver<UserNetOptions> = {
   options: OPTIONS,
+  counters: { ...GATEWAY_COUNTERS, ...PEER_COUNTERS, ...SLIRP_COUNTERS },
   load: async () => (await import("./open.ts")).openUser,
   multiQueue: false,
 };
