@@ -327,6 +327,15 @@ for (
   });
 }
 
+Deno.test("AsyncBackend tells what a store says when it is closed", () => {
+  using host = new Host();
+  new Controller(host, moody({ open: "once" }))[Symbol.dispose]();
+  assertMatch(
+    host.warnings.join(),
+    /^store moody, .*: it cannot be shut \(in close\)$/,
+  );
+});
+
 Deno.test("AsyncBackend waits for a store that opens slowly", () => {
   using host = new Host();
   using client = new Controller(host, moody({ open: "slowly" }));

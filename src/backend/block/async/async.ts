@@ -43,6 +43,7 @@ import {
   Ring,
   SLOT_BYTES,
   SLOTS,
+  type StoreLine,
   StoreLink,
   StoreState,
 } from "./link.ts";
@@ -279,7 +280,8 @@ export class AsyncBackend implements BlockBackend {
     if (this.#hasShare || this.#joins) this.#ring.vacate(this.#used);
     if (!this.#hasShare) return;
     this.#hasShare = this.#joins = false;
-    if (!this.#link.leave(CLOSE_TIMEOUT_MS)) {
+    const onLine = (line: StoreLine) => this.#onLine(line);
+    if (!this.#link.leave(CLOSE_TIMEOUT_MS, onLine)) {
       this.#log.warn(
         `${this.description} has not come to an end of all that was asked of it, and keeps its memory`,
       );
@@ -419,8 +421,12 @@ export class AsyncBackend implements BlockBackend {
     Atomics.store(this.#words, RING.WANTS_EVENT, 1);
     this.#reap();
     const line = this.#link.takeLine();
-    if (line !== null) this.#log[line.level](line.message);
+    if (line !== null) this.#onLine(line);
     if (this.#link.state === StoreState.ENDED) this.#onEnded();
+  }
+
+  #onLine({ level, message }: StoreLine): void {
+    this.#log[level](message);
   }
 
   /** Takes what is done, and begins what waits. @returns Whether anything was done */
@@ -576,7 +582,7 @@ function openStore(options: StoreBlockOptions) {
   const why = isLate
     ? `it has not returned for ${START_TIMEOUT_MS / 1000} s`
     : link.outcome as string;
-  link.leave(isLate ? 0 : CLOSE_TIMEOUT_MS);
+  link.leave(isLate ? 0 : CLOSE_TIMEOUT_MS, () => {});
   worker.terminate();
   throw new Error(
     why.startsWith("Cannot ")

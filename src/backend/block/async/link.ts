@@ -345,9 +345,10 @@ export class StoreLink {
    * A back end uses it no more. The last one closes the store, and waits until its Worker has ended.
    *
    * @param timeoutMs How long that may take
+   * @param onLine Told what the store says meanwhile
    * @returns Whether it is closed, or others use it still; else the store may use the memory, which is then left to it
    */
-  leave(timeoutMs: number): boolean {
+  leave(timeoutMs: number, onLine: (line: StoreLine) => void): boolean {
     const words = this.#words;
     if (Atomics.sub(words, LINK.USERS, 1) > 1) return true;
     const { OPENING, OPEN, CLOSING } = StoreState;
@@ -359,7 +360,12 @@ export class StoreLink {
       (_, i) => new Ring(this.ringHva(i)),
     );
     const deadline = performance.now() + timeoutMs;
-    while (!this.isDeserted) {
+    for (;;) {
+      // In this order, the last line is not missed.
+      const gone = this.isDeserted;
+      const line = this.takeLine();
+      if (line !== null) onLine(line);
+      if (gone) break;
       if (performance.now() > deadline) return false;
       pollFd(rings[0]!.eventFd, Poll.IN, LOOK_AGAIN_MS);
       drainEventFd(rings[0]!.eventFd);

@@ -26,6 +26,7 @@ import { type StoreLine, StoreLink, StoreState } from "./link.ts";
 import { storeInfo } from "./info.ts";
 import { loadStore, parseStoreOptions } from "./load.ts";
 import { StoreServer } from "./server.ts";
+import type { Store } from "./store.ts";
 
 const scope = globalThis as unknown as {
   onmessage: ((event: MessageEvent<StoreStart>) => void) | null;
@@ -146,11 +147,19 @@ async function serve({ linkHva, options }: StoreStart): Promise<void> {
     };
     shared.opened(opened);
     await serveUntilClosed(shared, new StoreServer(shared, store, reporter()));
-    await store.close?.();
+    await closeStore(store);
   } catch (error) {
     return end(modelFault(error, known) ?? (error as Error).message);
   }
   close();
+}
+
+async function closeStore(store: Store): Promise<void> {
+  try {
+    await store.close?.();
+  } catch (error) {
+    say("error", `${textOf(error)} (in close)`);
+  }
 }
 
 async function serveUntilClosed(
