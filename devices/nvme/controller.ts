@@ -234,6 +234,20 @@ export class NvmeController implements PciDevice {
       (this.#remote?.hold() ?? 0);
   }
 
+  unfinished(iova?: number, lengthBytes?: number): number {
+    return this.#queues.unfinished(iova, lengthBytes) +
+      (this.#remote?.unfinished(iova, lengthBytes) ?? 0);
+  }
+
+  endsRequests(
+    bar: number,
+    offset: number,
+    width: AccessWidth,
+    value: number,
+  ): boolean {
+    return bar === 0 && this.#registers.endsRequests(offset, width, value);
+  }
+
   place(threads: QueueThreads | null): void {
     this.#leaveThreads();
     if (threads === null || !this.#isShareable) return;

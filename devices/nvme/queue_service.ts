@@ -52,6 +52,12 @@ export type QueueMessage =
   | { readonly op: "start" }
   /** Answered with how many commands are in flight. */
   | { readonly op: "hold" }
+  /** Answered with how many requests are unfinished, see {@linkcode NvmeQueues.unfinished}. */
+  | {
+    readonly op: "unfinished";
+    readonly iova: number | undefined;
+    readonly lengthBytes: number | undefined;
+  }
   | { readonly op: "add"; readonly queues: QueueSetState }
   | { readonly op: "endCq"; readonly qid: number }
   /** Answered with whether it is gone; if not, that is reported when it is. */
@@ -166,6 +172,8 @@ export class NvmeQueueService implements QueueService {
         return queues.start();
       case "hold":
         return queues.hold();
+      case "unfinished":
+        return queues.unfinished(message.iova, message.lengthBytes);
       case "add":
         return queues.set.add(message.queues);
       case "endCq":

@@ -322,6 +322,12 @@ export class NvmeQueues implements NamespaceOwner {
     return this.engine.busy;
   }
 
+  /** See {@linkcode PciDevice.unfinished}. */
+  unfinished(iova?: number, lengthBytes?: number): number {
+    if (iova !== undefined && !this.engine.uses(iova, lengthBytes!)) return 0;
+    return this.namespaces.unfinished;
+  }
+
   /** Completes what is with the storage. */
   drain(): void {
     this.namespaces.drain();

@@ -251,6 +251,12 @@ export class NvmeRegisters {
     return offset === OFFSET.CC ? RegisterEffect.CC : RegisterEffect.NONE;
   }
 
+  /** True for a write that takes an enabled controller down, by CC.EN or CC.SHN. */
+  endsRequests(offset: number, width: AccessWidth, value: number): boolean {
+    if (offset !== OFFSET.CC || width !== 4 || !this.enabled) return false;
+    return !bit(value, NVME_CC.EN) || field(value, ...NVME_CC.SHN) !== 0;
+  }
+
   #get(offset: number): number {
     return this.#words[offset >> 2] ?? 0;
   }

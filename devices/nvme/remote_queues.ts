@@ -131,8 +131,17 @@ export class RemoteQueues implements Disposable {
 
   /** Takes nothing new. @returns How many commands are in flight */
   hold(): number {
-    return (this.callAll({ op: "hold" }) as number[])
-      .reduce((sum, inFlight) => sum + inFlight, 0);
+    return this.#sum({ op: "hold" });
+  }
+
+  /** See {@linkcode NvmeQueues.unfinished}. */
+  unfinished(iova?: number, lengthBytes?: number): number {
+    return this.#sum({ op: "unfinished", iova, lengthBytes });
+  }
+
+  #sum(message: QueueMessage): number {
+    return (this.callAll(message) as number[])
+      .reduce((sum, count) => sum + count, 0);
   }
 
   /** There is a namespace more. @param share Gives what a thread needs of it @throws {Error} When one cannot have it */

@@ -172,6 +172,14 @@ export class NamespaceSet {
     for (let i = 0; i < this.all.length; i++) this.all[i]!.commit();
   }
 
+  /** How many requests {@linkcode NamespaceSet.drain} would wait for. */
+  get unfinished(): number {
+    return this.all.reduce(
+      (sum, { backend }) => sum + (backend.unfinished?.() ?? 0),
+      0,
+    );
+  }
+
   /** Waits until no request touches guest memory any more. */
   drain(): void {
     for (const ns of this.all) {

@@ -104,6 +104,10 @@ export class RamDisk implements BlockBackend {
     this.#client!.onComplete(request, 0);
   }
 
+  unfinished(): number {
+    return this.pending.length;
+  }
+
   drain(): void {
     this.drains++;
     while (this.pending.length > 0) {

@@ -316,3 +316,33 @@ Deno.test("NvmeController takes vectors that it has, whether they are enabled or
     assertEquals([beyond.status, beyond.dnr], [SC.VECTOR, true]);
   }
 });
+
+Deno.test("NvmeController tells what a reset would wait for, and which writes reset it or shut it down", () => {
+  using rig = new Rig();
+  const { driver, disk, device } = rig;
+  const pair = rig.io();
+  const prp1 = driver.page();
+  disk.slow = true;
+  driver.put(pair, { opcode: 2, nsid: 1, prp1 });
+  driver.ring(pair);
+  rig.settle();
+  assertEquals(device.unfinished!(), 1);
+  assertEquals(device.unfinished!(prp1, 4096), 1);
+  assertEquals(device.unfinished!(prp1 + 8192, 4096), 0);
+  const CC = NVME_REGISTERS.offsets.CC;
+  const cc = device.readBar(0, CC, 4);
+  const ends = (value: number, offset = CC) =>
+    device.endsRequests!(0, offset, 4, value);
+  assertEquals([ends(cc), ends(cc & ~1), ends(cc | 1 << 14)], [
+    false,
+    true,
+    true,
+  ]);
+  assertEquals(ends(0, 0x1000), false);
+  disk.finish();
+  rig.settle();
+  assertEquals(device.unfinished!(), 0);
+  device.writeBar(0, CC, 4, cc & ~1);
+  rig.settle();
+  assertEquals(ends(cc & ~1), false, "it is down already");
+});
