@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { NvmeOptions } from "./options.ts";
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import type { BlockOptions } from "../../src/backend/block/options.ts";
 import { formatSize } from "../../src/core/size.ts";
@@ -56,16 +57,12 @@ import {
 } from "./state.ts";
 
 /** What a controller is like. */
-export interface NvmeControllerOptions {
+export interface NvmeControllerOptions extends
+  Pick<
+    NvmeOptions,
+    "queues" | "queueEntries" | "msix" | "mapDoorbells"
+  > {
   readonly identity: ControllerIdentity;
-  /** I/O queue pairs, 1–64. */
-  readonly queues: number;
-  /** The largest size of an I/O queue, 2–4096. */
-  readonly queueEntries: number;
-  /** Whether there is MSI-X; else all queues share the one vector of MSI and the pin. */
-  readonly msix: boolean;
-  /** Whether clients may map the doorbells, which are then polled. */
-  readonly mapDoorbells: boolean;
   /** Opens storage for namespaces that are added at run time; without it there are none. */
   readonly open?: (
     block: BlockOptions,

@@ -111,6 +111,13 @@ export const VIRTIO_NET_OPTIONS = options({
 /** What a card is made with; plain data. */
 export type VirtioNetOptions = Infer<typeof VIRTIO_NET_OPTIONS>;
 
+/** What the card itself is made with. */
+export interface CardOptions
+  extends Omit<VirtioNetOptions, "mac" | "net" | "rings"> {
+  /** Six bytes. */
+  readonly mac: Uint8Array;
+}
+
 /**
  * A made-up address: QEMU's and KVM's locally administered prefix 52:54:00, three random bytes.
  *

@@ -23,7 +23,7 @@ import { Features } from "../../src/virtio/features.ts";
 import type { VirtioOptions } from "../../src/virtio/options.ts";
 import type { Virtqueue } from "../../src/virtio/queue/queue.ts";
 import { CoalescingControl } from "./control/coalescing_control.ts";
-import { formatMac, NetConfig } from "./config.ts";
+import { type CardOptions, formatMac, NetConfig } from "./config.ts";
 import { ControlQueue, CTRL_QUEUE_SIZE } from "./control/control.ts";
 import {
   PCI_CLASS_NETWORK_ETHERNET,
@@ -56,26 +56,14 @@ export interface VirtioNetParts {
   /** What it is plugged into; the card closes it. */
   readonly backend: NetBackend;
   /** Its address and shape. */
-  readonly options: {
-    /** Six bytes. */
-    readonly mac: Uint8Array;
-    /** Largest IP packet in bytes. */
-    readonly mtu: number;
-    /** Whether the link is up at first. */
-    readonly linkUp: boolean;
-    /** Largest size of the receive and transmit queues. */
-    readonly queueSize: number;
-    /** How many queue pairs it has, as many as the back end at most; 1 when absent. */
-    readonly queuePairs?: number;
-    /** Whether it offers the back end's offloads; it does when absent. */
-    readonly offloads?: boolean;
-    /** How long a busy transmit queue is left alone, in microseconds; not at all when absent. */
-    readonly txDelayUsec?: number;
-    /** The longest that frames are kept from an overloaded driver, in microseconds; not at all when absent. */
-    readonly rxReliefUsec?: number;
-    /** How it is offered to drivers. */
-    readonly offer?: VirtioOptions;
-  };
+  /** One pair, all offloads and no delays where nothing is said. */
+  readonly options:
+    & Pick<CardOptions, "mac" | "mtu" | "linkUp" | "queueSize">
+    & Partial<CardOptions>
+    & {
+      /** How it is offered to drivers. */
+      readonly offer?: VirtioOptions;
+    };
 }
 
 const FEATURES = Features.of(

@@ -31,17 +31,17 @@ function create(
   options: VirtioNetOptions,
   saved?: SavedDevice,
 ): VirtioDevice {
-  const { mtu, queueSize, queuePairs, offloads } = options;
-  const { txDelayUsec, rxReliefUsec } = options;
+  const { mac: given, net, rings, ...card } = options;
+  const { mtu, queuePairs } = card;
   const state = saved && parseNetState(saved.state, queuePairs);
-  const linkUp = state?.linkUp ?? options.linkUp;
+  const linkUp = state?.linkUp ?? card.linkUp;
   const mac = state !== undefined
     ? macFromText(state.permanentMac)!
-    : options.mac === null
+    : given === null
     ? randomMac((lengthBytes) => context.random(lengthBytes))
-    : Uint8Array.from(options.mac);
+    : Uint8Array.from(given);
   const { loop, log, memory } = context;
-  const backend = openNetBackend(options.net, {
+  const backend = openNetBackend(net, {
     loop,
     log,
     memory,
@@ -54,17 +54,7 @@ function create(
       context,
       transport: context.virtio,
       backend,
-      options: {
-        mac,
-        mtu,
-        linkUp,
-        queueSize,
-        queuePairs,
-        offloads,
-        txDelayUsec,
-        rxReliefUsec,
-        offer: options.rings,
-      },
+      options: { ...card, mac, linkUp, offer: rings },
     });
     if (state !== undefined) return device;
     log.info(

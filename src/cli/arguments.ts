@@ -271,32 +271,24 @@ function checkPlaces(
   endpoints: readonly Endpoint[],
   { control, metrics }: Infer<typeof RUN_OPTIONS>,
 ): void {
-  const taken = new Map<string, string>();
-  for (const endpoint of endpoints) {
-    const key = endpoint.kind === "path"
-      ? resolve(endpoint.path)
-      : `fd ${endpoint.fd}`;
-    if (taken.has(key)) {
-      throw new UsageError(
-        `Cannot serve two devices on ${key}: each needs a socket of its own`,
-      );
-    }
-    taken.set(key, "--socket");
+  const places = endpoints.map((endpoint) => [
+    "--socket",
+    endpoint.kind === "path" ? resolve(endpoint.path) : `fd ${endpoint.fd}`,
+  ]);
+  if (control !== null) places.push(["--control", resolve(control.path)]);
+  if (metrics?.kind === "path") {
+    places.push(["--metrics", resolve(metrics.path)]);
   }
-  const others = [
-    ["--control", control?.path ?? null],
-    ["--metrics", metrics?.kind === "path" ? metrics.path : null],
-  ] as const;
-  for (const [option, path] of others) {
-    if (path === null) continue;
-    const key = resolve(path);
-    const before = taken.get(key);
-    if (before !== undefined) {
-      throw new UsageError(
-        `Cannot use ${key} for ${before} and ${option}: each needs a path of its own`,
-      );
-    }
-    taken.set(key, option);
+  for (const [i, [option, place]] of places.entries()) {
+    const before = places.findIndex((other) => other[1] === place);
+    if (before === i) continue;
+    throw new UsageError(
+      option === "--socket"
+        ? `Cannot serve two devices on ${place}: each needs a socket of its own`
+        : `Cannot use ${place} for ${
+          places[before]![0]
+        } and ${option}: each needs a path of its own`,
+    );
   }
 }
 

@@ -132,14 +132,20 @@ export function checkNames(
   }
 }
 
-/** An option whose type is its caller's to say. */
-function declare(
+/**
+ * An option of any kind; there are shorter ways to the usual ones.
+ *
+ * @param name The key
+ * @param read Converts one text, or refuses it
+ * @throws {OptionError} For a default that is refused
+ */
+export function option<T, const S extends OptionSpec>(
   name: string,
-  spec: OptionSpec,
-  read: (text: string, refuse: Refuse) => unknown,
-): Options<never> {
+  spec: S,
+  read: (text: string, refuse: Refuse) => T,
+): Options<OptionValue<T, S>> {
   const { help, syntax = "text", allowed = "", otherwise } = spec;
-  const convert = (text: string) =>
+  const convert = (text: string): unknown =>
     read(text, (right) => refuse(written(name, text), right));
   if (spec.default !== undefined) convert(spec.default);
   const told = spec.default ?? otherwise ?? "";
@@ -158,24 +164,9 @@ function declare(
         refuse(`${name} ${texts.length} times`, "give it once");
       }
       const text = texts[0] ?? spec.default;
-      return (text === undefined ? null : convert(text)) as never;
+      return (text === undefined ? null : convert(text)) as OptionValue<T, S>;
     },
   };
-}
-
-/**
- * An option of any kind; there are shorter ways to the usual ones.
- *
- * @param name The key
- * @param read Converts one text, or refuses it
- * @throws {OptionError} For a default that is refused
- */
-export function option<T, const S extends OptionSpec>(
-  name: string,
-  spec: S,
-  read: (text: string, refuse: Refuse) => T,
-): Options<OptionValue<T, S>> {
-  return declare(name, spec, read);
 }
 
 /** An option that may be given any number of times: the values of each. */
@@ -201,10 +192,10 @@ export function onOff<const S extends OptionSpec>(
   name: string,
   spec: S,
 ): Options<OptionValue<boolean, S>> {
-  return declare(name, { syntax: "on|off", ...spec }, (text, refuse) => {
+  return option(name, { syntax: "on|off", ...spec }, (text, refuse) => {
     if (text !== "on" && text !== "off") refuse("it is on or off");
     return text === "on";
-  });
+  }) as Options<never>;
 }
 
 /** One of several words or numbers. */
@@ -216,13 +207,13 @@ export function oneOf<
   values: readonly V[],
   spec: S,
 ): Options<OptionValue<V, S>> {
-  return declare(
+  return option(
     name,
     { syntax: values.join("|"), ...spec },
     (text, refuse) =>
       values.find((value) => `${value}` === text) ??
         refuse(`it is ${either(values)}`),
-  );
+  ) as Options<never>;
 }
 
 /** A whole number in a range; its unit is the syntax. */
@@ -241,11 +232,11 @@ export function integer<
     ? `a number from ${range} is wanted`
     : `${range} ${syntax} are wanted`;
   const told = { ...spec, allowed: range, syntax: syntax ?? "number" };
-  return declare(name, told, (text, refuse) => {
+  return option(name, told, (text, refuse) => {
     const value = Number(text);
     const fits = /^\d+$/.test(text) && value >= min && value <= max;
     return fits && (!powerOfTwo || isPowerOfTwo(value)) ? value : refuse(right);
-  });
+  }) as Options<never>;
 }
 
 /** A size in bytes, written like `64M`. */
@@ -253,11 +244,11 @@ export function size<const S extends OptionSpec>(
   name: string,
   spec: S,
 ): Options<OptionValue<number, S>> {
-  return declare(
+  return option(
     name,
     { syntax: "size", ...spec },
     (text, refuse) => parseSize(text) ?? refuse(SIZE_WANTED),
-  );
+  ) as Options<never>;
 }
 
 /** A text: what matches the pattern, or else up to 4095 bytes of anything but control characters. */
@@ -274,10 +265,10 @@ export function text<
     /^[^\0-\x1f\x7f]+$/,
     `1 to ${maxBytes} bytes without control characters are allowed`,
   ];
-  return declare(name, spec, (text, refuse) => {
+  return option(name, spec, (text, refuse) => {
     const { length } = new TextEncoder().encode(text);
     return length <= maxBytes && regExp.test(text) ? text : refuse(right);
-  });
+  }) as Options<never>;
 }
 
 /** Options by the fields that their values become. */

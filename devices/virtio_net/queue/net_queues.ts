@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { CardOptions } from "../config.ts";
 import { Counters, countersOf } from "../../../src/core/counters.ts";
 import type { NetBackend, NetPeer } from "../../../src/backend/net/contract.ts";
 import type { DeviceContext } from "../../../src/pci/device.ts";
@@ -53,22 +54,7 @@ export interface NetQueuesParts {
 }
 
 /** How queue pairs behave. */
-export interface NetQueuesOptions {
-  /** The card's address, six bytes. */
-  readonly mac: Uint8Array;
-  /** Largest IP packet in bytes. */
-  readonly mtu: number;
-  /** Whether the link is up at first. */
-  readonly linkUp: boolean;
-  /** Largest size of the receive and transmit queues. */
-  readonly queueSize: number;
-  /** How many queue pairs the card has. */
-  readonly queuePairs: number;
-  /** How long a busy transmit queue is left alone, in microseconds; 0 for not at all. */
-  readonly txDelayUsec: number;
-  /** The longest that frames are kept from an overloaded driver, in microseconds; 0 for not at all. */
-  readonly rxReliefUsec: number;
-}
+export type NetQueuesOptions = Omit<CardOptions, "offloads">;
 
 /** IOV_MAX: what one readv(2) or writev(2) takes. */
 const SEGMENTS_MAX = 1024;
