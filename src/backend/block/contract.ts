@@ -154,7 +154,12 @@ export interface BlockBackend {
    * @returns 0, or −ENOTSUP where it cannot be changed
    */
   setWriteCache(on: boolean): number;
-  /** Changes the size of storage that can grow and shrink, as a person asked at run time. @throws {Error} With the reason */
+  /**
+   * Changes the size of storage that can grow and shrink and is not read-only.
+   *
+   * @param sizeBytes A multiple of the logical block, and not 0
+   * @throws {Error} With the reason
+   */
   resize?(sizeBytes: number): void;
   /**
    * Looks whether the storage has another size by now, as a person asked who changed it outside.

@@ -23,6 +23,11 @@ export class RequestQueue<T> {
     this.#length++;
   }
 
+  /** The oldest but `i`; there are more than that. */
+  at(i: number): T {
+    return this.#items[(this.#head + i) & (this.#items.length - 1)]!;
+  }
+
   /** Takes the oldest; null when there is none. */
   shift(): T | null {
     if (this.#length === 0) return null;

@@ -21,7 +21,7 @@ export function resizeStorage(
   words: readonly string[],
 ): void {
   const [text = "", ...more] = words.filter((word) => word !== SHRINK);
-  const { logicalBlockBytes, sizeBytes: present } = backend.info;
+  const { logicalBlockBytes, sizeBytes: present, readonly } = backend.info;
   const refuse = (why: string): never => {
     throw new Error(`Cannot resize to ${words.join(" ")}: ${why}`);
   };
@@ -36,6 +36,7 @@ export function resizeStorage(
   if (backend.resize === undefined) {
     return refuse(`${backend.description} has a size of its own`);
   }
+  if (readonly) refuse("it is open with readonly=on");
   if (sizeBytes < present && !words.includes(SHRINK)) {
     refuse(
       `it has ${

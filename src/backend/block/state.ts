@@ -1,13 +1,24 @@
 /**
- * Reading what back ends have saved.
+ * State of back ends: saving it, and reading what was saved.
  *
  * @module
  */
 
 import { StateReader } from "../../core/state_reader.ts";
-import type { BlockInfo } from "./contract.ts";
+import type { BlockBackend, BlockInfo } from "./contract.ts";
 
 const { MAX_SAFE_INTEGER } = Number;
+
+/** Checks that nothing is in flight. @throws {Error} Otherwise: such a state cannot be saved */
+export function refuseInFlight(
+  { description }: BlockBackend,
+  requests: number,
+): void {
+  if (requests === 0) return;
+  throw new Error(
+    `Cannot save ${description}: ${requests} requests are in flight`,
+  );
+}
 
 /**
  * Begins to read what a back end has saved.

@@ -1,4 +1,4 @@
-import { STORE_COUNTERS } from "../../../src/backend/block/async/counters.ts";
+import { STORE_COUNTERS } from "../../../src/backend/block/async/driver.ts";
 import { Counters } from "../../../src/core/counters.ts";
 import {
   assert,

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { BlockOp } from "../../../src/backend/block/contract.ts";
+import { resizeStorage } from "../../../src/backend/block/resize.ts";
 import { setImageLength } from "../../../src/backend/block/file/image.ts";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import { isInMemory, openFd } from "../../../src/os/mod.ts";
@@ -107,7 +108,11 @@ onImage("readonly refuses everything but reads and flushes", 65536, {
   }
   assertEquals(controller.run({ op: BlockOp.FLUSH }), 0);
   assertEquals(controller.read(0, 512), new Uint8Array(512));
-  assertThrows(() => controller.backend.resize!(4096), Error, "readonly=on");
+  assertThrows(
+    () => resizeStorage(controller.backend, ["4096"]),
+    Error,
+    "readonly=on",
+  );
 });
 
 function allocatedBytes(path: string): number {
@@ -191,7 +196,11 @@ onImage("resize and rescan change the size", 65536, {}, (controller, path) => {
   assertEquals(backend.info.sizeBytes, 12288);
   assertEquals(controller.resizes, 3);
   for (const size of [0, 511, 513, NaN, 2 ** 60]) {
-    assertThrows(() => backend.resize!(size), Error, "Cannot resize");
+    assertThrows(
+      () => resizeStorage(backend, [`${size}`]),
+      Error,
+      "Cannot resize",
+    );
   }
 });
 

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { BlockOp, PENDING } from "../../../src/backend/block/contract.ts";
+import { resizeStorage } from "../../../src/backend/block/resize.ts";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
 import { Controller, Host, MEMORY, pattern } from "./rig.ts";
@@ -77,7 +78,11 @@ Deno.test("MemoryBackend with readonly refuses writes, with discard=ignore keeps
     using controller = new Controller(host, { ...MEMORY, readonly: true });
     assertEquals(controller.write(0, pattern(512, 1)), -Errno.EROFS);
     assertEquals(controller.read(0, 512), new Uint8Array(512));
-    assertThrows(() => controller.backend.resize!(4096), Error, "readonly=on");
+    assertThrows(
+      () => resizeStorage(controller.backend, ["4096"]),
+      Error,
+      "readonly=on",
+    );
   }
   using controller = new Controller(host, { ...MEMORY, discard: false });
   controller.write(0, pattern(4096, 1));
@@ -108,7 +113,11 @@ Deno.test("MemoryBackend keeps what it holds when it is resized", () => {
     backend.resize!(8192);
     assertEquals(controller.read(4608, 3584), new Uint8Array(3584));
     assertEquals(controller.resizes, 3);
-    assertThrows(() => backend.resize!(100), Error, "no multiple");
+    assertThrows(
+      () => resizeStorage(backend, ["100"]),
+      Error,
+      "whole blocks of 512",
+    );
   }
   assertEquals(openFds(), fds);
   assertEquals(sharedMappings(), mappings);

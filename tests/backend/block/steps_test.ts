@@ -10,7 +10,7 @@ import {
 import {
   NowaitPredictor,
   StallGuard,
-} from "../../../src/backend/block/file/nowait.ts";
+} from "../../../src/backend/block/file/at_once.ts";
 import { RequestQueue } from "../../../src/backend/block/request_queue.ts";
 import { Errno } from "../../../src/core/errno.ts";
 import { FallocateMode, NativeBuffer } from "../../../src/os/mod.ts";

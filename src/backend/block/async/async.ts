@@ -31,7 +31,7 @@ import {
   PENDING,
 } from "../contract.ts";
 import type { OpenBlock } from "../driver.ts";
-import { readInfo, readState } from "../state.ts";
+import { readInfo, readState, refuseInFlight } from "../state.ts";
 import { RequestQueue } from "../request_queue.ts";
 import { SegmentCopy } from "../segments.ts";
 import {
@@ -48,8 +48,11 @@ import {
   StoreState,
 } from "./link.ts";
 import { countRequest } from "../counters.ts";
-import { STORE_COUNTERS, StoreCounter } from "./counters.ts";
-import type { StoreBlockOptions } from "./driver.ts";
+import {
+  STORE_COUNTERS,
+  type StoreBlockOptions,
+  StoreCounter,
+} from "./driver.ts";
 
 /** How long it may take until a store is open or has said that it is not: its file has 30 s to load, and then 10 to open. */
 const START_TIMEOUT_MS = 45_000;
@@ -247,13 +250,8 @@ export class AsyncBackend implements BlockBackend {
   }
 
   save(): unknown {
-    const inFlight = this.#requests.filter((it) => it !== null).length +
-      this.#waiting.length;
-    if (inFlight > 0) {
-      throw new Error(
-        `Cannot save ${this.description}: ${inFlight} requests are in flight`,
-      );
-    }
+    const requests = this.#requests.filter((it) => it !== null);
+    refuseInFlight(this, requests.length + this.#waiting.length);
     const abandoned = [...this.#states.keys()]
       .filter((slot) => this.#states[slot] !== SlotState.FREE);
     return this.#state(this.#ring, false, abandoned, this.#counts.toRecord());
@@ -352,7 +350,7 @@ export class AsyncBackend implements BlockBackend {
     putNumber(words, at + REQUEST.LENGTH_LOW, request.lengthBytes);
     if (request.op === BlockOp.WRITE) {
       this.#copy.hva[0] = this.#ring.dataHva(slot);
-      this.#copy.copy(request.buffers, true);
+      this.#copy.read(request.buffers, 0, request.lengthBytes);
     }
     words[RING.SUBMISSION + (this.#submitted & INDEX_MASK)] = slot;
     this.#submitted = (this.#submitted + 1) | 0;
@@ -470,7 +468,7 @@ export class AsyncBackend implements BlockBackend {
     }
     if (result === 0 && request.op === BlockOp.READ) {
       this.#copy.hva[0] = this.#ring.dataHva(slot);
-      this.#copy.copy(request.buffers, false);
+      this.#copy.write(request.buffers, 0, request.lengthBytes);
     }
     this.#end(request, result > 0 ? -Errno.EIO : result);
   }

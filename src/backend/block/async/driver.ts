@@ -4,6 +4,8 @@
  * @module
  */
 
+import { type CounterTable, indicesOf } from "../../../core/counters.ts";
+import { BLOCK_COUNTERS, QUEUED, REPLY_COUNTERS } from "../counters.ts";
 import {
   type Infer,
   type Options,
@@ -11,13 +13,23 @@ import {
   type OptionTexts,
   text,
 } from "../../../core/options.ts";
-import { STORE_COUNTERS } from "./counters.ts";
 import {
   type BlockDriver,
   checkBlocks,
   COMMON_FIELDS,
   TIMEOUT,
 } from "../driver.ts";
+
+/** Counters of such a back end. */
+export const STORE_COUNTERS = {
+  ...BLOCK_COUNTERS,
+  ...REPLY_COUNTERS,
+  ...QUEUED,
+  inFlight: null,
+} satisfies CounterTable;
+
+/** Indices of {@linkcode STORE_COUNTERS}. */
+export const StoreCounter = indicesOf(STORE_COUNTERS);
 
 /** What the author's file declares, which nothing is known of before it is loaded. */
 const OWN: Options<OptionTexts> = {

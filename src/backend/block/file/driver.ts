@@ -4,7 +4,13 @@
  * @module
  */
 
-import { FILE_COUNTERS } from "./counters.ts";
+import {
+  counter,
+  type CounterTable,
+  indicesOf,
+} from "../../../core/counters.ts";
+import { BACKEND_STATE } from "../../../core/families.ts";
+import { BLOCK_COUNTERS, QUEUED } from "../counters.ts";
 import {
   type Infer,
   oneOf,
@@ -21,18 +27,28 @@ import {
   DISCARD,
 } from "../driver.ts";
 
-/** How a file is accessed; for tests and measurements. */
-export const FileEngine = {
-  /** From the page cache at once, what would block through io_uring; blocking where io_uring is refused. */
-  AUTO: "auto",
-  /** Everything through io_uring. */
-  RING: "ring",
-  /** Everything at once, blocking. */
-  SYNC: "sync",
-} as const;
+const SERVED = counter("backend_served", "How the storage served requests");
 
-/** A way to access a file. */
-export type FileEngine = typeof FileEngine[keyof typeof FileEngine];
+/** Counters of a file. */
+export const FILE_COUNTERS = {
+  ...BLOCK_COUNTERS,
+  servedAtOnce: [SERVED, { path: "at_once" }],
+  servedByRing: [SERVED, { path: "ring" }],
+  ringSubmissions: null,
+  ringEnters: null,
+  ringSubmissionsPerEnter: [
+    BACKEND_STATE,
+    { name: "ring_submissions_per_enter" },
+  ],
+  /** Requests whose bytes were copied, for want of alignment. */
+  bounced: null,
+  ...QUEUED,
+  /** Writes that took longer at once than they may. */
+  stalled: null,
+} satisfies CounterTable;
+
+/** Indices of {@linkcode FILE_COUNTERS}. */
+export const FileCounter = indicesOf(FILE_COUNTERS);
 
 const OPTIONS = options({
   path: text("file", {
@@ -67,8 +83,11 @@ const OPTIONS = options({
 
 /** A raw image or a block device. */
 export type FileBlockOptions = Infer<typeof OPTIONS> & {
-  /** {@linkcode FileEngine.AUTO} unless told. */
-  readonly engine?: FileEngine;
+  /**
+   * For tests: everything through io_uring, or everything at once, blocking. Else from the page cache at once, and what
+   * would block through io_uring.
+   */
+  readonly engine?: "auto" | "ring" | "sync";
   /** Requests in flight, a power of two; 256 unless told. */
   readonly depth?: number;
 };

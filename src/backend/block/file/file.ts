@@ -31,8 +31,8 @@ import {
   type BlockRequest,
   PENDING,
 } from "../contract.ts";
+import { countRequest } from "../counters.ts";
 import { AtOnce, AtOncePolicy } from "./at_once.ts";
-import { FILE_COUNTERS, FileCounter } from "./counters.ts";
 import { Counters } from "../../../core/counters.ts";
 import { openRing, RingEngine, SyncEngine } from "./engine.ts";
 import {
@@ -44,7 +44,7 @@ import {
   Step,
   ZEROES_BYTES,
 } from "./steps.ts";
-import { readInfo, readState } from "../state.ts";
+import { readInfo, readState, refuseInFlight } from "../state.ts";
 import {
   closeImage,
   type Image,
@@ -54,7 +54,7 @@ import {
   setImageLength,
 } from "./image.ts";
 import type { OpenBlock } from "../driver.ts";
-import { type FileBlockOptions, FileEngine } from "./driver.ts";
+import { FILE_COUNTERS, type FileBlockOptions, FileCounter } from "./driver.ts";
 import { RequestQueue } from "../request_queue.ts";
 
 const KIND = "file";
@@ -128,15 +128,14 @@ class FileBackend implements BlockBackend {
     this.#shared = state?.flag("shared") ?? false;
     this.#isLockOurs = saved === undefined;
     if (state !== undefined) this.#counts.restore(state.value("counters"));
-    const engine = options.engine ?? FileEngine.AUTO;
-    const ring = engine === FileEngine.SYNC
+    const ring = options.engine === "sync"
       ? null
       : openRing(options.depth ?? DEFAULT_DEPTH, this.description, context.log);
     if (ring !== null) undo.defer(() => ring.close());
     this.#ring = ring === null ? null : new RingEngine(ring, this.#fd);
     this.#sync = new SyncEngine(this.#fd);
     this.#atOnce = undo.use(
-      new AtOnce(this.#fd, this.#policy(engine), this.#counts),
+      new AtOnce(this.#fd, this.#policy(), this.#counts),
     );
     const depth = ring?.entries ?? 1;
     this.#zeroes = undo.use(new NativeBuffer(ZEROES_BYTES));
@@ -165,15 +164,11 @@ class FileBackend implements BlockBackend {
   }
 
   submit(request: BlockRequest): number {
-    const { op } = request;
-    this.#counts.add(op, 1);
-    if (this.#options.readonly && op !== BlockOp.READ) {
-      return op === BlockOp.FLUSH ? 0 : this.#fail(-Errno.EROFS);
-    }
-    const result = this.#take(request, op);
+    const result = this.#take(request);
     if (result === PENDING) return result;
     this.#counts.add(FileCounter.servedAtOnce, 1);
-    return result < 0 ? this.#fail(result) : this.#succeed(request);
+    countRequest(this.#counts, request, result);
+    return result;
   }
 
   commit(): void {
@@ -205,21 +200,11 @@ class FileBackend implements BlockBackend {
   }
 
   resize(sizeBytes: number): void {
-    const { path, readonly, logicalBlockBytes } = this.#options;
-    const refuse = (errno: number, state: string): never => {
-      throw new ErrnoError(errno, `Cannot resize ${path}: ${state}`);
-    };
-    if (readonly) refuse(Errno.EROFS, "it is open with readonly=on");
+    const { path } = this.#options;
     if (this.#image.isDevice) {
-      refuse(Errno.EOPNOTSUPP, "it is a block device, resize it on the host");
-    }
-    if (
-      !Number.isSafeInteger(sizeBytes) || sizeBytes < logicalBlockBytes ||
-      sizeBytes % logicalBlockBytes !== 0
-    ) {
-      refuse(
-        Errno.EINVAL,
-        `${sizeBytes} bytes are no multiple of its block of ${logicalBlockBytes}`,
+      throw new ErrnoError(
+        Errno.EOPNOTSUPP,
+        `Cannot resize ${path}: it is a block device, resize it on the host`,
       );
     }
     // Requests beyond the new end must not make the file grow again.
@@ -246,12 +231,7 @@ class FileBackend implements BlockBackend {
   }
 
   save(): unknown {
-    const waiting = this.#inFlight + this.#backlog.length;
-    if (waiting > 0) {
-      throw new Error(
-        `Cannot save ${this.description}: ${waiting} requests are in flight`,
-      );
-    }
+    refuseInFlight(this, this.#inFlight + this.#backlog.length);
     return this.#state(false, this.#counts.toRecord());
   }
 
@@ -288,11 +268,11 @@ class FileBackend implements BlockBackend {
     return { version: 1, kind: KIND, info, durable, shared, counters };
   }
 
-  #policy(engine: FileEngine): AtOncePolicy {
+  #policy(): AtOncePolicy {
     // Without the page cache every transfer waits for the disk, and may have to be copied.
     if (this.#options.direct) return AtOncePolicy.NEVER;
     if (this.#ring === null) return AtOncePolicy.ALWAYS;
-    if (engine === FileEngine.RING) return AtOncePolicy.NEVER;
+    if (this.#options.engine === "ring") return AtOncePolicy.NEVER;
     return this.#image.inMemory ? AtOncePolicy.SHORT : AtOncePolicy.CACHED;
   }
 
@@ -322,7 +302,11 @@ class FileBackend implements BlockBackend {
     }
   }
 
-  #take(request: BlockRequest, op: BlockOp): number {
+  #take(request: BlockRequest): number {
+    const { op } = request;
+    if (this.#options.readonly && op !== BlockOp.READ) {
+      return op === BlockOp.FLUSH ? 0 : -Errno.EROFS;
+    }
     if (op === BlockOp.FLUSH) {
       return this.#atOnce.flushes
         ? fdatasync(this.#fd)
@@ -401,24 +385,8 @@ class FileBackend implements BlockBackend {
   }
 
   #complete(request: BlockRequest, result: number): void {
-    if (result < 0) this.#fail(result);
-    else this.#succeed(request);
-    this.#client?.onComplete(request, result);
-  }
-
-  #fail(result: number): number {
-    this.#counts.add(FileCounter.failed, 1);
-    return result;
-  }
-
-  #succeed(request: BlockRequest): number {
-    const { op } = request;
-    if (op > BlockOp.WRITE) return 0;
-    const at = op === BlockOp.READ
-      ? FileCounter.readBytes
-      : FileCounter.writtenBytes;
-    this.#counts.add(at, request.lengthBytes);
-    return 0;
+    countRequest(this.#counts, request, result);
+    this.#client!.onComplete(request, result);
   }
 
   #enter(minComplete: number): void {

@@ -4,16 +4,13 @@
  * @module
  */
 
-import { high32 } from "../../../core/bits.ts";
+import { high32, u64 } from "../../../core/bits.ts";
 import { Errno } from "../../../core/errno.ts";
-import {
-  copyWords,
-  FallocateMode,
-  type NativeBuffer,
-} from "../../../os/mod.ts";
+import { FallocateMode, type NativeBuffer } from "../../../os/mod.ts";
 import { Words } from "../../../os/symbols.ts";
 import { ScatterGather } from "../../../memory/scatter_gather.ts";
 import { BlockOp, type BlockRequest } from "../contract.ts";
+import { SegmentCopy } from "../segments.ts";
 
 /** What a step does. */
 export const Step = {
@@ -94,7 +91,7 @@ export interface SlotMemory {
   readonly bounceHva: number;
 }
 
-const copy = new Words(3);
+const copy = new SegmentCopy();
 
 /**
  * One request in flight.
@@ -255,29 +252,11 @@ export class FileSlot {
     if (this.writes) this.#copyBounce(length);
   }
 
-  /** Copies between the start of the list and the aligned buffer. */
+  /** Copies between the start of the list and the aligned buffer, which is at least as long. */
   #copyBounce(lengthBytes: number): void {
-    // SAFETY: the list's segments were translated and stay mapped while the request is in flight; the aligned
-    // buffer has BOUNCE_BYTES, and lengthBytes is at most that.
-    const { halves } = copy;
-    const words = this.list.words;
-    // Words of the destination, and of the source behind them.
-    const buffer = this.writes ? 0 : 2;
-    const guest = 2 - buffer;
-    let low = this.bounce[0]!;
-    let left = lengthBytes;
-    for (let i = 0; left > 0; i += 4) {
-      const length = Math.min(words[i + 2]!, left);
-      halves[buffer] = low;
-      halves[buffer + 1] = this.bounce[1]! + (low >= 0x1_0000_0000 ? 1 : 0);
-      halves[guest] = words[i]!;
-      halves[guest + 1] = words[i + 1]!;
-      halves[4] = length;
-      halves[5] = 0;
-      copyWords(copy);
-      low += length;
-      left -= length;
-    }
+    copy.hva[0] = u64(this.bounce[0]!, this.bounce[1]!);
+    if (this.writes) copy.read(this.list, 0, lengthBytes);
+    else copy.write(this.list, 0, lengthBytes);
   }
 
   #moved(result: number): number {

@@ -25,7 +25,7 @@ import {
   BlockOp,
   type BlockRequest,
 } from "../contract.ts";
-import { BLOCK_COUNTERS, BlockCounter } from "../counters.ts";
+import { BLOCK_COUNTERS, countRequest } from "../counters.ts";
 import { Counters } from "../../../core/counters.ts";
 import { formatSize } from "../../../core/size.ts";
 import type { OpenBlock } from "../driver.ts";
@@ -102,28 +102,9 @@ export class MemoryBackend implements BlockBackend {
   }
 
   submit(request: BlockRequest): number {
-    const { op } = request;
-    this.#counts.add(op, 1);
-    if (this.#options.readonly && op !== BlockOp.READ && op !== BlockOp.FLUSH) {
-      return this.#ended(-Errno.EROFS);
-    }
-    if (op !== BlockOp.FLUSH && !this.#lies(request)) {
-      return this.#ended(-Errno.EINVAL);
-    }
-    switch (op) {
-      case BlockOp.READ:
-      case BlockOp.WRITE:
-        this.#transfer(request, op === BlockOp.WRITE);
-        return 0;
-      case BlockOp.FLUSH:
-        return 0;
-      case BlockOp.DISCARD:
-        return this.#options.discard ? this.#ended(this.#punch(request)) : 0;
-      case BlockOp.WRITE_ZEROES:
-        return this.#ended(this.#clear(request));
-      default:
-        return op satisfies never;
-    }
+    const result = this.#serve(request);
+    countRequest(this.#counts, request, result);
+    return result;
   }
 
   commit(): void {}
@@ -136,22 +117,6 @@ export class MemoryBackend implements BlockBackend {
   }
 
   resize(sizeBytes: number): void {
-    const { readonly, logicalBlockBytes } = this.#options;
-    if (readonly) {
-      throw new ErrnoError(
-        Errno.EROFS,
-        `Cannot resize ${this.description}: it is open with readonly=on`,
-      );
-    }
-    if (
-      !Number.isSafeInteger(sizeBytes) || sizeBytes < logicalBlockBytes ||
-      sizeBytes % logicalBlockBytes !== 0
-    ) {
-      throw new ErrnoError(
-        Errno.EINVAL,
-        `Cannot resize ${this.description}: ${sizeBytes} bytes are no multiple of its block of ${logicalBlockBytes}`,
-      );
-    }
     if (sizeBytes === this.#info.sizeBytes) return;
     // In this order no page of the mapping in use lies beyond the file: touching one would be fatal.
     if (sizeBytes > this.#info.sizeBytes) {
@@ -240,25 +205,29 @@ export class MemoryBackend implements BlockBackend {
     };
   }
 
-  #ended(result: number): number {
-    if (result < 0) {
-      this.#counts.add(BlockCounter.failed, 1);
+  #serve(request: BlockRequest): number {
+    const { op, offset, lengthBytes, buffers } = request;
+    if (op === BlockOp.FLUSH) return 0;
+    if (this.#options.readonly && op !== BlockOp.READ) return -Errno.EROFS;
+    // The controller checks that, but here a mistake would be a write to memory of somebody else.
+    if (offset < 0 || offset + lengthBytes > this.#info.sizeBytes) {
+      return -Errno.EINVAL;
     }
-    return result;
-  }
-
-  /** The controller checks that, but here a mistake would be a write to memory of somebody else. */
-  #lies(request: BlockRequest): boolean {
-    const { op, offset, lengthBytes } = request;
-    return offset >= 0 && offset + lengthBytes <= this.#info.sizeBytes &&
-      (op > BlockOp.WRITE || request.buffers.lengthBytes === lengthBytes);
-  }
-
-  #transfer(request: BlockRequest, writes: boolean): void {
-    this.#segments.hva[0] = this.#base[0]! + request.offset;
-    this.#segments.copy(request.buffers, writes);
-    const bytes = writes ? BlockCounter.writtenBytes : BlockCounter.readBytes;
-    this.#counts.add(bytes, request.lengthBytes);
+    switch (op) {
+      case BlockOp.READ:
+      case BlockOp.WRITE:
+        if (buffers.lengthBytes !== lengthBytes) return -Errno.EINVAL;
+        this.#segments.hva[0] = this.#base[0]! + offset;
+        if (op === BlockOp.READ) this.#segments.write(buffers, 0, lengthBytes);
+        else this.#segments.read(buffers, 0, lengthBytes);
+        return 0;
+      case BlockOp.DISCARD:
+        return this.#options.discard ? this.#punch(request) : 0;
+      case BlockOp.WRITE_ZEROES:
+        return this.#clear(request);
+      default:
+        return op satisfies never;
+    }
   }
 
   #clear(request: BlockRequest): number {

@@ -1,11 +1,14 @@
 /**
- * The client's side of NBD's negotiation: bytes in, bytes out, and no socket.
+ * The client's side of NBD's negotiation (bytes in, bytes out, and no socket), and what its outcome means for a controller.
  *
  * @module
  */
 
-import { bit, getU64 } from "../../../core/bits.ts";
+import { bit } from "../../../core/bits.ts";
 import { Errno, ErrnoError } from "../../../core/errno.ts";
+import type { Log } from "../../../core/log.ts";
+import type { BlockInfo } from "../contract.ts";
+import type { CommonBlockOptions } from "../driver.ts";
 import {
   NBD_CLISERV_MAGIC,
   NBD_DEFAULT_MAX_PAYLOAD,
@@ -25,13 +28,13 @@ import {
   NBD_REP_MAGIC,
 } from "./protocol.ts";
 
-/** What a server says of an export. */
+/** Properties of an export, as its server says. */
 export interface NbdExport {
   /** Length in bytes. */
   readonly sizeBytes: number;
   /** NBD_FLAG_EXPORT bits. */
   readonly flags: number;
-  /** Whether reads are answered in chunks. */
+  /** True when reads are answered in chunks. */
   readonly structuredReplies: boolean;
   /** Unit of addressing in bytes, a power of two. */
   readonly minimumBlockBytes: number;
@@ -54,22 +57,8 @@ interface OptionReply {
   readonly data: DataView<ArrayBuffer>;
 }
 
-function fail(errno: number, message: string): never {
-  throw new ErrnoError(errno, message);
-}
-
-function isMagic(
-  view: DataView,
-  at: number,
-  magic: readonly [number, number],
-): boolean {
-  return view.getUint32(at) === magic[0] && view.getUint32(at + 4) === magic[1];
-}
-
-function bigEndian(view: DataView, at: number): number {
-  const swapped = new DataView(new ArrayBuffer(8));
-  for (let i = 0; i < 8; i++) swapped.setUint8(i, view.getUint8(at + 7 - i));
-  return getU64(swapped, 0);
+function refuse(why: string, errno: number = Errno.EPROTO): never {
+  throw new ErrnoError(errno, `Cannot use the NBD server: ${why}`);
 }
 
 /**
@@ -81,7 +70,7 @@ function bigEndian(view: DataView, at: number): number {
  * Fixed newstyle with NBD_OPT_GO, and NBD_OPT_EXPORT_NAME with servers that know nothing better.
  */
 export class NbdHandshake {
-  /** What was agreed upon; null until then. */
+  /** Export that was agreed upon; null until then. */
   result: NbdExport | null = null;
   readonly #exportName: Uint8Array;
   readonly #steps: Steps<NbdExport>;
@@ -104,7 +93,7 @@ export class NbdHandshake {
   }
 
   /**
-   * Takes what the server sent.
+   * Takes bytes from the server.
    *
    * @throws {ErrnoError} EPROTO when it does not speak the protocol, and with what it says: ENOENT, EACCES …
    */
@@ -122,23 +111,20 @@ export class NbdHandshake {
     }
     this.#input = input.slice(at);
     if (this.result !== null && this.#input.length > 0) {
-      fail(Errno.EPROTO, "Cannot use the NBD server: it speaks out of turn");
+      refuse("it speaks out of turn");
     }
   }
 
   *#negotiate(): Steps<NbdExport> {
     const greeting = yield NBD_GREETING.SIZE;
-    if (!isMagic(greeting, NBD_GREETING.MAGIC, NBD_MAGIC)) {
-      fail(Errno.EPROTO, "Cannot use the NBD server: it is something else");
+    if (greeting.getBigUint64(NBD_GREETING.MAGIC) !== NBD_MAGIC) {
+      refuse("it is something else");
     }
-    if (isMagic(greeting, NBD_GREETING.STYLE, NBD_CLISERV_MAGIC)) {
-      fail(
-        Errno.EPROTO,
-        "Cannot use the NBD server: it speaks the oldstyle negotiation only, take one of after 2011",
-      );
+    if (greeting.getBigUint64(NBD_GREETING.STYLE) === NBD_CLISERV_MAGIC) {
+      refuse("it speaks the oldstyle negotiation only, take one of after 2011");
     }
-    if (!isMagic(greeting, NBD_GREETING.STYLE, NBD_OPTS_MAGIC)) {
-      fail(Errno.EPROTO, "Cannot use the NBD server: its greeting is unknown");
+    if (greeting.getBigUint64(NBD_GREETING.STYLE) !== NBD_OPTS_MAGIC) {
+      refuse("its greeting is unknown");
     }
     const flags = greeting.getUint16(NBD_GREETING.FLAGS);
     const fixed = bit(flags, NBD_FLAG.FIXED_NEWSTYLE);
@@ -150,7 +136,7 @@ export class NbdHandshake {
     const reply = yield* this.#readReply(NBD_OPT.STRUCTURED_REPLY);
     const structured = reply.type === NBD_REP.ACK;
     if (!structured && reply.type < NBD_REP.ERR_UNSUP) {
-      fail(Errno.EPROTO, `Cannot use the NBD server: reply ${reply.type}`);
+      refuse(`reply ${reply.type}`);
     }
     return (yield* this.#go(structured)) ??
       (yield* this.#exportByName(noZeroes, structured));
@@ -182,17 +168,14 @@ export class NbdHandshake {
           break;
         case NBD_REP.ACK:
           if (found.sizeBytes >= 0) return found;
-          return fail(
-            Errno.EPROTO,
-            "Cannot use the NBD server: it does not tell the size of the export",
-          );
+          return refuse("it does not tell the size of the export");
         case NBD_REP.ERR_UNSUP:
           return null;
         default:
           this.#refused(type, data);
       }
     }
-    return fail(Errno.EPROTO, "Cannot use the NBD server: it goes on and on");
+    return refuse("it goes on and on");
   }
 
   *#exportByName(
@@ -204,7 +187,7 @@ export class NbdHandshake {
     if (!noZeroes) yield NBD_EXPORT.ZEROES;
     return {
       structuredReplies,
-      sizeBytes: bigEndian(reply, NBD_EXPORT.EXPORT_SIZE),
+      sizeBytes: Number(reply.getBigUint64(NBD_EXPORT.EXPORT_SIZE)),
       flags: exportFlags(reply.getUint16(NBD_EXPORT.FLAGS)),
       minimumBlockBytes: 1,
       preferredBlockBytes: 0,
@@ -216,11 +199,11 @@ export class NbdHandshake {
     const head = yield NBD_OPTION_REPLY.SIZE;
     const length = head.getUint32(NBD_OPTION_REPLY.LENGTH);
     if (
-      !isMagic(head, NBD_OPTION_REPLY.MAGIC, NBD_REP_MAGIC) ||
+      head.getBigUint64(NBD_OPTION_REPLY.MAGIC) !== NBD_REP_MAGIC ||
       head.getUint32(NBD_OPTION_REPLY.OPTION) !== option ||
       length > REPLY_MAX_BYTES
     ) {
-      fail(Errno.EPROTO, "Cannot use the NBD server: its reply is malformed");
+      refuse("its reply is malformed");
     }
     const type = head.getUint32(NBD_OPTION_REPLY.TYPE);
     const data = yield length;
@@ -235,30 +218,21 @@ export class NbdHandshake {
     const words = said === "" ? "" : ` ("${said.slice(0, 200)}")`;
     switch (type) {
       case NBD_REP.ERR_UNKNOWN:
-        return fail(
+        return refuse(
+          `it has no such thing as ${which}${words}, see "nbdinfo --list" for what it has`,
           Errno.ENOENT,
-          `Cannot use the NBD server: it has no such thing as ${which}${words}, see "nbdinfo --list" for what it has`,
         );
       case NBD_REP.ERR_TLS_REQD:
-        return fail(
+        return refuse(
+          "it wants TLS, which is not spoken here; go through a tunnel (ssh -L, stunnel)",
           Errno.EACCES,
-          "Cannot use the NBD server: it wants TLS, which is not spoken here; go through a tunnel (ssh -L, stunnel)",
         );
       case NBD_REP.ERR_POLICY:
-        return fail(
-          Errno.EACCES,
-          `Cannot use the NBD server: it does not permit us ${which}${words}`,
-        );
+        return refuse(`it does not permit us ${which}${words}`, Errno.EACCES);
       case NBD_REP.ERR_SHUTDOWN:
-        return fail(
-          Errno.ECONNREFUSED,
-          "Cannot use the NBD server: it is shutting down",
-        );
+        return refuse("it is shutting down", Errno.ECONNREFUSED);
       default:
-        return fail(
-          Errno.EPROTO,
-          `Cannot use the NBD server: it answers ${which} with ${type}${words}`,
-        );
+        return refuse(`it answers ${which} with ${type}${words}`);
     }
   }
 
@@ -270,8 +244,7 @@ export class NbdHandshake {
 
   #putOption(option: number, data: Uint8Array): void {
     const head = new DataView(new ArrayBuffer(NBD_OPTION.SIZE));
-    head.setUint32(NBD_OPTION.MAGIC, NBD_OPTS_MAGIC[0]);
-    head.setUint32(NBD_OPTION.MAGIC + 4, NBD_OPTS_MAGIC[1]);
+    head.setBigUint64(NBD_OPTION.MAGIC, NBD_OPTS_MAGIC);
     head.setUint32(NBD_OPTION.OPTION, option);
     head.setUint32(NBD_OPTION.LENGTH, data.length);
     this.#output.push(...new Uint8Array(head.buffer), ...data);
@@ -287,7 +260,7 @@ function parseInfo(data: DataView): Partial<NbdExport> {
   const type = data.byteLength >= 2 ? data.getUint16(0) : -1;
   if (type === NBD_INFO.EXPORT && data.byteLength === NBD_INFO_EXPORT.SIZE) {
     return {
-      sizeBytes: bigEndian(data, NBD_INFO_EXPORT.EXPORT_SIZE),
+      sizeBytes: Number(data.getBigUint64(NBD_INFO_EXPORT.EXPORT_SIZE)),
       flags: exportFlags(data.getUint16(NBD_INFO_EXPORT.FLAGS)),
     };
   }
@@ -295,10 +268,7 @@ function parseInfo(data: DataView): Partial<NbdExport> {
     type === NBD_INFO.BLOCK_SIZE && data.byteLength === NBD_INFO_BLOCK_SIZE.SIZE
   ) return parseBlockSizes(data);
   if (type === NBD_INFO.EXPORT || type === NBD_INFO.BLOCK_SIZE || type < 0) {
-    fail(
-      Errno.EPROTO,
-      "Cannot use the NBD server: what it tells of the export is malformed",
-    );
+    refuse("what it tells of the export is malformed");
   }
   return {};
 }
@@ -312,14 +282,73 @@ function parseBlockSizes(data: DataView): Partial<NbdExport> {
     !power(minimum) || minimum > 65536 || !power(preferred) ||
     preferred < minimum || maximum < minimum
   ) {
-    fail(
-      Errno.EPROTO,
-      `Cannot use the NBD server: blocks of ${minimum}, ${preferred} and ${maximum} bytes make no sense`,
+    refuse(
+      `blocks of ${minimum}, ${preferred} and ${maximum} bytes make no sense`,
     );
   }
   return {
     minimumBlockBytes: minimum,
     preferredBlockBytes: preferred,
     maximumPayloadBytes: maximum,
+  };
+}
+
+/** Largest physical block that a guest expects. */
+const PHYSICAL_MAX_BYTES = 4096;
+
+/**
+ * The properties of storage on an export.
+ *
+ * @throws {ErrnoError} When a controller cannot use it, with the remedy
+ */
+export function nbdInfo(
+  found: NbdExport,
+  options: CommonBlockOptions,
+  log: Log,
+): BlockInfo {
+  const { logicalBlockBytes } = options;
+  const { minimumBlockBytes, preferredBlockBytes, flags } = found;
+  if (minimumBlockBytes > logicalBlockBytes) {
+    const remedy = minimumBlockBytes > PHYSICAL_MAX_BYTES
+      ? `${PHYSICAL_MAX_BYTES} are the most`
+      : `give block-size=${minimumBlockBytes}`;
+    refuse(
+      `its blocks have ${minimumBlockBytes} bytes, ${remedy}`,
+      Errno.EINVAL,
+    );
+  }
+  const excess = found.sizeBytes % logicalBlockBytes;
+  const sizeBytes = found.sizeBytes - excess;
+  if (!Number.isSafeInteger(found.sizeBytes)) {
+    refuse("its export has 2^53 bytes or more", Errno.EFBIG);
+  }
+  if (sizeBytes === 0) {
+    refuse(
+      `its export has ${found.sizeBytes} bytes, that is no block`,
+      Errno.EINVAL,
+    );
+  }
+  if (excess > 0) {
+    log.warn(
+      `The last ${excess} bytes of the NBD export are no whole block and cannot be used`,
+    );
+  }
+  const readonly = options.readonly || bit(flags, NBD_FLAG_EXPORT.READ_ONLY);
+  const physical = Math.min(
+    Math.max(preferredBlockBytes, logicalBlockBytes),
+    PHYSICAL_MAX_BYTES,
+  );
+  const payload = Math.min(found.maximumPayloadBytes, NBD_DEFAULT_MAX_PAYLOAD);
+  return {
+    sizeBytes,
+    logicalBlockBytes,
+    physicalBlockBytes: options.physicalBlockBytes ?? physical,
+    optimalBytes: preferredBlockBytes > physical ? preferredBlockBytes : 0,
+    readonly,
+    volatileCache: bit(flags, NBD_FLAG_EXPORT.SEND_FLUSH),
+    discardGranularityBytes: bit(flags, NBD_FLAG_EXPORT.SEND_TRIM) && !readonly
+      ? physical
+      : 0,
+    maxTransferBytes: payload - payload % logicalBlockBytes,
   };
 }

@@ -25,17 +25,21 @@ import {
   PENDING,
 } from "../contract.ts";
 import type { OpenBlock } from "../driver.ts";
-import { readState } from "../state.ts";
-import { NbdCommands, type NbdWriteState } from "./commands.ts";
+import { readState, refuseInFlight } from "../state.ts";
 import { countRequest } from "../counters.ts";
-import { NBD_COUNTERS, NbdCounter } from "./counters.ts";
-import { errnoOfNbd } from "./info.ts";
-import { NbdLink, type NbdLinkState } from "./link.ts";
+import {
+  errnoOfNbd,
+  NbdCommands,
+  type NbdSlot,
+  NbdSlots,
+  NbdSlotState,
+  type NbdWriteState,
+} from "./commands.ts";
+import { NbdLink, type NbdLinkState } from "./connection.ts";
+import { NBD_COUNTERS, type NbdBlockOptions, NbdCounter } from "./driver.ts";
 import { NBD_CMD, NBD_ERROR } from "./protocol.ts";
 import { NbdReceiver, type NbdReplySink } from "./receiver.ts";
 import { BLOCKED, NbdSender } from "./sender.ts";
-import { NbdPayload, type NbdSlot, NbdSlots, NbdSlotState } from "./slots.ts";
-import type { NbdBlockOptions } from "./driver.ts";
 import { RequestQueue } from "../request_queue.ts";
 
 const KIND = "nbd";
@@ -181,12 +185,8 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
   }
 
   save(): unknown {
-    const waiting = this.#slots.requests + this.#overflow.length;
-    if (waiting > 0) {
-      throw new Error(
-        `Cannot save ${this.description}: ${waiting} requests are in flight`,
-      );
-    }
+    const requests = this.#slots.all.filter((it) => it.request !== null);
+    refuseInFlight(this, requests.length + this.#overflow.length);
     if (this.#slots.used > 0 || !this.#receiver.idle || !this.#sender.idle) {
       // Whoever comes next could not tell what the rest of the stream is.
       this.#lose("it moves, and the server owes replies to what was given up");
@@ -229,7 +229,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     }
     if (error !== 0) {
       this.#end(slot, -errnoOfNbd(error));
-    } else if (slot.flushing) {
+    } else if (slot.command === NBD_CMD.FLUSH) {
       this.#commands.flushed(slot);
       this.#end(slot, 0);
     } else {
@@ -244,6 +244,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     if (slot === null) return false;
     slot.request = request;
     request.slot = slot.index;
+    slot.deadline = this.#tick + this.#timeoutTicks;
     this.#queue(slot);
     return true;
   }
@@ -251,8 +252,6 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
   /** Queues a request from its beginning. */
   #queue(slot: NbdSlot): void {
     slot.doneBytes = 0;
-    slot.flushing = slot.request!.op === BlockOp.FLUSH;
-    slot.deadline = this.#tick + this.#timeoutTicks;
     this.#commands.prepare(slot);
     this.#sender.push(slot);
   }
@@ -267,21 +266,19 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     this.#flush();
   }
 
-  /** A command of a request was done: the next one, or the end. */
+  /** Goes on when a command of a request was done, to the next one or the end. */
   #advance(slot: NbdSlot): void {
-    const request = slot.request!;
     slot.doneBytes += slot.lengthBytes;
-    const more = slot.doneBytes < request.lengthBytes;
-    if (!more) {
-      slot.flushing = this.#commands.needsFlush(slot);
-      if (!slot.flushing) {
-        this.#commands.written(slot);
-        this.#end(slot, 0);
-        return;
-      }
+    if (slot.doneBytes < slot.request!.lengthBytes) {
+      this.#commands.prepare(slot);
+    } else if (this.#commands.needsFlush(slot)) {
+      this.#commands.prepareFlush(slot);
+    } else {
+      this.#commands.written(slot);
+      this.#end(slot, 0);
+      return;
     }
     slot.deadline = this.#tick + this.#timeoutTicks;
-    this.#commands.prepare(slot);
     this.#sender.push(slot);
     this.#flush();
   }
@@ -344,35 +341,22 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     this.#abandonedWrites = 0;
     for (const slot of this.#slots.all) {
       if (slot.state === NbdSlotState.ABANDONED) this.#slots.release(slot);
-      else if (slot.state === NbdSlotState.SENT) this.#sendAgain(slot);
+      if (slot.state !== NbdSlotState.SENT) continue;
+      this.#counters.add(NbdCounter.replays, 1);
+      // From the beginning: what a lost server did for a part of it may be lost too.
+      this.#queue(slot);
     }
-  }
-
-  #sendAgain(slot: NbdSlot): void {
-    this.#counters.add(NbdCounter.replays, 1);
-    const { deadline } = slot;
-    // From the beginning: what a lost server did for a part of it may be lost too.
-    this.#queue(slot);
-    slot.deadline = deadline;
   }
 
   #onConnected(resized: boolean): void {
     this.#commands.use(this.#link.found);
     this.#receiver.restart(this.#link.found.structuredReplies);
-    this.#requeue();
+    // The commands that wait are made anew: this server may know others.
+    for (let left = this.#sender.waiting; left > 0; left--) {
+      this.#queue(this.#sender.pop()!);
+    }
     if (resized) this.#client!.onResize();
     this.#flush();
-  }
-
-  /** Makes the commands that wait anew: the next server may know others. */
-  #requeue(): void {
-    const count = this.#sender.waiting;
-    for (let i = 0; i < count; i++) {
-      const slot = this.#sender.pop()!;
-      const { deadline } = slot;
-      this.#queue(slot);
-      slot.deadline = deadline;
-    }
   }
 
   /** NBD_CMD_DISC, if it can be sent at once. */
@@ -380,11 +364,8 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     if (!this.#link.connected || this.#abandonedWrites > 0) return;
     const slot = this.#slots.take();
     if (slot === null) return;
+    this.#commands.prepareFlush(slot);
     slot.command = NBD_CMD.DISC;
-    slot.flags = 0;
-    slot.offset = 0;
-    slot.lengthBytes = 0;
-    slot.payload = NbdPayload.NONE;
     this.#sender.push(slot);
     this.#sender.flush(this.#link.fd, false);
   }
@@ -420,8 +401,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
       `no answer for ${Math.round(this.#options.timeoutMs / 1000)} seconds`,
     );
     // By now all of them wait, in the queue; nobody touches their memory.
-    const count = this.#sender.waiting;
-    for (let i = 0; i < count; i++) {
+    for (let left = this.#sender.waiting; left > 0; left--) {
       const slot = this.#sender.pop()!;
       if (slot.deadline > this.#tick) this.#sender.push(slot);
       else {

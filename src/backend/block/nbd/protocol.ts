@@ -9,14 +9,14 @@
 /** The port that IANA has assigned. */
 export const NBD_DEFAULT_PORT = 10809;
 
-/** "NBDMAGIC", the first 64 bits of a server's greeting, as two words. */
-export const NBD_MAGIC = [0x4e42_444d, 0x4147_4943] as const;
+/** "NBDMAGIC", the first 64 bits of a server's greeting. */
+export const NBD_MAGIC = 0x4e42_444d_4147_4943n;
 /** "IHAVEOPT": the server speaks the newstyle negotiation; also before every option. */
-export const NBD_OPTS_MAGIC = [0x4948_4156, 0x454f_5054] as const;
+export const NBD_OPTS_MAGIC = 0x4948_4156_454f_5054n;
 /** Before every reply to an option. */
-export const NBD_REP_MAGIC = [0x0003_e889, 0x0455_65a9] as const;
+export const NBD_REP_MAGIC = 0x0003_e889_0455_65a9n;
 /** The server speaks the oldstyle negotiation. */
-export const NBD_CLISERV_MAGIC = [0x0000_4202, 0x8186_1253] as const;
+export const NBD_CLISERV_MAGIC = 0x0000_4202_8186_1253n;
 /** Before every request. */
 export const NBD_REQUEST_MAGIC = 0x2560_9513;
 /** Before a simple reply. */
@@ -33,47 +33,26 @@ export const NBD_FLAG_EXPORT = {
   READ_ONLY: 1,
   SEND_FLUSH: 2,
   SEND_FUA: 3,
-  ROTATIONAL: 4,
   SEND_TRIM: 5,
   SEND_WRITE_ZEROES: 6,
-  SEND_DF: 7,
-  CAN_MULTI_CONN: 8,
 } as const;
 
 /** Options of the negotiation. */
-export const NBD_OPT = {
-  EXPORT_NAME: 1,
-  ABORT: 2,
-  LIST: 3,
-  STARTTLS: 5,
-  INFO: 6,
-  GO: 7,
-  STRUCTURED_REPLY: 8,
-} as const;
+export const NBD_OPT = { EXPORT_NAME: 1, GO: 7, STRUCTURED_REPLY: 8 } as const;
 
 /** Types of replies to options; errors have the top bit. */
 export const NBD_REP = {
   ACK: 1,
-  SERVER: 2,
   INFO: 3,
   ERR_UNSUP: 0x8000_0001,
   ERR_POLICY: 0x8000_0002,
-  ERR_INVALID: 0x8000_0003,
-  ERR_PLATFORM: 0x8000_0004,
   ERR_TLS_REQD: 0x8000_0005,
   ERR_UNKNOWN: 0x8000_0006,
   ERR_SHUTDOWN: 0x8000_0007,
-  ERR_BLOCK_SIZE_REQD: 0x8000_0008,
-  ERR_TOO_BIG: 0x8000_0009,
 } as const;
 
 /** Kinds of information in NBD_REP_INFO. */
-export const NBD_INFO = {
-  EXPORT: 0,
-  NAME: 1,
-  DESCRIPTION: 2,
-  BLOCK_SIZE: 3,
-} as const;
+export const NBD_INFO = { EXPORT: 0, BLOCK_SIZE: 3 } as const;
 
 /** The greeting: `u64 NBDMAGIC; u64 IHAVEOPT; u16 handshake_flags`. */
 export const NBD_GREETING = {
@@ -132,7 +111,6 @@ export const NBD_CMD = {
   DISC: 2,
   FLUSH: 3,
   TRIM: 4,
-  CACHE: 5,
   WRITE_ZEROES: 6,
 } as const;
 

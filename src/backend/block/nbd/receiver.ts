@@ -7,8 +7,9 @@
  */
 
 import { Errno } from "../../../core/errno.ts";
-import { readv } from "../../../os/mod.ts";
-import { Iovec, Scratch } from "../iovec.ts";
+import { NativeBuffer, readv } from "../../../os/mod.ts";
+import { Iovec, SegmentCopy } from "../segments.ts";
+import { type NbdSlot, type NbdSlots, NbdSlotState } from "./commands.ts";
 import {
   NBD_CHUNK,
   NBD_CMD,
@@ -22,29 +23,28 @@ import {
   NBD_SIMPLE_REPLY_MAGIC,
   NBD_STRUCTURED_REPLY_MAGIC,
 } from "./protocol.ts";
-import { type NbdSlot, type NbdSlots, NbdSlotState } from "./slots.ts";
 
-/** What the receiver tells: the server has answered a slot. */
+/** Whoever is told of the replies of a server. */
 export interface NbdReplySink {
   /** @param error NBD_ERROR_*, 0 for success */
   onReply(slot: NbdSlot, error: number): void;
 }
 
-/** Enough for many replies; what it takes of the data of a READ is copied. */
+/** Enough for many replies; data of a READ that comes with them is copied. */
 const BUFFER_BYTES = 8192;
 /** Calls of readv before the loop gets its turn. */
 const BUDGET = 32;
 /** Error messages of servers are cut short here; they are 4096 bytes at most. */
 const ERROR_CHUNK_MAX_BYTES = 8192;
 
-/** What comes next in the stream. */
+/** The next thing in the stream. */
 const Stage = {
   HEADER: 0,
   /** The fixed part of a chunk. */
   CHUNK: 1,
   /** Data for a slot. */
   DATA: 2,
-  /** Bytes that nobody wants. */
+  /** Bytes that are of no use. */
   SKIP: 3,
 } as const;
 
@@ -53,25 +53,27 @@ const MORE = 1;
 
 /** The receiving half of a connection; outlives connections. */
 export class NbdReceiver {
-  /** What was wrong, after −EPROTO. */
+  /** The reason of −EPROTO. */
   lastError = "";
   readonly #slots: NbdSlots;
   readonly #sink: NbdReplySink;
-  readonly #buffer = new Scratch(BUFFER_BYTES);
+  readonly #buffer = new NativeBuffer(BUFFER_BYTES);
   readonly #view = this.#buffer.view;
+  readonly #bufferHva = Float64Array.of(this.#buffer.hva);
   readonly #iovec = new Iovec();
+  readonly #copy = new SegmentCopy();
   #structured = false;
   /** The bytes of the buffer that were not looked at. */
   #start = 0;
   #end = 0;
   #stage: number = Stage.HEADER;
-  /** Whose reply it is. */
+  /** The slot that is being answered. */
   #slot: NbdSlot | null = null;
   /** Of the chunk at hand. */
   #type = 0;
   #done = false;
   #chunkBytes = 0;
-  /** What is left of the data, and where in the request it goes. */
+  /** Bytes that are left of the data, and where in the request they go. */
   #left = 0;
   #at = 0;
   /** Changes with each connection, so that a call in progress can tell. */
@@ -91,7 +93,7 @@ export class NbdReceiver {
     this.#epoch++;
   }
 
-  /** Whether every byte that was received is dealt with, and no reply is half there. */
+  /** True when every byte that was received is dealt with, and no reply is half there. */
   get idle(): boolean {
     return this.#stage === Stage.HEADER && this.#start === this.#end;
   }
@@ -105,7 +107,7 @@ export class NbdReceiver {
   }
 
   /**
-   * Receives what is there.
+   * Receives all that waits, within reason.
    *
    * @returns 0, −EPROTO ({@linkcode lastError}), −EPIPE at the end of the stream, or what readv(2) says
    */
@@ -159,7 +161,7 @@ export class NbdReceiver {
   }
 
   #addBuffer(): void {
-    this.#iovec.addScratch(this.#buffer, this.#end, BUFFER_BYTES - this.#end);
+    this.#iovec.addOwn(this.#buffer, this.#end, BUFFER_BYTES - this.#end);
   }
 
   /** Parses one thing. Returns 0 when there was one, MORE, or −EPROTO. */
@@ -272,23 +274,9 @@ export class NbdReceiver {
     }
     slot.receivedBytes += length | 0;
     if (slot.state === NbdSlotState.SENT) {
-      this.#zero(slot, from | 0, length | 0);
+      this.#copy.zero(slot.request!.buffers, from | 0, length | 0);
     }
     return this.#endChunk();
-  }
-
-  #zero(slot: NbdSlot, from: number, lengthBytes: number): void {
-    const { buffers } = slot.request!;
-    for (let done = 0; done < lengthBytes;) {
-      this.#iovec.clear();
-      const added = this.#iovec.addRange(
-        buffers,
-        from + done,
-        lengthBytes - done,
-      );
-      this.#iovec.zero();
-      done += added;
-    }
   }
 
   #takeError(slot: NbdSlot): number {
@@ -313,29 +301,22 @@ export class NbdReceiver {
 
   /** Copies what is in the buffer already; the rest is read to its place. */
   #takeData(): number {
-    while (this.#left > 0) {
-      const available = this.#end - this.#start;
-      if (available === 0) return MORE;
-      const { buffers } = this.#slot!.request!;
-      this.#iovec.clear();
-      const part = this.#iovec.addRange(
-        buffers,
-        this.#at,
-        this.#left < available ? this.#left : available,
-      );
-      this.#iovec.copyFrom(this.#buffer, this.#start);
-      this.#start += part;
-      this.#at += part;
-      this.#left -= part;
-    }
-    return this.#endChunk();
+    const available = this.#end - this.#start;
+    const part = this.#left < available ? this.#left : available;
+    this.#copy.hva[0] = this.#bufferHva[0]! + this.#start;
+    this.#copy.write(this.#slot!.request!.buffers, this.#at, part);
+    this.#at += part;
+    return this.#take(part);
   }
 
   #skip(): number {
     const available = this.#end - this.#start;
-    const part = this.#left < available ? this.#left : available;
-    this.#start += part;
-    this.#left -= part;
+    return this.#take(this.#left < available ? this.#left : available);
+  }
+
+  #take(lengthBytes: number): number {
+    this.#start += lengthBytes;
+    this.#left -= lengthBytes;
     return this.#left > 0 ? MORE : this.#endChunk();
   }
 

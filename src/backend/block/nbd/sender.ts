@@ -7,9 +7,11 @@
 import { setU64 } from "../../../core/bits.ts";
 import { Errno } from "../../../core/errno.ts";
 import { NativeBuffer, sendMessage } from "../../../os/mod.ts";
-import { Iovec, Scratch } from "../iovec.ts";
+import { BlockOp } from "../contract.ts";
+import { RequestQueue } from "../request_queue.ts";
+import { Iovec, SegmentCopy } from "../segments.ts";
+import { type NbdSlot, NbdSlotState } from "./commands.ts";
 import { NBD_REQUEST, NBD_REQUEST_MAGIC } from "./protocol.ts";
-import { NbdPayload, type NbdSlot, NbdSlotState } from "./slots.ts";
 
 const ZERO_BYTES = 65536;
 /** Room of a header, so that each has an address of its own. */
@@ -23,36 +25,32 @@ export const BLOCKED = 1;
 /** The sending half of a connection; outlives connections. */
 export class NbdSender {
   readonly #iovec = new Iovec();
-  readonly #headers: Scratch;
-  readonly #zeroes = new Scratch(ZERO_BYTES);
+  readonly #headers: NativeBuffer;
+  readonly #zeroes = new NativeBuffer(ZERO_BYTES);
   readonly #message = new NativeBuffer(MSGHDR.SIZE);
   readonly #messagePointer = this.#message.pointer();
-  /** A ring of the slots that wait, oldest first. */
-  readonly #ring: (NbdSlot | null)[];
-  #first = 0;
-  #waiting = 0;
-  /** How much of the oldest is sent, header included. */
+  readonly #queue = new RequestQueue<NbdSlot>();
+  /** Bytes of the oldest that are sent, header included. */
   #sentBytes = 0;
-  /** The rest of a request that was given up when it was partly sent: a copy. */
-  #rest: Scratch | null = null;
+  /** Copy of the rest of a request that was given up when it was partly sent. */
+  #rest: NativeBuffer | null = null;
   #restFrom = 0;
   #restBytes = 0;
 
-  /** @param slots How many there are; a power of two */
+  /** @param slots How many there are */
   constructor(slots: number) {
-    this.#headers = new Scratch(slots * HEADER_STRIDE);
-    this.#ring = new Array<NbdSlot | null>(slots).fill(null);
+    this.#headers = new NativeBuffer(slots * HEADER_STRIDE);
     setU64(this.#message.view, MSGHDR.IOV, this.#iovec.hva);
   }
 
-  /** How many slots wait, the partly sent one included. */
+  /** Slots that wait, the partly sent one included. */
   get waiting(): number {
-    return this.#waiting;
+    return this.#queue.length;
   }
 
-  /** Whether nothing waits, and no request is half sent. */
+  /** True when nothing waits, and no request is half sent. */
   get idle(): boolean {
-    return this.#waiting === 0 && this.#restBytes === 0;
+    return this.#queue.length === 0 && this.#restBytes === 0;
   }
 
   /** Puts a slot at the end of the queue. */
@@ -60,16 +58,13 @@ export class NbdSender {
     slot.state = NbdSlotState.QUEUED;
     slot.receivedBytes = 0;
     slot.error = 0;
-    const at = (this.#first + this.#waiting) & (this.#ring.length - 1);
-    this.#ring[at] = slot;
-    this.#waiting++;
+    this.#queue.push(slot);
     this.#writeHeader(slot);
   }
 
   /** Takes the oldest slot that no byte was sent of away from the queue; null when there is none. */
   pop(): NbdSlot | null {
-    if (this.#waiting === 0 || this.#sentBytes > 0) return null;
-    return this.#shift();
+    return this.#sentBytes > 0 ? null : this.#queue.shift();
   }
 
   /**
@@ -79,21 +74,28 @@ export class NbdSender {
    */
   detach(): NbdSlot | null {
     if (this.#sentBytes === 0) return null;
-    const slot = this.#ring[this.#first]!;
-    const bytes = NBD_REQUEST.SIZE + slot.payloadBytes - this.#sentBytes;
-    const rest = new Scratch(bytes);
-    let copied = 0;
-    while (copied < bytes) {
-      this.#iovec.clear();
-      this.#addSlot(slot, this.#sentBytes + copied);
-      this.#iovec.copyTo(rest, copied);
-      copied += this.#iovec.lengthBytes;
+    const slot = this.#queue.shift()!;
+    const sent = this.#sentBytes;
+    const bytes = NBD_REQUEST.SIZE + slot.payloadBytes - sent;
+    const rest = new NativeBuffer(bytes);
+    const at = slot.index * HEADER_STRIDE;
+    const header = this.#headers.bytes.subarray(
+      at + Math.min(sent, NBD_REQUEST.SIZE),
+      at + NBD_REQUEST.SIZE,
+    );
+    rest.bytes.set(header);
+    const { op, buffers } = slot.request!;
+    if (op === BlockOp.WRITE) {
+      const left = bytes - header.length;
+      const copy = new SegmentCopy();
+      copy.hva[0] = rest.hva + header.length;
+      copy.read(buffers, slot.payloadBytes - left, left);
     }
     this.#rest = rest;
     this.#restFrom = 0;
     this.#restBytes = bytes;
     this.#sentBytes = 0;
-    return this.#shift();
+    return slot;
   }
 
   /** Forgets what was partly sent, with its connection; the queue stays. */
@@ -109,7 +111,7 @@ export class NbdSender {
    * @returns 0 when all is sent that may be, {@linkcode BLOCKED}, or −errno
    */
   flush(fd: number, hold: boolean): number {
-    while (this.#restBytes > 0 || (this.#waiting > 0 && !hold)) {
+    while (this.#restBytes > 0 || (this.#queue.length > 0 && !hold)) {
       this.#fill(hold);
       this.#message.view.setUint32(MSGHDR.IOVLEN, this.#iovec.count, true);
       const sent = sendMessage(fd, this.#messagePointer);
@@ -132,13 +134,12 @@ export class NbdSender {
     const iovec = this.#iovec;
     iovec.clear();
     if (this.#restBytes > 0) {
-      iovec.addScratch(this.#rest!, this.#restFrom, this.#restBytes);
+      iovec.addOwn(this.#rest!, this.#restFrom, this.#restBytes);
     }
     if (hold) return;
-    const mask = this.#ring.length - 1;
-    for (let i = 0; i < this.#waiting; i++) {
-      const slot = this.#ring[(this.#first + i) & mask]!;
-      if (!this.#addSlot(slot, i === 0 ? this.#sentBytes : 0)) return;
+    for (let i = 0; i < this.#queue.length; i++) {
+      const skip = i === 0 ? this.#sentBytes : 0;
+      if (!this.#addSlot(this.#queue.at(i), skip)) return;
     }
   }
 
@@ -148,18 +149,19 @@ export class NbdSender {
     if (skip < NBD_REQUEST.SIZE) {
       const at = slot.index * HEADER_STRIDE + skip;
       const length = NBD_REQUEST.SIZE - skip;
-      if (iovec.addScratch(this.#headers, at, length) < length) return false;
+      if (iovec.addOwn(this.#headers, at, length) < length) return false;
       skip = NBD_REQUEST.SIZE;
     }
     const from = skip - NBD_REQUEST.SIZE;
     const left = slot.payloadBytes - from;
     if (left === 0) return true;
-    if (slot.payload === NbdPayload.BUFFERS) {
-      return iovec.addRange(slot.request!.buffers, from, left) === left;
+    const { op, buffers } = slot.request!;
+    if (op === BlockOp.WRITE) {
+      return iovec.addRange(buffers, from, left) === left;
     }
     for (let done = 0; done < left;) {
       const length = left - done < ZERO_BYTES ? left - done : ZERO_BYTES;
-      if (iovec.addScratch(this.#zeroes, 0, length) === 0) return false;
+      if (iovec.addOwn(this.#zeroes, 0, length) === 0) return false;
       done += length;
     }
     return true;
@@ -175,7 +177,7 @@ export class NbdSender {
       this.#dropRest();
     }
     while (sent > 0) {
-      const slot = this.#ring[this.#first]!;
+      const slot = this.#queue.at(0);
       const left = NBD_REQUEST.SIZE + slot.payloadBytes - this.#sentBytes;
       if (sent < left) {
         this.#sentBytes += sent;
@@ -183,16 +185,9 @@ export class NbdSender {
       }
       sent -= left;
       this.#sentBytes = 0;
-      this.#shift().state = NbdSlotState.SENT;
+      this.#queue.shift();
+      slot.state = NbdSlotState.SENT;
     }
-  }
-
-  #shift(): NbdSlot {
-    const slot = this.#ring[this.#first]!;
-    this.#ring[this.#first] = null;
-    this.#first = (this.#first + 1) & (this.#ring.length - 1);
-    this.#waiting--;
-    return slot;
   }
 
   #dropRest(): void {
