@@ -16,6 +16,7 @@ import { NaiveDriver } from "../devices/nvme/naive_driver.ts";
 
 const CC = 0x14;
 const CSTS = 0x1c;
+/** As long as CAP.TO gives the controller. */
 const WAIT_MS = 20_000;
 
 /** A driver that waits for the other process where it would let a loop settle. */
@@ -24,7 +25,8 @@ export class RemoteNvme {
   readonly pci: PciClient;
   lines!: InterruptLines;
   readonly #vectors: number;
-  #configured = false;
+  /** CC.EN as it was written; null once CSTS.RDY has followed. */
+  #enabled: number | null = null;
 
   /** @param vectors MSI-X vectors to use; 0 for the pin */
   constructor(client: VfioUserClient, ram: GuestRam, vectors: number) {
@@ -37,7 +39,7 @@ export class RemoteNvme {
         readBar: (bar, offset, width) => pci.readBar(bar, offset, width),
         writeBar: (bar, offset, width, value) => {
           pci.writeBar(bar, offset, width, value);
-          if (offset === CC) this.#configured = true;
+          if (offset === CC) this.#enabled = value & 1;
         },
         reset: () => client.reset(),
         close: () => {},
@@ -65,10 +67,11 @@ export class RemoteNvme {
   /** Until CSTS.RDY follows CC.EN, and until the admin commands that were told of are completed. */
   #wait(): void {
     const { driver } = this;
-    if (this.#configured) {
-      this.#configured = false;
-      const enabled = driver.read(CC) & 1;
+    const enabled = this.#enabled;
+    if (enabled !== null) {
+      // CC reads as before while what is written to it waits for requests in flight.
       this.until(() => (driver.read(CSTS) & 1) === enabled, "CSTS.RDY");
+      this.#enabled = null;
       return;
     }
     const { admin } = driver;
