@@ -187,6 +187,10 @@ export class NvmeQueues implements NamespaceOwner {
     this.#unsubscribe = memory.subscribe({
       onUnmap: (iova, lengthBytes) => this.#onUnmap(iova, lengthBytes),
       onChange: wake,
+      onReach: () => {
+        const { engine, doorbells } = this;
+        if (engine.awaitsReach || doorbells.awaitsReach) wake();
+      },
     });
   }
 

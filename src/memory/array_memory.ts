@@ -180,13 +180,14 @@ export class ArrayMemory implements MappableMemory {
     return this.#table.translateWords(words, at, lengthBytes, access, into);
   }
 
-  readWords(
-    address: Uint32Array,
+  gatherWords(
+    list: ScatterGather,
+    skipBytes: number,
     into: Uint32Array,
     at: number,
     count: number,
   ): number {
-    return this.#table.readWords(address, into, at, count);
+    return this.#table.gatherWords(list, skipBytes, into, at, count);
   }
 
   release(_list: ScatterGather, _writtenBytes: number): number {

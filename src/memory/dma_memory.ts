@@ -296,17 +296,14 @@ export class DmaMemory implements GuestMemory, Disposable {
     return result;
   }
 
-  readWords(
-    address: Uint32Array,
+  gatherWords(
+    list: ScatterGather,
+    skipBytes: number,
     into: Uint32Array,
     at: number,
     count: number,
   ): number {
-    const result = this.#table.readWords(address, into, at, count);
-    if (result === -Errno.EFAULT) {
-      this.#findCause(u64(address[0]!, address[1]!), count * 4);
-    }
-    return result;
+    return this.#table.gatherWords(list, skipBytes, into, at, count);
   }
 
   release(_list: ScatterGather, _writtenBytes: number): number {

@@ -8,6 +8,7 @@
  * @module
  */
 
+import { Errno } from "../core/errno.ts";
 import type { ScatterGather } from "./scatter_gather.ts";
 
 /**
@@ -16,6 +17,15 @@ import type { ScatterGather } from "./scatter_gather.ts";
  * meanwhile; QEMU needs a fraction of a millisecond for that.
  */
 export const RING_ABSENCE_MS = 1000;
+
+/**
+ * The answer of an access to memory that is not in reach yet, as where every byte is asked for by message: −EAGAIN.
+ *
+ * It has done nothing. {@linkcode MemoryListener.onReach} tells when to make the same access again, as a part of whatever
+ * step it was a part of: that step leaves no trace, is done again from its start, and finds then what has happened
+ * meanwhile. Memory that is mapped never answers so.
+ */
+export const MEMORY_PENDING: number = -Errno.EAGAIN;
 
 /** What a transfer does to guest memory; the bits of a DMA mapping's protection. */
 export const Access = {
@@ -43,7 +53,7 @@ export interface MemoryWindow {
    * not refreshed it is any older value, and garbage at first. Costs nothing where memory is mapped: every read is then a
    * look of its own.
    *
-   * @returns 0
+   * @returns 0, or {@linkcode MEMORY_PENDING}: then the next refresh of the same range is at least as new as this call
    */
   refresh(offset: number, lengthBytes: number): number;
   /** Reads 16 bits. */
@@ -129,7 +139,7 @@ export interface GuestMemory {
    * ({@linkcode ScatterGather.overlaps}).
    *
    * @returns 0, −EFAULT when any part is not mapped or not allowed (the list is then as it was), −E2BIG when
-   * the list is full
+   * the list is full, or {@linkcode MEMORY_PENDING}
    */
   translate(
     iova: number,
@@ -153,15 +163,16 @@ export interface GuestMemory {
   ): number;
 
   /**
-   * Copies little-endian 32-bit words out of guest memory without allocating: for small tables on data paths that lie
-   * anywhere, such as indirect descriptors. The range may span adjacent mappings.
+   * Copies little-endian 32-bit words out of a list without allocating: for small tables on data paths, such as indirect
+   * descriptors.
    *
-   * @param address Address of the first byte in two words, low first; no alignment needed
+   * @param skipBytes Where in the list the first word begins; no alignment needed
    * @param into Where the words go, from index `at` on
-   * @returns 0, or −EFAULT when any part is not mapped or not readable (what was copied is then unspecified)
+   * @returns 0, or −EFAULT when the list is shorter, or its memory is gone (what was copied is then unspecified)
    */
-  readWords(
-    address: Uint32Array,
+  gatherWords(
+    list: ScatterGather,
+    skipBytes: number,
     into: Uint32Array,
     at: number,
     count: number,
@@ -174,7 +185,8 @@ export interface GuestMemory {
    * and buffers become free. {@linkcode scatter}, {@linkcode write} and the stores of a window need no more to be seen by
    * the guest.
    *
-   * @param writtenBytes How much of the list was written, from its start; 0 unless {@linkcode Access.WRITE} was asked for
+   * @param writtenBytes How much of the list was written, from its start; 0 unless {@linkcode Access.WRITE} was asked for;
+   * {@linkcode MEMORY_PENDING} when the step that took it is done again, which finds it in reach
    * @returns 0, or −errno when the guest does not get what was written
    */
   release(list: ScatterGather, writtenBytes: number): number;
@@ -229,4 +241,9 @@ export interface MemoryListener {
   onUnmap?(iova: number, lengthBytes: number): void;
   /** Something was mapped or unmapped, or is accessible again. */
   onChange?(): void;
+  /**
+   * What accesses were {@linkcode MEMORY_PENDING} for is in reach, or never will be. It stays so for one turn: whoever has
+   * anything to do again does it in that, or asks anew later.
+   */
+  onReach?(): void;
 }

@@ -38,6 +38,9 @@ export class RegionTable {
    */
   readonly #address = new Float64Array(1);
   readonly #hva = new Uint32Array(2);
+  /** A word on its way, byte by byte. */
+  readonly #word = new Uint32Array(1);
+  readonly #bytes = new Uint8Array(this.#word.buffer);
   #last: Region = NOWHERE;
   #lastByHva: Backing = UNREACHABLE;
   #generation = 0;
@@ -256,25 +259,49 @@ export class RegionTable {
     return this.#translate(lengthBytes, access, into);
   }
 
-  /** See {@linkcode GuestMemory.readWords}. */
-  readWords(
-    address: Uint32Array,
+  /** See {@linkcode GuestMemory.gatherWords}. */
+  gatherWords(
+    list: ScatterGather,
+    skipBytes: number,
     into: Uint32Array,
     at: number,
     count: number,
   ): number {
-    const iova = u64(address[0]!, address[1]!);
-    this.#address[0] = iova;
-    const region = this.#findAddress();
-    const offset = region.offset + iova - region.iova;
-    if (
-      offset % 4 !== 0 || iova + count * 4 > region.end ||
-      (region.access & Access.READ) === 0
-    ) return this.#readWordsBytewise(into, at, count);
-    // x86_64 and aarch64 Linux are little-endian, so the words have the right order as they are.
-    const { words } = region.backing;
-    const from = offset / 4;
-    for (let i = 0; i < count; i++) into[at + i] = words[from + i]!;
+    const { words } = list;
+    let segment = 0;
+    let skip = skipBytes;
+    const end = at + count;
+    for (let to = at; to < end;) {
+      while (segment < list.count && skip >= words[segment * 4 + 2]!) {
+        skip -= words[segment * 4 + 2]!;
+        segment++;
+      }
+      if (segment === list.count) return -Errno.EFAULT;
+      const hva = u64(words[segment * 4]!, words[segment * 4 + 1]!) + skip;
+      this.#address[0] = hva;
+      const backing = this.#findHva();
+      if (backing === UNREACHABLE) return -Errno.EFAULT;
+      const offset = hva - backing.hva;
+      const room = Math.min(
+        words[segment * 4 + 2]! - skip,
+        backing.lengthBytes - offset,
+      );
+      if (offset % 4 !== 0 || room < 4) {
+        if (this.gather(list, this.#bytes, 4, skip, segment) < 4) {
+          return -Errno.EFAULT;
+        }
+        into[to++] = this.#word[0]!;
+        skip += 4;
+        continue;
+      }
+      // x86_64 and aarch64 Linux are little-endian, so the words have the right order as they are.
+      const source = backing.words;
+      const from = offset / 4;
+      const n = Math.min(end - to, room >>> 2);
+      for (let i = 0; i < n; i++) into[to + i] = source[from + i]!;
+      to += n;
+      skip += n * 4;
+    }
     return 0;
   }
 
@@ -308,13 +335,26 @@ export class RegionTable {
     );
   }
 
-  /** See {@linkcode GuestMemory.gather}. */
-  gather(list: ScatterGather, into: Uint8Array, lengthBytes: number): number {
+  /**
+   * See {@linkcode GuestMemory.gather}.
+   *
+   * @param skipBytes Where in a segment to begin, which is longer
+   * @param first Which segment that is
+   */
+  gather(
+    list: ScatterGather,
+    into: Uint8Array,
+    lengthBytes: number,
+    skipBytes = 0,
+    first = 0,
+  ): number {
     let done = 0;
-    for (let i = 0; i < list.count && done < lengthBytes; i++) {
+    let skip = skipBytes;
+    for (let i = first; i < list.count && done < lengthBytes; i++) {
       const word = i * 4;
-      let hva = u64(list.words[word]!, list.words[word + 1]!);
-      const length = list.words[word + 2]!;
+      let hva = u64(list.words[word]!, list.words[word + 1]!) + skip;
+      const length = list.words[word + 2]! - skip;
+      skip = 0;
       let left = Math.min(length, lengthBytes - done);
       while (left > 0) {
         this.#address[0] = hva;
@@ -400,24 +440,6 @@ export class RegionTable {
       }
       this.#address[0] = iova + length;
       left -= length;
-    }
-    return 0;
-  }
-
-  /** Reads words from `#address` on, one byte at a time. */
-  #readWordsBytewise(into: Uint32Array, at: number, count: number): number {
-    const start = this.#address[0]!;
-    let word = 0;
-    for (let i = 0; i < count * 4; i++) {
-      this.#address[0] = start + i;
-      const region = this.#findAddress();
-      if ((region.access & Access.READ) === 0) return -Errno.EFAULT;
-      const byte = region.offset + start + i - region.iova;
-      word |= region.backing.bytes[byte]! << ((i & 3) * 8);
-      if ((i & 3) === 3) {
-        into[at + (i >>> 2)] = word;
-        word = 0;
-      }
     }
     return 0;
   }

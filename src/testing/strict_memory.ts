@@ -14,6 +14,7 @@ import {
 } from "../memory/array_memory.ts";
 import {
   Access,
+  MEMORY_PENDING,
   type MemoryListener,
   type MemoryWindow,
   type ScratchMemory,
@@ -36,6 +37,18 @@ interface Copy {
   readonly iova: number;
   readonly bytes: Uint8Array<ArrayBuffer>;
   readonly access: Access;
+  /** The access that made it, where it is the first piece of what that asked for. */
+  readonly wanted: Wanted | null;
+}
+
+/** Bytes by the key of what was wanted. */
+type Reached = Map<string, Uint8Array[]>;
+
+/** A part of guest memory that was not in reach. */
+interface Wanted {
+  readonly key: string;
+  readonly iova: number;
+  readonly lengthBytes: number;
 }
 
 /**
@@ -45,6 +58,9 @@ interface Copy {
  * when the list is released, as much as is said to be written; the rest is lost, and so is everything in a list that is
  * never released. A list that is released twice, or used after that, is a programmer's error. A window shows what was there
  * when it was refreshed.
+ *
+ * Accesses can be {@linkcode MEMORY_PENDING}: as {@linkcode StrictMemory.pends} says, until {@linkcode StrictMemory.reach} is
+ * called, which takes what the guest has by then.
  */
 export class StrictMemory implements MappableMemory {
   readonly #memory = new ArrayMemory([]);
@@ -53,7 +69,18 @@ export class StrictMemory implements MappableMemory {
   readonly #pieces = new ScatterGather(new Uint32Array(SEGMENTS_MAX * 4));
   readonly #hva = new Uint32Array(2);
   readonly #iova = new Float64Array(1);
+  readonly #listeners = new Set<MemoryListener>();
+  /** What accesses are pending for, and what is there for those that are made again. */
+  readonly #wanted = new Map<string, Wanted>();
+  #reached: Reached = new Map();
+  /** What was there for a step that has to be done once more. */
+  #kept: Reached = new Map();
   #next = 0;
+  #windows = 0;
+  /** How many accesses there were that can be pending. */
+  accesses = 0;
+  /** Which of them are, by their number; none unless told. */
+  pends: (access: number) => boolean = () => false;
 
   /**
    * Makes memory with ranges in it.
@@ -67,6 +94,30 @@ export class StrictMemory implements MappableMemory {
   /** How many segments of lists are not released. */
   get outstanding(): number {
     return this.#copies.size;
+  }
+
+  /**
+   * Brings everything into reach that accesses are pending for, and has them made again.
+   *
+   * @returns Whether there was anything
+   */
+  reach(): boolean {
+    // What a step did not ask for again was for one that never will be: nobody may find it later.
+    this.#reached = this.#kept;
+    this.#kept = new Map();
+    if (this.#wanted.size === 0) {
+      this.#reached.clear();
+      return false;
+    }
+    for (const { key, iova, lengthBytes } of this.#wanted.values()) {
+      const bytes = new Uint8Array(lengthBytes);
+      if (this.#memory.read(iova, bytes) === 0) {
+        keep(this.#reached, key, bytes);
+      }
+    }
+    this.#wanted.clear();
+    for (const listener of this.#listeners) listener.onReach?.();
+    return true;
   }
 
   get generation(): number {
@@ -126,9 +177,14 @@ export class StrictMemory implements MappableMemory {
     access: Access,
   ): MemoryWindow | null {
     const window = this.#memory.window(iova, lengthBytes, access);
-    return window === null
-      ? null
-      : new StrictWindow(this.#memory, iova, window);
+    if (window === null) return null;
+    const name = `window ${this.#windows++}`;
+    return new StrictWindow(window, (offset, bytes) => {
+      const at = iova + offset;
+      const { length } = bytes;
+      const key = `${name}: ${offset} ${length}`;
+      return this.#take({ key, iova: at, lengthBytes: length }, bytes);
+    });
   }
 
   translate(
@@ -142,8 +198,18 @@ export class StrictMemory implements MappableMemory {
     const result = this.#memory.translate(iova, lengthBytes, access, pieces);
     if (result < 0) return result;
     if (into.count + pieces.count > into.capacity) return -Errno.E2BIG;
+    const bytes = new Uint8Array(lengthBytes).fill(STALE);
+    const key = `${iova} ${lengthBytes}`;
+    const wanted = { key, iova, lengthBytes };
+    if (access === Access.READ) {
+      const taken = this.#take(wanted, bytes);
+      if (taken < 0) return taken;
+    }
     for (let i = 0; i < pieces.count; i++) {
-      this.#copy(pieces.iova(i), pieces.length(i), access, into);
+      const first = pieces.iova(i);
+      const at = first - iova;
+      const part = bytes.subarray(at, at + pieces.length(i));
+      this.#copy(first, part, access, i === 0 ? wanted : null, into);
     }
     return 0;
   }
@@ -159,17 +225,25 @@ export class StrictMemory implements MappableMemory {
     return this.translate(iova, lengthBytes, access, into);
   }
 
-  readWords(
-    address: Uint32Array,
+  gatherWords(
+    list: ScatterGather,
+    skipBytes: number,
     into: Uint32Array,
     at: number,
     count: number,
   ): number {
-    return this.#memory.readWords(address, into, at, count);
+    const bytes = new Uint8Array(skipBytes + count * 4);
+    if (this.gather(list, bytes, bytes.length) < bytes.length) {
+      return -Errno.EFAULT;
+    }
+    const view = new DataView(bytes.buffer, skipBytes);
+    for (let i = 0; i < count; i++) into[at + i] = view.getUint32(i * 4, true);
+    return 0;
   }
 
   release(list: ScatterGather, writtenBytes: number): number {
-    let left = writtenBytes;
+    const again = writtenBytes === MEMORY_PENDING;
+    let left = again ? 0 : writtenBytes;
     let result = 0;
     for (let i = 0; i < list.count; i++) {
       const copy = this.#find(list.base(i));
@@ -183,6 +257,9 @@ export class StrictMemory implements MappableMemory {
         );
       }
       this.#copies.delete(numberOf(copy.hva));
+      if (again && copy.wanted !== null && copy.access === Access.READ) {
+        keep(this.#kept, copy.wanted.key, new Uint8Array(copy.bytes.buffer));
+      }
       const written = copy.bytes.subarray(0, left);
       if (written.length === 0) continue;
       if (copy.access !== Access.WRITE) {
@@ -236,25 +313,43 @@ export class StrictMemory implements MappableMemory {
   }
 
   subscribe(listener: MemoryListener): () => void {
-    return this.#memory.subscribe(listener);
+    this.#listeners.add(listener);
+    const end = this.#memory.subscribe(listener);
+    return () => {
+      this.#listeners.delete(listener);
+      end();
+    };
+  }
+
+  /** Reads what is in reach. @returns 0, or MEMORY_PENDING */
+  #take(wanted: Wanted, into: Uint8Array): number {
+    const { key, iova } = wanted;
+    const reached = this.#reached.get(key)?.pop();
+    if (reached !== undefined) {
+      into.set(reached);
+      return 0;
+    }
+    if (this.#wanted.has(key)) return MEMORY_PENDING;
+    if (!this.pends(this.accesses++)) return this.#memory.read(iova, into);
+    this.#wanted.set(key, wanted);
+    return MEMORY_PENDING;
   }
 
   #copy(
     iova: number,
-    lengthBytes: number,
+    bytes: Uint8Array<ArrayBuffer>,
     access: Access,
+    wanted: Wanted | null,
     into: ScatterGather,
   ): void {
     const number = this.#next++;
     // As far into a page as it is for the guest, which matters to some storage.
     const hva = FIRST_HVA + number * STRIDE + iova % PAGE_SIZE;
-    const bytes = new Uint8Array(lengthBytes).fill(STALE);
-    if (access === Access.READ) this.#memory.read(iova, bytes);
-    this.#copies.set(number, { hva, iova, bytes, access });
+    this.#copies.set(number, { hva, iova, bytes, access, wanted });
     this.#hva[0] = hva >>> 0;
     this.#hva[1] = high32(hva);
     this.#iova[0] = iova;
-    into.pushGuest(this.#hva, this.#iova, lengthBytes);
+    into.pushGuest(this.#hva, this.#iova, bytes.length);
   }
 
   #find(hva: number): Copy {
@@ -267,16 +362,17 @@ export class StrictMemory implements MappableMemory {
 /** A window that shows what was there when it was refreshed, and garbage before. */
 class StrictWindow implements MemoryWindow {
   readonly lengthBytes: number;
-  readonly #memory: ArrayMemory;
-  readonly #iova: number;
+  readonly #take: (offset: number, into: Uint8Array) => number;
   readonly #guest: MemoryWindow;
   readonly #copy: MappedWindow;
   readonly #bytes: Uint8Array<ArrayBuffer>;
 
-  constructor(memory: ArrayMemory, iova: number, guest: MemoryWindow) {
+  constructor(
+    guest: MemoryWindow,
+    take: (offset: number, into: Uint8Array) => number,
+  ) {
     this.lengthBytes = guest.lengthBytes;
-    this.#memory = memory;
-    this.#iova = iova;
+    this.#take = take;
     this.#guest = guest;
     this.#bytes = new Uint8Array(guest.lengthBytes).fill(STALE);
     this.#copy = new MappedWindow(this.#bytes.buffer, 0, guest.lengthBytes);
@@ -288,8 +384,8 @@ class StrictWindow implements MemoryWindow {
         `Cannot refresh ${lengthBytes} bytes at ${offset} of ${this.lengthBytes}`,
       );
     }
-    return this.#memory.read(
-      this.#iova + offset,
+    return this.#take(
+      offset,
       this.#bytes.subarray(offset, offset + lengthBytes),
     );
   }
@@ -329,6 +425,13 @@ class StrictWindow implements MemoryWindow {
     this.#guest.storeU32(offset, value);
     this.#copy.storeU32(offset, value);
   }
+}
+
+/** Keeps what is there for an access that is made again; a chain may have the same buffer twice. */
+function keep(into: Reached, key: string, bytes: Uint8Array): void {
+  const kept = into.get(key) ?? [];
+  kept.push(bytes);
+  into.set(key, kept);
 }
 
 function numberOf(hva: number): number {

@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { Errno, ErrnoError } from "../../src/core/errno.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { Access } from "../../src/memory/guest_memory.ts";
+import { readWords } from "./read_words.ts";
 
 const RW = Access.READ | Access.WRITE;
 
@@ -51,7 +52,7 @@ Deno.test("ArrayMemory spans mappings that are adjacent for the guest, in segmen
   assertEquals(memory.gather(list, out.fill(0), 20), 20);
   assertEquals(out.subarray(0, 21), Uint8Array.of(...bytes.subarray(0, 20), 0));
   const found = new Uint32Array(3);
-  assertEquals(memory.readWords(words(0x1ffa), found, 1, 2), 0);
+  assertEquals(readWords(memory, words(0x1ffa), found, 1, 2), 0);
   assertEquals(found, Uint32Array.of(0, 0x0d0c0b0a, 0x11100f0e));
   const window = memory.window(0x1ff0, 32, RW)!;
   assertEquals(window.getU32(12), 0x0f0e0d0c);
@@ -87,8 +88,8 @@ Deno.test("ArrayMemory refuses what is not mapped or not allowed, and leaves lis
     assertEquals(memory.window(iova, length, access), null);
     assertEquals([list.count, list.lengthBytes], [1, 8]);
   }
-  assertEquals(memory.readWords(words(0x2000), new Uint32Array(1), 0, 1), -14);
-  assertEquals(memory.readWords(words(0x1ffe), new Uint32Array(1), 0, 1), -14);
+  assertEquals(readWords(memory, words(0x2000), new Uint32Array(1), 0, 1), -14);
+  assertEquals(readWords(memory, words(0x1ffe), new Uint32Array(1), 0, 1), -14);
   assertEquals(memory.read(0x2000, new Uint8Array(1)), -Errno.EFAULT);
   assertEquals(memory.write(0x1000, new Uint8Array(1)), -Errno.EFAULT);
   assertEquals(memory.translate(0x1000, 4, Access.READ, list), 0);
@@ -169,11 +170,11 @@ Deno.test("ArrayMemory forgets a range at once, although it was the last one use
   memory.unmap(0x1000, 0x1000);
   assertEquals(memory.gather(list, new Uint8Array(4), 4), 0);
   assertEquals(memory.translate(0x1000, 4, RW, list), -Errno.EFAULT);
-  assertEquals(memory.readWords(words(0x1000), new Uint32Array(1), 0, 1), -14);
+  assertEquals(readWords(memory, words(0x1000), new Uint32Array(1), 0, 1), -14);
   new Uint8Array(buffer)[3] = 8;
   memory.map({ iova: 0x1000, lengthBytes: 0x1000, buffer });
   const found = new Uint32Array(1);
-  assertEquals(memory.readWords(words(0x1000), found, 0, 1), 0);
+  assertEquals(readWords(memory, words(0x1000), found, 0, 1), 0);
   assertEquals(found[0], 0x0800_0000);
 });
 
@@ -227,7 +228,7 @@ Deno.test("ArrayMemory agrees with a map from address to byte", () => {
             (_, i) => (map[Math.floor((start + i) / 16)] ?? 0) & 1,
           ).every((bit) => bit === 1);
           assertEquals(
-            memory.readWords(words(base + start), found, 0, count),
+            readWords(memory, words(base + start), found, 0, count),
             readable ? 0 : -Errno.EFAULT,
           );
           if (readable) {

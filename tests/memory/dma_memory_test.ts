@@ -11,6 +11,7 @@ import {
 import { DmaMemory } from "../../src/memory/dma_memory.ts";
 import { Access } from "../../src/memory/guest_memory.ts";
 import { openFds, sharedMappings } from "../resources.ts";
+import { readWords } from "./read_words.ts";
 
 const RW = Access.READ | Access.WRITE;
 const MIB = 0x10_0000;
@@ -88,7 +89,7 @@ Deno.test("DmaMemory.translate gives addresses of this process, of the mapping a
   );
 });
 
-Deno.test("DmaMemory.readWords reads above 4 GiB of one mapping", () => {
+Deno.test("DmaMemory.gatherWords reads above 4 GiB of one mapping", () => {
   // A file of holes: no memory is used but for the page that is touched.
   const length = 17 * 2 ** 30;
   using fd = createMemfd("dma-memory-test", length);
@@ -98,9 +99,9 @@ Deno.test("DmaMemory.readWords reads above 4 GiB of one mapping", () => {
   memory.write(iova, Uint8Array.of(1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4));
   const address = Uint32Array.of(iova % 2 ** 32, iova / 2 ** 32);
   const into = new Uint32Array(4);
-  assertEquals(memory.readWords(address, into, 0, 4), 0);
+  assertEquals(readWords(memory, address, into, 0, 4), 0);
   assertEquals(into, Uint32Array.of(1, 2, 3, 4));
-  assertEquals(memory.readWords(address, new Uint32Array(5), 0, 5), -14);
+  assertEquals(readWords(memory, address, new Uint32Array(5), 0, 5), -14);
   const list = memory.createScatterGather(1);
   assertEquals(memory.translateWords(address, 0, 16, RW, list), 0);
   const bytes = new Uint8Array(5);
@@ -118,7 +119,7 @@ Deno.test("DmaMemory tells of a range without a descriptor when it is used, once
   const uses: (() => unknown)[] = [
     () => memory.translate(0x10_1000, 16, RW, list),
     () => memory.translateWords(address, 0, 16, RW, list),
-    () => memory.readWords(address, new Uint32Array(4), 0, 4),
+    () => readWords(memory, address, new Uint32Array(4), 0, 4),
     () => memory.window(0x0f_fff0, 0x20, RW),
     () => memory.read(0x10_1ff0, bytes),
     () => memory.write(0x10_0000, bytes),
@@ -147,7 +148,7 @@ Deno.test("DmaMemory knows a range without a descriptor but cannot reach it", ()
   assertEquals(memory.window(0x1000, 1, 0), null);
   assertEquals(memory.read(0x1000, new Uint8Array(1)), -Errno.EFAULT);
   assertEquals(
-    memory.readWords(Uint32Array.of(0x1000, 0), new Uint32Array(1), 0, 1),
+    readWords(memory, Uint32Array.of(0x1000, 0), new Uint32Array(1), 0, 1),
     -Errno.EFAULT,
   );
   assertEquals(memory.ranges(), memory.ranges());

@@ -10,6 +10,7 @@ import {
   RecordingSink,
   words,
 } from "./sample.ts";
+import { readWords } from "../memory/read_words.ts";
 
 const { INTX, MSI, MSIX } = IrqIndex;
 const CONFIG = 7;
@@ -77,7 +78,7 @@ class Bench<D extends RecordingDevice> {
       memory.translate(0, 16, Access.WRITE, list) === 0,
       memory.translateWords(new Uint32Array(2), 0, 16, Access.READ, list) !==
         -14,
-      memory.readWords(new Uint32Array(2), word, 0, 1) === 0,
+      readWords(memory, new Uint32Array(2), word, 0, 1) === 0,
       memory.read(0, new Uint8Array(4)) === 0,
       memory.write(0, new Uint8Array(4)) === 0,
     ];

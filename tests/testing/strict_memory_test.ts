@@ -1,6 +1,9 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { Errno } from "../../src/core/errno.ts";
-import { Access } from "../../src/memory/guest_memory.ts";
+import {
+  Access,
+  MEMORY_PENDING as PENDING,
+} from "../../src/memory/guest_memory.ts";
 import { StrictMemory } from "../../src/testing/strict_memory.ts";
 
 const IOVA = 0x10_0000;
@@ -95,4 +98,40 @@ Deno.test("StrictMemory shows in a window what was there when it was refreshed",
   window.setU16(2, 0x0605);
   assertEquals([window.getU32(0), guest[2], guest[3]], [0x0605_0201, 5, 6]);
   assertThrows(() => window.refresh(8, 9), RangeError);
+});
+
+Deno.test("StrictMemory is out of reach where it is told to be, until what is wanted is reached", () => {
+  const { memory, guest, list } = setUp();
+  let told = 0;
+  memory.subscribe({ onReach: () => told++ });
+  memory.pends = (access) => access === 1;
+  const read = () => memory.translate(IOVA, 4, Access.READ, list);
+  assertEquals(read(), 0);
+  assertEquals(memory.release(list, 0), 0);
+  list.clear();
+  assertEquals([read(), read(), list.count], [PENDING, PENDING, 0]);
+  assertEquals(memory.translate(IOVA, 4, Access.WRITE, list), 0);
+  memory.release(list, 0);
+  list.clear();
+  guest[0] = 7;
+  assertEquals([memory.reach(), told], [true, 1]);
+  guest[0] = 8;
+  assertEquals([read(), memory.bytes(list.base(0), 1)[0]], [0, 7]);
+  // The step gets no further, and is done once more.
+  memory.release(list, PENDING);
+  list.clear();
+  const window = memory.window(IOVA, 16, Access.READ)!;
+  memory.pends = () => true;
+  assertEquals([window.refresh(0, 4), memory.reach()], [PENDING, true]);
+  assertEquals([window.refresh(0, 4), window.getU16(0)], [0, 8]);
+  assertEquals([read(), memory.bytes(list.base(0), 1)[0]], [0, 7]);
+  memory.release(list, 0);
+  list.clear();
+  assertEquals([read(), memory.reach(), memory.reach()], [
+    PENDING,
+    true,
+    false,
+  ]);
+  // Nobody has asked for it again: it is forgotten.
+  assertEquals([read(), memory.outstanding], [PENDING, 0]);
 });

@@ -48,6 +48,7 @@ class Rig {
       status: this.status,
       counters: this.counters,
       polled,
+      interrupt() {},
       fail: (reason) => {
         throw new Error(reason);
       },

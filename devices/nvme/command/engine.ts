@@ -9,7 +9,10 @@ import {
   BlockOp,
   type BlockRequest,
 } from "../../../src/backend/block/contract.ts";
-import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
+import {
+  type GuestMemory,
+  MEMORY_PENDING,
+} from "../../../src/memory/guest_memory.ts";
 import { Command, CommandPool, CommandState } from "./command.ts";
 import { NvmeCounter } from "../counters.ts";
 import { IN_FLIGHT, NvmeAdmin, NvmeSc, SQE, withDnr } from "../defs.ts";
@@ -30,7 +33,7 @@ export interface EngineOptions {
   readonly counters: Counters;
   /** The most segments of a command. */
   readonly segments: number;
-  /** Executes commands; each returns a status or IN_FLIGHT. */
+  /** Executes commands; each returns a status or IN_FLIGHT, or, to begin with, MEMORY_PENDING when it has done nothing. */
   readonly startAdmin: (command: Command, sqe: Uint32Array) => number;
   readonly startIo: (command: Command, sqe: Uint32Array) => number;
   readonly resumeIo: (command: Command, result: number) => number;
@@ -67,6 +70,8 @@ export class Engine {
   burst = 1;
   /** Whether a queue that is wanted was found out of reach, since somebody set it to false. */
   awaitsMemory = false;
+  /** Whether something was not in reach when commands were fetched last. */
+  awaitsReach = false;
 
   constructor(options: EngineOptions) {
     this.#options = options;
@@ -164,6 +169,7 @@ export class Engine {
    * @returns Whether the budget ran out while there may be more
    */
   fetch(): boolean {
+    this.awaitsReach = false;
     this.#options.queues.refreshDoorbells();
     const queues = this.#options.queues.submission;
     const { burst } = this;
@@ -248,17 +254,26 @@ export class Engine {
         counters.add(NvmeCounter.completionQueueFull, 1);
         break;
       }
-      if (sq.fetch(this.#sqe) < 0) {
-        this.awaitsMemory = true;
+      const result = sq.fetch(this.#sqe);
+      if (result < 0) {
+        if (result === MEMORY_PENDING) this.awaitsReach = true;
+        else this.awaitsMemory = true;
         break;
       }
-      this.#start(sq, pool.take()!);
+      const command = pool.take()!;
+      if (!this.#start(sq, command)) {
+        this.awaitsReach = true;
+        sq.unfetch();
+        pool.give(command);
+        break;
+      }
       count++;
     }
     return count;
   }
 
-  #start(sq: SubmissionQueue, command: Command): void {
+  /** @returns Whether it was; not while memory is not in reach that it needs, and then nothing was done */
+  #start(sq: SubmissionQueue, command: Command): boolean {
     const sqe = this.#sqe;
     const cid = sqe[SQE.CDW0]! >>> 16;
     command.sq = sq;
@@ -271,13 +286,24 @@ export class Engine {
     const status = command.ownsCid
       ? this.#execute(sq, command)
       : NvmeSc.CMDID_CONFLICT;
+    if (status === MEMORY_PENDING) {
+      this.#release(command, MEMORY_PENDING);
+      sq.cq.reserved--;
+      sq.inFlight--;
+      sq.releaseCid(cid);
+      return false;
+    }
+    if (sq.qid === 0) {
+      this.#options.counters.add(NvmeCounter.adminCommands, 1);
+    }
     if (status !== IN_FLIGHT) this.finish(command, status);
+    return true;
   }
 
   #execute(sq: SubmissionQueue, command: Command): number {
-    if (sq.qid !== 0) return this.#options.startIo(command, this.#sqe);
-    this.#options.counters.add(NvmeCounter.adminCommands, 1);
-    return this.#options.startAdmin(command, this.#sqe);
+    return sq.qid === 0
+      ? this.#options.startAdmin(command, this.#sqe)
+      : this.#options.startIo(command, this.#sqe);
   }
 
   /** Posts a completion. @returns Whether it could be posted */

@@ -5,13 +5,19 @@
  */
 
 import { Errno } from "../../../src/core/errno.ts";
-import type { Access, GuestMemory } from "../../../src/memory/guest_memory.ts";
+import {
+  Access,
+  type GuestMemory,
+  MEMORY_PENDING,
+} from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import { NvmeSc, SQE } from "../defs.ts";
 
 /** Entries of a PRP list that are copied at once. */
 const BATCH = 64;
 const ENTRY_BYTES = 8;
+/** Pieces of a list that are read at most, each at least an entry. */
+const READS_MAX = 1024;
 
 /**
  * Walks PRPs. Every entry is copied once and only the copy is looked at, so that a driver cannot change it between
@@ -22,12 +28,16 @@ export class PrpWalker {
   readonly #entries = new Uint32Array(BATCH * 2);
   /** Address of the next entry of the list: low word, high word. */
   readonly #list = new Uint32Array(2);
+  /** The parts of the list that were read. */
+  readonly #read: ScatterGather;
+  #pending = false;
   /** CC.MPS in bytes. */
   #pageBytes = 4096;
 
   /** @param memory Whose addresses PRPs are */
   constructor(memory: GuestMemory) {
     this.#memory = memory;
+    this.#read = memory.createScatterGather(READS_MAX);
   }
 
   /** Sets the memory page size, as a power of two. */
@@ -41,9 +51,23 @@ export class PrpWalker {
    * @param sqe The command
    * @param lengthBytes How much it transfers, at least 1
    * @returns A status: SUCCESS, PRP_INVALID_OFFSET, DATA_XFER_ERROR when a part is not guest memory, or
-   * INVALID_FIELD when an entry is missing that is needed, or the list is full
+   * INVALID_FIELD when an entry is missing that is needed, or the list is full; MEMORY_PENDING when a part is not in reach
    */
   map(
+    sqe: Uint32Array,
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): number {
+    this.#pending = false;
+    const status = this.#map(sqe, lengthBytes, access, into);
+    const final = this.#pending ? MEMORY_PENDING : status;
+    this.#memory.release(this.#read, final === MEMORY_PENDING ? final : 0);
+    this.#read.clear();
+    return final;
+  }
+
+  #map(
     sqe: Uint32Array,
     lengthBytes: number,
     access: Access,
@@ -84,10 +108,29 @@ export class PrpWalker {
       access,
       into,
     );
-    if (result === 0) return NvmeSc.SUCCESS;
+    // The others are asked for as well: all are mapped anew when they are there.
+    if (result === MEMORY_PENDING) this.#pending = true;
+    if (result === 0 || result === MEMORY_PENDING) return NvmeSc.SUCCESS;
     return result === -Errno.E2BIG
       ? NvmeSc.INVALID_FIELD
       : NvmeSc.DATA_XFER_ERROR;
+  }
+
+  /** Reads the next entries of the list. @returns 0 or −errno */
+  #readEntries(count: number): number {
+    const memory = this.#memory;
+    const read = this.#read;
+    const before = read.lengthBytes;
+    const result = memory.translateWords(
+      this.#list,
+      0,
+      count * ENTRY_BYTES,
+      Access.READ,
+      read,
+    );
+    return result < 0
+      ? result
+      : memory.gatherWords(read, before, this.#entries, 0, count * 2);
   }
 
   /** Follows the list; each turn takes off data or, once per page, follows a pointer, so it ends. */
@@ -103,8 +146,9 @@ export class PrpWalker {
       const chained = wanted > inPage;
       const here = chained ? inPage : wanted;
       const count = here < BATCH ? here : BATCH;
-      if (this.#memory.readWords(this.#list, entries, 0, count * 2) < 0) {
-        return NvmeSc.DATA_XFER_ERROR;
+      const result = this.#readEntries(count);
+      if (result < 0) {
+        return result === MEMORY_PENDING ? result : NvmeSc.DATA_XFER_ERROR;
       }
       const follow = chained && count === inPage;
       const data = follow ? count - 1 : count;

@@ -6,7 +6,11 @@
  */
 
 import { Errno } from "../../../src/core/errno.ts";
-import type { Access, GuestMemory } from "../../../src/memory/guest_memory.ts";
+import {
+  Access,
+  type GuestMemory,
+  MEMORY_PENDING,
+} from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import { NVME_SGL_DESC, NvmeSc, NvmeSgl, SQE } from "../defs.ts";
 
@@ -15,22 +19,28 @@ const BATCH = 32;
 /** Descriptors of one command, at most: more than segments fit a request, empty ones included. */
 const DESCRIPTORS_MAX = 2048;
 const WORDS = NVME_SGL_DESC.WORDS;
+/** Pieces of segments that are read at most, each at least a descriptor. */
+const READS_MAX = 1024;
 
 /** Walks SGLs; every descriptor is copied once and only the copy is looked at. */
 export class SglWalker {
   readonly #memory: GuestMemory;
   readonly #words = new Uint32Array(BATCH * WORDS);
+  /** The parts of segments that were read. */
+  readonly #read: ScatterGather;
+  #pending = false;
   /** Address of the next descriptor of the segment: low word, high word. */
   readonly #segment = new Uint32Array(2);
   /** Descriptors left in the segment, and whether it is the last. */
   #left = 0;
   #last = false;
-  /** What the list will hold in the end, in bytes. */
+  /** How much the descriptors are still to describe, in bytes. */
   #wanted = 0;
 
   /** @param memory Whose addresses descriptors hold */
   constructor(memory: GuestMemory) {
     this.#memory = memory;
+    this.#read = memory.createScatterGather(READS_MAX);
   }
 
   /**
@@ -38,7 +48,8 @@ export class SglWalker {
    *
    * @param sqe The command; its SGL1 is where PRP1 and PRP2 are otherwise
    * @param lengthBytes How much it transfers: the descriptors must sum up to it exactly
-   * @returns A status: SUCCESS, SGL_INVALID_*, or DATA_XFER_ERROR when a part is not guest memory
+   * @returns A status: SUCCESS, SGL_INVALID_*, or DATA_XFER_ERROR when a part is not guest memory; MEMORY_PENDING when a
+   * part is not in reach
    */
   map(
     sqe: Uint32Array,
@@ -46,27 +57,56 @@ export class SglWalker {
     access: Access,
     into: ScatterGather,
   ): number {
-    this.#wanted = into.lengthBytes + lengthBytes;
+    this.#pending = false;
+    const status = this.#map(sqe, lengthBytes, access, into);
+    const final = this.#pending ? MEMORY_PENDING : status;
+    this.#memory.release(this.#read, final === MEMORY_PENDING ? final : 0);
+    this.#read.clear();
+    return final;
+  }
+
+  #map(
+    sqe: Uint32Array,
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): number {
+    this.#left = 0;
+    this.#wanted = lengthBytes;
     const type = sqe[SQE.PRP1 + NVME_SGL_DESC.TYPE]! >>> 24;
     let status = type === NvmeSgl.DATA_DESC << 4
       ? this.#block(sqe, SQE.PRP1, access, into)
       : this.#enter(sqe, SQE.PRP1, type);
-    if (type === NvmeSgl.DATA_DESC << 4) this.#left = 0;
     let count = 0;
     while (status === NvmeSc.SUCCESS && this.#left > 0) {
       const batch = this.#left < BATCH ? this.#left : BATCH;
-      if (
-        this.#memory.readWords(this.#segment, this.#words, 0, batch * WORDS) < 0
-      ) return NvmeSc.DATA_XFER_ERROR;
+      const result = this.#readDescriptors(batch);
+      if (result === MEMORY_PENDING) return result;
+      if (result < 0) return statusOf(result);
       this.#advance(batch);
       count += batch;
       if (count > DESCRIPTORS_MAX) return NvmeSc.SGL_INVALID_COUNT;
       status = this.#batch(batch, access, into);
     }
     if (status !== NvmeSc.SUCCESS) return status;
-    return into.lengthBytes === this.#wanted
-      ? NvmeSc.SUCCESS
-      : NvmeSc.SGL_INVALID_DATA;
+    return this.#wanted === 0 ? NvmeSc.SUCCESS : NvmeSc.SGL_INVALID_DATA;
+  }
+
+  /** Reads the next descriptors of the segment. @returns 0 or −errno */
+  #readDescriptors(count: number): number {
+    const memory = this.#memory;
+    const read = this.#read;
+    const before = read.lengthBytes;
+    const result = memory.translateWords(
+      this.#segment,
+      0,
+      count * NVME_SGL_DESC.SIZE,
+      Access.READ,
+      read,
+    );
+    return result < 0
+      ? result
+      : memory.gatherWords(read, before, this.#words, 0, count * WORDS);
   }
 
   /** Follows descriptors that were copied; `#left` more of their segment were not. */
@@ -124,9 +164,8 @@ export class SglWalker {
     into: ScatterGather,
   ): number {
     const length = words[at + NVME_SGL_DESC.LENGTH]!;
-    if (length > this.#wanted - into.lengthBytes) {
-      return NvmeSc.SGL_INVALID_DATA;
-    }
+    if (length > this.#wanted) return NvmeSc.SGL_INVALID_DATA;
+    this.#wanted -= length;
     const result = this.#memory.translateWords(
       words,
       at + NVME_SGL_DESC.ADDR,
@@ -134,11 +173,18 @@ export class SglWalker {
       access,
       into,
     );
-    if (result === 0) return NvmeSc.SUCCESS;
-    return result === -Errno.E2BIG
-      ? NvmeSc.SGL_INVALID_COUNT
-      : NvmeSc.DATA_XFER_ERROR;
+    // The others are asked for as well: all are mapped anew when they are there.
+    if (result === MEMORY_PENDING) this.#pending = true;
+    if (result === 0 || result === MEMORY_PENDING) return NvmeSc.SUCCESS;
+    return statusOf(result);
   }
+}
+
+/** The status for what could not be translated. */
+function statusOf(result: number): number {
+  return result === -Errno.E2BIG
+    ? NvmeSc.SGL_INVALID_COUNT
+    : NvmeSc.DATA_XFER_ERROR;
 }
 
 /** Whether a descriptor leads to a segment; the sub-type must be "address". */

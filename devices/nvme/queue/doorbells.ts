@@ -122,6 +122,8 @@ export class Doorbells {
   /** The buffers of Doorbell Buffer Config. */
   #shadow: RangeWindow | null = null;
   #event: RangeWindow | null = null;
+  /** Whether the shadow buffer was not in reach when it was looked at last. */
+  awaitsReach = false;
   /** What of the shadow buffer was refreshed last. */
   #refreshed = NO_WINDOW;
 
@@ -225,7 +227,8 @@ export class Doorbells {
     if (!this.#ready()) return;
     const { window } = this.#shadow!;
     // What is not in reach yet is looked at when it is; until then the values are those of before.
-    if (window.refresh(0, this.#lengthBytes) === 0) this.#refreshed = window;
+    this.awaitsReach = window.refresh(0, this.#lengthBytes) < 0;
+    if (!this.awaitsReach) this.#refreshed = window;
   }
 
   /** The value of a doorbell, or {@linkcode NO_DOORBELL} while the shadow buffer cannot be reached. */

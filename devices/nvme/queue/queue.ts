@@ -217,7 +217,7 @@ export class SubmissionQueue {
    * Copies the next entry out and moves on; the queue must not be empty.
    *
    * @param sqe Sixteen words
-   * @returns 0, or −EFAULT when the ring cannot be reached (nothing is then taken)
+   * @returns 0, −EFAULT when the ring cannot be reached, or MEMORY_PENDING (nothing is then taken)
    */
   fetch(sqe: Uint32Array): number {
     if (!this.ready()) return -Errno.EFAULT;
@@ -235,6 +235,12 @@ export class SubmissionQueue {
     this.#fresh--;
     if (++this.head === this.size) this.head = 0;
     return 0;
+  }
+
+  /** Puts the entry back that was fetched last. */
+  unfetch(): void {
+    this.#fresh++;
+    this.head = (this.head === 0 ? this.size : this.head) - 1;
   }
 
   /**

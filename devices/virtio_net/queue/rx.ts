@@ -222,9 +222,21 @@ export class Receiver {
 
   /** The driver has added buffers. */
   onBuffers(): void {
-    if (!this.#starved) return;
-    this.#queue?.disableNotifications();
+    const queue = this.#queue;
+    if (!this.#starved || queue === null) return;
+    queue.disableNotifications();
+    // What was not in reach is now, and may not be when frames come.
+    if (queue.awaitsReach && !this.#isReady(queue)) return;
     if (!this.#relief.rests()) this.resume();
+  }
+
+  #isReady(queue: Virtqueue): boolean {
+    const ready = this.#collect(queue);
+    if (ready < 0) {
+      this.#giveBack(queue, 0);
+      this.#options.fail(this.#violation);
+    }
+    return ready > 0;
   }
 
   /** Frames are waiting. */
@@ -295,7 +307,7 @@ export class Receiver {
       if (got === 0) {
         if (this.#isEnough(queue)) break;
         // Asked while everything available is in our hands: a notification is then due for whatever is added.
-        if (!queue.enableNotifications()) return this.#starveHere();
+        if (!queue.enableNotifications()) return this.#starveHere(queue);
         queue.disableNotifications();
         continue;
       }
@@ -330,9 +342,12 @@ export class Receiver {
     return descriptors * 2 >= queue.size;
   }
 
-  #starveHere(): number {
-    this.#counters.add(NetCounter.rxStarved, 1);
-    this.#relief.ranDry(this.#given[0]!, this.#given[1]!);
+  #starveHere(queue: Virtqueue): number {
+    // The driver may have given some that are not in reach yet.
+    if (!queue.awaitsReach) {
+      this.#counters.add(NetCounter.rxStarved, 1);
+      this.#relief.ranDry(this.#given[0]!, this.#given[1]!);
+    }
     this.#starve();
     return 0;
   }

@@ -5,11 +5,12 @@
  * @module
  */
 
-import { hex, u64 } from "../../core/bits.ts";
+import { hex, PAGE_SIZE, u64 } from "../../core/bits.ts";
 import { Errno } from "../../core/errno.ts";
 import {
   Access,
   type GuestMemory,
+  MEMORY_PENDING,
   type MemoryWindow,
 } from "../../memory/guest_memory.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
@@ -25,6 +26,8 @@ const LEN = 2;
 const INDIRECT_BATCH = 32;
 /** More entries than that cannot be named by 16 bits. */
 const INDIRECT_ENTRIES_MAX = 0x1_0000;
+/** Pages of the longest table, if it begins inside one. */
+const TABLE_SEGMENTS = INDIRECT_ENTRIES_MAX * VRING_DESC.SIZE / PAGE_SIZE + 1;
 
 /** Where the fourth word of a copied descriptor is, behind its address and its length: its meaning is the format's. */
 export const LAST_WORD = 3;
@@ -54,19 +57,19 @@ export class ChainBuilder {
   );
   readonly #memory: GuestMemory;
   readonly #rules: ChainRules;
-  /** Address of the indirect table, and of the batch that is read from it: low word, high word. */
-  readonly #table = new Uint32Array(2);
-  readonly #batch = new Uint32Array(2);
+  readonly #table: ScatterGather;
   readonly #last = new Uint32Array(2);
   #tableEntries = 0;
   #batchFirst = 0;
   #batchCount = 0;
   #writing = false;
+  #pending = false;
   #lastError = "";
 
   constructor(memory: GuestMemory, rules: ChainRules) {
     this.#memory = memory;
     this.#rules = rules;
+    this.#table = memory.createScatterGather(TABLE_SEGMENTS);
   }
 
   /** Which rule the chain broke, after a negative result. */
@@ -84,8 +87,23 @@ export class ChainBuilder {
     chain.readable.clear();
     chain.writable.clear();
     chain.isWhole = true;
-    this.#writing = false;
+    this.#writing = this.#pending = false;
     this.#tableEntries = 0;
+  }
+
+  /**
+   * Ends a chain.
+   *
+   * @param result What became of it, −errno for a broken rule
+   * @returns The same; MEMORY_PENDING when a part of it is not in reach, and its lists are not whole
+   */
+  end(result: number): number {
+    const final = this.#pending ? MEMORY_PENDING : result;
+    if (this.#tableEntries > 0) {
+      this.#memory.release(this.#table, final === MEMORY_PENDING ? final : 0);
+      this.#table.clear();
+    }
+    return final;
   }
 
   /**
@@ -125,6 +143,11 @@ export class ChainBuilder {
       list,
     );
     if (result === 0) return 0;
+    if (result === MEMORY_PENDING) {
+      // The others are asked for as well: the chain is read anew when all are there.
+      this.#pending = true;
+      return 0;
+    }
     if (result === -Errno.E2BIG && chain.mayLack) {
       chain.isWhole = false;
       return this.#addLastByte(at, write, chain);
@@ -154,7 +177,7 @@ export class ChainBuilder {
   /**
    * Goes from the descriptor of the ring that was copied to the indirect table it refers to.
    *
-   * @returns 0 or −errno
+   * @returns 0 or −errno; MEMORY_PENDING when it is not in reach
    */
   enterTable(): number {
     const words = this.words;
@@ -169,12 +192,29 @@ export class ChainBuilder {
         `an indirect table has ${length} bytes (${this.#rules.table})`,
       );
     }
-    this.#table[0] = words[ADDR_LOW]!;
-    this.#table[1] = words[ADDR_HIGH]!;
+    const result = this.#memory.translateWords(
+      words,
+      ADDR_LOW,
+      length,
+      Access.READ,
+      this.#table,
+    );
+    if (result === MEMORY_PENDING) return result;
+    if (result < 0) return this.#failTable(-result);
     this.#tableEntries = entries;
     this.#batchFirst = 0;
     this.#batchCount = 0;
     return 0;
+  }
+
+  #failTable(errno: number): number {
+    const at = u64(this.words[ADDR_LOW]!, this.words[ADDR_HIGH]!);
+    return this.fail(
+      errno,
+      `an indirect table at ${
+        hex(at)
+      } is not guest memory that may be read (${this.#rules.table})`,
+    );
   }
 
   /**
@@ -188,24 +228,14 @@ export class ChainBuilder {
     if (into >= 0 && into < this.#batchCount) return WORDS * (1 + into);
     const rest = this.#tableEntries - index;
     const count = rest < INDIRECT_BATCH ? rest : INDIRECT_BATCH;
-    const low = this.#table[0]! + index * VRING_DESC.SIZE;
-    this.#batch[0] = low;
-    // At the end of the address space this wraps to 0, where bytes 2^64 and above are not either.
-    this.#batch[1] = this.#table[1]! + (low >= 0x1_0000_0000 ? 1 : 0);
-    const result = this.#memory.readWords(
-      this.#batch,
+    const result = this.#memory.gatherWords(
+      this.#table,
+      index * VRING_DESC.SIZE,
       this.words,
       WORDS,
       count * WORDS,
     );
-    if (result < 0) {
-      return this.fail(
-        -result,
-        `an indirect table at ${
-          hex(u64(this.#table[0]!, this.#table[1]!))
-        } is not guest memory that may be read (${this.#rules.table})`,
-      );
-    }
+    if (result < 0) return this.#failTable(-result);
     this.#batchFirst = index;
     this.#batchCount = count;
     return WORDS;

@@ -45,7 +45,8 @@ export class ChainReader {
    * @param desc The descriptor table
    * @param size Its entries; `head` is below it
    * @param indirect Whether INDIRECT_DESC was negotiated
-   * @returns 0 with the lists of `chain` filled, or −errno when the chain breaks a rule ({@linkcode lastError})
+   * @returns 0 with the lists of `chain` filled, −errno when the chain breaks a rule ({@linkcode lastError}), or
+   * MEMORY_PENDING
    */
   read(
     desc: MemoryWindow,
@@ -54,9 +55,20 @@ export class ChainReader {
     head: number,
     chain: Chain,
   ): number {
+    this.#builder.begin(chain);
+    const result = this.#walk(desc, size, indirect, head, chain);
+    return this.#builder.end(result);
+  }
+
+  #walk(
+    desc: MemoryWindow,
+    size: number,
+    indirect: boolean,
+    head: number,
+    chain: Chain,
+  ): number {
     const builder = this.#builder;
     const words = builder.words;
-    builder.begin(chain);
     let inTable = false;
     let index = head;
     let count = 0;

@@ -76,7 +76,7 @@ export class PackedChainReader {
    * @param at Index of the descriptor
    * @param wrap The wrap counter there
    * @returns How many descriptors of the ring it has, with the lists of `chain` and {@linkcode id} filled, or −errno
-   * when it breaks a rule ({@linkcode lastError})
+   * when it breaks a rule ({@linkcode lastError}), or MEMORY_PENDING
    */
   read(
     desc: MemoryWindow,
@@ -87,8 +87,21 @@ export class PackedChainReader {
     wrap: boolean,
     chain: Chain,
   ): number {
+    this.#builder.begin(chain);
+    const result = this.#walk(desc, size, room, indirect, at, wrap, chain);
+    return this.#builder.end(result);
+  }
+
+  #walk(
+    desc: MemoryWindow,
+    size: number,
+    room: number,
+    indirect: boolean,
+    at: number,
+    wrap: boolean,
+    chain: Chain,
+  ): number {
     const builder = this.#builder;
-    builder.begin(chain);
     let current = this.#copy(desc, at);
     let mark = availableMark(wrap);
     if ((current & OWNER_MASK) !== mark) return this.#failOwner(at);

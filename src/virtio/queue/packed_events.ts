@@ -64,14 +64,12 @@ export class PackedEvents {
   }
 
   /**
-   * Whether the driver wants to know that `added` descriptors from `first` on were used; the ring is ready.
+   * Whether the driver wants to know that `added` descriptors from `first` on were used; its structure was refreshed.
    *
    * @param wrap The wrap counter at `first`
    */
   wantsInterrupt(first: number, wrap: boolean, added: number): boolean {
     const { driverArea, eventIdx, size } = this.#core;
-    // An interrupt too many does no harm.
-    if (driverArea.refresh(0, VRING_PACKED_EVENT.SIZE) < 0) return true;
     const word = driverArea.loadU32(0);
     const flags = (word >>> FLAGS_SHIFT) & FLAGS_MASK;
     if (flags === VRING_PACKED_EVENT_FLAG.DISABLE) return false;

@@ -8,7 +8,11 @@ import { Errno } from "../../core/errno.ts";
 import type { GuestMemory, MemoryWindow } from "../../memory/guest_memory.ts";
 import type { WriteOrder } from "../../pci/posted_writes.ts";
 import type { ChainLedger } from "./chain_ledger.ts";
-import { VRING_DESC_F, VRING_PACKED_DESC } from "../defs.ts";
+import {
+  VRING_DESC_F,
+  VRING_PACKED_DESC,
+  VRING_PACKED_EVENT,
+} from "../defs.ts";
 import type { Features } from "../features.ts";
 import {
   availableMark,
@@ -51,6 +55,9 @@ export class PackedQueue implements Ring {
   /** Where the next used descriptor is written, and the wrap counter there. */
   #usedAt = 0;
   #usedWrap = true;
+  /** For how many used descriptors it is not decided whether the driver gets an interrupt, and for how many that is looked at. */
+  #untold = 0;
+  #asked = 0;
   /** How many descriptors the driver has not got back, from `#usedAt` to `#availAt`. */
   #outstanding = 0;
   /** How many descriptors from `#availAt` on were found available, … */
@@ -58,6 +65,8 @@ export class PackedQueue implements Ring {
   /** … how many of them were refreshed since, and where. */
   #fresh = 0;
   #refreshed: MemoryWindow | null = null;
+  /** Whether what was seen is being refreshed. */
+  #isScanned = false;
   /** How many descriptors of the ring a chain has, by buffer id. */
   #descriptors = new Uint16Array(0);
 
@@ -104,6 +113,14 @@ export class PackedQueue implements Ring {
     return this.#core.resolved;
   }
 
+  get undecided(): boolean {
+    return this.#core.undecided;
+  }
+
+  get awaitsReach(): boolean {
+    return this.#core.awaitsReach;
+  }
+
   missing(): string | null {
     return this.#core.missing();
   }
@@ -120,8 +137,13 @@ export class PackedQueue implements Ring {
     this.#core.disable();
     this.#availAt = this.#usedAt = 0;
     this.#availWrap = this.#usedWrap = true;
-    this.#outstanding = this.#seen = this.#fresh = 0;
+    this.#outstanding =
+      this.#seen =
+      this.#fresh =
+      this.#untold =
+        0;
     this.#refreshed = null;
+    this.#isScanned = false;
     this.#events.reset();
   }
 
@@ -195,6 +217,7 @@ export class PackedQueue implements Ring {
   pop(chain: Chain): number {
     const core = this.#core;
     if (!core.readyToTake()) return 0;
+    core.awaitsReach = false;
     const { desc, size } = core;
     const ledger = this.#ledger;
     const at = this.#availAt;
@@ -219,12 +242,14 @@ export class PackedQueue implements Ring {
       chain,
     );
     const { id } = this.#reader;
-    if (count < 0 || id >= size || ledger.has(id)) {
-      core.abandon(chain);
-      return count < 0
-        ? core.fail(-count, this.#reader.lastError)
-        : this.#failId(id);
+    if (count < 0) {
+      return core.failChain(chain, count, this.#reader.lastError);
     }
+    if (id >= size || ledger.has(id)) {
+      core.abandon(chain);
+      return this.#failId(id);
+    }
+    core.asked = false;
     chain.head = id;
     ledger.pop(id, chain);
     this.#descriptors[id] = count;
@@ -276,7 +301,7 @@ export class PackedQueue implements Ring {
     if (!this.#core.ready()) return false;
     const ledger = this.#ledger;
     let head = ledger.next();
-    if (head < 0) return false;
+    if (head < 0) return this.#core.undecided && this.#decide();
     const first = this.#usedAt;
     const firstWrap = this.#usedWrap;
     let firstFlags = -1;
@@ -307,16 +332,44 @@ export class PackedQueue implements Ring {
       first * VRING_PACKED_DESC.SIZE + VRING_PACKED_DESC.FLAGS,
       firstFlags,
     );
-    const wanted = this.#events.wantsInterrupt(first, firstWrap, added);
-    if (!wanted) this.suppressed++;
+    this.#untold = Math.min(this.#untold + added, this.#core.size);
+    const wanted = this.#decide();
+    if (!wanted && !this.#core.undecided) this.suppressed++;
+    return wanted;
+  }
+
+  /** Whether the driver wants to know of what it was not told of, as far as that can be said. */
+  #decide(): boolean {
+    const core = this.#core;
+    let wanted = false;
+    while (this.#untold > 0) {
+      // What comes into reach is as old as the question.
+      const count = core.undecided ? this.#asked : this.#untold;
+      core.undecided = !core.refresh(
+        core.driverArea,
+        0,
+        VRING_PACKED_EVENT.SIZE,
+      );
+      if (core.undecided) {
+        this.#asked = count;
+        break;
+      }
+      const at = this.#usedAt - this.#untold;
+      wanted ||= at >= 0
+        ? this.#events.wantsInterrupt(at, this.#usedWrap, count)
+        : this.#events.wantsInterrupt(at + core.size, !this.#usedWrap, count);
+      this.#untold -= count;
+    }
     return wanted;
   }
 
   enableNotifications(): boolean {
-    if (!this.#core.beginNotifications()) return false;
-    if (!this.#core.polled) this.#events.ask(this.#availAt, this.#availWrap);
+    const core = this.#core;
+    if (!core.beginNotifications()) return false;
+    if (!core.polled) this.#events.ask(this.#availAt, this.#availWrap);
     // As in publish: either we see what the driver made available, or it sees that we want to be notified.
-    if (!this.#refresh()) return false;
+    core.asked = !this.#refresh();
+    if (core.asked) return false;
     const more = this.#isAvailable(this.#availAt, this.#availWrap);
     if (more && this.#seen === 0) this.#seen = 1;
     return more;
@@ -335,22 +388,25 @@ export class PackedQueue implements Ring {
 
   disableNotifications(): void {
     this.#core.endNotifications();
-    this.#events.spare();
+    if (!this.#core.asked) this.#events.spare();
   }
 
   /** Whether there are chains to be taken, which then are as the driver has made them. */
   #lookForAvailable(): boolean {
     const core = this.#core;
-    if (!this.#refresh()) return false;
-    const room = core.size - this.#outstanding;
-    this.#scan(room > 0 ? room : 1);
-    if (this.#seen === 0) {
-      // A chain that had to wait may have turned out not to depend on any register.
-      core.forgetOrder();
-      return false;
+    if (!this.#isScanned) {
+      if (!this.#refresh()) return false;
+      const room = core.size - this.#outstanding;
+      this.#scan(room > 0 ? room : 1);
+      if (this.#seen === 0) {
+        // A chain that had to wait may have turned out not to depend on any register.
+        core.forgetOrder();
+        return false;
+      }
     }
     // Whoever sees that a descriptor is available may not have seen all of it yet.
-    if (!this.#refresh()) return false;
+    this.#isScanned = !this.#refresh();
+    if (this.#isScanned) return false;
     this.#fresh = this.#seen;
     this.#refreshed = core.desc;
     return true;
@@ -358,7 +414,7 @@ export class PackedQueue implements Ring {
 
   #refresh(): boolean {
     const { desc, size } = this.#core;
-    return desc.refresh(0, size * VRING_PACKED_DESC.SIZE) === 0;
+    return this.#core.refresh(desc, 0, size * VRING_PACKED_DESC.SIZE);
   }
 
   /** Counts the descriptors that are available, up to a limit, behind those that were seen. */

@@ -65,6 +65,11 @@ export interface Virtqueue {
   readonly size: number;
   /** Whether the driver has enabled it. */
   readonly enabled: boolean;
+  /**
+   * Whether something of the ring, or of a chain, was not in reach when it was looked at last. Nothing can be said of what is
+   * available then; the device is notified again when it is.
+   */
+  readonly awaitsReach: boolean;
   /** What the driver did wrong, after a negative {@linkcode pop}. */
   readonly lastError: string;
   /**

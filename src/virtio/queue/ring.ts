@@ -47,6 +47,8 @@ export interface Ring extends Virtqueue {
   suppressed: number;
   /** Whether the ring was found in memory, and nothing of the kind has been unmapped since. */
   readonly resolved: boolean;
+  /** Whether something was published of which it is not known whether the driver wants an interrupt: publish again. */
+  readonly undecided: boolean;
   /** Which part of the ring is not mapped, for messages; null while all are, or the ring is not to be touched. */
   missing(): string | null;
   /**

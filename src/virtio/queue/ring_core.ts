@@ -9,6 +9,7 @@ import { Errno } from "../../core/errno.ts";
 import {
   Access,
   type GuestMemory,
+  MEMORY_PENDING,
   type MemoryWindow,
 } from "../../memory/guest_memory.ts";
 import { NO_WINDOW } from "../../memory/range_window.ts";
@@ -48,6 +49,15 @@ export class RingCore {
   deviceArea: MemoryWindow = NO_WINDOW;
   /** Whether the queue is polled, so that the driver is not asked to notify. */
   polled: boolean;
+  /** See {@linkcode Virtqueue.awaitsReach}. */
+  awaitsReach = false;
+  /**
+   * Whether the driver was asked to notify, and to look whether it had something to tell by then has to wait; nothing was
+   * taken since. What to look at comes into reach without another question.
+   */
+  asked = false;
+  /** See {@linkcode Ring.undecided}. */
+  undecided = false;
   /** See {@linkcode Virtqueue.lastError}. */
   lastError = "";
   /** See {@linkcode Ring.keepOrder}. */
@@ -124,6 +134,7 @@ export class RingCore {
     this.ledger.reset(0, false);
     this.#suspended = false;
     this.lastError = "";
+    this.awaitsReach = this.asked = this.undecided = false;
     this.forgetOrder();
   }
 
@@ -204,10 +215,25 @@ export class RingCore {
     return head;
   }
 
-  /** Releases the buffers of a chain that nothing was written to. */
-  abandon(chain: Chain): void {
-    this.#memory.release(chain.readable, 0);
-    this.#memory.release(chain.writable, 0);
+  /**
+   * Releases the buffers of a chain that nothing was written to.
+   *
+   * @param writtenBytes 0; MEMORY_PENDING when it will be taken again
+   */
+  abandon(chain: Chain, writtenBytes = 0): void {
+    this.#memory.release(chain.readable, writtenBytes);
+    this.#memory.release(chain.writable, writtenBytes);
+  }
+
+  /**
+   * Looks at a part of the ring.
+   *
+   * @returns Whether it could; when not, the queue is to be served again
+   */
+  refresh(part: MemoryWindow, offset: number, lengthBytes: number): boolean {
+    if (part.refresh(offset, lengthBytes) === 0) return true;
+    this.awaitsReach = true;
+    return false;
   }
 
   /**
@@ -231,13 +257,13 @@ export class RingCore {
   /**
    * The device wants to be notified.
    *
-   * @returns Whether it may look for chains. While the queue is held, or waits for register writes, whoever looks once more
-   * would find nothing, for ever
+   * @returns Whether it may look for chains. While the queue is held, or waits for register writes or memory, whoever looks
+   * once more would find nothing, for ever
    */
   beginNotifications(): boolean {
     if (!this.ready()) return false;
     this.#wantsNotification = true;
-    return !this.#held && !this.waiting;
+    return !this.#held && !this.waiting && !this.awaitsReach && !this.asked;
   }
 
   /** The device does not want to be notified. */
@@ -258,6 +284,18 @@ export class RingCore {
   endPolling(): boolean {
     this.polled = false;
     return this.#wantsNotification && this.ready();
+  }
+
+  /**
+   * A chain could not be read: releases its buffers.
+   *
+   * @param result −errno, or MEMORY_PENDING: then it will be read again
+   * @returns What {@linkcode Virtqueue.pop} does
+   */
+  failChain(chain: Chain, result: number, message: string): number {
+    this.awaitsReach = result === MEMORY_PENDING;
+    this.abandon(chain, this.awaitsReach ? result : 0);
+    return this.awaitsReach ? 0 : this.fail(-result, message);
   }
 
   /** Notes what the driver did wrong; returns −`errno`. */
@@ -315,6 +353,7 @@ export class RingCore {
 
   #forgetWindows(): void {
     this.#generation = UNRESOLVED;
+    this.asked = false;
     this.desc = this.driverArea = this.deviceArea = NO_WINDOW;
   }
 

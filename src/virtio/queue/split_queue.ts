@@ -28,6 +28,8 @@ import {
 import type { RingState } from "./ring_state.ts";
 
 const INDEX_MASK = 0xffff;
+/** No index. */
+const NOTHING = -1;
 
 /**
  * A split virtqueue as the device sees it.
@@ -51,15 +53,21 @@ export class SplitQueue implements Ring {
   readonly #reader: ChainReader;
   /** Which available entry is taken next. */
   #lastAvail = 0;
-  /** Up to where available entries and their descriptors were refreshed, and where those descriptors are. */
+  /** Up to where available entries and their descriptors were refreshed, and by way of which window. */
   #availIdx = 0;
   #refreshed: MemoryWindow | null = null;
+  /** The driver's `idx` while what it covers is refreshed, and whether the available entries still are to be. */
+  #found = NOTHING;
+  #isStale = false;
   /** Whether everything before that is behind register writes that have been carried out. */
   #settled = true;
   /** The driver's `idx` when it was last looked at by anything, polling included. */
   #polledIdx = 0;
-  /** The used index as the driver knows it. */
+  /** The used index as the driver knows it, … */
   #usedIdx = 0;
+  /** … up to where it is decided whether it gets an interrupt, and up to where that is being looked at. */
+  #decidedIdx = 0;
+  #askedIdx = 0;
   #notificationsOff = false;
 
   /**
@@ -104,6 +112,14 @@ export class SplitQueue implements Ring {
     return this.#core.resolved;
   }
 
+  get undecided(): boolean {
+    return this.#core.undecided;
+  }
+
+  get awaitsReach(): boolean {
+    return this.#core.awaitsReach;
+  }
+
   missing(): string | null {
     return this.#core.missing();
   }
@@ -116,9 +132,10 @@ export class SplitQueue implements Ring {
   disable(): void {
     this.#core.disable();
     this.#lastAvail = this.#availIdx = this.#polledIdx = 0;
-    this.#usedIdx = 0;
+    this.#usedIdx = this.#decidedIdx = 0;
     this.#notificationsOff = false;
     this.#refreshed = null;
+    this.#found = NOTHING;
   }
 
   suspend(): void {
@@ -166,7 +183,7 @@ export class SplitQueue implements Ring {
       );
     }
     this.#lastAvail = this.#availIdx = this.#polledIdx = availIdx;
-    this.#usedIdx = usedIdx;
+    this.#usedIdx = this.#decidedIdx = usedIdx;
     this.#notificationsOff = state.notificationsOff;
     return 0;
   }
@@ -186,6 +203,7 @@ export class SplitQueue implements Ring {
   pop(chain: Chain): number {
     const core = this.#core;
     if (!core.readyToTake()) return 0;
+    core.awaitsReach = false;
     const next = this.#lastAvail;
     if (next === this.#availIdx || core.desc !== this.#refreshed) {
       const result = this.#lookForAvailable();
@@ -217,9 +235,9 @@ export class SplitQueue implements Ring {
     const { desc, size, indirect } = core;
     const result = this.#reader.read(desc, size, indirect, head, chain);
     if (result < 0) {
-      core.abandon(chain);
-      return core.fail(-result, this.#reader.lastError);
+      return core.failChain(chain, result, this.#reader.lastError);
     }
+    core.asked = false;
     chain.head = head;
     this.#ledger.pop(head, chain);
     this.#lastAvail = (next + 1) & INDEX_MASK;
@@ -258,25 +276,38 @@ export class SplitQueue implements Ring {
     if (!core.ready()) return false;
     const before = this.#usedIdx;
     const after = core.inOrder ? this.#writeBatches() : this.#writeAll();
-    if (before === after) return false;
-    core.deviceArea.storeU16(VRING_USED.IDX, after);
-    this.#usedIdx = after;
+    if (before !== after) {
+      core.deviceArea.storeU16(VRING_USED.IDX, after);
+      this.#usedIdx = after;
+    } else if (!core.undecided) return false;
     // The store above comes before these loads for everyone (see the class), so either we see that the driver
     // wants an interrupt, or the driver sees the new index after it asked for one.
-    const wanted = this.#wantsInterrupt(after, before);
-    if (!wanted) this.suppressed++;
+    const wanted = this.#decide();
+    if (!wanted && !core.undecided) this.suppressed++;
     return wanted;
   }
 
-  #wantsInterrupt(after: number, before: number): boolean {
-    const { driverArea, eventIdx, size } = this.#core;
+  /** Whether the driver wants to know of what it was not told of, as far as that can be said. */
+  #decide(): boolean {
+    const core = this.#core;
+    const { driverArea, eventIdx, size } = core;
     const at = eventIdx ? usedEventOffset(size) : VRING_AVAIL.FLAGS;
-    // An interrupt too many does no harm.
-    if (driverArea.refresh(at, 2) < 0) return true;
-    const word = driverArea.loadU16(at);
-    return eventIdx
-      ? needsEvent(word, after, before)
-      : (word & VRING_AVAIL_F_NO_INTERRUPT) === 0;
+    let wanted = false;
+    while (this.#decidedIdx !== this.#usedIdx) {
+      // What comes into reach is as old as the question.
+      const idx = core.undecided ? this.#askedIdx : this.#usedIdx;
+      core.undecided = !core.refresh(driverArea, at, 2);
+      if (core.undecided) {
+        this.#askedIdx = idx;
+        break;
+      }
+      const word = driverArea.loadU16(at);
+      wanted ||= eventIdx
+        ? needsEvent(word, idx, this.#decidedIdx)
+        : (word & VRING_AVAIL_F_NO_INTERRUPT) === 0;
+      this.#decidedIdx = idx;
+    }
+    return wanted;
   }
 
   enableNotifications(): boolean {
@@ -285,6 +316,7 @@ export class SplitQueue implements Ring {
     if (!core.polled) this.#askForNotification(this.#lastAvail);
     // As in publish: either we see the driver's new index, or the driver sees that we want to be notified.
     const idx = this.#loadIdx();
+    core.asked = idx < 0;
     if (idx < 0) return false;
     if (!core.polled) this.#polledIdx = idx;
     return idx !== this.#lastAvail;
@@ -315,7 +347,7 @@ export class SplitQueue implements Ring {
   disableNotifications(): void {
     const core = this.#core;
     core.endNotifications();
-    if (this.#notificationsOff || !core.ready()) return;
+    if (this.#notificationsOff || core.asked || !core.ready()) return;
     this.#notificationsOff = true;
     // With EVENT_IDX `flags` stays 0 (2.7.10.2), and an event word that lies behind already says it all.
     if (core.eventIdx) return;
@@ -325,12 +357,19 @@ export class SplitQueue implements Ring {
   /** Reads the driver's index: 1 when it has moved, 0 when not, −EINVAL when it moved too far. */
   #lookForAvailable(): number {
     const core = this.#core;
-    // A chain that had to wait may have turned out not to depend on any register.
-    core.forgetOrder();
-    const idx = this.#loadIdx();
-    if (idx < 0) return 0;
+    if (this.#found < 0 || core.desc !== this.#refreshed) {
+      // A chain that had to wait may have turned out not to depend on any register.
+      core.forgetOrder();
+      this.#availIdx = this.#lastAvail;
+      this.#refreshed = core.desc;
+      this.#found = this.#loadIdx();
+      if (this.#found < 0) return 0;
+      this.#polledIdx = this.#found;
+      this.#isStale = true;
+    }
+    const idx = this.#found;
+    this.#found = NOTHING;
     const added = (idx - this.#lastAvail) & INDEX_MASK;
-    this.#polledIdx = idx;
     if (added === 0) return 0;
     if (added > core.size) {
       return core.fail(
@@ -338,23 +377,32 @@ export class SplitQueue implements Ring {
         `available index moved by ${added}, more than the queue size ${core.size} (2.7.13.3)`,
       );
     }
-    const { desc, driverArea, size } = core;
-    const ringBytes = size * VRING_AVAIL.ENTRY_SIZE;
-    if (
-      driverArea.refresh(VRING_AVAIL.RING, ringBytes) < 0 ||
-      desc.refresh(0, size * VRING_DESC.SIZE) < 0
-    ) return 0;
-    this.#refreshed = desc;
+    if (!this.#refreshEntries()) {
+      this.#found = idx;
+      return 0;
+    }
     this.#availIdx = idx;
     this.#settled = false;
     return 1;
   }
 
-  /** The driver's index as it is now, or −errno. */
+  /** @returns Whether all available entries and descriptors were refreshed since an index was found */
+  #refreshEntries(): boolean {
+    const core = this.#core;
+    const { desc, driverArea, size } = core;
+    if (this.#isStale) {
+      const ringBytes = size * VRING_AVAIL.ENTRY_SIZE;
+      this.#isStale = !core.refresh(driverArea, VRING_AVAIL.RING, ringBytes);
+    }
+    return !this.#isStale && core.refresh(desc, 0, size * VRING_DESC.SIZE);
+  }
+
+  /** The driver's index as it is now, or {@linkcode NOTHING} while it is not in reach. */
   #loadIdx(): number {
     const { driverArea } = this.#core;
-    const result = driverArea.refresh(VRING_AVAIL.IDX, 2);
-    return result < 0 ? result : driverArea.loadU16(VRING_AVAIL.IDX);
+    return this.#core.refresh(driverArea, VRING_AVAIL.IDX, 2)
+      ? driverArea.loadU16(VRING_AVAIL.IDX)
+      : NOTHING;
   }
 
   /** Writes a used entry for every chain that is done; returns the index behind them. */

@@ -128,6 +128,7 @@ export class VirtioQueueService implements QueueService, QueueTransport {
       counters: this.#counters,
       polled,
       fail: (reason) => this.fail(reason),
+      interrupt: (queue) => this.interrupt(queue),
     });
     this.#interrupts = new SessionInterrupts(
       { notifyUsed: (queue) => this.#notifyUsed(queue), notifyConfig() {} },

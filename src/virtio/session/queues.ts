@@ -14,6 +14,7 @@ import { WriteOrder } from "../../pci/posted_writes.ts";
 import type { QueueHandler } from "../device.ts";
 import { type Features, VIRTIO_F } from "../features.ts";
 import { PackedQueue } from "../queue/packed_queue.ts";
+import type { Virtqueue } from "../queue/queue.ts";
 import type { Ring } from "../queue/ring.ts";
 import type { SessionCounters } from "./counters.ts";
 import { KickPath } from "./types.ts";
@@ -40,6 +41,8 @@ export interface SessionQueuesOptions {
   readonly polled: boolean;
   /** The driver broke a rule. */
   readonly fail: (reason: string) => void;
+  /** The driver wants to know of what was published. */
+  readonly interrupt: (queue: Virtqueue) => void;
   /** A queue was notified here that another thread serves. */
   readonly forward?: (index: number) => void;
 }
@@ -57,6 +60,7 @@ const NOT_SERVED_ELSEWHERE: ReadonlySet<number> = new Set();
 export class SessionQueues {
   readonly #memory: GuestMemory;
   readonly #handler: QueueHandler;
+  readonly #interrupt: (queue: Virtqueue) => void;
   readonly #status: QueueStatus;
   readonly #counters: SessionCounters;
   readonly #kicks: readonly BottomHalf[];
@@ -84,6 +88,7 @@ export class SessionQueues {
     const { loop, memory } = context;
     this.#memory = memory;
     this.#handler = options.handler;
+    this.#interrupt = options.interrupt;
     this.#forward = options.forward ?? (() => {});
     this.#status = options.status;
     this.#counters = options.counters;
@@ -105,6 +110,7 @@ export class SessionQueues {
     });
     this.#unsubscribe = memory.subscribe({
       onChange: () => this.#onMemoryChange(),
+      onReach: () => this.#onReach(),
     });
   }
 
@@ -333,8 +339,9 @@ export class SessionQueues {
     if (!this.#status.running || this.#stopped || this.#held) return;
     this.#early[index] = queue.enabled ? 0 : 1;
     if (!queue.enabled) return;
-    if (queue.missing() === null) this.#handler.notify(queue);
-    else this.#awaitMemory();
+    if (queue.missing() !== null) return this.#awaitMemory();
+    if (queue.undecided && queue.publish()) this.#interrupt(queue);
+    this.#handler.notify(queue);
   }
 
   /** A ring is wanted that is not mapped; it is served when it is. */
@@ -350,6 +357,14 @@ export class SessionQueues {
     if (path === KickPath.MESSAGE) counters.messageKicks++;
     else if (path === KickPath.PAGE) counters.pageKicks++;
     else counters.eventFdKicks++;
+  }
+
+  /** What a queue was looking at is there. */
+  #onReach(): void {
+    for (let i = 0; i < this.#rings.length; i++) {
+      const { awaitsReach, undecided } = this.#rings[i]!;
+      if (awaitsReach || undecided) this.#kicks[i]!.schedule();
+    }
   }
 
   /** A ring that could not be reached may be back, and a chain that was kept from the driver can be shown to it. */

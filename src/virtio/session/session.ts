@@ -97,6 +97,7 @@ export class VirtioSession implements VirtioTransport {
       counters: this.#counters,
       polled: this.#polled,
       fail: (reason) => this.fail(reason),
+      interrupt: (queue) => this.interrupt(queue),
       forward: (index) => this.#kicks.signal(index),
     });
     this.#interrupts = new SessionInterrupts(

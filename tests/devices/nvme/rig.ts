@@ -7,7 +7,11 @@ import {
 import type { BlockInfo } from "../../../src/backend/block/contract.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import type { MappableMemory } from "../../../src/memory/array_memory.ts";
-import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
+import {
+  checkReleased,
+  memoryUnderTest,
+  reachWhenSettling,
+} from "../../memory_under_test.ts";
 import {
   type FakeContext,
   fakeContext,
@@ -48,6 +52,7 @@ export class Rig implements Disposable {
       : this.memory.map(range);
     this.ram = new DriverMemory(buffer, RAM_IOVA);
     this.context = fakeContext({ memory: this.memory });
+    reachWhenSettling(this.loop, this.memory);
     this.context.interrupts.mode = options.mode ?? "msix";
     if (options.polled) this.loop.beginPolling();
     const disks = options.disks ?? { 1: 1 << 20 };

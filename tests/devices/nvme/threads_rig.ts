@@ -23,7 +23,11 @@ import {
   type QueueThreadsListener,
 } from "../../../src/pci/queue_threads.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
-import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
+import {
+  checkReleased,
+  memoryUnderTest,
+  reach,
+} from "../../memory_under_test.ts";
 import {
   type FakeContext,
   fakeContext,
@@ -311,7 +315,8 @@ export class ThreadsRig implements Disposable {
   /** Lets everything happen that is to happen, on all threads. */
   settle(): void {
     for (let i = 0; i < 1000; i++) {
-      if (!this.members.map((each) => this.turn(each)).includes(true)) return;
+      if (this.members.map((each) => this.turn(each)).includes(true)) continue;
+      if (!reach(this.memory)) return;
     }
     throw new Error("still busy after 1000 turns");
   }

@@ -10,7 +10,11 @@ import { VirtioBlk } from "../../../devices/virtio_blk/device.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import type { MappableMemory } from "../../../src/memory/array_memory.ts";
-import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
+import {
+  checkReleased,
+  memoryUnderTest,
+  reachWhenSettling,
+} from "../../memory_under_test.ts";
 import {
   type CountedWrites,
   fakeContext,
@@ -23,6 +27,8 @@ import {
   VirtioDriver,
 } from "../../../src/testing/virtio_driver.ts";
 import { VirtioPci } from "../../../src/transport/virtio_pci/virtio_pci.ts";
+import { ringFeatures, virtioOptions } from "../../../src/virtio/options.ts";
+import type { DriverRing } from "../../../src/testing/driver_ring.ts";
 import { LocalPci } from "../local_pci.ts";
 import { RamDisk, type RamDiskOptions } from "./ram_disk.ts";
 
@@ -86,6 +92,8 @@ export interface RigOptions extends RamDiskOptions {
   readonly ringSize?: number;
   /** Leave the driver before negotiation. */
   readonly bare?: boolean;
+  /** Whether the driver chooses packed queues. */
+  readonly packed?: boolean;
 }
 
 export const RAM_IOVA = 0x1_0000_0000;
@@ -167,6 +175,7 @@ export class Rig {
     const interrupts = new PciInterrupts();
     const fake = fakeContext({ memory: this.memory });
     this.loop = fake.loop;
+    reachWhenSettling(this.loop, this.memory);
     this.log = fake.log;
     this.posted = fake.posted;
     const context = { ...fake, interrupts };
@@ -188,6 +197,11 @@ export class Rig {
           backend: this.backend,
           options: disk,
         }),
+      {
+        ringFeatures: ringFeatures(
+          virtioOptions().parse({ packed: options.packed ? "on" : "off" }),
+        ),
+      },
     );
     this.pci = new LocalPci(
       new PciFunction(this.device, this.memory, interrupts, fake.log),
@@ -207,18 +221,20 @@ export class Rig {
         F.RING_EVENT_IDX,
         F.RING_INDIRECT_DESC,
         F.RING_RESET,
+        ...(this.options.packed ? [F.RING_PACKED] : []),
       ],
     );
     this.driver.setConfigVector(0);
     this.queues = [];
     for (let i = 0; i < this.driver.numQueues; i++) {
       const { ringSize } = this.options;
-      this.queues.push(
-        this.driver.setupQueue(i, {
-          vector: i + 1,
-          ...(ringSize === undefined ? {} : { size: ringSize }),
-        }),
-      );
+      const queue: DriverQueue<DriverRing> = this.driver.setupAnyQueue(i, {
+        vector: i + 1,
+        indirect: 4,
+        ...(ringSize === undefined ? {} : { size: ringSize }),
+      });
+      // What the rig does with a ring can be done with either.
+      this.queues.push(queue as DriverQueue);
     }
     this.driver.driverOk();
     this.loop.settle();

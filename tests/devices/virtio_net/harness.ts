@@ -16,7 +16,11 @@ import {
 import type { DriverRing } from "../../../src/testing/driver_ring.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import type { MappableMemory } from "../../../src/memory/array_memory.ts";
-import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
+import {
+  checkReleased,
+  memoryUnderTest,
+  reachWhenSettling,
+} from "../../memory_under_test.ts";
 import {
   fakeContext,
   type RecordingLog,
@@ -162,6 +166,7 @@ export class Rig {
     const options = this.#options;
     const fake = fakeContext({ memory: this.memory });
     this.loop = fake.loop;
+    reachWhenSettling(this.loop, this.memory);
     this.log = fake.log;
     const context = { ...fake, interrupts: this.#interrupts };
     this.backend = new ScriptedBackend(

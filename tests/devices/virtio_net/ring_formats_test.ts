@@ -17,7 +17,11 @@ import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import type { DriverQueue } from "../../../src/testing/virtio_driver.ts";
 import { ringFeatures, virtioOptions } from "../../../src/virtio/options.ts";
 import { VirtioPci } from "../../../src/transport/virtio_pci/virtio_pci.ts";
-import { checkReleased, memoryUnderTest } from "../../memory_under_test.ts";
+import {
+  checkReleased,
+  memoryUnderTest,
+  reachWhenSettling,
+} from "../../memory_under_test.ts";
 import { LocalPci } from "../local_pci.ts";
 
 const MRG_RXBUF = 15;
@@ -93,6 +97,7 @@ class Bench {
     const buffer = memory.map({ iova: RAM_IOVA, lengthBytes: 4 << 20 });
     this.#ram = new DriverMemory(buffer, RAM_IOVA);
     const fake = fakeContext({ memory });
+    reachWhenSettling(fake.loop, memory);
     const interrupts = new PciInterrupts();
     const context = { ...fake, interrupts };
     this.#backend = new EchoBackend(memory);

@@ -1,0 +1,11 @@
+/** The controller's suites once more, on memory that is never in reach at once. */
+
+import { runOnStrictMemory } from "../../memory_under_test.ts";
+
+await runOnStrictMemory(import.meta.dirname!, [
+  "admin",
+  "coalescing",
+  "move",
+  "namespaces",
+  "registers",
+], { slow: true });
