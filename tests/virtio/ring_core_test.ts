@@ -190,11 +190,11 @@ Deno.test("RingCore asks for notifications only of a ring in reach, and only if 
   assert(queue.endPolling() && !queue.polled, "a device wants them at first");
   queue.endNotifications();
   assert(!queue.endPolling());
-  assert(queue.beginNotifications());
+  assert(queue.beginNotifications(0));
   assert(queue.endPolling());
   queue.endNotifications();
   queue.hold();
-  assert(!queue.beginNotifications(), "there is nothing to look for");
+  assert(!queue.beginNotifications(0), "there is nothing to look for");
   assert(queue.endPolling(), "but the wish counts");
 });
 

@@ -94,16 +94,17 @@ export class ChainBuilder {
   /**
    * Ends a chain.
    *
-   * @param result What became of it, −errno for a broken rule
-   * @returns The same; MEMORY_PENDING when a part of it is not in reach, and its lists are not whole
+   * @returns 0, or MEMORY_PENDING when a part of it is not in reach, and its lists are not whole
    */
-  end(result: number): number {
-    const final = this.#pending ? MEMORY_PENDING : result;
-    if (this.#tableEntries > 0) {
-      this.#memory.release(this.#table, final === MEMORY_PENDING ? final : 0);
-      this.#table.clear();
-    }
-    return final;
+  end(): number {
+    const result = this.#pending ? MEMORY_PENDING : 0;
+    if (this.#tableEntries > 0) this.#leaveTable(result);
+    return result;
+  }
+
+  #leaveTable(writtenBytes: number): void {
+    this.#memory.release(this.#table, writtenBytes);
+    this.#table.clear();
   }
 
   /**
@@ -246,10 +247,10 @@ export class ChainBuilder {
     list.clear();
   }
 
-  /** Keeps a message for {@linkcode ChainBuilder.lastError}; returns −errno. */
+  /** Ends a chain with a message for {@linkcode ChainBuilder.lastError}; returns −errno, or what {@linkcode end} does. */
   fail(errno: number, message: string): number {
     this.#lastError = message;
-    return -errno;
+    return this.end() < 0 ? MEMORY_PENDING : -errno;
   }
 
   #failBuffer(

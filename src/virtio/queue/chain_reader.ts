@@ -55,20 +55,9 @@ export class ChainReader {
     head: number,
     chain: Chain,
   ): number {
-    this.#builder.begin(chain);
-    const result = this.#walk(desc, size, indirect, head, chain);
-    return this.#builder.end(result);
-  }
-
-  #walk(
-    desc: MemoryWindow,
-    size: number,
-    indirect: boolean,
-    head: number,
-    chain: Chain,
-  ): number {
     const builder = this.#builder;
     const words = builder.words;
+    builder.begin(chain);
     let inTable = false;
     let index = head;
     let count = 0;
@@ -97,7 +86,7 @@ export class ChainReader {
       const write = (flags & VRING_DESC_F.WRITE) !== 0;
       const result = builder.addBuffer(at, write, chain);
       if (result < 0) return result;
-      if ((flags & VRING_DESC_F.NEXT) === 0) return 0;
+      if ((flags & VRING_DESC_F.NEXT) === 0) return builder.end();
       index = words[at + LAST_WORD]! >>> 16;
       const limit = inTable ? builder.tableEntries : size;
       if (index >= limit) return this.#failNext(index, limit);

@@ -5,7 +5,11 @@
  */
 
 import { Errno } from "../../core/errno.ts";
-import type { GuestMemory, MemoryWindow } from "../../memory/guest_memory.ts";
+import {
+  type GuestMemory,
+  MEMORY_PENDING,
+  type MemoryWindow,
+} from "../../memory/guest_memory.ts";
 import {
   ChainBuilder,
   type ChainRules,
@@ -87,21 +91,8 @@ export class PackedChainReader {
     wrap: boolean,
     chain: Chain,
   ): number {
-    this.#builder.begin(chain);
-    const result = this.#walk(desc, size, room, indirect, at, wrap, chain);
-    return this.#builder.end(result);
-  }
-
-  #walk(
-    desc: MemoryWindow,
-    size: number,
-    room: number,
-    indirect: boolean,
-    at: number,
-    wrap: boolean,
-    chain: Chain,
-  ): number {
     const builder = this.#builder;
+    builder.begin(chain);
     let current = this.#copy(desc, at);
     let mark = availableMark(wrap);
     if ((current & OWNER_MASK) !== mark) return this.#failOwner(at);
@@ -114,7 +105,9 @@ export class PackedChainReader {
       const write = (current & VRING_DESC_F.WRITE) !== 0;
       const result = builder.addBuffer(0, write, chain);
       if (result < 0) return result;
-      if ((current & VRING_DESC_F.NEXT) === 0) return count;
+      if ((current & VRING_DESC_F.NEXT) === 0) {
+        return builder.end() < 0 ? MEMORY_PENDING : count;
+      }
       if (count >= room) return this.#failLength(count, size);
       if (++index === size) {
         index = 0;
@@ -175,7 +168,7 @@ export class PackedChainReader {
       const added = builder.addBuffer(at, write, chain);
       if (added < 0) return added;
     }
-    return 0;
+    return builder.end();
   }
 
   #failOwner(index: number): number {

@@ -23,7 +23,7 @@ import {
 import { offWrap, PackedEvents } from "./packed_events.ts";
 import type { Chain } from "./queue.ts";
 import type { QueueAddresses, Ring } from "./ring.ts";
-import { RingCore } from "./ring_core.ts";
+import { NOWHERE, RingCore } from "./ring_core.ts";
 import { PACKED_LAYOUT } from "./ring_layout.ts";
 import type { RingState } from "./ring_state.ts";
 
@@ -217,7 +217,6 @@ export class PackedQueue implements Ring {
   pop(chain: Chain): number {
     const core = this.#core;
     if (!core.readyToTake()) return 0;
-    core.awaitsReach = false;
     const { desc, size } = core;
     const ledger = this.#ledger;
     const at = this.#availAt;
@@ -249,7 +248,6 @@ export class PackedQueue implements Ring {
       core.abandon(chain);
       return this.#failId(id);
     }
-    core.asked = false;
     chain.head = id;
     ledger.pop(id, chain);
     this.#descriptors[id] = count;
@@ -365,11 +363,13 @@ export class PackedQueue implements Ring {
 
   enableNotifications(): boolean {
     const core = this.#core;
-    if (!core.beginNotifications()) return false;
+    const here = offWrap(this.#availAt, this.#availWrap);
+    if (!core.beginNotifications(here)) return false;
     if (!core.polled) this.#events.ask(this.#availAt, this.#availWrap);
     // As in publish: either we see what the driver made available, or it sees that we want to be notified.
-    core.asked = !this.#refresh();
-    if (core.asked) return false;
+    const isThere = this.#refresh();
+    core.askedAt = isThere ? NOWHERE : here;
+    if (!isThere) return false;
     const more = this.#isAvailable(this.#availAt, this.#availWrap);
     if (more && this.#seen === 0) this.#seen = 1;
     return more;
@@ -388,12 +388,14 @@ export class PackedQueue implements Ring {
 
   disableNotifications(): void {
     this.#core.endNotifications();
-    if (!this.#core.asked) this.#events.spare();
+    if (this.#core.askedAt === offWrap(this.#availAt, this.#availWrap)) return;
+    this.#events.spare();
   }
 
   /** Whether there are chains to be taken, which then are as the driver has made them. */
   #lookForAvailable(): boolean {
     const core = this.#core;
+    core.awaitsReach = false;
     if (!this.#isScanned) {
       if (!this.#refresh()) return false;
       const room = core.size - this.#outstanding;
@@ -407,6 +409,7 @@ export class PackedQueue implements Ring {
     // Whoever sees that a descriptor is available may not have seen all of it yet.
     this.#isScanned = !this.#refresh();
     if (this.#isScanned) return false;
+    core.askedAt = NOWHERE;
     this.#fresh = this.#seen;
     this.#refreshed = core.desc;
     return true;

@@ -21,6 +21,9 @@ import type { QueueAddresses } from "./ring.ts";
 import type { RingLayout, RingPart, RingParts } from "./ring_layout.ts";
 import type { RingPlace } from "./ring_state.ts";
 
+/** No place in any ring. */
+export const NOWHERE = -1;
+
 /** No generation of any memory: the ring must be resolved before it is touched. */
 const UNRESOLVED = -1;
 
@@ -52,10 +55,10 @@ export class RingCore {
   /** See {@linkcode Virtqueue.awaitsReach}. */
   awaitsReach = false;
   /**
-   * Whether the driver was asked to notify, and to look whether it had something to tell by then has to wait; nothing was
-   * taken since. What to look at comes into reach without another question.
+   * Where in the ring the driver was asked to notify, when to look whether it had something to tell by then has to wait: it
+   * is not asked there again. {@linkcode NOWHERE} otherwise.
    */
-  asked = false;
+  askedAt: number = NOWHERE;
   /** See {@linkcode Ring.undecided}. */
   undecided = false;
   /** See {@linkcode Virtqueue.lastError}. */
@@ -134,7 +137,7 @@ export class RingCore {
     this.ledger.reset(0, false);
     this.#suspended = false;
     this.lastError = "";
-    this.awaitsReach = this.asked = this.undecided = false;
+    this.awaitsReach = this.undecided = false;
     this.forgetOrder();
   }
 
@@ -257,13 +260,15 @@ export class RingCore {
   /**
    * The device wants to be notified.
    *
+   * @param at Where in the ring the next chain will be
    * @returns Whether it may look for chains. While the queue is held, or waits for register writes or memory, whoever looks
    * once more would find nothing, for ever
    */
-  beginNotifications(): boolean {
+  beginNotifications(at: number): boolean {
     if (!this.ready()) return false;
     this.#wantsNotification = true;
-    return !this.#held && !this.waiting && !this.awaitsReach && !this.asked;
+    return !this.#held && !this.waiting && !this.awaitsReach &&
+      this.askedAt !== at;
   }
 
   /** The device does not want to be notified. */
@@ -353,7 +358,7 @@ export class RingCore {
 
   #forgetWindows(): void {
     this.#generation = UNRESOLVED;
-    this.asked = false;
+    this.askedAt = NOWHERE;
     this.desc = this.driverArea = this.deviceArea = NO_WINDOW;
   }
 

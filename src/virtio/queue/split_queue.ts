@@ -19,7 +19,7 @@ import {
 import type { Features } from "../features.ts";
 import type { Chain } from "./queue.ts";
 import type { QueueAddresses, Ring } from "./ring.ts";
-import { RingCore } from "./ring_core.ts";
+import { NOWHERE, RingCore } from "./ring_core.ts";
 import {
   availEventOffset,
   SPLIT_LAYOUT,
@@ -28,8 +28,6 @@ import {
 import type { RingState } from "./ring_state.ts";
 
 const INDEX_MASK = 0xffff;
-/** No index. */
-const NOTHING = -1;
 
 /**
  * A split virtqueue as the device sees it.
@@ -57,7 +55,7 @@ export class SplitQueue implements Ring {
   #availIdx = 0;
   #refreshed: MemoryWindow | null = null;
   /** The driver's `idx` while what it covers is refreshed, and whether the available entries still are to be. */
-  #found = NOTHING;
+  #found = NOWHERE;
   #isStale = false;
   /** Whether everything before that is behind register writes that have been carried out. */
   #settled = true;
@@ -135,7 +133,7 @@ export class SplitQueue implements Ring {
     this.#usedIdx = this.#decidedIdx = 0;
     this.#notificationsOff = false;
     this.#refreshed = null;
-    this.#found = NOTHING;
+    this.#found = NOWHERE;
   }
 
   suspend(): void {
@@ -203,7 +201,6 @@ export class SplitQueue implements Ring {
   pop(chain: Chain): number {
     const core = this.#core;
     if (!core.readyToTake()) return 0;
-    core.awaitsReach = false;
     const next = this.#lastAvail;
     if (next === this.#availIdx || core.desc !== this.#refreshed) {
       const result = this.#lookForAvailable();
@@ -237,7 +234,6 @@ export class SplitQueue implements Ring {
     if (result < 0) {
       return core.failChain(chain, result, this.#reader.lastError);
     }
-    core.asked = false;
     chain.head = head;
     this.#ledger.pop(head, chain);
     this.#lastAvail = (next + 1) & INDEX_MASK;
@@ -312,11 +308,11 @@ export class SplitQueue implements Ring {
 
   enableNotifications(): boolean {
     const core = this.#core;
-    if (!core.beginNotifications()) return false;
+    if (!core.beginNotifications(this.#lastAvail)) return false;
     if (!core.polled) this.#askForNotification(this.#lastAvail);
     // As in publish: either we see the driver's new index, or the driver sees that we want to be notified.
     const idx = this.#loadIdx();
-    core.asked = idx < 0;
+    core.askedAt = idx < 0 ? this.#lastAvail : NOWHERE;
     if (idx < 0) return false;
     if (!core.polled) this.#polledIdx = idx;
     return idx !== this.#lastAvail;
@@ -347,7 +343,8 @@ export class SplitQueue implements Ring {
   disableNotifications(): void {
     const core = this.#core;
     core.endNotifications();
-    if (this.#notificationsOff || core.asked || !core.ready()) return;
+    if (this.#notificationsOff || core.askedAt === this.#lastAvail) return;
+    if (!core.ready()) return;
     this.#notificationsOff = true;
     // With EVENT_IDX `flags` stays 0 (2.7.10.2), and an event word that lies behind already says it all.
     if (core.eventIdx) return;
@@ -357,6 +354,7 @@ export class SplitQueue implements Ring {
   /** Reads the driver's index: 1 when it has moved, 0 when not, −EINVAL when it moved too far. */
   #lookForAvailable(): number {
     const core = this.#core;
+    core.awaitsReach = false;
     if (this.#found < 0 || core.desc !== this.#refreshed) {
       // A chain that had to wait may have turned out not to depend on any register.
       core.forgetOrder();
@@ -368,7 +366,7 @@ export class SplitQueue implements Ring {
       this.#isStale = true;
     }
     const idx = this.#found;
-    this.#found = NOTHING;
+    this.#found = NOWHERE;
     const added = (idx - this.#lastAvail) & INDEX_MASK;
     if (added === 0) return 0;
     if (added > core.size) {
@@ -381,6 +379,7 @@ export class SplitQueue implements Ring {
       this.#found = idx;
       return 0;
     }
+    core.askedAt = NOWHERE;
     this.#availIdx = idx;
     this.#settled = false;
     return 1;
@@ -397,12 +396,12 @@ export class SplitQueue implements Ring {
     return !this.#isStale && core.refresh(desc, 0, size * VRING_DESC.SIZE);
   }
 
-  /** The driver's index as it is now, or {@linkcode NOTHING} while it is not in reach. */
+  /** The driver's index as it is now, or {@linkcode NOWHERE} while it is not in reach. */
   #loadIdx(): number {
     const { driverArea } = this.#core;
     return this.#core.refresh(driverArea, VRING_AVAIL.IDX, 2)
       ? driverArea.loadU16(VRING_AVAIL.IDX)
-      : NOTHING;
+      : NOWHERE;
   }
 
   /** Writes a used entry for every chain that is done; returns the index behind them. */
