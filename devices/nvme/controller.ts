@@ -28,7 +28,7 @@ import { AsyncEvents, NvmeEvent } from "./admin/events.ts";
 import { Features } from "./admin/features.ts";
 import { type ControllerIdentity, Identify } from "./admin/identify.ts";
 import { LogPages } from "./admin/log_pages.ts";
-import type { Command } from "./command/command.ts";
+import type { Command } from "./command/engine.ts";
 import { namespaceCommands } from "./commands.ts";
 import { NvmeCounter } from "./counters.ts";
 import {
@@ -42,13 +42,11 @@ import {
 } from "./defs.ts";
 import type { Namespace, NamespaceStorage } from "./io/namespace.ts";
 import { DOORBELL_PAGE_BYTES, interruptVectors, makeSpec } from "./pci_spec.ts";
-import type { DoorbellBuffers } from "./queue/doorbells.ts";
-import type { NamespaceGrant, QueueGrant } from "./queue_service.ts";
-import { QueueTable } from "./queue_table.ts";
-import { NvmeQueues, type QueueSettings } from "./queues.ts";
+import type { NamespaceGrant, QueueGrant } from "./threads/queue_service.ts";
+import { groupOf, QueueTable } from "./admin/queue_table.ts";
+import { NvmeQueues, type QueueSettings } from "./io/queues.ts";
 import { NvmeRegisters, RegisterEffect } from "./registers.ts";
-import { groupOf, RemoteQueues } from "./remote_queues.ts";
-import { SharedWords } from "./shared_words.ts";
+import { SharedWords } from "./threads/shared_words.ts";
 import {
   NVME_STATE_VERSION,
   type NvmeHandOver,
@@ -104,8 +102,6 @@ export class NvmeController implements PciDevice {
   readonly #admin: AdminCommands;
   readonly #maxTransferBytes: number;
   readonly #work: BottomHalf;
-  /** Queues of other threads; null where this one serves all. */
-  #remote: RemoteQueues | null = null;
   /** See {@linkcode QueueSettings.running}. */
   #running = false;
   /** CC.MPS as it was when the controller was enabled. */
@@ -149,11 +145,12 @@ export class NvmeController implements PciDevice {
         onNamespaceChanged: (ns) => this.#onNamespaceChanged(ns),
         onInternal: () => this.#onShutdownFlushed(),
         startAdmin: (command, sqe) => this.#startAdmin(command, sqe),
+        cancelAdmin: (command) => this.#events.cancel(command),
       },
     });
     const { namespaces, data, errors, counters } = queues;
     const table = this.#table = new QueueTable({
-      ...{ memory, queues, pairs, vectors },
+      ...{ memory, queues, words, pairs, vectors },
       registers: this.#registers,
       maxEntries: queueEntries,
       pageBytes: () => 2 ** this.#pageShift,
@@ -174,7 +171,6 @@ export class NvmeController implements PciDevice {
       events: this.#events,
       pageBytes: () => 2 ** this.#pageShift,
       onFeatures: () => this.#configure(),
-      configureDoorbells: (buffers) => this.#configureDoorbells(buffers),
     });
     this.commands = this.#makeCommands();
     for (const each of storage) queues.addNamespace(each);
@@ -213,27 +209,19 @@ export class NvmeController implements PciDevice {
   }
 
   stop(): void {
-    try {
-      this.#remote?.stop();
-    } finally {
-      this.#queues.stop();
-    }
+    this.#table.stop();
   }
 
   start(): void {
-    if (!this.#queues.stopped && !this.#queues.holding) return;
-    this.#queues.start();
-    this.#remote?.start();
+    if (this.#queues.stopped || this.#queues.holding) this.#table.start();
   }
 
   hold(): number {
-    return this.#queues.hold() - this.#events.waiting +
-      (this.#remote?.hold() ?? 0);
+    return this.#table.sum({ op: "hold" }) - this.#events.waiting;
   }
 
   unfinished(iova?: number, lengthBytes?: number): number {
-    return this.#queues.unfinished(iova, lengthBytes) +
-      (this.#remote?.unfinished(iova, lengthBytes) ?? 0);
+    return this.#table.sum({ op: "unfinished", iova, lengthBytes });
   }
 
   endsRequests(
@@ -246,21 +234,14 @@ export class NvmeController implements PciDevice {
   }
 
   place(threads: QueueThreads | null): void {
-    this.#leaveThreads();
+    this.#gather();
+    this.#table.detach();
     if (threads === null || !this.#isShareable) return;
-    const { queues: pairs } = this.#options;
-    const remote = new RemoteQueues({
-      ...{ threads, words: this.#words, pairs },
-      vectors: interruptVectors(this.#options),
+    this.#table.attach(threads, {
       grant: (bag) => this.#grant(bag),
       onLine: () => this.#updateLine(),
       onReport: () => this.#gather(),
     });
-    this.#remote = remote;
-    this.#table.share(remote);
-    const { stopped, holding } = this.#queues;
-    if (!stopped) remote.start();
-    if (holding) remote.hold();
   }
 
   queueGroups(): readonly number[] {
@@ -307,8 +288,8 @@ export class NvmeController implements PciDevice {
       namespaces: namespaces.all,
     });
     // Not even a completion may reach the driver before start.
-    this.#queues.stop();
-    this.#queues.hold();
+    this.stop();
+    this.hold();
     this.#identify.rename(state.serial, state.subnqn);
     this.#registers.load(state.registers);
     this.#pageShift = this.#registers.pageShift;
@@ -357,8 +338,7 @@ export class NvmeController implements PciDevice {
 
   close(): void {
     this.#running = false;
-    this.#remote?.[Symbol.dispose]();
-    this.#remote = null;
+    this.#table.close();
     this.#queues.close();
     // Whatever closing reported.
     this.#work.cancel();
@@ -380,21 +360,11 @@ export class NvmeController implements PciDevice {
     };
   }
 
-  /** Serves all queues on this thread again. */
-  #leaveThreads(): void {
-    const remote = this.#remote;
-    if (remote === null) return;
-    this.#gather();
-    this.#table.share(null);
-    this.#remote = null;
-    remote[Symbol.dispose]();
-    this.#queues.lines.forget();
-  }
-
   /** Takes over what has happened on other threads. */
   #gather(): void {
-    const reports = this.#remote?.reports() ?? [];
-    for (const { errors, counts, ended, ...report } of reports) {
+    for (
+      const { errors, counts, ended, ...report } of this.#table.reports()
+    ) {
       this.#queues.errors.merge(errors);
       this.#queues.counters.addAll(counts);
       for (const qid of ended) this.#onQueueEnded(qid);
@@ -418,25 +388,14 @@ export class NvmeController implements PciDevice {
     };
   }
 
-  /** Has every thread know what was decided; the others first. */
+  /** Has every thread know what was decided. */
   #configure(): void {
-    const settings = this.#settings();
-    try {
-      this.#remote?.callAll({ op: "configure", settings });
-    } finally {
-      this.#queues.configure(settings);
-    }
+    this.#table.callAll({ op: "configure", settings: this.#settings() });
   }
 
   #setRunning(running: boolean): void {
     this.#running = running;
     this.#configure();
-  }
-
-  #configureDoorbells(buffers: DoorbellBuffers): boolean {
-    const answers = this.#remote?.callAll({ op: "buffers", buffers }) ?? [];
-    return this.#queues.set.configureDoorbells(buffers) &&
-      answers.every((done) => done === true);
   }
 
   /** The INTA# line follows what any thread wants. */
@@ -495,9 +454,9 @@ export class NvmeController implements PciDevice {
     doorbells.write(index, value);
     if (isHead && lines.usesPin) {
       // Down at once: the driver ends its handler behind this write.
-      this.#remote!.call(qid, { op: "look" });
+      this.#table.call(qid, { op: "look" });
       this.#updateLine();
-    } else this.#remote!.wake(sq?.cqid ?? qid);
+    } else this.#table.wake(sq?.cqid ?? qid);
   }
 
   #onConfiguration(before: number): void {
@@ -602,16 +561,13 @@ export class NvmeController implements PciDevice {
     this.#configure();
   }
 
-  /** There are no queues any more, and no commands; the other threads first, so that what they reported is void too. */
+  /** There are no queues any more, and no commands. */
   #forgetQueues(): void {
     this.#running = false;
     try {
-      this.#remote?.reset();
+      this.#table.reset();
     } finally {
       this.#failure = null;
-      this.#queues.reset();
-      this.#queues.doorbells.clear();
-      this.#table.reset();
       this.#events.reset();
       this.#updateLine();
     }
@@ -623,14 +579,14 @@ export class NvmeController implements PciDevice {
     const command = engine.takeInternal();
     // Already at it.
     if (command === null) return;
-    this.#remote?.callAll({ op: "drain" });
+    this.#table.callOthers({ op: "drain" });
     const status = io.flushAll(command);
     if (status !== IN_FLIGHT) engine.finish(command, status);
   }
 
   /** The driver frees its queues, and the buffers of shadow doorbells, as soon as it sees this done. */
   #onShutdownFlushed(): void {
-    this.#queues.drain();
+    this.#table.callAll({ op: "drain" });
     this.#setRunning(false);
     this.#registers.shutdownStatus = NvmeShst.CMPLT;
   }
@@ -701,16 +657,14 @@ export class NvmeController implements PciDevice {
 
   /** Does something that no other thread may see the middle of. */
   #whilePaused<T>(action: () => T): T {
-    const remote = this.#remote;
-    if (remote === null) return action();
     try {
-      remote.callAll({ op: "stop" });
+      this.#table.callOthers({ op: "stop" });
       return action();
     } finally {
       try {
         this.#configure();
       } finally {
-        if (!this.#queues.stopped) remote.callAll({ op: "start" });
+        if (!this.#queues.stopped) this.#table.callOthers({ op: "start" });
       }
     }
   }
@@ -730,7 +684,7 @@ export class NvmeController implements PciDevice {
     }
     const ns = this.#queues.addNamespace({ nsid, block, backend });
     try {
-      this.#remote?.addNamespace((bag) => shareOf(ns, bag));
+      this.#table.addNamespace((bag) => shareOf(ns, bag));
     } catch (error) {
       this.#queues.namespaces.remove(ns);
       throw error;
@@ -760,7 +714,7 @@ export class NvmeController implements PciDevice {
         }`,
       );
     }
-    if (this.#remote !== null && backend.share === undefined) {
+    if (this.#table.isShared && backend.share === undefined) {
       throw new Error(
         `Cannot add ${description}: it is served by one IOThread, and this controller by several`,
       );

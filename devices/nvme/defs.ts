@@ -99,7 +99,6 @@ export const NvmeSc = {
   DATA_XFER_ERROR: 0x004,
   INTERNAL: 0x006,
   ABORT_REQ: 0x007,
-  ABORT_QUEUE: 0x008,
   INVALID_NS: 0x00b,
   CMD_SEQ_ERROR: 0x00c,
   SGL_INVALID_LAST: 0x00d,
@@ -137,7 +136,6 @@ const TRANSIENT: ReadonlySet<number> = new Set([
   NvmeSc.DATA_XFER_ERROR,
   NvmeSc.INTERNAL,
   NvmeSc.ABORT_REQ,
-  NvmeSc.ABORT_QUEUE,
   NvmeSc.CAP_EXCEEDED,
   NvmeSc.WRITE_FAULT,
   NvmeSc.READ_ERROR,
@@ -158,9 +156,6 @@ export const NvmeIdCns = {
   CS_CTRL: 0x06,
   NS_ACTIVE_LIST_CS: 0x07,
   NS_CS_INDEP: 0x08,
-  NS_PRESENT_LIST: 0x10,
-  NS_PRESENT: 0x11,
-  CTRL_LIST: 0x13,
 } as const;
 
 /** Command set identifier of the NVM command set. */
@@ -246,7 +241,6 @@ export const NVME_NSID_ALL = 0xffff_ffff;
 /** SGL descriptor types (figure 117). */
 export const NvmeSgl = {
   DATA_DESC: 0,
-  BIT_BUCKET_DESC: 1,
   SEG_DESC: 2,
   LAST_SEG_DESC: 3,
 } as const;
@@ -261,8 +255,6 @@ export const NVME_SGL_DESC = {
 
 /** Where doorbells begin in BAR 0 (section 3.1). */
 export const NVME_REG_DBS = 0x1000;
-/** Bytes of a pair of doorbells, submission tail and completion head, with CAP.DSTRD 0. */
-export const DOORBELL_PAIR_BYTES = 8;
 
 /** The page size that CAP.MPSMIN tells, as a power of two. */
 export const NVME_PAGE_SHIFT_MIN = 12;

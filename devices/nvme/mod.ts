@@ -23,7 +23,7 @@ import {
   type NvmeOptions,
   storageName,
 } from "./options.ts";
-import { NvmeQueueService, type QueueGrant } from "./queue_service.ts";
+import { NvmeQueueService, type QueueGrant } from "./threads/queue_service.ts";
 import type { NvmeHandOver } from "./state.ts";
 
 export { NvmeController, type NvmeControllerOptions } from "./controller.ts";

@@ -17,8 +17,8 @@ import {
   parseQueueSetState,
   type QueueLimits,
   type QueueSetState,
-} from "./queue/queue_state.ts";
-import type { NamespaceGrant } from "./queue_service.ts";
+} from "./queue/queue.ts";
+import type { NamespaceGrant } from "./threads/queue_service.ts";
 import { parseRegistersState, type RegistersState } from "./registers.ts";
 
 /** The version of {@linkcode NvmeState}. */

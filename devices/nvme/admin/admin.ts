@@ -6,7 +6,7 @@
 
 import { bit, field, u64 } from "../../../src/core/bits.ts";
 import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
-import type { Command } from "../command/command.ts";
+import type { Command } from "../command/engine.ts";
 import type { DataPointer } from "../command/data_pointer.ts";
 import {
   NVME_NSID_ALL,
@@ -16,8 +16,7 @@ import {
   NvmeSc,
   SQE,
 } from "../defs.ts";
-import type { DoorbellBuffers } from "../queue/doorbells.ts";
-import type { QueueTable } from "../queue_table.ts";
+import type { QueueTable } from "./queue_table.ts";
 import { type AsyncEvents, NvmeEvent } from "./events.ts";
 import { type Features, HOST_BEHAVIOR_BYTES } from "./features.ts";
 import { type Identify, IDENTIFY_BYTES } from "./identify.ts";
@@ -41,8 +40,6 @@ export interface AdminOptions {
   readonly pageBytes: () => number;
   /** Features have changed. */
   readonly onFeatures: () => void;
-  /** Doorbell Buffer Config. @returns Whether all threads that serve queues can reach the buffers */
-  readonly configureDoorbells: (buffers: DoorbellBuffers) => boolean;
 }
 
 /** Executes admin commands. */
@@ -156,7 +153,7 @@ export class AdminCommands {
     const { data, memory, features } = this.#options;
     const list = command.request.buffers;
     const bytes = new Uint8Array(HOST_BEHAVIOR_BYTES);
-    const status = data.mapAdmin(sqe, bytes.length, Access.READ, list);
+    const status = data.map(sqe, bytes.length, Access.READ, list);
     if (status !== NvmeSc.SUCCESS) return status;
     return memory.gather(list, bytes, bytes.length) < bytes.length
       ? NvmeSc.DATA_XFER_ERROR
@@ -167,23 +164,24 @@ export class AdminCommands {
   #abort(command: Command, sqe: Uint32Array): number {
     const sqid = sqe[SQE.CDW10]! & 0xffff;
     const cid = sqe[SQE.CDW10]! >>> 16;
-    const { table, events } = this.#options;
-    const done = table.abort(sqid, cid, (command) => events.cancel(command));
-    command.dw0 = done ? 0 : 1;
+    command.dw0 = this.#options.table.abort(sqid, cid) ? 0 : 1;
     return NvmeSc.SUCCESS;
   }
 
   #doorbellBufferConfig(sqe: Uint32Array): number {
-    const { pageBytes, configureDoorbells } = this.#options;
+    const { pageBytes, table } = this.#options;
     const mask = pageBytes() - 1;
     if (((sqe[SQE.PRP1]! | sqe[SQE.PRP2]!) & mask) !== 0) {
       return NvmeSc.PRP_INVALID_OFFSET;
     }
-    const done = configureDoorbells({
+    const buffers = {
       shadowIova: u64(sqe[SQE.PRP1]!, sqe[SQE.PRP1 + 1]!),
       eventIova: u64(sqe[SQE.PRP2]!, sqe[SQE.PRP2 + 1]!),
-    });
-    return done ? NvmeSc.SUCCESS : NvmeSc.INVALID_FIELD;
+    };
+    const done = table.callAll({ op: "buffers", buffers });
+    return done.every((it) => it === true)
+      ? NvmeSc.SUCCESS
+      : NvmeSc.INVALID_FIELD;
   }
 
   /** Copies bytes to where the command wants them. */
@@ -195,7 +193,7 @@ export class AdminCommands {
   ): number {
     const { data, memory } = this.#options;
     const list = command.request.buffers;
-    const status = data.mapAdmin(sqe, lengthBytes, Access.WRITE, list);
+    const status = data.map(sqe, lengthBytes, Access.WRITE, list);
     if (status !== NvmeSc.SUCCESS) return status;
     memory.scatter(list, bytes, lengthBytes);
     return NvmeSc.SUCCESS;

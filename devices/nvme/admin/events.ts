@@ -5,7 +5,7 @@
  */
 
 import { StateReader } from "../../../src/core/state_reader.ts";
-import type { Command } from "../command/command.ts";
+import type { Command } from "../command/engine.ts";
 import {
   IN_FLIGHT,
   NVME_AER_ERROR_INVALID_DB_REG,

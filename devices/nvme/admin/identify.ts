@@ -17,7 +17,7 @@ import {
 } from "../defs.ts";
 import { ASYNC_EVENTS_MAX } from "./events.ts";
 import { deriveNamespaceIds, OUI } from "./identity.ts";
-import { ERROR_LOG_ENTRIES } from "../error_log.ts";
+import { ERROR_LOG_ENTRIES } from "../io/error_log.ts";
 import {
   type Namespace,
   type NamespaceSet,

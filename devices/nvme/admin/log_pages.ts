@@ -15,8 +15,8 @@ import {
   type ErrorEntry,
   type ErrorLog,
   parseErrorEntries,
-} from "../error_log.ts";
-import type { SharedWords } from "../shared_words.ts";
+} from "../io/error_log.ts";
+import type { SharedWords } from "../threads/shared_words.ts";
 import type { Features } from "./features.ts";
 
 /** `struct nvme_error_log_page`, an entry of the error information log (figure 193). */

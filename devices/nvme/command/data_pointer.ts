@@ -53,16 +53,4 @@ export class DataPointer {
         return NvmeSc.INVALID_FIELD;
     }
   }
-
-  /** As {@linkcode DataPointer.map}, for admin commands, which use PRPs only (figure 105). */
-  mapAdmin(
-    sqe: Uint32Array,
-    lengthBytes: number,
-    access: Access,
-    into: ScatterGather,
-  ): number {
-    return field(sqe[SQE.CDW0]!, 15, 14) === Psdt.PRP
-      ? this.#prp.map(sqe, lengthBytes, access, into)
-      : NvmeSc.INVALID_FIELD;
-  }
 }

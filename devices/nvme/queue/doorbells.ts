@@ -7,7 +7,7 @@
 import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { NO_WINDOW, RangeWindow } from "../../../src/memory/range_window.ts";
 import { StateReader } from "../../../src/core/state_reader.ts";
-import type { SharedWords } from "../shared_words.ts";
+import type { SharedWords } from "../threads/shared_words.ts";
 
 const WORD = 4;
 const U32_MAX = 0xffff_ffff;
@@ -21,32 +21,17 @@ export interface DoorbellBuffers {
   readonly eventIova: number;
 }
 
-/** All doorbells as they are saved, apart from what belongs to a queue. */
+/** Doorbells as they are saved, numbered as they lie in the BAR. */
 export interface DoorbellsState {
-  /**
-   * What the registers hold, numbered as they lie in the BAR; null when clients map them: that page travels with what is in
-   * it, which may be newer.
-   */
+  /** What the registers hold; null when clients map them: that page travels with what is in it, which may be newer. */
   readonly registers: readonly number[] | null;
   /** After Doorbell Buffer Config; null before. */
   readonly buffers: DoorbellBuffers | null;
+  /** What each shadow doorbell was set to, whether (1) it has had another value since, and what EventIdx was set to. */
+  readonly initial: readonly number[];
+  readonly inUse: readonly number[];
+  readonly armed: readonly number[];
 }
-
-/** The doorbell of one queue in these buffers. */
-export interface DoorbellState {
-  /** What the shadow doorbell was set to, and whether it has had another value since. */
-  readonly initial: number;
-  readonly inUse: boolean;
-  /** What EventIdx was set to. */
-  readonly armed: number;
-}
-
-/** The doorbell of a queue that was just made. */
-export const FRESH_DOORBELL: DoorbellState = {
-  initial: 0,
-  inUse: false,
-  armed: 0,
-};
 
 /**
  * Checks the state of doorbells.
@@ -61,7 +46,7 @@ export function parseDoorbellsState(
   mapped: boolean,
 ): DoorbellsState {
   const reader = new StateReader(value, "the doorbells");
-  const read = () => {
+  const readBuffers = () => {
     const buffers = new StateReader(reader.value("buffers"), "the doorbells");
     return {
       shadowIova: buffers.integer("shadowIova", Number.MAX_SAFE_INTEGER),
@@ -72,17 +57,10 @@ export function parseDoorbellsState(
     registers: mapped && reader.value("registers") === null
       ? null
       : reader.integers("registers", U32_MAX, count),
-    buffers: reader.value("buffers") === null ? null : read(),
-  };
-}
-
-/** Checks the doorbell of a queue. */
-export function parseDoorbellState(value: unknown): DoorbellState {
-  const reader = new StateReader(value, "a doorbell");
-  return {
-    initial: reader.integer("initial", U32_MAX),
-    inUse: reader.flag("inUse"),
-    armed: reader.integer("armed", U32_MAX),
+    buffers: reader.value("buffers") === null ? null : readBuffers(),
+    initial: reader.integers("initial", U32_MAX, count),
+    inUse: reader.integers("inUse", 1, count),
+    armed: reader.integers("armed", U32_MAX, count),
   };
 }
 
@@ -113,11 +91,6 @@ export function headDoorbell(qid: number): number {
 export class Doorbells {
   readonly #memory: GuestMemory;
   readonly #words: SharedWords;
-  /** What each shadow doorbell was set to. */
-  readonly #initial: Uint32Array<ArrayBuffer>;
-  readonly #inUse: Uint8Array<ArrayBuffer>;
-  /** What each EventIdx was set to. */
-  readonly #armed: Uint32Array<ArrayBuffer>;
   readonly #lengthBytes: number;
   /** The buffers of Doorbell Buffer Config. */
   #shadow: RangeWindow | null = null;
@@ -129,13 +102,9 @@ export class Doorbells {
 
   /** @param words With the registers, which may be written by others */
   constructor(memory: GuestMemory, words: SharedWords) {
-    const count = words.doorbells.length;
     this.#memory = memory;
     this.#words = words;
-    this.#lengthBytes = count * WORD;
-    this.#initial = new Uint32Array(count);
-    this.#armed = new Uint32Array(count);
-    this.#inUse = new Uint8Array(count);
+    this.#lengthBytes = words.doorbells.length * WORD;
   }
 
   /** Those of Doorbell Buffer Config; null before. */
@@ -163,35 +132,29 @@ export class Doorbells {
 
   /** What is to be known of them elsewhere; guest memory is not looked at. */
   save(): DoorbellsState {
-    const { mapped, doorbells } = this.#words;
+    const { mapped, doorbells, initial, inUse, armed } = this.#words;
     return {
       registers: mapped ? null : [...doorbells],
       buffers: this.buffers,
+      initial: [...initial],
+      inUse: [...inUse],
+      armed: [...armed],
     };
   }
 
   /** Goes on from where others were. */
-  load({ registers, buffers }: DoorbellsState): void {
-    if (registers !== null) this.#words.doorbells.set(registers);
+  load({ registers, buffers, ...shadow }: DoorbellsState): void {
+    const { doorbells, initial, inUse, armed } = this.#words;
+    if (registers !== null) doorbells.set(registers);
+    initial.set(shadow.initial);
+    inUse.set(shadow.inUse);
+    armed.set(shadow.armed);
     this.use(buffers);
   }
 
-  /** As {@linkcode Doorbells.save}, of the doorbell of a queue. */
-  saveOne(index: number): DoorbellState {
-    return {
-      initial: this.#initial[index]!,
-      inUse: this.#inUse[index] !== 0,
-      armed: this.#armed[index]!,
-    };
-  }
-
-  /** As {@linkcode Doorbells.load}. */
-  loadOne(index: number, { initial, inUse, armed }: DoorbellState): void {
-    // What was refreshed may be older than what another thread has seen of it.
+  /** Waits for the next {@linkcode Doorbells.refresh}: another thread may have seen newer values. */
+  forget(): void {
     this.#refreshed = NO_WINDOW;
-    this.#initial[index] = initial;
-    this.#inUse[index] = inUse ? 1 : 0;
-    this.#armed[index] = armed;
   }
 
   /** A doorbell register was written by message. */
@@ -218,7 +181,9 @@ export class Doorbells {
 
   /** A queue was created: its doorbell is 0, whatever the driver left in the buffers. */
   create(index: number): void {
+    const { initial, inUse, armed } = this.#words;
     this.write(index, 0);
+    initial[index] = inUse[index] = armed[index] = 0;
     if (this.#ready()) this.set(index, 0);
   }
 
@@ -238,9 +203,9 @@ export class Doorbells {
       const { window } = this.#shadow!;
       if (window !== this.#refreshed) return NO_DOORBELL;
       const value = window.loadU32(index * WORD);
-      if (this.#inUse[index] !== 0) return value;
-      if (value !== this.#initial[index]) {
-        this.#inUse[index] = 1;
+      if (this.#words.inUse[index] !== 0) return value;
+      if (value !== this.#words.initial[index]) {
+        this.#words.inUse[index] = 1;
         return value;
       }
     }
@@ -253,8 +218,8 @@ export class Doorbells {
    * @returns Whether it was asked anew: then {@linkcode Doorbells.read} once more
    */
   arm(index: number, value: number): boolean {
-    if (this.#armed[index] === value || !this.#ready()) return false;
-    this.#armed[index] = value;
+    if (this.#words.armed[index] === value || !this.#ready()) return false;
+    this.#words.armed[index] = value;
     this.#event!.window.storeU32(index * WORD, value);
     this.refresh();
     return true;
@@ -262,9 +227,9 @@ export class Doorbells {
 
   /** Has a shadow doorbell and its EventIdx hold a value, in buffers that can be written. */
   set(index: number, value: number): void {
-    this.#initial[index] = value;
-    this.#armed[index] = value;
-    this.#inUse[index] = 0;
+    this.#words.initial[index] = value;
+    this.#words.armed[index] = value;
+    this.#words.inUse[index] = 0;
     this.#shadow!.window.storeU32(index * WORD, value);
     this.#event!.window.storeU32(index * WORD, value);
   }

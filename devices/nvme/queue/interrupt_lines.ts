@@ -12,7 +12,7 @@ import type { Interrupts } from "../../../src/pci/device.ts";
 import { NvmeCounter } from "../counters.ts";
 import type { QueueFeatures } from "../admin/features.ts";
 import type { CompletionQueue } from "./queue.ts";
-import type { SharedWords } from "../shared_words.ts";
+import type { SharedWords } from "../threads/shared_words.ts";
 import type { QueueSet } from "./queue_set.ts";
 
 /** The only vector of the pin and of MSI. */

@@ -1,6 +1,6 @@
 /**
  * Submission and completion queues (NVM Express 1.4, section 4.1), the controller's side: rings of entries, without
- * doorbells, commands or interrupts.
+ * doorbells, commands or interrupts, and how they are saved.
  *
  * @module
  */
@@ -8,15 +8,119 @@
 import { Errno } from "../../../src/core/errno.ts";
 import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { RangeWindow } from "../../../src/memory/range_window.ts";
+import { StateReader } from "../../../src/core/state_reader.ts";
 import { CQE, CQE_BYTES, NvmeSc, SQE, SQE_BYTES } from "../defs.ts";
-import type {
-  CompletionQueueState,
-  SubmissionQueueState,
-} from "./queue_state.ts";
 
+const U32_MAX = 0xffff_ffff;
+/** The most entries of an admin queue (AQA). */
+const ADMIN_ENTRIES_MAX = 4096;
 const CIDS = 0x1_0000;
 /** No doorbell value: what a queue has not rejected yet. */
 const NOTHING = -1;
+
+/** A queue. */
+interface QueueState {
+  readonly qid: number;
+  /** Entries. */
+  readonly size: number;
+  readonly iova: number;
+  readonly head: number;
+  readonly tail: number;
+  /** The doorbell value that was refused last. */
+  readonly rejected: number | null;
+}
+
+/** A completion queue. */
+export interface CompletionQueueState extends QueueState {
+  readonly vector: number;
+  /** Whether completions interrupt. */
+  readonly interrupts: boolean;
+  /** Of the next entry: 0 or 1. */
+  readonly phase: number;
+  /** Entries that no interrupt has told about, and whether one of them is of a command that failed. */
+  readonly untold: number;
+  readonly urgent: boolean;
+}
+
+/** A submission queue. */
+export interface SubmissionQueueState extends QueueState {
+  /** Its completion queue. */
+  readonly cqid: number;
+}
+
+/** All queues of a controller. */
+export interface QueueSetState {
+  readonly completion: readonly CompletionQueueState[];
+  readonly submission: readonly SubmissionQueueState[];
+}
+
+/** What there can be. */
+export interface QueueLimits {
+  /** I/O queue pairs. */
+  readonly pairs: number;
+  /** The largest size of an I/O queue. */
+  readonly maxEntries: number;
+}
+
+/**
+ * Checks the state of queues.
+ *
+ * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
+ */
+export function parseQueueSetState(
+  value: unknown,
+  limits: QueueLimits,
+): QueueSetState {
+  const reader = new StateReader(value, "the queues");
+  const completion = reader.list("completion").map((value) => {
+    const each = new StateReader(value, "a completion queue");
+    return {
+      ...parseQueue(each, limits),
+      vector: each.integer("vector", limits.pairs),
+      interrupts: each.flag("interrupts"),
+      phase: each.integer("phase", 1),
+      untold: each.integer("untold", U32_MAX),
+      urgent: each.flag("urgent"),
+    };
+  });
+  const submission = reader.list("submission").map((value) => {
+    const each = new StateReader(value, "a submission queue");
+    return {
+      ...parseQueue(each, limits),
+      cqid: each.integer("cqid", limits.pairs),
+    };
+  });
+  const cqids = new Set(completion.map(({ qid }) => qid));
+  const sqids = new Set(submission.map(({ qid }) => qid));
+  if (cqids.size < completion.length || sqids.size < submission.length) {
+    throw reader.refused("its state has a queue twice");
+  }
+  if (submission.some(({ cqid }) => !cqids.has(cqid))) {
+    throw reader.refused("its state has a queue that completes nowhere");
+  }
+  return { completion, submission };
+}
+
+function parseQueue(
+  reader: StateReader,
+  { pairs, maxEntries }: QueueLimits,
+): QueueState {
+  const qid = reader.integer("qid", pairs);
+  const size = reader.integer(
+    "size",
+    qid === 0 ? ADMIN_ENTRIES_MAX : maxEntries,
+  );
+  if (size < 2) throw reader.refused("it has less than two entries");
+  return {
+    ...{ qid, size },
+    iova: reader.integer("iova", Number.MAX_SAFE_INTEGER),
+    head: reader.integer("head", size - 1),
+    tail: reader.integer("tail", size - 1),
+    rejected: reader.value("rejected") === null
+      ? null
+      : reader.integer("rejected", U32_MAX),
+  };
+}
 
 /**
  * A completion queue.
@@ -132,7 +236,7 @@ export class CompletionQueue {
   }
 
   /** What it is and where it is; nothing may be reserved. */
-  save(): Omit<CompletionQueueState, "doorbell"> {
+  save(): CompletionQueueState {
     return {
       qid: this.qid,
       size: this.size,
@@ -269,7 +373,7 @@ export class SubmissionQueue {
   }
 
   /** What it is and where it is, apart from commands that wait for an event. */
-  save(): Omit<SubmissionQueueState, "doorbell"> {
+  save(): SubmissionQueueState {
     return {
       qid: this.qid,
       size: this.size,

@@ -17,7 +17,7 @@ import {
   tailDoorbell,
 } from "./doorbells.ts";
 import { CompletionQueue, SubmissionQueue } from "./queue.ts";
-import type { QueueSetState } from "./queue_state.ts";
+import type { QueueSetState } from "./queue.ts";
 
 /** What a {@linkcode QueueSet} works with. */
 export interface QueueSetOptions {
@@ -80,17 +80,16 @@ export class QueueSet {
   /** Begins to serve queues where they are, and where their doorbells are; a completion queue may be there already. */
   add({ completion, submission }: QueueSetState): void {
     const { memory, doorbells } = this.#options;
+    doorbells.forget();
     for (const state of completion) {
       const cq = new CompletionQueue(memory, state);
       this.#cqs[cq.qid] = cq;
       this.#activeCqs = [...this.#activeCqs, cq];
-      doorbells.loadOne(headDoorbell(cq.qid), state.doorbell);
     }
     for (const state of submission) {
       const sq = new SubmissionQueue(memory, state, this.#cqs[state.cqid]!);
       this.#sqs[sq.qid] = sq;
       this.#activeSqs = [...this.#activeSqs, sq];
-      doorbells.loadOne(tailDoorbell(sq.qid), state.doorbell);
     }
   }
 
@@ -144,19 +143,12 @@ export class QueueSet {
 
   /** Where queues are: all, or one with those that complete there. Only what waits for an event may be in flight. */
   save(cqid?: number): QueueSetState {
-    const { doorbells } = this.#options;
     const isWanted = (qid: number) => cqid === undefined || qid === cqid;
     return {
       completion: this.#activeCqs.filter(({ qid }) => isWanted(qid))
-        .map((cq) => ({
-          ...cq.save(),
-          doorbell: doorbells.saveOne(headDoorbell(cq.qid)),
-        })),
+        .map((cq) => cq.save()),
       submission: this.#activeSqs.filter(({ cq }) => isWanted(cq.qid))
-        .map((sq) => ({
-          ...sq.save(),
-          doorbell: doorbells.saveOne(tailDoorbell(sq.qid)),
-        })),
+        .map((sq) => sq.save()),
     };
   }
 

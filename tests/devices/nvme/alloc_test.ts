@@ -10,7 +10,7 @@ import { NvmeController } from "../../../devices/nvme/controller.ts";
 import {
   NvmeQueueService,
   type QueueGrant,
-} from "../../../devices/nvme/queue_service.ts";
+} from "../../../devices/nvme/threads/queue_service.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import type { BottomHalf, Loop } from "../../../src/loop/event_loop.ts";
 import { ResourceBag } from "../../../src/os/resource_bag.ts";

@@ -1,14 +1,11 @@
 import { CountedWrites } from "../../../src/testing/mod.ts";
 import { assert, assertEquals } from "@std/assert";
-import {
-  Doorbells,
-  FRESH_DOORBELL,
-} from "../../../devices/nvme/queue/doorbells.ts";
+import { Doorbells } from "../../../devices/nvme/queue/doorbells.ts";
 import {
   QueueSet,
   type QueueSetOptions,
 } from "../../../devices/nvme/queue/queue_set.ts";
-import { SharedWords } from "../../../devices/nvme/shared_words.ts";
+import { SharedWords } from "../../../devices/nvme/threads/shared_words.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
 import { allowMastering } from "../../pci/sample.ts";
@@ -130,15 +127,14 @@ function queueSet(
     ...options,
   });
   const common = { size: 16, head: 0, tail: 0, rejected: null };
-  const doorbell = FRESH_DOORBELL;
   queues.add({
     completion: [0, 1].map((qid) => ({
-      ...{ ...common, qid, iova: 0x3000 + qid * 0x3000, vector: 0, doorbell },
+      ...{ ...common, qid, iova: 0x3000 + qid * 0x3000, vector: 0 },
       ...{ phase: 1, untold: 0, urgent: false },
       interrupts: qid === 0 || interrupts,
     })),
     submission: [0, 1].map((qid) => (
-      { ...common, qid, iova: 0x2000 + qid * 0x5000, cqid: qid, doorbell }
+      { ...common, qid, iova: 0x2000 + qid * 0x5000, cqid: qid }
     )),
   });
   return { doorbells, queues };

@@ -3,7 +3,7 @@ import { createPciDevice } from "../pci_device.ts";
 import { assertEquals, assertThrows } from "@std/assert";
 import { nvmeModel } from "../../../devices/nvme/mod.ts";
 import { BlockOp } from "../../../src/backend/block/contract.ts";
-import type { QueueGrant } from "../../../devices/nvme/queue_service.ts";
+import type { QueueGrant } from "../../../devices/nvme/threads/queue_service.ts";
 import type {
   QueueService,
   QueueThreads,

@@ -13,7 +13,7 @@ import {
 import {
   NvmeQueueService,
   type QueueGrant,
-} from "../../../devices/nvme/queue_service.ts";
+} from "../../../devices/nvme/threads/queue_service.ts";
 import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { ResourceBag, type Saved } from "../../../src/os/resource_bag.ts";
 import type { Interrupts } from "../../../src/pci/device.ts";

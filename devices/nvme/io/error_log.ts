@@ -4,10 +4,10 @@
  * @module
  */
 
-import { StateReader } from "../../src/core/state_reader.ts";
-import type { Command } from "./command/command.ts";
-import { NvmeAdmin, NvmeCmd, NvmeSc, SQE } from "./defs.ts";
-import type { SharedWords } from "./shared_words.ts";
+import { StateReader } from "../../../src/core/state_reader.ts";
+import type { Command } from "../command/engine.ts";
+import { NvmeAdmin, NvmeCmd, NvmeSc, SQE } from "../defs.ts";
+import type { SharedWords } from "../threads/shared_words.ts";
 
 /** Entries of the error log; ELPE is one less. */
 export const ERROR_LOG_ENTRIES = 16;
@@ -96,7 +96,7 @@ export function isUnmetQuestion(opcode: number, status: number): boolean {
 /**
  * Checks entries.
  *
- * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when they cannot be
+ * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when they cannot be
  */
 export function parseErrorEntries(list: readonly unknown[]): ErrorEntry[] {
   return list.map((value) => {

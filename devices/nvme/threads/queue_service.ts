@@ -4,18 +4,20 @@
  * @module
  */
 
-import type { BlockBackend } from "../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../src/backend/block/options.ts";
-import type { BottomHalf } from "../../src/loop/event_loop.ts";
-import { ResourceBag, type Saved } from "../../src/os/resource_bag.ts";
+import type { BlockBackend } from "../../../src/backend/block/contract.ts";
+import type { BlockOptions } from "../../../src/backend/block/options.ts";
+import type { BottomHalf } from "../../../src/loop/event_loop.ts";
+import { ResourceBag, type Saved } from "../../../src/os/resource_bag.ts";
 import type {
   QueueContext,
   QueueService,
-} from "../../src/pci/queue_threads.ts";
-import type { ErrorEntry } from "./error_log.ts";
-import type { DoorbellBuffers } from "./queue/doorbells.ts";
-import type { QueueSetState } from "./queue/queue_state.ts";
-import { NvmeQueues, type QueueSettings } from "./queues.ts";
+} from "../../../src/pci/queue_threads.ts";
+import type { ErrorEntry } from "../io/error_log.ts";
+import {
+  NvmeQueues,
+  type QueueMessage,
+  type QueueSettings,
+} from "../io/queues.ts";
 import { SharedWords } from "./shared_words.ts";
 
 /** A namespace that goes on elsewhere, or there too. Plain data; its descriptors are `nsN` of a bag. */
@@ -40,42 +42,14 @@ export interface QueueGrant {
 }
 
 /** What the control thread tells a queue thread. Plain data. */
-export type QueueMessage =
-  | { readonly op: "configure"; readonly settings: QueueSettings }
-  /** Everything as after a controller reset. */
-  | { readonly op: "reset" }
-  /** What was fetched is completed. */
-  | { readonly op: "drain" }
-  /** Guest memory must be left alone. */
-  | { readonly op: "stop" }
-  /** After stop and hold. */
-  | { readonly op: "start" }
-  /** Answered with how many commands are in flight. */
-  | { readonly op: "hold" }
-  /** Answered with how many requests are unfinished, see {@linkcode NvmeQueues.unfinished}. */
-  | {
-    readonly op: "unfinished";
-    readonly iova: number | undefined;
-    readonly lengthBytes: number | undefined;
-  }
-  | { readonly op: "add"; readonly queues: QueueSetState }
-  | { readonly op: "endCq"; readonly qid: number }
-  /** Answered with whether it is gone; if not, that is reported when it is. */
-  | { readonly op: "endSq"; readonly qid: number }
-  /** Answered with whether the command was ended. */
-  | { readonly op: "abort"; readonly sqid: number; readonly cid: number }
-  /** A completion queue's head has moved: whether the INTA# line stays up is to be known at once. */
-  | { readonly op: "look" }
-  /** Doorbell Buffer Config. Answered with whether the buffers can be reached. */
-  | { readonly op: "buffers"; readonly buffers: DoorbellBuffers }
+export type ServiceMessage =
+  | QueueMessage
   | {
     readonly op: "addNamespace";
     readonly namespace: NamespaceGrant;
     /** Descriptors, which are the thread's. */
     readonly fds: Readonly<Record<string, number>>;
   }
-  /** Answered with a {@linkcode QueueSetState} of all queues. */
-  | { readonly op: "positions" }
   /** Answered with a {@linkcode QueueReport}, which is then the control thread's. */
   | { readonly op: "report" };
 
@@ -103,7 +77,6 @@ export class NvmeQueueService implements QueueService {
   readonly #open: OpenStorage;
   readonly #queues: NvmeQueues;
   readonly #work: BottomHalf;
-  #settings: QueueSettings;
   #ended: number[] = [];
   #invalidDoorbell = false;
   #failure: string | null = null;
@@ -120,7 +93,6 @@ export class NvmeQueueService implements QueueService {
   ) {
     const { pairs, vectors, maxTransferBytes, settings } = grant;
     this.#open = open;
-    this.#settings = settings;
     const page = grant.mapDoorbells ? context.sharedMemory[0]!.bytes : null;
     this.#work = context.loop.bottomHalf(() => this.#queues.run());
     this.#queues = new NvmeQueues({
@@ -135,7 +107,6 @@ export class NvmeQueueService implements QueueService {
         },
         onFailure: (reason) => {
           this.#failure = reason;
-          this.#configure({ ...this.#settings, running: false });
           context.report();
         },
         onQueueEnded: (qid) => {
@@ -152,51 +123,24 @@ export class NvmeQueueService implements QueueService {
       this.close();
       throw error;
     }
-    this.#queues.stop();
-    this.#queues.configure(settings);
+    this.#queues.handle({ op: "stop" });
+    this.#queues.handle({ op: "configure", settings });
   }
 
   handle(value: unknown): unknown {
-    const message = value as QueueMessage;
-    const queues = this.#queues;
+    const message = value as ServiceMessage;
     switch (message.op) {
-      case "configure":
-        return this.#configure(message.settings);
-      case "reset":
-        return this.#reset();
-      case "drain":
-        return queues.drain();
-      case "stop":
-        return queues.stop();
-      case "start":
-        return queues.start();
-      case "hold":
-        return queues.hold();
-      case "unfinished":
-        return queues.unfinished(message.iova, message.lengthBytes);
-      case "add":
-        return queues.set.add(message.queues);
-      case "endCq":
-        return queues.set.endCq(message.qid);
-      case "endSq":
-        return queues.set.endSq(message.qid);
-      case "abort":
-        return queues.abort(message.sqid, message.cid);
-      case "look":
-        queues.look();
-        return queues.live ? queues.tell() : undefined;
-      case "buffers":
-        return queues.set.configureDoorbells(message.buffers);
       case "addNamespace": {
         using bag = ResourceBag.of(message.fds);
         return this.#addNamespace(message.namespace, bag);
       }
-      case "positions":
-        return this.#positions();
       case "report":
         return this.#report();
+      case "reset":
+        this.#forget();
+        return this.#queues.handle(message);
       default:
-        return message satisfies never;
+        return this.#queues.handle(message);
     }
   }
 
@@ -214,13 +158,7 @@ export class NvmeQueueService implements QueueService {
     this.#work.cancel();
   }
 
-  #configure(settings: QueueSettings): void {
-    this.#settings = settings;
-    this.#queues.configure(settings);
-  }
-
-  #reset(): void {
-    this.#queues.reset();
+  #forget(): void {
     this.#ended = [];
     this.#invalidDoorbell = false;
     this.#failure = null;
@@ -234,12 +172,6 @@ export class NvmeQueueService implements QueueService {
     this.#queues.addNamespace({ nsid, backend });
   }
 
-  #positions(): QueueSetState {
-    const { engine: { busy }, set } = this.#queues;
-    if (busy === 0) return set.save();
-    throw new Error(`Cannot tell where queues are: ${busy} commands in flight`);
-  }
-
   #report(): QueueReport {
     const { errors, counters } = this.#queues;
     const report = {
@@ -249,9 +181,7 @@ export class NvmeQueueService implements QueueService {
       invalidDoorbell: this.#invalidDoorbell,
       failure: this.#failure,
     };
-    this.#ended = [];
-    this.#invalidDoorbell = false;
-    this.#failure = null;
+    this.#forget();
     return report;
   }
 }

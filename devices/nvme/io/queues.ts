@@ -5,30 +5,31 @@
  * @module
  */
 
-import { Counters, countersOf } from "../../src/core/counters.ts";
-import type { BlockRequest } from "../../src/backend/block/contract.ts";
-import type { Poller, Timer } from "../../src/loop/event_loop.ts";
-import { LookTimer } from "../../src/loop/look_timer.ts";
-import { RING_ABSENCE_MS } from "../../src/memory/guest_memory.ts";
-import type { DeviceContext } from "../../src/pci/device.ts";
-import type { QueueFeatures } from "./admin/features.ts";
-import type { Command } from "./command/command.ts";
-import { DataPointer } from "./command/data_pointer.ts";
-import { Engine } from "./command/engine.ts";
-import { NVME_COUNTERS, NvmeCounter } from "./counters.ts";
-import { NVME_SC_MORE, NvmeSc } from "./defs.ts";
+import type { BlockRequest } from "../../../src/backend/block/contract.ts";
+import type { Poller, Timer } from "../../../src/loop/event_loop.ts";
+import { LookTimer } from "../../../src/loop/look_timer.ts";
+import { RING_ABSENCE_MS } from "../../../src/memory/guest_memory.ts";
+import type { DeviceContext } from "../../../src/pci/device.ts";
+import type { QueueFeatures } from "../admin/features.ts";
+import type { Command } from "../command/engine.ts";
+import { DataPointer } from "../command/data_pointer.ts";
+import { Engine } from "../command/engine.ts";
+import { Counters, countersOf } from "../../../src/core/counters.ts";
+import { NVME_COUNTERS, NvmeCounter } from "../counters.ts";
+import { NVME_SC_MORE, NvmeSc } from "../defs.ts";
 import { ErrorLog, isUnmetQuestion } from "./error_log.ts";
-import { IoCommands } from "./io/io.ts";
+import { IoCommands } from "./io.ts";
 import {
   Namespace,
   type NamespaceOwner,
   NamespaceSet,
   type NamespaceStorage,
-} from "./io/namespace.ts";
-import { type DoorbellBuffers, Doorbells } from "./queue/doorbells.ts";
-import { InterruptLines } from "./queue/interrupt_lines.ts";
-import { QueueSet } from "./queue/queue_set.ts";
-import type { SharedWords } from "./shared_words.ts";
+} from "./namespace.ts";
+import { type DoorbellBuffers, Doorbells } from "../queue/doorbells.ts";
+import { InterruptLines } from "../queue/interrupt_lines.ts";
+import type { QueueSetState } from "../queue/queue.ts";
+import { QueueSet } from "../queue/queue_set.ts";
+import type { SharedWords } from "../threads/shared_words.ts";
 
 /** What the control thread has decided about all queues. Plain data. */
 export interface QueueSettings {
@@ -48,6 +49,38 @@ export interface QueueSettings {
   }[];
 }
 
+/** What the control thread has the queues of a thread do. Plain data. */
+export type QueueMessage =
+  | { readonly op: "configure"; readonly settings: QueueSettings }
+  /** Everything as after a controller reset, but the settings. */
+  | { readonly op: "reset" }
+  /** Completes what is with the storage. */
+  | { readonly op: "drain" }
+  /** Stops touching guest memory. */
+  | { readonly op: "stop" }
+  /** Goes on after stop and hold. */
+  | { readonly op: "start" }
+  /** Fetches nothing, though all else goes on. Answered with how many commands were fetched and are not completed. */
+  | { readonly op: "hold" }
+  /** Answered with how many requests are unfinished, see {@linkcode PciDevice.unfinished}. */
+  | {
+    readonly op: "unfinished";
+    readonly iova: number | undefined;
+    readonly lengthBytes: number | undefined;
+  }
+  | { readonly op: "add"; readonly queues: QueueSetState }
+  | { readonly op: "endCq"; readonly qid: number }
+  /** Answered with whether it is gone; if not, {@linkcode QueuesListener.onQueueEnded} tells when it is. */
+  | { readonly op: "endSq"; readonly qid: number }
+  /** Ends a command that waits. Answered with whether there was one. */
+  | { readonly op: "abort"; readonly sqid: number; readonly cid: number }
+  /** A completion queue's head has moved: whether the INTA# line stays up is to be known at once. */
+  | { readonly op: "look" }
+  /** Doorbell Buffer Config. Answered with whether the buffers can be reached. */
+  | { readonly op: "buffers"; readonly buffers: DoorbellBuffers }
+  /** Answered with a {@linkcode QueueSetState} of all queues. */
+  | { readonly op: "positions" };
+
 /** Who is told of what {@linkcode NvmeQueues} come upon. */
 export interface QueuesListener {
   /** A doorbell was written with a value that cannot be. */
@@ -64,6 +97,8 @@ export interface QueuesListener {
   onInternal?(): void;
   /** Executes an admin command. @returns A status, or IN_FLIGHT */
   startAdmin?(command: Command, sqe: Uint32Array): number;
+  /** Takes an admin command away that waits. @returns Whether it did */
+  cancelAdmin?(command: Command): boolean;
 }
 
 /** What {@linkcode NvmeQueues} are made with. */
@@ -194,11 +229,6 @@ export class NvmeQueues implements NamespaceOwner {
     });
   }
 
-  /** See {@linkcode QueueSettings.running}. */
-  get running(): boolean {
-    return this.#running;
-  }
-
   get stopped(): boolean {
     return this.#stopped;
   }
@@ -212,27 +242,48 @@ export class NvmeQueues implements NamespaceOwner {
     return this.#running && !this.#stopped;
   }
 
-  /** Takes over what was decided since. */
-  configure(settings: QueueSettings): void {
-    const { running, pageShift, features, namespaces, interruptMask } =
-      settings;
-    this.#running = running;
-    this.data.setPageShift(pageShift);
-    this.doorbells.use(settings.buffers);
-    this.engine.burst = features.burst;
-    this.lines.features = features;
-    this.namespaces.setWriteCache(features.writeCache);
-    for (const ns of this.namespaces.all) {
-      const its = namespaces.find(({ nsid }) => nsid === ns.nsid);
-      if (its === undefined) this.namespaces.remove(ns);
-      else if (its.blocks !== ns.blocks) ns.backend.rescan?.();
+  /** Carries out what the control thread wants. @returns What it is answered with */
+  handle(message: QueueMessage): unknown {
+    const { set } = this;
+    switch (message.op) {
+      case "configure":
+        return this.#configure(message.settings);
+      case "reset":
+        return this.#reset();
+      case "drain":
+        this.namespaces.drain();
+        this.engine.settle();
+        return this.tell();
+      case "stop":
+        return this.#stop();
+      case "start":
+        return this.#start();
+      case "hold":
+        return this.#hold();
+      case "unfinished": {
+        const { iova, lengthBytes } = message;
+        const isAll = iova === undefined ||
+          this.engine.uses(iova, lengthBytes!);
+        return isAll ? this.namespaces.unfinished : 0;
+      }
+      case "add":
+        return set.add(message.queues);
+      case "endCq":
+        return set.endCq(message.qid);
+      case "endSq":
+        return set.endSq(message.qid);
+      case "abort":
+        return this.#abort(message.sqid, message.cid);
+      case "look":
+        this.look();
+        return this.live ? this.tell() : undefined;
+      case "buffers":
+        return set.configureDoorbells(message.buffers);
+      case "positions":
+        return set.save();
+      default:
+        return message satisfies never;
     }
-    const masks = interruptMask !== this.#interruptMask;
-    this.#interruptMask = interruptMask;
-    if (!this.live) return;
-    if (masks) this.lines.maskChanged(interruptMask);
-    this.#doorbellTimer?.start();
-    this.#parts.wake();
   }
 
   /** Takes storage in as a namespace, under a number that is free; the namespace closes it. */
@@ -277,81 +328,6 @@ export class NvmeQueues implements NamespaceOwner {
     this.#parts.listener.onInvalidDoorbell();
   }
 
-  /**
-   * Ends a command of one of the queues that waits for another command.
-   *
-   * @param isCancelled Whether it waited for something else, and does not any more
-   * @returns Whether there was one
-   */
-  abort(
-    sqid: number,
-    cid: number,
-    isCancelled: (command: Command) => boolean = () => false,
-  ): boolean {
-    const command = this.engine.find(sqid, cid);
-    if (command === null) return false;
-    // A command that waits for an event has no room of its own for its completion.
-    const { cq } = command.sq!;
-    if (!command.reserved && !this.set.hasRoom(cq)) return false;
-    if (!isCancelled(command) && !this.io.cancel(command)) return false;
-    this.engine.reserve(command);
-    this.engine.finish(command, NvmeSc.ABORT_REQ);
-    this.#parts.wake();
-    return true;
-  }
-
-  /** Stops touching guest memory until {@linkcode NvmeQueues.start}. */
-  stop(): void {
-    this.#stopped = true;
-    this.#doorbellTimer?.stop();
-    // No request may be filling guest memory; what is done now is told after start.
-    this.namespaces.drain();
-  }
-
-  /** Goes on after {@linkcode NvmeQueues.stop} or {@linkcode NvmeQueues.hold}. */
-  start(): void {
-    this.#stopped = this.#holding = false;
-    this.look();
-    this.#parts.wake();
-    if (this.#running) this.#doorbellTimer?.start();
-  }
-
-  /** Fetches nothing, though all else goes on. @returns How many commands were fetched and are not completed */
-  hold(): number {
-    if (!this.#holding) {
-      this.#holding = true;
-      // What an interrupt was to tell about later is told now.
-      this.lines.hurry();
-    }
-    return this.engine.busy;
-  }
-
-  /** See {@linkcode PciDevice.unfinished}. */
-  unfinished(iova?: number, lengthBytes?: number): number {
-    if (iova !== undefined && !this.engine.uses(iova, lengthBytes!)) return 0;
-    return this.namespaces.unfinished;
-  }
-
-  /** Completes what is with the storage. */
-  drain(): void {
-    this.namespaces.drain();
-    this.engine.settle();
-    this.tell();
-  }
-
-  /** Everything as after a controller reset, but the settings. */
-  reset(): void {
-    this.#running = false;
-    this.#doorbellTimer?.stop();
-    this.#absence.cancel();
-    this.#absent = false;
-    this.namespaces.drain();
-    this.io.reset();
-    this.engine.reset();
-    this.set.reset();
-    this.lines.reset();
-  }
-
   close(): void {
     this.#running = false;
     this.#unsubscribe();
@@ -382,6 +358,79 @@ export class NvmeQueues implements NamespaceOwner {
     this.#parts.listener.onNamespaceChanged?.(ns);
   }
 
+  #configure(settings: QueueSettings): void {
+    const { running, pageShift, features, namespaces, interruptMask } =
+      settings;
+    this.#running = running;
+    this.data.setPageShift(pageShift);
+    this.doorbells.use(settings.buffers);
+    this.engine.burst = features.burst;
+    this.lines.features = features;
+    this.namespaces.setWriteCache(features.writeCache);
+    for (const ns of this.namespaces.all) {
+      const its = namespaces.find(({ nsid }) => nsid === ns.nsid);
+      if (its === undefined) this.namespaces.remove(ns);
+      else if (its.blocks !== ns.blocks) ns.backend.rescan?.();
+    }
+    const masks = interruptMask !== this.#interruptMask;
+    this.#interruptMask = interruptMask;
+    if (!this.live) return;
+    if (masks) this.lines.maskChanged(interruptMask);
+    this.#doorbellTimer?.start();
+    this.#parts.wake();
+  }
+
+  #abort(sqid: number, cid: number): boolean {
+    const command = this.engine.find(sqid, cid);
+    if (command === null) return false;
+    // A command that waits for an event has no room of its own for its completion.
+    const { cq } = command.sq!;
+    if (!command.reserved && !this.set.hasRoom(cq)) return false;
+    const { listener, wake } = this.#parts;
+    if (!listener.cancelAdmin?.(command) && !this.io.cancel(command)) {
+      return false;
+    }
+    this.engine.reserve(command);
+    this.engine.finish(command, NvmeSc.ABORT_REQ);
+    wake();
+    return true;
+  }
+
+  #stop(): void {
+    this.#stopped = true;
+    this.#doorbellTimer?.stop();
+    // No request may be filling guest memory; what is done now is told after start.
+    this.namespaces.drain();
+  }
+
+  #start(): void {
+    this.#stopped = this.#holding = false;
+    this.look();
+    this.#parts.wake();
+    if (this.#running) this.#doorbellTimer?.start();
+  }
+
+  #hold(): number {
+    if (!this.#holding) {
+      this.#holding = true;
+      // What an interrupt was to tell about later is told now.
+      this.lines.hurry();
+    }
+    return this.engine.busy;
+  }
+
+  #reset(): void {
+    this.#running = false;
+    this.#doorbellTimer?.stop();
+    this.#absence.cancel();
+    this.#absent = false;
+    this.namespaces.drain();
+    this.io.reset();
+    this.engine.reset();
+    this.set.reset();
+    this.lines.reset();
+  }
+
   #onCommandError(command: Command): void {
     const { qid } = command.sq!;
     this.counters.add(NvmeCounter.failedCommands, 1);
@@ -408,7 +457,9 @@ export class NvmeQueues implements NamespaceOwner {
     this.#absent = false;
     if (!this.live) return;
     const missing = this.set.missing();
-    if (missing !== null) this.#parts.listener.onFailure(missing);
+    if (missing === null) return;
+    this.#running = false;
+    this.#parts.listener.onFailure(missing);
   }
 
   /** Looks for commands without being told. */
