@@ -46,10 +46,10 @@ import {
 } from "./steps.ts";
 import { readInfo, readState, refuseInFlight } from "../state.ts";
 import {
+  adoptImage,
   closeImage,
   type Image,
   imageInfo,
-  inheritImage,
   openImage,
   setImageLength,
 } from "./image.ts";
@@ -117,7 +117,7 @@ class FileBackend implements BlockBackend {
     const image = this.#image = undo.adopt(
       saved === undefined
         ? openImage(options, context)
-        : inheritImage(saved.bag.take(KIND), options),
+        : adoptImage(saved.bag.take(KIND), options),
       (image) => saved === undefined ? closeImage(image) : image.fd.close(),
     );
     this.#fd = image.fd.number;

@@ -1,5 +1,5 @@
 /**
- * Opening a raw image or a block device: what it is, its lock, and its alignment.
+ * Opening a raw image or a block device: its type, its lock, and its alignment.
  *
  * @module
  */
@@ -38,23 +38,25 @@ const NEW_IMAGE_MODE = 0o644;
 const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
 /** For O_DIRECT where the kernel does not tell: what every disk takes. */
 const SAFE_ALIGN = 4096;
-/** How images begin that are no disk byte by byte; a guest that writes to one as if it were raw destroys it. */
+/** First bytes of images that are no disk byte by byte; a guest that writes to one as if it were raw destroys it. */
 const FORMAT_MAGIC: Readonly<Record<string, string>> = {
   qcow2: "QFI\xfb",
   vmdk: "KDMV",
   vhdx: "vhdxfile",
 };
 
+const IS_DIRECTORY = "it is a directory, name a file in it";
+
 /** An open image; owns its descriptor. */
 export interface Image {
   readonly fd: Fd;
-  /** Whether it is a block device. */
+  /** True for a block device. */
   readonly isDevice: boolean;
-  /** Whether access never waits for a disk. */
+  /** True when access never waits for a disk. */
   readonly inMemory: boolean;
   /** The unit that is written without a read, in bytes. */
   readonly physicalBlockBytes: number;
-  /** What DISCARD frees at least, in bytes; 0 when it does nothing. */
+  /** Least that DISCARD frees, in bytes; 0 when it does nothing. */
   readonly discardGranularityBytes: number;
   /** With O_DIRECT: alignment of memory in bytes; else 1. */
   readonly memoryAlign: number;
@@ -63,7 +65,7 @@ export interface Image {
 }
 
 /**
- * Opens and locks what the options name, and makes it where they say so.
+ * Opens and locks the image of the options, and makes it where they say so.
  *
  * @throws {ErrnoError} With what is wrong and the remedy; nothing is left open, and what was made goes with the start
  */
@@ -75,14 +77,14 @@ export function openImage(
   if (isNew) onStart((started) => endCreation(started, options, log));
   try {
     const stat = statFile(fd.number);
-    checkType(options.path, stat);
+    checkType(options, stat);
     setBlocking(fd.number);
     lockOrExplain(fd.number, options, log);
     if (isNew) {
       const { path, createBytes } = options;
       setImageLength(fd.number, createBytes!, `make image ${path} of`);
     } else {
-      checkFormat(fd.number, options.path);
+      checkFormat(fd.number, options);
       mentionSize(stat, options, log);
     }
     const image = describe(fd, stat, options);
@@ -94,7 +96,7 @@ export function openImage(
   }
 }
 
-/** A new image is there for good when its device is. */
+/** Keeps a new image when its device has started, else removes it. */
 function endCreation(
   started: boolean,
   { path, createBytes }: FileBlockOptions,
@@ -105,16 +107,16 @@ function endCreation(
 }
 
 /**
- * The image behind a descriptor that another thread opened and locked, and that it gives away.
+ * Takes the image behind a descriptor that another back end has opened and locked.
  *
  * @throws {ErrnoError} When it is none; the descriptor is left as it was
  */
-export function inheritImage(fd: Fd, options: FileBlockOptions): Image {
+export function adoptImage(fd: Fd, options: FileBlockOptions): Image {
   return describe(fd, statFile(fd.number), options);
 }
 
 /**
- * What a controller is told of an image, with its present length.
+ * Properties of an image, with its present length.
  *
  * @throws {ErrnoError} EINVAL when it is too short for a block
  */
@@ -152,7 +154,7 @@ function imageBytes(image: Image): number {
 /**
  * Gives up the lock and closes, unless the descriptor was given away.
  *
- * @param shared Whether others go on with the same opening of the file, whose lock it is too
+ * @param shared True when others go on with the same opening of the file, whose lock it is too
  */
 export function closeImage(image: Image, shared = false): void {
   if (image.fd.number < 0) return;
@@ -161,46 +163,46 @@ export function closeImage(image: Image, shared = false): void {
   image.fd.close();
 }
 
+function refuse(
+  { path }: FileBlockOptions,
+  errno: number,
+  why: string,
+  options: ErrorOptions = {},
+): never {
+  throw new ErrnoError(errno, `Cannot open image ${path}: ${why}`, options);
+}
+
 function openOrCreate(options: FileBlockOptions): [Fd, boolean] {
   const { path, createBytes } = options;
   // Without O_NONBLOCK a FIFO would hold us up before its type is known.
   const flags = (options.readonly ? O_RDONLY : O_RDWR) | O_NONBLOCK |
     (options.direct ? O_DIRECT : 0);
+  let isNew = false;
   try {
-    return [openFd(path, flags), false];
-  } catch (error) {
-    if (!(error instanceof ErrnoError)) throw error;
-    if (error.errno !== Errno.ENOENT || createBytes === null) {
-      throw explained(error, options, explain(error.errno, options));
+    try {
+      return [openFd(path, flags), false];
+    } catch (error) {
+      const isMissing = (error as ErrnoError).errno === Errno.ENOENT;
+      if (!isMissing || createBytes === null) throw error;
     }
-  }
-  try {
+    isNew = true;
     return [openFd(path, flags | O_CREAT | O_EXCL, NEW_IMAGE_MODE), true];
   } catch (error) {
     if (!(error instanceof ErrnoError)) throw error;
-    throw explained(error, options, explainCreation(error.errno, options));
+    const { errno } = error;
+    const why = (isNew ? explainCreation(errno, options) : null) ??
+      explain(errno, options);
+    if (why === null) throw error;
+    return refuse(options, errno, why, { cause: error });
   }
 }
 
-function explained(
-  error: ErrnoError,
-  options: FileBlockOptions,
-  why: string | null,
-): ErrnoError {
-  if (why === null) return error;
-  return new ErrnoError(
-    error.errno,
-    `Cannot open image ${options.path}: ${why}`,
-    { cause: error },
-  );
-}
-
-/** What keeps a new image from being made is its folder. */
+/** The reason why a new image cannot be made, where that is its folder. */
 function explainCreation(
   errno: number,
-  options: FileBlockOptions,
+  { path }: FileBlockOptions,
 ): string | null {
-  const folder = dirname(options.path);
+  const folder = dirname(path);
   switch (errno) {
     case Errno.ENOENT:
       return `its folder ${folder} does not exist, make that first`;
@@ -212,7 +214,7 @@ function explainCreation(
     case Errno.ENOSPC:
       return `nothing can be made in its folder ${folder}: it is full`;
     default:
-      return explain(errno, options);
+      return null;
   }
 }
 
@@ -224,7 +226,7 @@ function explain(errno: number, options: FileBlockOptions): string | null {
         ? "there is none, name one that exists"
         : "there is none, give create=SIZE (such as create=10G) to make it";
     case Errno.EISDIR:
-      return "it is a directory, name a file in it";
+      return IS_DIRECTORY;
     case Errno.ENOTDIR:
       return "a part of the path is no directory";
     case Errno.EACCES:
@@ -249,34 +251,29 @@ function explain(errno: number, options: FileBlockOptions): string | null {
   }
 }
 
-function checkType(path: string, stat: FileStat): void {
-  const refuse = (errno: number, what: string): never => {
-    throw new ErrnoError(errno, `Cannot open image ${path}: ${what}`);
-  };
-  switch (fileType(stat.mode)) {
+function checkType(options: FileBlockOptions, { mode }: FileStat): void {
+  switch (fileType(mode)) {
     case FileType.REGULAR:
     case FileType.BLOCK:
       return;
     case FileType.DIRECTORY:
-      return refuse(
-        Errno.EISDIR,
-        "it is a directory, name a file in it",
-      );
+      return refuse(options, Errno.EISDIR, IS_DIRECTORY);
     case FileType.CHARACTER:
       return refuse(
+        options,
         Errno.EINVAL,
         "it is a character device, a file or a block device is wanted",
       );
     default:
       return refuse(
+        options,
         Errno.EINVAL,
         "it is a pipe or a socket, a file or a block device is wanted",
       );
   }
 }
 
-/** @throws {ErrnoError} EINVAL when it is no raw image */
-function checkFormat(fd: number, path: string): void {
+function checkFormat(fd: number, options: FileBlockOptions): void {
   // Whole pages, as O_DIRECT wants; where it wants more, the image stays unknown.
   using head = new NativeBuffer(SAFE_ALIGN);
   const length = libc.read(fd, head.pointer(), SAFE_ALIGN);
@@ -285,10 +282,11 @@ function checkFormat(fd: number, path: string): void {
   );
   for (const [format, magic] of Object.entries(FORMAT_MAGIC)) {
     if (!text.startsWith(magic)) continue;
-    throw new ErrnoError(
+    refuse(
+      options,
       Errno.EINVAL,
-      `Cannot open image ${path}: it is a ${format} image and only raw ones are served, ` +
-        `give nbd=unix:SOCKET and serve it there with "qemu-nbd -t -f ${format} -k SOCKET ${path}"`,
+      `it is a ${format} image and only raw ones are served, give nbd=unix:SOCKET ` +
+        `and serve it there with "qemu-nbd -t -f ${format} -k SOCKET ${options.path}"`,
     );
   }
 }
@@ -298,11 +296,12 @@ function lockOrExplain(fd: number, options: FileBlockOptions, log: Log): void {
   const result = lockImage(fd, options.readonly);
   if (result === 0) return;
   if (result === -Errno.EAGAIN || result === -Errno.EACCES) {
-    throw new ErrnoError(
+    refuse(
+      options,
       Errno.EBUSY,
       options.readonly
-        ? `Cannot open image ${path}: somebody else writes to it, stop that one first`
-        : `Cannot open image ${path}: somebody else uses it, stop that one first, or give readonly=on to all of them`,
+        ? "somebody else writes to it, stop that one first"
+        : "somebody else uses it, stop that one first, or give readonly=on to all of them",
     );
   }
   log.warn(

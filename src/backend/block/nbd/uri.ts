@@ -1,10 +1,10 @@
 /**
- * Where an NBD export is, as people write it.
+ * Location of an NBD export, as people write it.
  *
  * @module
  */
 
-import { refuse as refuseOption } from "../../../core/options.ts";
+import { refuse } from "../../../core/options.ts";
 import { NBD_DEFAULT_PORT, NBD_MAX_STRING } from "./protocol.ts";
 
 /** An export of a server. */
@@ -21,61 +21,59 @@ export interface NbdLocation {
 
 const RIGHT =
   "nbd://HOST[:PORT]/[EXPORT], nbd+unix:///[EXPORT]?socket=PATH, tcp://HOST[:PORT][/EXPORT] or unix:PATH[?EXPORT] is wanted";
+const TCP =
+  /^(?:nbd|tcp):\/\/(?:\[([0-9a-f:.%]+)\]|([^[\]:@/?#]+))(?::(\d{1,5}))?(?:\/([^?#]*))?$/i;
+const UNIX_URI = /^nbd\+unix:\/\/\/?([^?]*)\?(?:.*&)?socket=([^&]*)/i;
+const UNIX = /^unix:([^?]*)(?:\?(.*))?$/is;
 
-function refuse(uri: string, right: string): never {
-  refuseOption(`nbd=${uri}`, right);
-}
-
-function decode(uri: string, text: string): string {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return refuse(uri, `${text} has a % that is followed by no two digits`);
+/** Any of the forms, its names decoded; null for none. */
+function parseForm(uri: string): NbdLocation | null {
+  const tcp = TCP.exec(uri);
+  if (tcp !== null) {
+    const [, address, host, port, name = ""] = tcp;
+    return {
+      path: null,
+      host: address ?? decodeURIComponent(host!),
+      port: port === undefined ? NBD_DEFAULT_PORT : Number(port),
+      exportName: decodeURIComponent(name),
+    };
   }
+  const unixUri = UNIX_URI.exec(uri);
+  if (unixUri !== null) {
+    const [exportName, path] = unixUri.slice(1).map(decodeURIComponent);
+    return { path: path!, host: "", port: 0, exportName: exportName! };
+  }
+  const unix = UNIX.exec(uri);
+  if (unix === null) return null;
+  return { path: unix[1]!, host: "", port: 0, exportName: unix[2] ?? "" };
 }
 
-function checked(uri: string, location: NbdLocation): NbdLocation {
+/** @returns What is wrong; null for nothing */
+function fault(uri: string, location: NbdLocation | null): string | null {
+  if (/^nbds(\+unix)?:/i.test(uri)) {
+    return "TLS is not spoken here; take nbd or nbd+unix through a tunnel (ssh -L, stunnel)";
+  }
+  if (location === null) {
+    return /^nbd\+unix:/i.test(uri)
+      ? "the socket is missing, as in nbd+unix:///?socket=PATH"
+      : RIGHT;
+  }
+  const { path, port, exportName } = location;
   const bytes = (text: string) => new TextEncoder().encode(text).length;
-  if (bytes(location.exportName) > NBD_MAX_STRING) {
-    refuse(uri, `the export's name is longer than ${NBD_MAX_STRING} bytes`);
+  if (path === null && (port < 1 || port > 65535)) {
+    return "a port is from 1 to 65535";
   }
-  if (location.exportName.includes("\0") || location.path?.includes("\0")) {
-    refuse(uri, "a NUL is no part of a name");
+  if (bytes(exportName) > NBD_MAX_STRING) {
+    return `the export's name is longer than ${NBD_MAX_STRING} bytes`;
   }
-  if (location.path === "") refuse(uri, "the path of the socket is missing");
-  if (location.path !== null && bytes(location.path) > 107) {
-    refuse(uri, "107 bytes are the longest path of a socket");
+  if (exportName.includes("\0") || path?.includes("\0")) {
+    return "a NUL is no part of a name";
   }
-  return location;
-}
-
-function parseTcp(uri: string, authority: string, name: string): NbdLocation {
-  const match = /^(?:\[([0-9a-f:.%]+)\]|([^[\]:@]+))(?::(\d{1,5}))?$/i.exec(
-    authority,
-  );
-  if (match === null) return refuse(uri, RIGHT);
-  const [, address, host, portText] = match;
-  const port = portText === undefined ? NBD_DEFAULT_PORT : Number(portText);
-  if (port < 1 || port > 65535) refuse(uri, "a port is from 1 to 65535");
-  return checked(uri, {
-    path: null,
-    host: address ?? decode(uri, host!),
-    port,
-    exportName: decode(uri, name),
-  });
-}
-
-function parseUnixUri(uri: string, rest: string): NbdLocation {
-  const match = /^\/\/\/?([^?]*)\?(?:.*&)?socket=([^&]*)/.exec(rest);
-  if (match === null) {
-    return refuse(uri, "the socket is missing, as in nbd+unix:///?socket=PATH");
+  if (path === "") return "the path of the socket is missing";
+  if (path !== null && bytes(path) > 107) {
+    return "107 bytes are the longest path of a socket";
   }
-  return checked(uri, {
-    path: decode(uri, match[2]!),
-    host: "",
-    port: 0,
-    exportName: decode(uri, match[1]!),
-  });
+  return null;
 }
 
 /**
@@ -85,34 +83,12 @@ function parseUnixUri(uri: string, rest: string): NbdLocation {
  * @throws {OptionError} With what is wrong and what would be right
  */
 export function parseNbdUri(uri: string): NbdLocation {
-  const [, scheme, rest] = /^([a-z+]+):(.*)$/is.exec(uri) ??
-    refuse(uri, RIGHT);
-  switch (scheme!.toLowerCase()) {
-    case "nbd":
-    case "tcp": {
-      const [, authority, name] = /^\/\/([^/?#]*)(?:\/([^?#]*))?$/.exec(
-        rest!,
-      ) ?? refuse(uri, RIGHT);
-      return parseTcp(uri, authority!, name ?? "");
-    }
-    case "nbd+unix":
-      return parseUnixUri(uri, rest!);
-    case "unix": {
-      const at = rest!.indexOf("?");
-      return checked(uri, {
-        path: at < 0 ? rest! : rest!.slice(0, at),
-        host: "",
-        port: 0,
-        exportName: at < 0 ? "" : rest!.slice(at + 1),
-      });
-    }
-    case "nbds":
-    case "nbds+unix":
-      return refuse(
-        uri,
-        "TLS is not spoken here; take nbd or nbd+unix through a tunnel (ssh -L, stunnel)",
-      );
-    default:
-      return refuse(uri, RIGHT);
+  let location: NbdLocation | null;
+  try {
+    location = parseForm(uri);
+  } catch {
+    return refuse(`nbd=${uri}`, "it has a % that is followed by no two digits");
   }
+  const wrong = fault(uri, location);
+  return wrong === null ? location! : refuse(`nbd=${uri}`, wrong);
 }
