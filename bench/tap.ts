@@ -73,11 +73,7 @@ class Wire implements Disposable {
     const namespace = open.use(new NetworkNamespace());
     this.#tap = openTap(IFNAME, VNET_HEADER_BYTES).fd;
     const loop = open.use(new EventLoop());
-    this.#queue = new TapQueue(0, this.#tap, loop, {
-      onQueueReadable: () => {},
-      onQueueWritable: () => {},
-      onGone: () => {},
-    });
+    this.#queue = new TapQueue(0, this.#tap, loop, () => {});
     open.defer(() => this.#queue.close());
     namespace.setUp(IFNAME, true);
     this.#injector = open.use(new PacketSocket(IFNAME, false));

@@ -23,7 +23,7 @@ export const RX_ERRORS = {
 } satisfies CounterTable;
 
 /** Counters of a frame stream that comes and goes. */
-export const PORT_COUNTERS = {
+export const STREAM_COUNTERS = {
   connected: [BACKEND_STATE, { name: "connected" }],
   connections: null,
   ...TX_DROPPED,
@@ -33,7 +33,7 @@ export const PORT_COUNTERS = {
 
 /** Counters of a program at the other end of such a stream. */
 export const PEER_COUNTERS = {
-  ...PORT_COUNTERS,
+  ...STREAM_COUNTERS,
   starts: null,
   pid: [BACKEND_STATE, { name: "pid" }],
 } satisfies CounterTable;

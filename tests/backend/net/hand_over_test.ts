@@ -4,7 +4,7 @@ import { Access } from "../../../src/memory/guest_memory.ts";
 import type { NetPeer } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
 import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import type { PortState } from "../../../src/backend/net/socket/stream_port.ts";
+import type { StreamState } from "../../../src/backend/net/socket/stream_backend.ts";
 import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
 import { openFds } from "../../resources.ts";
 import { Card, Host } from "./card.ts";
@@ -203,8 +203,8 @@ moveTest(
     backend.stop();
     using given = give(backend);
     backend.close();
-    const { port } = given.state as { port: PortState };
-    assert(port.stream!.unsent.length > 0, "a part is left");
+    const { stream } = given.state as StreamState;
+    assert(stream!.unsent.length > 0, "a part is left");
     const [, host] = scene.hosts;
     const moved = openNetBackend(
       NET_OPTIONS.parse(values),

@@ -2,8 +2,10 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Errno, ErrnoError } from "../../../src/core/errno.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
 import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import { Passt, passtArguments } from "../../../src/backend/net/peer/passt.ts";
-import { PeerBackend } from "../../../src/backend/net/peer/backend.ts";
+import {
+  openPasst,
+  passtArguments,
+} from "../../../src/backend/net/peer/passt.ts";
 import { testPasst } from "../../guest/passt.ts";
 import { isRunning, openFds } from "../../resources.ts";
 import { PATIENCE_MS } from "../../until.ts";
@@ -43,7 +45,7 @@ function passtTest(
   ignore = false,
 ): void {
   Deno.test({
-    name: `PeerBackend on passt ${name}`,
+    name: `openPasst ${name}`,
     ignore,
     fn() {
       const folder = Deno.makeTempDirSync({ prefix: "outboard-passt-" });
@@ -61,14 +63,11 @@ function passtTest(
               const options = NET_OPTIONS.parse({ net: "passt", ...values });
               return assertThrows(
                 () =>
-                  new PeerBackend(
-                    new Passt(
-                      options as PasstNetOptions,
-                      host.context.mtu,
-                      undefined,
-                      PATIENCE_MS,
-                    ),
+                  openPasst(
+                    options as PasstNetOptions,
                     host.context,
+                    undefined,
+                    PATIENCE_MS,
                   ),
                 ErrnoError,
               );

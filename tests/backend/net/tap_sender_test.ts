@@ -4,15 +4,12 @@ import { check, Fd, IoUring, ResourceBag } from "../../../src/os/mod.ts";
 import { libc } from "../../../src/os/symbols.ts";
 import { Access } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
-import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
 import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
 import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
-import { openTapQueues } from "../../../src/backend/net/tap/open.ts";
-import {
-  TapQueue,
-  type TapQueueListener,
-} from "../../../src/backend/net/tap/queue.ts";
+import type { NetBackend, NetPeer } from "../../../src/backend/net/contract.ts";
+import { openTapQueues } from "../../../src/backend/net/tap/interface.ts";
+import { TapQueue } from "../../../src/backend/net/tap/queue.ts";
 import {
   TapSender,
   type TapSenderOptions,
@@ -34,11 +31,7 @@ const SEGMENTS_MAX = 1024;
 const namespaceTest = tapTests(import.meta.url);
 const ENGINES = Object.values(TapEngine);
 
-const nobody: TapQueueListener = {
-  onQueueReadable: () => {},
-  onQueueWritable: () => {},
-  onGone: () => {},
-};
+const nobody: NetPeer = { onReadable: () => {}, onWritable: () => {} };
 
 /** A test after which all descriptors are closed. */
 function senderTest(
@@ -105,13 +98,17 @@ class Scene implements Disposable {
   constructor(options: Partial<TapSenderOptions> = {}) {
     const [tap] = openTapQueues(IFNAME, 1);
     const { host, log } = this;
-    this.queue = new TapQueue(0, tap!.fd, host.loop, nobody);
+    this.queue = new TapQueue(0, tap!.fd, host.loop, () => {});
     this.#open.defer(() => this.queue.close());
     this.namespace.setUp(IFNAME, true);
     this.far = this.#open.use(new PacketSocket(IFNAME));
     const description = "tap";
     const queues = [this.queue];
-    this.sender = new TapSender({ queues, description, log, ...options });
+    const engine = TapEngine.AUTO;
+    this.sender = new TapSender({
+      ...{ queues, engine, description, log },
+      ...options,
+    });
     this.#open.defer(() => this.sender.close());
   }
 
@@ -292,7 +289,7 @@ function withFullQueue(run: (queue: TapQueue, host: Host) => number): void {
   const [near, far] = new Int32Array(pair.buffer);
   using host = new Host();
   using end = new Fd(far!);
-  const queue = new TapQueue(0, new Fd(near!), host.loop, nobody);
+  const queue = new TapQueue(0, new Fd(near!), host.loop, () => {});
   try {
     const held = run(queue, host);
     const buffer = new Uint8Array(2048);
@@ -315,7 +312,9 @@ for (const count of [2, FRAMES_MAX]) {
         const log = new RecordingLog();
         const frames = new Frames(host);
         const description = "tap";
-        const sender = new TapSender({ queues: [queue], description, log });
+        const engine = TapEngine.AUTO;
+        const queues = [queue];
+        const sender = new TapSender({ queues, engine, description, log });
         let taken = 0;
         for (; sender.dropped === 0 && taken < 1 << 16; taken += count) {
           frames.clear();
@@ -327,7 +326,7 @@ for (const count of [2, FRAMES_MAX]) {
         assertEquals(log.records.length, 1);
         assert(log.at("debug")[0]!.endsWith("sending gave EAGAIN"));
         const [, list] = frames.make(100, 3);
-        queue.start();
+        queue.start(nobody);
         assertEquals(sender.send(list, queue, true), -Errno.EAGAIN);
         const held = taken - sender.dropped;
         sender.close();
@@ -428,27 +427,27 @@ senderTest("sends batches before and after its back end moves", () => {
 
 senderTest("sends batches of pairs that another thread serves", () => {
   using namespace = new NetworkNamespace();
-  using home = new Host(1500, PAIRS);
-  using away = new Host(1500, PAIRS);
-  const backend = openNetBackend(OPTIONS, home.context) as TapBackend;
+  using control = new Host(1500, PAIRS);
+  using remote = new Host(1500, PAIRS);
+  const backend = openNetBackend(OPTIONS, control.context) as TapBackend;
   using far = new PacketSocket(IFNAME);
   backend.setQueuePairs(PAIRS);
   const bag = ResourceBag.of();
   const state = structuredClone(backend.share([2, 1], bag));
-  const twin = openNetBackend(OPTIONS, away.context, { state, bag });
+  const other = openNetBackend(OPTIONS, remote.context, { state, bag });
   bag[Symbol.dispose]();
   for (let i = 0; i < 2; i++) {
-    sendBatch(away, twin, far, 1);
-    sendBatch(away, twin, far, 2);
-    sendBatch(home, backend, far, 0);
+    sendBatch(remote, other, far, 1);
+    sendBatch(remote, other, far, 2);
+    sendBatch(control, backend, far, 0);
   }
-  assertEquals(twin.counters!().txBatches, 4);
+  assertEquals(other.counters!().txBatches, 4);
   // Pairs that are somebody else's are not served here.
-  const [, list] = new Frames(away).make(60, 1);
-  assertEquals(twin.send(list, 0, true), -Errno.EIO);
-  assertEquals(twin.counters!().txDropped, 1);
+  const [, list] = new Frames(remote).make(60, 1);
+  assertEquals(other.send(list, 0, true), -Errno.EIO);
+  assertEquals(other.counters!().txDropped, 1);
   backend.close();
-  assert(namespace.exists(IFNAME), "the twin has it");
-  twin.close();
+  assert(namespace.exists(IFNAME), "the other back end has it");
+  other.close();
   assertEquals(namespace.exists(IFNAME), false);
 });

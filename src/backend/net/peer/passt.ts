@@ -6,9 +6,10 @@
 
 import { environmentVariable } from "../../../core/environment.ts";
 import { Errno, ErrnoError } from "../../../core/errno.ts";
-import { formatExitStatus } from "../../../os/mod.ts";
-import type { OpenNet } from "../driver.ts";
-import { PeerBackend, type PeerProgram, takePeer } from "./backend.ts";
+import { formatExitStatus, type Saved } from "../../../os/mod.ts";
+import type { NetBackend, NetContext } from "../contract.ts";
+import { StreamBackend } from "../socket/stream_backend.ts";
+import { PeerConnector, type PeerProgram } from "./connector.ts";
 import type { PasstNetOptions } from "./driver.ts";
 import {
   PEER_SOCKET_FD,
@@ -18,26 +19,38 @@ import {
   startPeer,
 } from "./process.ts";
 
-/** What marks the state of a card on passt. */
+/** Marks the state of a card on passt. */
 const PASST_KIND = "passt";
 /** A passt that does not like its options or its host says so and ends within this time, unless the machine is busy. */
 const START_MS = 200;
 /** The environment variable that names the passt to start, where the option does not. */
 export const PASST_VARIABLE = "OUTBOARD_PASST";
 
-/** Starts passt. */
-export const openPasst: OpenNet<PasstNetOptions> = (
-  options,
-  context,
-  saved,
-) => {
-  const peer = takePeer(saved, PASST_KIND);
-  const program = peer?.state.program as string | undefined;
-  const passt = new Passt(options, context.mtu, program);
-  return new PeerBackend(passt, context, peer);
-};
+/**
+ * Starts passt.
+ *
+ * @param saved See {@linkcode import("../driver.ts").OpenNet}
+ * @param startMs How long to wait for an end at once
+ * @throws {ErrnoError} With the remedy
+ */
+export function openPasst(
+  options: PasstNetOptions,
+  context: NetContext,
+  saved?: Saved<unknown>,
+  startMs: number = START_MS,
+): NetBackend {
+  const { mtu } = context;
+  const make = (saved?: Saved<unknown>) =>
+    new Passt(options, mtu, saved?.state as string | undefined, startMs);
+  return new StreamBackend(
+    PASST_KIND,
+    context,
+    (context, saved) => new PeerConnector(make, context, saved),
+    saved,
+  );
+}
 
-/** What it says of itself whatever happens: no news, and no reason for its end. */
+/** Lines that it says of itself whatever happens: no news, and no reason for its end. */
 const USUAL = [
   /^Don't run as root/,
   /^Started as root/,
@@ -95,8 +108,7 @@ export function passtArguments(
 }
 
 /** Arguments for a card with that MTU, and a program that was found at first and is started again. */
-export class Passt implements PeerProgram {
-  readonly kind = PASST_KIND;
+class Passt implements PeerProgram {
   readonly name = "passt";
   readonly description: string;
   readonly #program: string;
@@ -111,8 +123,8 @@ export class Passt implements PeerProgram {
   constructor(
     options: PasstNetOptions,
     mtu: number,
-    program?: string,
-    startMs: number = START_MS,
+    program: string | undefined,
+    startMs: number,
   ) {
     this.#program = program ?? findPasst(options.program);
     this.#args = passtArguments(options, mtu);

@@ -12,8 +12,7 @@ import {
   type Saved,
 } from "../../../os/mod.ts";
 import type { Log } from "../../../core/log.ts";
-import type { UserNetOptions } from "../user/driver.ts";
-import type { PeerProgram } from "../peer/backend.ts";
+import type { PeerProgram } from "../peer/connector.ts";
 import {
   peerEnvironment,
   type PeerProcess,
@@ -25,7 +24,7 @@ import { createSlirpPage, SlirpPage } from "./page.ts";
 import { IF_MTU_MAX, IF_MTU_MIN } from "./symbols.ts";
 import { EXIT_NO_LIBRARY, READY, type SlirpTask } from "./task.ts";
 
-/** What marks the state of a card on libslirp. */
+/** Marks the state of a card on libslirp. */
 export const SLIRP_KIND = "slirp";
 
 /** A start takes a tenth of a second; a machine that is that busy gets nothing else done either. */
@@ -66,7 +65,6 @@ function plain(text: string): string {
 
 /** libslirp in a process of its own. */
 export class Slirp implements PeerProgram {
-  readonly kind = SLIRP_KIND;
   readonly name = "libslirp's process";
   readonly offloads = SLIRP_OFFLOADS;
   readonly #task: SlirpTask;
@@ -75,23 +73,18 @@ export class Slirp implements PeerProgram {
   #version = "";
 
   /**
-   * @param library File, or name for the dynamic linker; null for the usual one
    * @param saved What a predecessor was and had open, if there was one
    * @throws {ErrnoError} EINVAL for an MTU that libslirp cannot have
    */
-  constructor(
-    options: UserNetOptions,
-    mtu: number,
-    library: string | null,
-    saved?: Saved<unknown>,
-  ) {
+  constructor(task: SlirpTask, saved?: Saved<unknown>) {
+    const { mtu } = task;
     if (mtu < IF_MTU_MIN || mtu > IF_MTU_MAX) {
       throw new ErrnoError(
         Errno.EINVAL,
         `Cannot use an MTU of ${mtu} with net=user: ${IF_MTU_MIN} to ${IF_MTU_MAX} are possible`,
       );
     }
-    this.#task = { options, mtu, library };
+    this.#task = task;
     this.#fd = saved?.bag.take(PAGE) ?? createSlirpPage();
     try {
       this.#page = new SlirpPage(this.#fd.number);

@@ -26,11 +26,17 @@ import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
 import { FrameMessage } from "./frame_message.ts";
-import { Ownership } from "../ownership.ts";
-import { type NetBackendState, takeState } from "../state.ts";
-import { PARKED_EVENTS } from "./parked_events.ts";
-import { DGRAM_COUNTERS, type DgramNetOptions } from "./drivers.ts";
-import { formatEndpoint } from "./endpoint.ts";
+import {
+  KEEPING_EVENTS,
+  type NetBackendState,
+  Ownership,
+  takeState,
+} from "../state.ts";
+import {
+  DGRAM_COUNTERS,
+  type DgramNetOptions,
+  formatEndpoint,
+} from "./drivers.ts";
 import {
   makeSocketFile,
   removeSocketFile,
@@ -225,7 +231,7 @@ class DgramBackend implements NetBackend {
   }
 
   #events(): number {
-    if (this.#keeping) return PARKED_EVENTS;
+    if (this.#keeping) return KEEPING_EVENTS;
     const reading = this.#peer === null || this.#receiving;
     const writing = this.#refused && !this.#isUnix;
     return (reading ? Epoll.IN : 0) | (writing ? Epoll.OUT : 0);

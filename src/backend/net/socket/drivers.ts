@@ -6,17 +6,82 @@
 
 import type { CounterTable } from "../../../core/counters.ts";
 import { BACKEND_ERRORS } from "../../../core/families.ts";
-import { isAnyAddress, isGroupAddress } from "../../../core/inet_address.ts";
+import {
+  formatInetAddress,
+  type InetAddress,
+  isAnyAddress,
+  isGroupAddress,
+  parseInetAddress,
+} from "../../../core/inet_address.ts";
 import {
   type Infer,
   integer,
   onOff,
+  option,
+  type Options,
   options,
   refuse,
 } from "../../../core/options.ts";
-import { PORT_COUNTERS, RX_ERRORS, TX_DROPPED } from "../counters.ts";
+import { RX_ERRORS, STREAM_COUNTERS, TX_DROPPED } from "../counters.ts";
 import type { NetDriver } from "../driver.ts";
-import { endpoint, formatEndpoint } from "./endpoint.ts";
+
+// sizeof(sun_path) less a NUL.
+const UNIX_PATH_MAX = 107;
+
+/** One end of a socket. */
+export type SocketEndpoint =
+  | { readonly family: "unix"; readonly path: string }
+  | { readonly family: "inet"; readonly address: InetAddress };
+
+/** As it is written on the command line. */
+export function formatEndpoint(endpoint: SocketEndpoint): string {
+  return endpoint.family === "unix"
+    ? endpoint.path
+    : formatInetAddress(endpoint.address);
+}
+
+/**
+ * Two options, of which one is to be given.
+ *
+ * @param net Whose, such as `net=stream`
+ * @param pathKey For a UNIX socket, with what help says of it
+ * @param addressKey For an Internet socket, likewise
+ */
+function endpoint(
+  net: string,
+  [pathKey, pathHelp]: readonly [string, string],
+  [addressKey, addressHelp]: readonly [string, string],
+): Options<SocketEndpoint> {
+  return options({
+    unix: option(pathKey, {
+      syntax: "path",
+      help: pathHelp,
+    }, (path, refuse): SocketEndpoint => {
+      const { length } = new TextEncoder().encode(path);
+      if (length === 0 || length > UNIX_PATH_MAX || path.includes("\0")) {
+        refuse(`a UNIX socket's path has 1 to ${UNIX_PATH_MAX} bytes`);
+      }
+      return { family: "unix", path };
+    }),
+    inet: option(addressKey, {
+      syntax: "addr:port",
+      help: addressHelp,
+    }, (text, refuse): SocketEndpoint => ({
+      family: "inet",
+      address: parseInetAddress(text) ?? refuse(
+        "an address and port like 127.0.0.1:4444 or [::1]:4444 is wanted, names are not looked up",
+      ),
+    })),
+  }, ({ unix, inet }) => {
+    if (unix !== null && inet !== null) {
+      refuse(`${pathKey} with ${addressKey}`, `${net} takes one of them`);
+    }
+    return unix ?? inet ?? refuse(
+      `${net} alone`,
+      `it needs ${pathKey}=PATH for a UNIX socket or ${addressKey}=ADDRESS:PORT`,
+    );
+  });
+}
 
 const RECONNECT_DEFAULT_MS = 1000;
 
@@ -62,7 +127,7 @@ export type StreamNetOptions = Infer<typeof STREAM_OPTIONS>;
 /** Stream sockets, as QEMU's `-netdev stream`. */
 export const STREAM: NetDriver<StreamNetOptions> = {
   options: STREAM_OPTIONS,
-  counters: PORT_COUNTERS,
+  counters: STREAM_COUNTERS,
   load: async () => (await import("./stream.ts")).openStream,
   multiQueue: false,
 };

@@ -4,139 +4,279 @@
  * @module
  */
 
-import type { Fd, ResourceBag, Saved } from "../../../os/mod.ts";
-import type { ScatterGather } from "../../../memory/scatter_gather.ts";
-import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
+import { Errno, ErrnoError, errnoName } from "../../../core/errno.ts";
+import type { FdWatch } from "../../../loop/event_loop.ts";
+import {
+  acceptUnix,
+  connectUnix,
+  Epoll,
+  type Fd,
+  listenTcp,
+  listenUnix,
+  type ResourceBag,
+  type Saved,
+  sockaddrInet,
+  socketError,
+  startTcp,
+  SyscallError,
+  tuneTcp,
+} from "../../../os/mod.ts";
+import {
+  makeSocketFile,
+  removeSocketFile,
+  type SocketFile,
+} from "../../../os/socket/socket_file.ts";
+import { Backoff, type BackoffState } from "../backoff.ts";
 import type { OpenNet } from "../driver.ts";
-import { Ownership } from "../ownership.ts";
-import { type NetBackendState, takeState } from "../state.ts";
-import type { StreamNetOptions } from "./drivers.ts";
-import { formatEndpoint } from "./endpoint.ts";
+import { formatEndpoint, type StreamNetOptions } from "./drivers.ts";
 import {
   type Connector,
-  type ConnectorState,
-  createConnector,
-} from "./stream_connector.ts";
-import { type PortState, StreamPort } from "./stream_port.ts";
+  type ConnectorContext,
+  StreamBackend,
+} from "./stream_backend.ts";
 
+/** Marks the state of such a back end. */
 const KIND = "stream";
-
-interface StreamState extends NetBackendState {
-  readonly port: PortState;
-  readonly connector: ConnectorState;
-}
+/** Name of the socket that listens, or connects. */
+const SOCKET = "socket";
 
 /** Connects, or listens. */
 export const openStream: OpenNet<StreamNetOptions> = (
   options,
   context,
   saved,
-) => new StreamBackend(options, context, saved);
+) =>
+  new StreamBackend(
+    KIND,
+    context,
+    (context, saved) =>
+      options.server
+        ? new Server(options, context, saved as Saved<ServerState>)
+        : new Client(options, context, saved as Saved<ClientState>),
+    saved,
+  );
 
-/** A frame stream over a UNIX or TCP socket. */
-class StreamBackend implements NetBackend {
+interface ServerState {
+  /** Of its address; null for TCP. */
+  readonly file: SocketFile | null;
+  /** True while it waits for a peer. */
+  readonly accepting: boolean;
+}
+
+/** Accepts one connection after another; further peers wait until the one before has gone. */
+class Server implements Connector {
   readonly description: string;
-  readonly hasVnetHeader = false;
-  readonly #port: StreamPort;
-  readonly #connector: Connector;
-  readonly #ownership: Ownership;
+  readonly #context: ConnectorContext;
+  readonly #where: string;
+  readonly #fd: Fd;
+  readonly #file: SocketFile | null;
+  readonly #watch: FdWatch;
+  readonly #isTcp: boolean;
+  #accepting: boolean;
 
-  /**
-   * @param saved What a predecessor was and had open, if there was one
-   * @throws {ErrnoError} With the remedy: when a server's address cannot be had, or a client that is not to try again
-   * is refused
-   */
+  /** @throws {ErrnoError} When the address cannot be had */
   constructor(
-    options: StreamNetOptions,
-    context: NetContext,
-    saved?: Saved<unknown>,
+    { endpoint }: StreamNetOptions,
+    context: ConnectorContext,
+    saved?: Saved<ServerState>,
   ) {
-    const state = saved && takeState<StreamState>(saved.state, KIND);
-    const { loop, log } = context;
-    const where = formatEndpoint(options.endpoint);
-    this.description = options.server
-      ? `stream, server at ${where}`
-      : `stream to ${where}`;
-    this.#port = new StreamPort(loop, (reason) => {
-      const next = options.server
-        ? "waiting for another"
-        : options.reconnectMs > 0
-        ? "trying again"
-        : "there will be no other";
-      log.warn(
-        `The connection at ${where} has ended: ${reason}; ${next}`,
-      );
-      this.#connector.begin();
-    });
-    const onConnected = (fd: Fd) => {
-      this.#port.attach(fd);
-      log.info(`Connected at ${where}`);
-    };
-    const ownership = new Ownership(loop, saved === undefined);
-    this.#ownership = ownership;
-    this.#connector = createConnector(
-      { options, loop, log, ownership, onConnected },
-      state && { state: state.connector, bag: saved!.bag.at("connector") },
-    );
+    this.#context = context;
+    this.#where = formatEndpoint(endpoint);
+    this.description = `stream, server at ${this.#where}`;
+    this.#isTcp = endpoint.family === "inet";
+    if (saved !== undefined) {
+      this.#fd = saved.bag.take(SOCKET);
+      this.#file = saved.state.file;
+    } else if (endpoint.family === "unix") {
+      const { made, file } = makeSocketFile(endpoint, listenUnix);
+      this.#fd = made;
+      this.#file = file;
+    } else {
+      this.#fd = listenTcp(endpoint.address);
+      this.#file = null;
+    }
+    this.#accepting = saved?.state.accepting ?? false;
     try {
-      if (state === undefined) this.#connector.begin();
-      else this.#port.load({ state: state.port, bag: saved!.bag.at("port") });
+      this.#watch = context.loop.watch(
+        this.#fd.number,
+        this.#accepting ? Epoll.IN : 0,
+        () => this.#accept(),
+      );
     } catch (error) {
-      this.close();
+      this.#release();
       throw error;
     }
   }
 
-  get linkUp(): boolean {
-    return this.#port.connected;
+  begin(): void {
+    this.#accepting = true;
+    this.#watch.setEvents(Epoll.IN);
   }
 
-  start(peer: NetPeer): void {
-    this.#ownership.take();
-    this.#port.start(peer);
+  onLost(reason: string): void {
+    this.#context.log.warn(
+      `The connection at ${this.#where} has ended: ${reason}; waiting for another`,
+    );
+    this.begin();
   }
 
-  stop(): void {
-    this.#port.stop();
-  }
-
-  send(frame: ScatterGather, _pair?: number, more?: boolean): number {
-    return this.#port.send(frame, more);
-  }
-
-  flush(): number {
-    return this.#port.flush();
-  }
-
-  receive(into: ScatterGather): number {
-    return this.#port.receive(into);
-  }
-
-  setReceiving(on: boolean): void {
-    this.#port.setReceiving(on);
-  }
-
-  counters(): Readonly<Record<string, number>> {
-    return this.#port.counters();
-  }
-
-  save(): StreamState {
-    return {
-      version: 1,
-      kind: KIND,
-      port: this.#port.save(),
-      connector: this.#connector.save(),
-    };
+  save(): ServerState {
+    return { file: this.#file, accepting: this.#accepting };
   }
 
   handOver(bag: ResourceBag): void {
-    this.#port.handOver(bag.at("port"));
-    this.#connector.handOver(bag.at("connector"));
-    this.#ownership.giveAway();
+    bag.put(SOCKET, this.#fd.number);
   }
 
   close(): void {
-    this.#connector.close();
-    this.#port.close();
+    this.#watch.close();
+    this.#release();
+  }
+
+  #release(): void {
+    this.#fd.close();
+    const owned = this.#context.ownership.end();
+    if (owned && this.#file !== null) removeSocketFile(this.#file);
+  }
+
+  #accept(): void {
+    let fd: Fd | null;
+    try {
+      fd = acceptUnix(this.#fd.number);
+    } catch (error) {
+      if (!(error instanceof ErrnoError)) throw error;
+      // Out of descriptors or memory: the peer stays in the queue, and this is called again.
+      this.#context.log.warn(`Cannot take a connection: ${error.code}`);
+      return;
+    }
+    if (fd === null) return;
+    if (this.#isTcp) tuneTcp(fd.number);
+    this.#accepting = false;
+    this.#watch.setEvents(0);
+    this.#context.attach(fd);
+    this.#context.log.info(`Connected at ${this.#where}`);
+  }
+}
+
+interface ClientState {
+  readonly backoff: BackoffState;
+}
+
+/** Connects, and again when that fails or the connection ends. */
+class Client implements Connector {
+  readonly description: string;
+  readonly #options: StreamNetOptions;
+  readonly #context: ConnectorContext;
+  readonly #where: string;
+  readonly #backoff: Backoff;
+  /** A connection in the making. */
+  #fd: Fd | null = null;
+  #watch: FdWatch | null = null;
+  /** The last attempt failed. */
+  #refused = false;
+
+  constructor(
+    options: StreamNetOptions,
+    context: ConnectorContext,
+    saved?: Saved<ClientState>,
+  ) {
+    this.#options = options;
+    this.#context = context;
+    this.#where = formatEndpoint(options.endpoint);
+    this.description = `stream to ${this.#where}`;
+    // Before the backoff, which would go on by itself when this throws.
+    if (saved?.bag.has(SOCKET)) this.#await(saved.bag.take(SOCKET));
+    this.#backoff = new Backoff(
+      context.loop,
+      options.reconnectMs,
+      () => this.begin(),
+      saved?.state.backoff,
+    );
+  }
+
+  begin(): void {
+    const { endpoint } = this.#options;
+    try {
+      if (endpoint.family === "unix") {
+        return this.#succeed(connectUnix(endpoint.path));
+      }
+      this.#await(startTcp(sockaddrInet(endpoint.address)));
+    } catch (error) {
+      if (!(error instanceof SyscallError)) throw error;
+      return this.#fail(error.errno, error);
+    }
+  }
+
+  onLost(reason: string): void {
+    const again = this.#options.reconnectMs > 0;
+    const next = again ? "trying again" : "there will be no other";
+    this.#context.log.warn(
+      `The connection at ${this.#where} has ended: ${reason}; ${next}`,
+    );
+    if (again) this.#backoff.retry();
+  }
+
+  save(): ClientState {
+    return { backoff: this.#backoff.state() };
+  }
+
+  handOver(bag: ResourceBag): void {
+    if (this.#fd !== null) bag.put(SOCKET, this.#fd.number);
+  }
+
+  close(): void {
+    this.#backoff.close();
+    this.#abandon();
+  }
+
+  #abandon(): void {
+    this.#watch?.close();
+    this.#watch = null;
+    this.#fd?.close();
+    this.#fd = null;
+  }
+
+  /** Takes over a connection in the making. */
+  #await(fd: Fd): void {
+    using undo = new DisposableStack();
+    undo.use(fd);
+    this.#watch = this.#context.loop.watch(fd.number, Epoll.OUT, () => {
+      const errno = socketError(fd.number);
+      this.#fd = null;
+      this.#watch!.close();
+      this.#watch = null;
+      if (errno === 0) return this.#succeed(fd);
+      fd.close();
+      this.#fail(errno);
+    });
+    undo.move();
+    this.#fd = fd;
+  }
+
+  #succeed(fd: Fd): void {
+    this.#refused = false;
+    this.#backoff.succeeded();
+    this.#context.attach(fd);
+    this.#context.log.info(`Connected at ${this.#where}`);
+  }
+
+  #fail(errno: number, cause?: SyscallError): void {
+    const why = errno === Errno.ECONNREFUSED || errno === Errno.ENOENT
+      ? "nobody listens there, start the other side"
+      : errnoName(errno);
+    if (this.#options.reconnectMs > 0) {
+      // Once, however long that takes.
+      if (!this.#refused) {
+        this.#context.log.warn(
+          `Cannot connect to ${this.#where}: ${why}; trying again until it succeeds`,
+        );
+      }
+      this.#refused = true;
+      return this.#backoff.retry();
+    }
+    const message = `Cannot connect to ${this.#where}: ${why}`;
+    // Only the first attempt of a client that is not to try again is somebody's to hear of.
+    if (cause !== undefined) throw new ErrnoError(errno, message, { cause });
+    this.#context.log.warn(message);
   }
 }

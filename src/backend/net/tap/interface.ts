@@ -1,12 +1,162 @@
 /**
- * What the kernel knows of a network interface, by ioctl (netdevice(7)).
+ * The TAP interface behind a card: it is opened and looked at here, and what to do is said when that fails.
  *
  * @module
  */
 
-import { Errno } from "../../../core/errno.ts";
-import { check, Fd } from "../../../os/mod.ts";
+import { Errno, ErrnoError } from "../../../core/errno.ts";
+import type { Log } from "../../../core/log.ts";
+import {
+  check,
+  Fd,
+  openTap,
+  setTapOffloads,
+  type Tap,
+} from "../../../os/mod.ts";
 import { lastErrno, libc } from "../../../os/symbols.ts";
+import { NetOffload, type NetOffloads } from "../contract.ts";
+
+/** sizeof(struct virtio_net_hdr_v1). */
+const VNET_HEADER_BYTES = 12;
+
+const { CSUM, TSO4, TSO6, ECN, UFO, USO4, USO6 } = NetOffload;
+
+/**
+ * Opens the queues of an interface, a descriptor each. An interface that is new works at once as far as it can; about one
+ * that was there, what will not work is logged.
+ *
+ * @param ifname May hold `%d`
+ * @param count How many; an interface with one queue is of another kind than one with several
+ * @param mtu The card's, in bytes
+ * @throws {ErrnoError} With the remedy; nothing is left open
+ */
+export function openInterface(
+  ifname: string,
+  count: number,
+  mtu: number,
+  log: Log,
+): Tap[] {
+  using control = new InterfaceControl();
+  const existed = control.exists(ifname);
+  const queues = openTapQueues(ifname, count);
+  try {
+    if (existed) inspect(control, queues[0]!.ifname, mtu, log);
+    else setUp(control, queues[0]!.ifname, mtu, log);
+    return queues;
+  } catch (error) {
+    for (const { fd } of queues) fd.close();
+    throw error;
+  }
+}
+
+/**
+ * Opens the queues of an interface, and does nothing else to it.
+ *
+ * @throws {ErrnoError} As {@linkcode openInterface}
+ */
+export function openTapQueues(ifname: string, count: number): Tap[] {
+  const queues: Tap[] = [];
+  try {
+    for (let i = 0; i < count; i++) {
+      // The kernel has numbered it by then.
+      const name = queues[0]?.ifname ?? ifname;
+      queues.push(openTap(name, VNET_HEADER_BYTES, count > 1));
+    }
+    return queues;
+  } catch (error) {
+    for (const { fd } of queues) fd.close();
+    if (!(error instanceof ErrnoError)) throw error;
+    const why = explain(error.errno, ifname, count);
+    if (why === null) throw error;
+    throw new ErrnoError(
+      error.errno,
+      `Cannot attach to TAP interface ${ifname}: ${why}`,
+      { cause: error },
+    );
+  }
+}
+
+/**
+ * Finds out what this kernel's TAPs can do; leaves all off.
+ *
+ * @param fd A queue of the interface
+ * @throws {ErrnoError} When nothing can be set at all
+ */
+export function probeTapOffloads(fd: number): NetOffloads {
+  let give = CSUM | TSO4 | TSO6 | ECN;
+  // Linux 6.2 brought USO, to both directions at once; UFO is known since ever and no longer given since 4.14.
+  for (const more of [UFO, USO4 | USO6]) {
+    if (setTapOffloads(fd, give | more) === 0) give |= more;
+  }
+  // An interface that outlives its user remembers what the last one could take.
+  const result = setTapOffloads(fd, 0);
+  if (result < 0) {
+    throw new ErrnoError(-result, "Cannot set the offloads of a TAP");
+  }
+  // Whatever the kernel can give it can also take: it cuts by itself what a network card cannot.
+  return { take: give, give };
+}
+
+function explain(errno: number, ifname: string, count: number): string | null {
+  const name = ifname.replace("%d", "0");
+  const multiQueue = count > 1 ? " multi_queue" : "";
+  switch (errno) {
+    case Errno.EPERM:
+      return `not permitted, have root run "ip tuntap add dev ${name} mode tap${multiQueue} user $USER" once ` +
+        `and use ifname=${name}, or run with CAP_NET_ADMIN`;
+    case Errno.EACCES:
+      return 'not permitted, have root run "chmod 666 /dev/net/tun" or run as root';
+    case Errno.ENOENT:
+    case Errno.ENODEV:
+    case Errno.ENXIO:
+      return 'this host has no TAP driver, have root run "modprobe tun"';
+    case Errno.EBUSY:
+      return "another process uses it, choose another name";
+    case Errno.EINVAL:
+      return count > 1
+        ? "there is an interface of that name which is no multi-queue TAP, " +
+          `make it with "ip tuntap add dev ${name} mode tap multi_queue" or leave queues= out`
+        : 'there is an interface of that name which is no single-queue TAP, see "ip -details link"';
+    default:
+      return null;
+  }
+}
+
+/** Someone else's interface is left as it is; says what will not work. */
+function inspect(
+  control: InterfaceControl,
+  ifname: string,
+  mtu: number,
+  log: Log,
+): void {
+  if ((control.flags(ifname) & IFF_UP) === 0) {
+    log.warn(
+      `${ifname} is down and drops all frames: run "ip link set ${ifname} up"`,
+    );
+  }
+  const theirs = control.mtu(ifname);
+  if (theirs > mtu) {
+    log.warn(
+      `${ifname} has an MTU of ${theirs}, the card of ${mtu}, longer packets will be cut: ` +
+        `run "ip link set ${ifname} mtu ${mtu}"`,
+    );
+  }
+}
+
+/** Makes a new interface ready for use: an address or a bridge is the user's to choose. */
+function setUp(
+  control: InterfaceControl,
+  ifname: string,
+  mtu: number,
+  log: Log,
+): void {
+  if (control.mtu(ifname) !== mtu) control.setMtu(ifname, mtu);
+  control.setFlags(ifname, control.flags(ifname) | IFF_UP);
+  log.info(
+    `Made interface ${ifname} and brought it up: give it an address ("ip address add 192.168.76.1/24 dev ${ifname}") ` +
+      `or a bridge ("ip link set ${ifname} master br0")`,
+  );
+}
 
 const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
@@ -17,9 +167,11 @@ const IFF_UP = 1;
 // struct ifreq { char ifr_name[16]; union { short ifr_flags; int ifr_mtu; … } ifr; }
 const IFREQ = { NAME: 0, FLAGS: 16, MTU: 16, SIZE: 40 } as const;
 
-/** The kernel's handle for interface questions: any socket will do. */
-export class InterfaceControl implements Disposable {
+/** Settings of network interfaces by ioctl (netdevice(7)), for which any socket will do. */
+class InterfaceControl implements Disposable {
   readonly #socket: Fd;
+  readonly #ifreq = new Uint8Array(IFREQ.SIZE);
+  readonly #view = new DataView(this.#ifreq.buffer);
 
   /** @throws {SyscallError} */
   constructor() {
@@ -30,66 +182,52 @@ export class InterfaceControl implements Disposable {
     );
   }
 
-  /** Whether there is an interface of that name. */
   exists(ifname: string): boolean {
-    const { ifreq } = request(ifname);
-    return libc.ioctl(this.#socket.number, SIOCGIFFLAGS, ifreq) === 0 ||
+    this.#name(ifname);
+    return libc.ioctl(this.#socket.number, SIOCGIFFLAGS, this.#ifreq) === 0 ||
       lastErrno() !== Errno.ENODEV;
   }
 
-  /** @throws {SyscallError} ENODEV */
-  isUp(ifname: string): boolean {
-    const { ifreq, view } = request(ifname);
-    this.#ioctl(SIOCGIFFLAGS, ifreq, `Cannot look at ${ifname}`);
-    return (view.getUint16(IFREQ.FLAGS, true) & IFF_UP) !== 0;
+  flags(ifname: string): number {
+    this.#name(ifname);
+    this.#ioctl(SIOCGIFFLAGS, `Cannot look at ${ifname}`);
+    return this.#view.getUint16(IFREQ.FLAGS, true);
   }
 
-  /** @throws {SyscallError} EPERM without CAP_NET_ADMIN */
-  bringUp(ifname: string): void {
-    const { ifreq, view } = request(ifname);
-    this.#ioctl(SIOCGIFFLAGS, ifreq, `Cannot look at ${ifname}`);
-    const flags = view.getUint16(IFREQ.FLAGS, true);
-    view.setUint16(IFREQ.FLAGS, flags | IFF_UP, true);
-    this.#ioctl(SIOCSIFFLAGS, ifreq, `Cannot bring up ${ifname}`);
+  setFlags(ifname: string, flags: number): void {
+    this.#name(ifname);
+    this.#view.setUint16(IFREQ.FLAGS, flags, true);
+    this.#ioctl(SIOCSIFFLAGS, `Cannot bring up ${ifname}`);
   }
 
-  /** @throws {SyscallError} ENODEV */
   mtu(ifname: string): number {
-    const { ifreq, view } = request(ifname);
-    this.#ioctl(SIOCGIFMTU, ifreq, `Cannot look at ${ifname}`);
-    return view.getInt32(IFREQ.MTU, true);
+    this.#name(ifname);
+    this.#ioctl(SIOCGIFMTU, `Cannot look at ${ifname}`);
+    return this.#view.getInt32(IFREQ.MTU, true);
   }
 
-  /** @throws {SyscallError} EPERM without CAP_NET_ADMIN, EINVAL */
   setMtu(ifname: string, mtu: number): void {
-    const { ifreq, view } = request(ifname);
-    view.setInt32(IFREQ.MTU, mtu, true);
-    this.#ioctl(SIOCSIFMTU, ifreq, `Cannot set the MTU of ${ifname} to ${mtu}`);
-  }
-
-  /** Closes the socket. */
-  close(): void {
-    this.#socket.close();
+    this.#name(ifname);
+    this.#view.setInt32(IFREQ.MTU, mtu, true);
+    this.#ioctl(SIOCSIFMTU, `Cannot set the MTU of ${ifname} to ${mtu}`);
   }
 
   [Symbol.dispose](): void {
-    this.close();
+    this.#socket.close();
   }
 
-  #ioctl(
-    number: number,
-    ifreq: Uint8Array<ArrayBuffer>,
-    context: string,
-  ): void {
-    check(libc.ioctl(this.#socket.number, number, ifreq), "ioctl", context);
+  #name(ifname: string): void {
+    this.#ifreq.fill(0);
+    // A longer name is cut and names nothing; the option parser has refused it before.
+    new TextEncoder().encodeInto(ifname, this.#ifreq.subarray(0, 15));
   }
-}
 
-function request(
-  ifname: string,
-): { ifreq: Uint8Array<ArrayBuffer>; view: DataView } {
-  const ifreq = new Uint8Array(IFREQ.SIZE);
-  // A longer name is cut and names nothing; the option parser has refused it before.
-  new TextEncoder().encodeInto(ifname, ifreq.subarray(0, 15));
-  return { ifreq, view: new DataView(ifreq.buffer) };
+  /** @throws {SyscallError} ENODEV, EPERM without CAP_NET_ADMIN, EINVAL */
+  #ioctl(number: number, context: string): void {
+    check(
+      libc.ioctl(this.#socket.number, number, this.#ifreq),
+      "ioctl",
+      context,
+    );
+  }
 }

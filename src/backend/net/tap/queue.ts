@@ -11,64 +11,55 @@ import {
   type Fd,
   NativeBuffer,
   readv,
-  setTapQueueAttached,
   writev,
 } from "../../../os/mod.ts";
 import { libc } from "../../../os/symbols.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
+import type { NetPeer } from "../contract.ts";
 
 /** The kernel queues 500 frames on a TAP unless told otherwise (TUN_READQ_SIZE); more than a few rounds of that is new traffic. */
 const DISCARD_MAX = 2048;
-
-/** Who is told what happens on a {@linkcode TapQueue}. */
-export interface TapQueueListener {
-  /** Frames are waiting. */
-  onQueueReadable(pair: number): void;
-  /** Sending may succeed again. */
-  onQueueWritable(pair: number): void;
-  /** The interface has been deleted. */
-  onGone(): void;
-}
 
 /**
  * A descriptor with frames by readv(2) and writev(2): one call a frame, after which the buffers are the driver's again.
  * What is sent by the batch goes another way, see TapSender.
  *
  * ```text
- *   attached (idle ⇄ watched) ⇄ detached: the kernel gives it no frames and takes none
+ *   attached (idle --start--> watched --stop--> idle) ⇄ detached: the kernel gives it no frames and takes none
  * ```
  */
 export class TapQueue {
-  /** Which queue pair of the card it serves. */
+  /** Number of the queue pair of the card that it serves. */
   readonly pair: number;
+  /** True while the kernel gives and takes frames here; changed by whoever tells the kernel. */
+  attached: boolean;
+  /** Count of failures to receive. */
+  rxErrors = 0;
   readonly #fd: Fd;
   readonly #loop: Loop;
-  readonly #listener: TapQueueListener;
-  readonly #borrowed: boolean;
+  readonly #onGone: () => void;
+  #peer: NetPeer | null = null;
   #watch: FdWatch | null = null;
-  #attached: boolean;
   #receiving = true;
   #awaitsWritable = false;
-  #rxErrors = 0;
 
   /**
    * @param fd Taken over
-   * @param state.attached Whether the kernel gives and takes frames there; it does with a queue that was just opened
-   * @param state.borrowed Whether someone else attaches and detaches it, and here that is only known
+   * @param onGone Called when the interface has been deleted
+   * @param attached As of a queue that was just opened unless told
    */
   constructor(
     pair: number,
     fd: Fd,
     loop: Loop,
-    listener: TapQueueListener,
-    state: { readonly attached?: boolean; readonly borrowed?: boolean } = {},
+    onGone: () => void,
+    attached = true,
   ) {
     this.pair = pair;
-    this.#attached = state.attached ?? true;
-    this.#borrowed = state.borrowed ?? false;
+    this.attached = attached;
     this.#fd = fd;
     this.#loop = loop;
-    this.#listener = listener;
+    this.#onGone = onGone;
   }
 
   /** The descriptor. */
@@ -76,32 +67,11 @@ export class TapQueue {
     return this.#fd.number;
   }
 
-  /** Whether the kernel gives and takes frames here. */
-  get attached(): boolean {
-    return this.#attached;
-  }
-
-  /** How often receiving failed. */
-  get rxErrors(): number {
-    return this.#rxErrors;
-  }
-
-  /**
-   * Attaches or detaches; the queue must not be watched.
-   *
-   * @returns 0 or −errno
-   */
-  setAttached(on: boolean): number {
-    if (on === this.#attached) return 0;
-    const result = this.#borrowed ? 0 : setTapQueueAttached(this.fd, on);
-    if (result === 0) this.#attached = on;
-    return result;
-  }
-
-  /** Begins to tell the listener. */
-  start(): void {
+  /** Begins to call the card, if it is attached. */
+  start(peer: NetPeer): void {
+    this.#peer = peer;
     // The end of a detached queue is reported as an error of its descriptor.
-    if (!this.#attached || this.#watch !== null) return;
+    if (!this.attached || this.#watch !== null) return;
     this.#watch = this.#loop.watch(
       this.fd,
       this.#events(),
@@ -109,7 +79,7 @@ export class TapQueue {
     );
   }
 
-  /** Tells nothing any more. */
+  /** Calls nothing any more. */
   stop(): void {
     this.#watch?.close();
     this.#watch = null;
@@ -146,7 +116,7 @@ export class TapQueue {
   receive(into: ScatterGather): number {
     const n = readv(this.fd, into.iovec, into.count);
     if (n >= 0 || n === -Errno.EAGAIN) return n;
-    this.#rxErrors++;
+    this.rxErrors++;
     // What it was is lost or will come again; either way this is no time to go on.
     return -Errno.EAGAIN;
   }
@@ -170,21 +140,16 @@ export class TapQueue {
 
   #onEvents(events: number): void {
     // Cannot be masked, and lasts.
-    if ((events & Epoll.ERR) !== 0) return this.#listener.onGone();
+    if ((events & Epoll.ERR) !== 0) return this.#onGone();
     if ((events & Epoll.OUT) !== 0 && this.#awaitsWritable) {
       this.#awaitsWritable = false;
       this.#watch?.setEvents(this.#events());
-      this.#listener.onQueueWritable(this.pair);
+      this.#peer?.onWritable(this.pair);
     }
+    // The card may have stopped it.
+    if (this.#watch === null) return;
     if ((events & Epoll.IN) !== 0 && this.#receiving) {
-      this.#listener.onQueueReadable(this.pair);
+      this.#peer?.onReadable(this.pair);
     }
   }
-}
-
-/** How often receiving failed, on all of the queues. */
-export function receiveErrors(
-  queues: readonly (TapQueue | undefined)[],
-): number {
-  return queues.reduce((sum, queue) => sum + (queue?.rxErrors ?? 0), 0);
 }

@@ -30,16 +30,15 @@ const SEGMENTS_MAX = 1024;
 const IOVEC_BYTES = 16;
 const IOVEC_WORDS = IOVEC_BYTES / 4;
 
-/** What a {@linkcode TapSender} works with. */
+/** Parts of a {@linkcode TapSender}. */
 export interface TapSenderOptions {
   /** By pair; none for those of other threads. They outlive the sender. */
   readonly queues: readonly (TapQueue | undefined)[];
-  /** {@linkcode TapEngine.AUTO} unless told. */
-  readonly engine?: TapEngine | undefined;
+  readonly engine: TapEngine;
   /** Of the interface, for the log. */
   readonly description: string;
   readonly log: Log;
-  /** How a ring is made; the kernel's unless told. */
+  /** Makes a ring; the kernel's unless told. */
   readonly makeRing?: (entries: number) => IoUring;
 }
 
@@ -48,7 +47,7 @@ export interface TapSenderOptions {
  * in which they came.
  *
  * ```text
- *   send(…, true) … send(…, true)   notes where their segments are
+ *   send(…, true) … send(…, true)   copies the lists of their segments
  *   flush()                         they have left when it returns
  * ```
  * The TAP takes or refuses each frame while it is submitted: it never has to wait, since nobody bounds its send buffer.
@@ -66,30 +65,30 @@ export class TapSender {
   readonly #engine: TapEngine;
   #batching: boolean;
   #arena: NativeBuffer | null = null;
-  /** The segments of the noted frames, one frame's after the other's. */
+  /** The segments of the queued frames, one frame's after the other's. */
   #words = new Uint32Array(0);
   /** Address of the first one: low word, high word. */
   readonly #base = new Uint32Array(2);
-  /** By noted frame: its first segment, how many they are, and its queue. */
+  /** By queued frame: its first segment, how many they are, and its queue. */
   readonly #firsts = new Int32Array(FRAMES_MAX);
   readonly #counts = new Int32Array(FRAMES_MAX);
   readonly #fds = new Int32Array(FRAMES_MAX);
   readonly #pairs = new Int32Array(FRAMES_MAX);
   /** Addresses of segments that writev was given once, by their index: each is an object. */
   readonly #iovecs: (Deno.PointerObject | undefined)[] = [];
-  #noted = 0;
+  #queued = 0;
   #segments = 0;
-  /** Noted frames that were lost and not told of yet. */
+  /** Queued frames that were lost and not told of yet. */
   #lost = 0;
   #ring: IoUring | null = null;
-  /** Whether the ring knows the queues by their pair. */
+  /** True when the ring knows the queues by their pair. */
   #registered = false;
-  /** Why frames cannot be noted any more, as −errno; 0 while they can. */
+  /** Why frames cannot be queued any more, as −errno; 0 while they can. */
   #failure = 0;
 
   constructor(options: TapSenderOptions) {
     this.#options = options;
-    this.#engine = options.engine ?? TapEngine.AUTO;
+    this.#engine = options.engine;
     this.#batching = this.#engine !== TapEngine.SYNC;
   }
 
@@ -99,10 +98,10 @@ export class TapSender {
    * @param queue One of {@linkcode TapSenderOptions.queues}, attached
    */
   send(frame: ScatterGather, queue: TapQueue, more: boolean): number {
-    if (more && this.#batching && this.#note(frame, queue)) {
+    if (more && this.#batching && this.#enqueue(frame, queue)) {
       return frame.lengthBytes;
     }
-    this.#sendNoted();
+    this.#sendQueued();
     const n = queue.send(frame);
     // EIO says the interface is down, EINVAL that the guest's header or frame is nonsense: lost, as on a wire.
     if (n < 0 && n !== -Errno.EAGAIN) this.dropped++;
@@ -111,18 +110,19 @@ export class TapSender {
 
   /** As NetBackend.flush. */
   flush(): number {
-    this.#sendNoted();
+    this.#sendQueued();
     const lost = this.#lost;
     this.#lost = 0;
     return lost;
   }
 
-  #sendNoted(): void {
-    const count = this.#noted;
+  #sendQueued(): void {
+    const count = this.#queued;
     if (count === 0) return;
-    this.#noted = this.#segments = 0;
+    this.#queued = this.#segments = 0;
     const many = count >= BATCH_MIN || this.#engine === TapEngine.RING;
-    if (many && this.#prepare()) this.#submit(count);
+    if (many && this.#batching) this.#ring ??= this.#makeRing();
+    if (many && this.#ring !== null) this.#submit(this.#ring, count);
     else for (let i = 0; i < count; i++) this.#write(i);
     if (this.#failure !== 0) {
       this.#giveUp(`sending gave ${errnoName(-this.#failure)}`);
@@ -132,23 +132,23 @@ export class TapSender {
   /** Frees what it has; nothing may be sent afterwards. */
   close(): void {
     this.#batching = false;
-    this.#noted = this.#segments = 0;
+    this.#queued = this.#segments = 0;
     this.#closeRing();
     this.#arena?.close();
     this.#arena = null;
   }
 
-  /** @returns Whether there is room for it */
-  #note(frame: ScatterGather, queue: TapQueue): boolean {
+  /** @returns False when there is no room for it */
+  #enqueue(frame: ScatterGather, queue: TapQueue): boolean {
     const { count } = frame;
     if (
-      this.#noted === FRAMES_MAX || this.#segments + count > SEGMENTS_MAX
+      this.#queued === FRAMES_MAX || this.#segments + count > SEGMENTS_MAX
     ) {
-      this.#sendNoted();
+      this.#sendQueued();
       if (!this.#batching || count > SEGMENTS_MAX) return false;
     }
     if (this.#arena === null) this.#makeArena();
-    const i = this.#noted++;
+    const i = this.#queued++;
     this.#firsts[i] = this.#segments;
     this.#counts[i] = count;
     this.#fds[i] = queue.fd;
@@ -172,27 +172,23 @@ export class TapSender {
     this.#base[1] = high32(arena.hva);
   }
 
-  /** @returns Whether there is a ring */
-  #prepare(): boolean {
-    if (this.#ring === null && this.#batching) this.#makeRing();
-    return this.#ring !== null;
-  }
-
-  #makeRing(): void {
-    const { makeRing = (entries) => new IoUring(entries) } = this.#options;
-    let ring: IoUring;
+  /** @returns The ring, or null where there can be none */
+  #makeRing(): IoUring | null {
+    const { queues, makeRing = (entries) => new IoUring(entries) } =
+      this.#options;
     try {
-      ring = makeRing(FRAMES_MAX);
+      const ring = makeRing(FRAMES_MAX);
+      this.#registered = ring.registerFiles(
+        Array.from(queues, (queue) => queue?.fd ?? -1),
+      );
+      return ring;
     } catch (error) {
       if (!(error instanceof ErrnoError)) throw error;
       this.#giveUp(
         `the kernel says ${error.code}, allow io_uring by kernel.io_uring_disabled=0 and in the container's seccomp profile`,
       );
-      return;
+      return null;
     }
-    const fds = Array.from(this.#options.queues, (queue) => queue?.fd ?? -1);
-    this.#registered = ring.registerFiles(fds);
-    this.#ring = ring;
   }
 
   #fill(ring: IoUring, i: number): void {
@@ -200,13 +196,9 @@ export class TapSender {
     const { sqes } = ring;
     const low = this.#base[0]! + this.#firsts[i]! * IOVEC_BYTES;
     const carry = low > 0xffff_ffff ? 1 : 0;
-    if (this.#registered) {
-      sqes[at] = IoUringOp.WRITEV | SQE_FIXED_FILE;
-      sqes[at + Sqe.FD] = this.#pairs[i]!;
-    } else {
-      sqes[at] = IoUringOp.WRITEV;
-      sqes[at + Sqe.FD] = this.#fds[i]!;
-    }
+    const registered = this.#registered;
+    sqes[at] = IoUringOp.WRITEV | (registered ? SQE_FIXED_FILE : 0);
+    sqes[at + Sqe.FD] = (registered ? this.#pairs : this.#fds)[i]!;
     sqes[at + Sqe.ADDR_LOW] = low;
     sqes[at + Sqe.ADDR_HIGH] = this.#base[1]! + carry;
     sqes[at + Sqe.LEN] = this.#counts[i]!;
@@ -215,8 +207,7 @@ export class TapSender {
     sqes[at + Sqe.USER_DATA] = i;
   }
 
-  #submit(count: number): void {
-    const ring = this.#ring!;
+  #submit(ring: IoUring, count: number): void {
     for (let i = 0; i < count; i++) this.#fill(ring, i);
     let done = 0;
     // Frames complete as they are submitted, so that there is nothing to wait for.
@@ -245,7 +236,7 @@ export class TapSender {
     } else this.#drop();
   }
 
-  /** Sends a noted frame that the card believes sent. */
+  /** Sends a queued frame that the card believes sent. */
   #write(i: number): void {
     const first = this.#firsts[i]!;
     const iovec = this.#iovecs[first] ??
@@ -256,7 +247,7 @@ export class TapSender {
     if (n === -Errno.EAGAIN) this.#failure = n;
   }
 
-  /** A noted frame is lost. */
+  /** A queued frame is lost. */
   #drop(): void {
     this.dropped++;
     this.#lost++;

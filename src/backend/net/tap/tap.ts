@@ -6,10 +6,13 @@
 
 import type { Loop } from "../../../loop/event_loop.ts";
 import {
+  type Fd,
   type ResourceBag,
   type Saved,
   setTapOffloads,
+  setTapQueueAttached,
 } from "../../../os/mod.ts";
+import { Errno } from "../../../core/errno.ts";
 import type { Log } from "../../../core/log.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type {
@@ -19,14 +22,11 @@ import type {
   NetPeer,
 } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
-import { Ownership } from "../ownership.ts";
-import { isOfKind, type NetBackendState, takeState } from "../state.ts";
+import { type NetBackendState, Ownership, takeState } from "../state.ts";
 import type { TapCounters, TapNetOptions } from "./driver.ts";
-import { InterfaceControl } from "./interface.ts";
-import { openTapQueues, probeTapOffloads } from "./open.ts";
-import { receiveErrors, TapQueue, type TapQueueListener } from "./queue.ts";
+import { openInterface, probeTapOffloads } from "./interface.ts";
+import { TapQueue } from "./queue.ts";
 import { TapSender } from "./sender.ts";
-import { type SharedTap, TAP_SHARE_KIND, TapTwin } from "./twin.ts";
 
 const KIND = "tap";
 
@@ -36,42 +36,47 @@ const KIND = "tap";
  */
 interface TapState extends NetBackendState {
   readonly ifname: string;
-  /** By pair. */
-  readonly attached: readonly boolean[];
+  /** By pair: true where the kernel gives and takes frames; null for a pair that is not in the bag. */
+  readonly attached: readonly (boolean | null)[];
   /** What was found out at first; to ask anew would switch off what the driver has chosen. */
   readonly offloads: NetOffloads;
+  /** True when the back end that gave it goes on, and chooses for all pairs. */
+  readonly shared: boolean;
   readonly running: boolean;
   readonly gone: boolean;
   readonly counters: TapCounters;
 }
 
-/** Opens a TAP, or some pairs of one that is open already. */
+/** Opens a TAP, or goes on with one, or with some of its pairs. */
 export const openTapBackend: OpenNet<TapNetOptions> = (
   options,
   context,
   saved,
-) =>
-  saved !== undefined && isOfKind(saved.state, TAP_SHARE_KIND)
-    ? new TapTwin(options, context, saved)
-    : new TapBackend(options, context, saved);
+) => new TapBackend(options, context, saved);
 
 /**
  * Frames between guest memory and the kernel, which cuts, joins and checksums them where the card leaves that to it.
  *
  * With several queue pairs the kernel chooses the pair of a received frame: the one that last sent frames of its flow.
+ * Pairs that {@linkcode share} has given away are served by a back end of this class on another thread. That has only
+ * their queues, and knows what the first one chooses; it tells the kernel nothing.
  */
-export class TapBackend implements NetBackend, TapQueueListener {
+export class TapBackend implements NetBackend {
   readonly description: string;
   readonly hasVnetHeader = true;
   readonly offloads: NetOffloads;
   readonly queuePairs: number;
   /** The interface's name as the kernel gave it. */
   readonly ifname: string;
-  readonly #queues: TapQueue[] = [];
+  /** By pair; none for those of which another back end alone has the descriptor. */
+  readonly #queues: (TapQueue | undefined)[] = [];
   readonly #sender: TapSender;
   readonly #ownership: Ownership;
+  /** True when another back end chooses for the interface. */
+  readonly #isShared: boolean = false;
   /** Pairs that other threads serve. */
-  readonly #lent = new Set<number>();
+  readonly #shared = new Set<number>();
+  readonly #loop: Loop;
   readonly #log: Log;
   #peer: NetPeer | null = null;
   #gone = false;
@@ -82,7 +87,7 @@ export class TapBackend implements NetBackend, TapQueueListener {
   #rxErrorsBefore = 0;
 
   /**
-   * @param saved What a predecessor was and had open, if there was one
+   * @param saved What a predecessor was and had open, or what another back end shares
    * @throws {ErrnoError} With the remedy, when the interface cannot be had
    */
   constructor(
@@ -90,32 +95,39 @@ export class TapBackend implements NetBackend, TapQueueListener {
     context: NetContext,
     saved?: Saved<unknown>,
   ) {
+    this.#loop = context.loop;
     this.#log = context.log;
     this.queuePairs = context.queuePairs ?? 1;
     this.#ownership = new Ownership(context.loop, saved === undefined);
-    if (saved !== undefined) {
-      const state = takeState<TapState>(saved.state, KIND);
-      this.ifname = state.ifname;
-      this.description = `tap ${this.ifname}`;
-      this.offloads = state.offloads;
-      this.#sender = this.#makeSender(options);
-      this.#load(state, saved.bag, context.loop);
-      return;
-    }
-    using control = new InterfaceControl();
-    const existed = control.exists(options.ifname);
-    const taps = openTapQueues(options.ifname, this.queuePairs);
-    taps.forEach(({ fd }, pair) =>
-      this.#queues.push(new TapQueue(pair, fd, context.loop, this))
-    );
-    this.ifname = taps[0]!.ifname;
+    const state = saved && takeState<TapState>(saved.state, KIND);
+    const taps = state === undefined
+      ? openInterface(
+        options.ifname,
+        this.queuePairs,
+        context.mtu,
+        context.log,
+      )
+      : [];
+    this.ifname = state?.ifname ?? taps[0]!.ifname;
     this.description = `tap ${this.ifname}`;
-    this.#sender = this.#makeSender(options);
+    this.#sender = new TapSender({
+      queues: this.#queues,
+      engine: options.engine,
+      description: this.description,
+      log: this.#log,
+    });
+    taps.forEach(({ fd }, pair) => {
+      this.#queues[pair] = this.#makeQueue(pair, fd);
+    });
     try {
-      this.offloads = probeTapOffloads(this.#queues[0]!.fd);
-      if (existed) this.#inspect(control, context.mtu);
-      else this.#setUp(control, context.mtu);
-      this.setQueuePairs(1);
+      if (state !== undefined) {
+        this.offloads = state.offloads;
+        this.#isShared = state.shared;
+        this.#load(state, saved!.bag);
+      } else {
+        this.offloads = probeTapOffloads(this.#queues[0]!.fd);
+        this.setQueuePairs(1);
+      }
     } catch (error) {
       this.close();
       throw error;
@@ -133,14 +145,14 @@ export class TapBackend implements NetBackend, TapQueueListener {
     if (this.#gone) return;
     this.#peer = peer;
     for (const queue of this.#queues) {
-      if (this.#lent.has(queue.pair)) continue;
+      if (queue === undefined || this.#shared.has(queue.pair)) continue;
       if (queue.attached && !keeping) queue.discardWaiting();
-      queue.start();
+      queue.start(peer);
     }
   }
 
   stop(): void {
-    for (const queue of this.#queues) queue.stop();
+    for (const queue of this.#queues) queue?.stop();
     this.#peer = null;
     if (!this.#keeping) return;
     this.#keeping = false;
@@ -157,19 +169,29 @@ export class TapBackend implements NetBackend, TapQueueListener {
       const result = this.#detachFrom(count);
       if (result < 0) return result;
     }
-    for (let i = 0; i < count; i++) {
-      const result = this.#queues[i]!.setAttached(true);
+    for (let pair = 0; pair < count; pair++) {
+      const queue = this.#queues[pair];
+      if (queue === undefined) continue;
+      const result = this.#setAttached(queue, true);
       if (result < 0) return result;
-      if (this.#peer !== null && !this.#lent.has(i)) this.#queues[i]!.start();
+      if (this.#peer !== null && !this.#shared.has(pair)) {
+        queue.start(this.#peer);
+      }
     }
     return 0;
   }
 
+  follow(count: number): void {
+    if (this.#isShared) this.setQueuePairs(count);
+  }
+
   send(frame: ScatterGather, pair: number = 0, more: boolean = false): number {
-    let queue = this.#queues[pair]!;
+    let queue = this.#queues[pair];
     // What a driver queued before it gave the pair up still leaves.
-    if (!queue.attached) queue = this.#queues[0]!;
-    return this.#sender.send(frame, queue, more);
+    if (!queue?.attached) queue = this.#queues[0];
+    if (queue?.attached) return this.#sender.send(frame, queue, more);
+    this.#sender.dropped++;
+    return -Errno.EIO;
   }
 
   flush(): number {
@@ -177,30 +199,11 @@ export class TapBackend implements NetBackend, TapQueueListener {
   }
 
   receive(into: ScatterGather, pair: number = 0): number {
-    return this.#queues[pair]!.receive(into);
+    return this.#queues[pair]?.receive(into) ?? -Errno.EAGAIN;
   }
 
   setReceiving(on: boolean, pair: number = 0): void {
-    this.#queues[pair]!.setReceiving(on);
-  }
-
-  onQueueReadable(pair: number): void {
-    this.#peer?.onReadable(pair);
-  }
-
-  onQueueWritable(pair: number): void {
-    this.#peer?.onWritable(pair);
-  }
-
-  onGone(): void {
-    if (this.#gone) return;
-    this.#gone = true;
-    const peer = this.#peer;
-    this.stop();
-    peer?.onLinkChange?.();
-    this.#log.warn(
-      `${this.ifname} was deleted: its card has no network any more, restart the device to attach anew`,
-    );
+    this.#queues[pair]?.setReceiving(on);
   }
 
   counters(): TapCounters {
@@ -208,7 +211,10 @@ export class TapBackend implements NetBackend, TapQueueListener {
     return {
       txDropped: dropped,
       txBatches: batches,
-      rxErrors: this.#rxErrorsBefore + receiveErrors(this.#queues),
+      rxErrors: this.#queues.reduce(
+        (sum, queue) => sum + (queue?.rxErrors ?? 0),
+        this.#rxErrorsBefore,
+      ),
     };
   }
 
@@ -217,8 +223,9 @@ export class TapBackend implements NetBackend, TapQueueListener {
       version: 1,
       kind: KIND,
       ifname: this.ifname,
-      attached: this.#queues.map(({ attached }) => attached),
+      attached: this.#queues.map((queue) => queue!.attached),
       offloads: this.offloads,
+      shared: false,
       running: this.#peer !== null || this.#keeping,
       gone: this.#gone,
       counters: this.counters(),
@@ -226,29 +233,29 @@ export class TapBackend implements NetBackend, TapQueueListener {
   }
 
   handOver(bag: ResourceBag): void {
-    for (const { pair, fd } of this.#queues) bag.put(`${pair}`, fd);
+    this.#put([...this.#queues.keys()], bag);
     this.#ownership.giveAway();
   }
 
-  share(pairs: readonly number[], bag: ResourceBag): SharedTap {
-    for (const pair of pairs) bag.put(`${pair}`, this.#queues[pair]!.fd);
-    for (const pair of pairs) this.#lent.add(pair);
+  share(pairs: readonly number[], bag: ResourceBag): TapState {
+    this.#put(pairs, bag);
+    for (const pair of pairs) this.#shared.add(pair);
     return {
-      version: 1,
-      kind: TAP_SHARE_KIND,
-      ifname: this.ifname,
-      offloads: this.offloads,
-      queuePairs: this.queuePairs,
-      activePairs: this.#wantedPairs,
-      pairs,
+      ...this.save(),
+      attached: this.#queues.map((_, pair) =>
+        pairs.includes(pair) ? pair < this.#wantedPairs : null
+      ),
+      shared: true,
+      running: false,
+      counters: { txDropped: 0, txBatches: 0, rxErrors: 0 },
     };
   }
 
   reclaim(): void {
-    for (const pair of this.#lent) {
-      if (this.#peer !== null) this.#queues[pair]!.start();
+    for (const pair of this.#shared) {
+      if (this.#peer !== null) this.#queues[pair]!.start(this.#peer);
     }
-    this.#lent.clear();
+    this.#shared.clear();
   }
 
   /** Detaches; an interface that was made on opening goes away. */
@@ -257,28 +264,22 @@ export class TapBackend implements NetBackend, TapQueueListener {
     // A ring holds the descriptors beyond their end.
     this.#sender.close();
     // Whoever attaches to an interface that stays may not know of offloads; of one that is gone there is nothing to set.
-    if (this.#ownership.end()) setTapOffloads(this.#queues[0]!.fd, 0);
-    for (const queue of this.#queues) queue.close();
+    if (this.#ownership.end() && !this.#isShared) {
+      setTapOffloads(this.#queues[0]!.fd, 0);
+    }
+    for (const queue of this.#queues) queue?.close();
   }
 
-  #makeSender({ engine }: TapNetOptions): TapSender {
-    return new TapSender({
-      queues: this.#queues,
-      engine,
-      description: this.description,
-      log: this.#log,
-    });
+  #makeQueue(pair: number, fd: Fd, attached?: boolean): TapQueue {
+    const onGone = () => this.#onGone();
+    return new TapQueue(pair, fd, this.#loop, onGone, attached);
   }
 
-  #load(state: TapState, bag: ResourceBag, loop: Loop): void {
-    try {
-      for (const [pair, attached] of state.attached.entries()) {
-        const fd = bag.take(`${pair}`);
-        this.#queues.push(new TapQueue(pair, fd, loop, this, { attached }));
-      }
-    } catch (error) {
-      this.close();
-      throw error;
+  #load(state: TapState, bag: ResourceBag): void {
+    for (const [pair, attached] of state.attached.entries()) {
+      if (attached === null) continue;
+      const fd = bag.take(`${pair}`);
+      this.#queues[pair] = this.#makeQueue(pair, fd, attached);
     }
     this.#keeping = state.running;
     this.#gone = state.gone;
@@ -288,42 +289,44 @@ export class TapBackend implements NetBackend, TapQueueListener {
     this.#rxErrorsBefore = state.counters.rxErrors;
   }
 
+  #put(pairs: readonly number[], bag: ResourceBag): void {
+    for (const pair of pairs) bag.put(`${pair}`, this.#queues[pair]!.fd);
+  }
+
   /** @returns 0 or −errno */
   #detachFrom(count: number): number {
     // From the end, so that the kernel's numbers of those that remain stay as they are.
-    for (let i = this.#queues.length - 1; i >= count; i--) {
-      this.#queues[i]!.stop();
-      const result = this.#queues[i]!.setAttached(false);
+    for (let pair = this.#queues.length - 1; pair >= count; pair--) {
+      const queue = this.#queues[pair];
+      if (queue === undefined) continue;
+      queue.stop();
+      const result = this.#setAttached(queue, false);
       if (result < 0) return result;
     }
     return 0;
   }
 
-  /** Someone else's interface is left as it is; say what will not work. */
-  #inspect(control: InterfaceControl, mtu: number): void {
-    const { ifname } = this;
-    if (!control.isUp(ifname)) {
-      this.#log.warn(
-        `${ifname} is down and drops all frames: run "ip link set ${ifname} up"`,
-      );
-    }
-    const theirs = control.mtu(ifname);
-    if (theirs > mtu) {
-      this.#log.warn(
-        `${ifname} has an MTU of ${theirs}, the card of ${mtu}, longer packets will be cut: ` +
-          `run "ip link set ${ifname} mtu ${mtu}"`,
-      );
-    }
+  /** @returns 0 or −errno */
+  #setAttached(queue: TapQueue, on: boolean): number {
+    if (queue.attached === on) return 0;
+    const result = this.#isShared ? 0 : setTapQueueAttached(queue.fd, on);
+    if (result === 0) queue.attached = on;
+    return result;
   }
 
-  /** An interface of our own works at once as far as it can: an address or a bridge is the user's to choose. */
-  #setUp(control: InterfaceControl, mtu: number): void {
-    const { ifname } = this;
-    if (control.mtu(ifname) !== mtu) control.setMtu(ifname, mtu);
-    control.bringUp(ifname);
-    this.#log.info(
-      `Made interface ${ifname} and brought it up: give it an address ("ip address add 192.168.76.1/24 dev ${ifname}") ` +
-        `or a bridge ("ip link set ${ifname} master br0")`,
+  #onGone(): void {
+    if (this.#isShared) {
+      // The pair was given up, and word of that is on its way; or the interface was deleted, which is told elsewhere.
+      for (const queue of this.#queues) queue?.stop();
+      return;
+    }
+    if (this.#gone) return;
+    this.#gone = true;
+    const peer = this.#peer;
+    this.stop();
+    peer?.onLinkChange?.();
+    this.#log.warn(
+      `${this.ifname} was deleted: its card has no network any more, restart the device to attach anew`,
     );
   }
 }

@@ -14,9 +14,10 @@ import {
   INSTALL_LIBSLIRP,
 } from "../gateway/gateway.ts";
 import type { Saved } from "../../../os/resource_bag.ts";
-import { isOfKind } from "../state.ts";
-import { PeerBackend, takePeer } from "../peer/backend.ts";
+import type { NetBackendState } from "../state.ts";
+import { PeerConnector } from "../peer/connector.ts";
 import { NoLibslirpError, Slirp, SLIRP_KIND } from "../slirp/slirp.ts";
+import { StreamBackend } from "../socket/stream_backend.ts";
 import type { UserNetOptions } from "./driver.ts";
 
 /**
@@ -29,7 +30,8 @@ export const LIBSLIRP_VARIABLE = "OUTBOARD_LIBSLIRP";
 export const openUser: OpenNet<UserNetOptions> = (options, context, saved) => {
   if (saved === undefined) return openFirst(options, context);
   // What was chosen at first stays: a guest does not lose its connections because a variable has changed.
-  return isOfKind(saved.state, GATEWAY_KIND)
+  const { kind } = (saved.state ?? {}) as Partial<NetBackendState>;
+  return kind === GATEWAY_KIND
     ? new GatewayBackend(options, context, saved.state)
     : openSlirp(options, context, saved);
 };
@@ -39,18 +41,15 @@ function openSlirp(
   context: NetContext,
   saved?: Saved<unknown>,
 ): NetBackend {
-  const peer = takePeer(saved, SLIRP_KIND);
   const library = environmentVariable(LIBSLIRP_VARIABLE) ?? null;
-  const slirp = new Slirp(
-    options,
-    context.mtu,
-    library,
-    peer && {
-      state: peer.state.program,
-      bag: peer.bag.at("program"),
-    },
+  const task = { options, mtu: context.mtu, library };
+  return new StreamBackend(
+    SLIRP_KIND,
+    context,
+    (context, saved) =>
+      new PeerConnector((saved) => new Slirp(task, saved), context, saved),
+    saved,
   );
-  return new PeerBackend(slirp, context, peer);
 }
 
 /** The library says nothing of a folder that it cannot read: its guests wait for files in vain. */
