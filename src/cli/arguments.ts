@@ -41,7 +41,7 @@ export interface DeviceArgument {
   readonly model: string;
   /** Options in the order given; a repeated key holds all its values. */
   readonly options: OptionTexts;
-  /** Whether `help` was asked for: `MODEL,help`. */
+  /** True if `help` was asked for: `MODEL,help`. */
   readonly help: boolean;
 }
 
@@ -72,7 +72,7 @@ export const DEVICE_OPTION = list(option("--device", {
     "a path such as ./my_device.ts loads a model",
 }, parseDevice));
 
-/** What may come after the path of a socket. */
+/** Options after the path of a socket. */
 const ACCESS = options({
   mode: option(
     "mode",
@@ -100,7 +100,7 @@ function parseEndpoint(text: string, refuse: Refuse): Endpoint {
   return { kind: "path", ...parseSocketPath(text, refuse) };
 }
 
-/** Where devices are served: one of these for each device, in the same order. */
+/** Places where devices are served: one for each device, in the same order. */
 export const ENDPOINT_OPTIONS = options({
   socket: list(option("--socket", {
     syntax: "PATH[,mode=MODE][,group=GROUP]",
@@ -125,7 +125,7 @@ export const ENDPOINT_OPTIONS = options({
   })),
 }, ({ socket, socketPath, fd }) => [...socket, ...socketPath, ...fd]);
 
-/** How the process runs. */
+/** Options of the process. */
 export const RUN_OPTIONS = options({
   control: option("--control", {
     syntax: "PATH",
@@ -195,7 +195,7 @@ const ALL = options({
   run: RUN_OPTIONS,
 });
 
-/** What the command line asks for. */
+/** Result of parsing the command line. */
 export type Command =
   | { readonly kind: "help" }
   | { readonly kind: "version" }
@@ -208,7 +208,7 @@ export type Command =
     }[];
   } & Infer<typeof RUN_OPTIONS>;
 
-/** What is parsed, in order: the names with their dashes, and `on` for a flag. */
+/** Options in order: the names with their dashes, and `on` for a flag. */
 function tokenize(args: readonly string[]): [name: string, text: string][] {
   const known = Object.fromEntries(ALL.rows.map(({ name, syntax }) => [
     name.slice(2),
@@ -241,7 +241,7 @@ function tokenize(args: readonly string[]): [name: string, text: string][] {
   }
 }
 
-/** What the parser's complaint of an option that there is not holds for {@linkcode UnknownNameError}. */
+/** Finds the option that there is not in the parser's complaint, for {@linkcode UnknownNameError}. */
 function unknownOption(message: string): UnknownNameError | undefined {
   const [, given] = /^Unknown option '([^']+)'/.exec(message) ?? [];
   const known = ALL.rows.map(({ name }) => name);

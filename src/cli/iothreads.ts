@@ -12,9 +12,9 @@ import {
 } from "../core/options.ts";
 import { IOTHREADS_MAX } from "../runtime/iothread/bounds.ts";
 
-/** What `--iothreads` asks for. */
+/** Value of `--iothreads`. */
 export interface IOThreadsArgument {
-  /** How many. */
+  /** Number of threads. */
   readonly count: number;
   /** The CPUs of each; null leaves them to the scheduler. */
   readonly cpus: readonly (readonly number[])[] | null;

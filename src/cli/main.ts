@@ -48,7 +48,7 @@ function print(text: string): void {
   }
 }
 
-/** What is wrong there is wrong with the command line. */
+/** Turns each error into one of the command line. */
 async function asUsage<T>(act: () => T | Promise<T>): Promise<T> {
   try {
     return await act();
@@ -59,7 +59,7 @@ async function asUsage<T>(act: () => T | Promise<T>): Promise<T> {
 
 type RunCommand = Extract<Command, { kind: "run" }>;
 
-/** What is wrong with a device's options. */
+/** Error in a device's options. */
 function optionError(model: string, error: Error): UsageError {
   const hint = error instanceof UnknownNameError
     ? " (write a comma in a value twice)"

@@ -1,5 +1,5 @@
 /**
- * What is said when devices are served. Apart from help, which takes no permission.
+ * Text that tells where devices are served. Apart from help, which takes no permission.
  *
  * @module
  */
@@ -19,7 +19,7 @@ function absolutePath(path: string): string {
   }
 }
 
-/** What is printed when everything listens: which socket is whose, and how clients reach them. */
+/** Text to print when everything listens: which socket is whose, and how clients reach them. */
 export function readyText(devices: readonly ServedDevice[]): string {
   const at = devices.map((device) =>
     `${device.id} listens on ${device.path ?? `fd ${device.fd}`}`

@@ -14,7 +14,7 @@ import { UsageError } from "./usage_error.ts";
  */
 export class UncaughtErrors implements Disposable {
   readonly #failed = Promise.withResolvers<never>();
-  /** Whether devices are served. */
+  /** True if devices are served. */
   serving = false;
 
   /** Takes errors from here on. */

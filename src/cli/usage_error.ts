@@ -1,5 +1,5 @@
 /**
- * What a wrong command line ends in.
+ * Error of a wrong command line.
  *
  * @module
  */

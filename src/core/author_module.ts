@@ -24,7 +24,7 @@ export function moduleUrl(
   return new URL(encoded, `file://${folder}/`).href;
 }
 
-/** How long a file may take to load, downloads included. */
+/** Time a file may take to load, downloads included. */
 const LOAD_TIMEOUT_MS = 30_000;
 
 /**

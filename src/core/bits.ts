@@ -7,7 +7,7 @@
 /** The page size every supported client uses, in bytes. */
 export const PAGE_SIZE = 4096;
 
-/** Whether bit `n` (0–31) of the 32-bit word is set. */
+/** True if bit `n` (0–31) of the 32-bit word is set. */
 export function bit(value: number, n: number): boolean {
   return ((value >>> n) & 1) === 1;
 }
@@ -55,7 +55,7 @@ export function alignUp(value: number, alignment: number): number {
   return Math.ceil(value / alignment) * alignment;
 }
 
-/** Whether `value` is a power of two, and at least 1. */
+/** True if `value` is a power of two, and at least 1. */
 export function isPowerOfTwo(value: number): boolean {
   // Not whether log2 is an integer: from 2^49 on it is one for neighbours of a power, too.
   return value >= 1 && 2 ** Math.round(Math.log2(value)) === value;

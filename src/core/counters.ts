@@ -23,7 +23,7 @@ export type Shown =
   | readonly [MetricShape, Readonly<Record<string, string>>?]
   | null;
 
-/** What is counted, by name, in the order it is shown. */
+/** Counters by name, in the order in which they are shown. */
 export type CounterTable<N extends string = string> = Readonly<
   Record<N, Shown>
 >;

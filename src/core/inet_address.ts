@@ -4,7 +4,7 @@
  * @module
  */
 
-/** Where a socket of the Internet families is; plain data. */
+/** Address of a socket of the Internet families; plain data. */
 export interface InetAddress {
   /** The address in network order: 4 bytes for IPv4, 16 for IPv6. */
   readonly host: readonly number[];
@@ -70,12 +70,12 @@ export function formatInetAddress(address: InetAddress): string {
   return `${new URL(`http://[${groups.join(":")}]/`).hostname}:${port}`;
 }
 
-/** Whether nobody in particular has the address (0.0.0.0 and ::). */
+/** True if nobody in particular has the address (0.0.0.0 and ::). */
 export function isAnyAddress(address: InetAddress): boolean {
   return address.host.every((byte) => byte === 0);
 }
 
-/** Whether the address stands for a group of receivers (224.0.0.0/4 and ff00::/8), or for all (255.255.255.255). */
+/** True if the address stands for a group of receivers (224.0.0.0/4 and ff00::/8), or for all (255.255.255.255). */
 export function isGroupAddress(address: InetAddress): boolean {
   const first = address.host[0]!;
   return address.host.length === 4

@@ -1,5 +1,5 @@
 /**
- * What a part of Outboard needs to say something: a logger with the four levels in use.
+ * Logger that the parts of Outboard are given, with the four levels in use.
  *
  * The command line backs it with LogTape; a unit test hands in {@linkcode silentLog} or an array.
  *
@@ -13,13 +13,13 @@
 export interface Log {
   /** For whoever debugs a device or a client; check {@linkcode Log.debugEnabled} before building costly text. */
   debug(message: string, properties?: Record<string, unknown>): void;
-  /** What an operator wants to know. */
+  /** Logs news for an operator. */
   info(message: string, properties?: Record<string, unknown>): void;
   /** Something is wrong and work goes on; say what to do. */
   warn(message: string, properties?: Record<string, unknown>): void;
   /** Something failed. */
   error(message: string, properties?: Record<string, unknown>): void;
-  /** Whether debug messages go anywhere. */
+  /** True if debug messages go anywhere. */
   readonly debugEnabled: boolean;
 }
 

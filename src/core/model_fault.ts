@@ -16,13 +16,13 @@ const OWN = ["../", "../../devices/", "../../mod.ts"].map((path) =>
 const AsyncFunction = (async () => {}).constructor as FunctionConstructor;
 const FRAME = /^\s+at .*?\b((?:file|https?|blob|data):\S+?):(\d+):(\d+)\)?$/;
 
-/** Whether it is an `async` function. */
+/** True if it is an `async` function. */
 export function isAsync(value: unknown): boolean {
   return value instanceof AsyncFunction;
 }
 
 /**
- * What is wrong with the shape of what an author's function has returned as a device.
+ * Finds the fault in the shape of what an author's function has returned as a device.
  *
  * @param methods What it must have
  * @param optional What it may have
@@ -58,7 +58,7 @@ export function deviceShapeProblem(
   return null;
 }
 
-/** What was loaded from files, such as `model coffee`, by the URL of the file. */
+/** Descriptions of what was loaded from files, such as `model coffee`, by the URL of the file. */
 const models = new Map<string, string>();
 
 /**

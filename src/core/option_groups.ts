@@ -67,7 +67,7 @@ export function oneOfKinds<const Tag extends string, K extends Kinds>(
   };
 }
 
-/** What {@linkcode numbered} gives of each. */
+/** One value and its number, see {@linkcode numbered}. */
 export interface Numbered<T> {
   /** From 1. */
   readonly number: number;

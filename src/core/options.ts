@@ -29,9 +29,9 @@ export interface OptionRow {
   readonly help: string;
   /** The range of its values; in the syntax when absent. */
   readonly allowed?: string;
-  /** What holds when the key is not given; nothing in particular when absent. */
+  /** Text that stands for a key that is not given; nothing in particular when absent. */
   readonly default?: string;
-  /** Whether the key may be given more than once; not unless told. */
+  /** True if the key may be given more than once; not unless told. */
   readonly repeatable?: boolean;
 }
 
@@ -39,9 +39,9 @@ export interface OptionRow {
 export interface Options<out T> {
   /** Help, in its order. */
   readonly rows: readonly OptionRow[];
-  /** Whether a key is one of these. */
+  /** True if a key is one of these. */
   has(key: string): boolean;
-  /** Whether these are given every key that nobody has, beside what else is written; not unless told. */
+  /** True if these are given every key that nobody has, beside what else is written; not unless told. */
   takesRest?(texts: OptionTexts): boolean;
   /**
    * Checks and converts what is written.
@@ -54,10 +54,10 @@ export interface Options<out T> {
   parse(texts: OptionTexts, owner?: string): T;
 }
 
-/** What {@linkcode Options.parse} gives. */
+/** Type that {@linkcode Options.parse} returns. */
 export type Infer<O> = O extends Options<infer T> ? T : never;
 
-/** What is said of every option. */
+/** Description of an option. */
 export interface OptionSpec {
   /** One line for people. */
   readonly help: string;
@@ -67,7 +67,7 @@ export interface OptionSpec {
   readonly allowed?: string;
   /** The text that stands for one that is not given. Without it, the value is null then. */
   readonly default?: string;
-  /** What help says of an option that is not given and has no default. */
+  /** Text of the help on an option that is not given and has no default. */
   readonly otherwise?: string;
 }
 

@@ -76,7 +76,7 @@ export function decodePlainData(bytes: Uint8Array): unknown {
 class Writer {
   #view = new DataView(new ArrayBuffer(FIRST_BYTES));
   #at = 0;
-  /** Where in the value it is, for messages. */
+  /** Path from the value to the part at hand, for messages. */
   readonly #path: (string | number)[] = [];
 
   bytes(): Uint8Array<ArrayBuffer> {

@@ -6,7 +6,7 @@
 
 const UNITS = "KMGTP";
 
-/** What to say to somebody who wrote none. */
+/** Remedy for a text that is no size. */
 export const SIZE_WANTED =
   "a size below 8P is wanted, in bytes or like 64M or 10G; K, M, G, T and P are powers of 1024";
 

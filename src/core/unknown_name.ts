@@ -1,5 +1,5 @@
 /**
- * What a misspelt name ends in.
+ * Error of a misspelt name.
  *
  * @module
  */
@@ -7,9 +7,9 @@
 /** A name that is none of those there are; whoever tells a person may look for what was meant. */
 export class UnknownNameError extends Error {
   override readonly name: string = "UnknownNameError";
-  /** What was given. */
+  /** Name that was given. */
   readonly given: string;
-  /** What there is. */
+  /** Names that there are. */
   readonly known: readonly string[];
 
   /** @param message Says what is wrong, and what would be right */

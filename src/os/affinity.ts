@@ -10,7 +10,7 @@ import { libc } from "./symbols.ts";
 const PR_SET_NAME = 15;
 const SYS_GETTID = Deno.build.arch === "x86_64" ? 186 : 178;
 
-/** What the kernel can be built for at most (CONFIG_NR_CPUS). */
+/** Most CPUs that a kernel can be built for (CONFIG_NR_CPUS). */
 const CPUS_MAX = 8192;
 
 /** The id of the calling thread, as `top -H`, `taskset -p` and /proc/PID/task know it. */
@@ -46,7 +46,7 @@ export function threadCpus(tid = 0): number[] {
   return cpus;
 }
 
-/** Whether there is such a thread. @param tid Its id, not 0 */
+/** True if there is such a thread. @param tid Its id, not 0 */
 export function threadExists(tid: number): boolean {
   const mask = new Uint8Array(CPUS_MAX / 8);
   return libc.sched_getaffinity(tid, mask.length, mask) >= 0;

@@ -89,7 +89,7 @@ export function setNonblocking(fd: number): void {
   check(libc.fcntl(fd, F_SETFL, flags | O_NONBLOCK), "fcntl");
 }
 
-/** Whether the number is an open descriptor of this process. */
+/** True if the number is an open descriptor of this process. */
 export function isOpen(fd: number): boolean {
   return libc.fcntl(fd, F_GETFD, 0) >= 0;
 }
@@ -113,13 +113,13 @@ export function setCloseOnExec(fd: number): void {
   check(libc.fcntl(fd, F_SETFD, FD_CLOEXEC), "fcntl");
 }
 
-/** What {@linkcode statFd} tells of a descriptor. */
+/** Result of {@linkcode statFd}. */
 export interface FdStat {
   /** File type and permission bits, as st_mode. */
   readonly mode: number;
   /** Size in bytes; 0 for anything but a regular file. */
   readonly sizeBytes: number;
-  /** How much of it has storage: less than the size for a file with holes, as memory that was not touched yet. */
+  /** Bytes that have storage: fewer than the size for a file with holes, as memory that was not touched yet. */
   readonly allocatedBytes: number;
   /** Device and inode: the same for every descriptor of one file. */
   readonly identity: string;
@@ -128,7 +128,7 @@ export interface FdStat {
 const S_IFMT = 0o170000;
 const S_IFREG = 0o100000;
 
-/** Whether the mode is that of a regular file (memfd and hugetlbfs files included). */
+/** True if the mode is that of a regular file (memfd and hugetlbfs files included). */
 export function isRegularFile(stat: Pick<FdStat, "mode">): boolean {
   return (stat.mode & S_IFMT) === S_IFREG;
 }
@@ -183,7 +183,7 @@ export function hugePageBytes(fd: number): number {
 }
 
 /**
- * How much room the file system of a file has left for those who may not use its reserve.
+ * Bytes that the file system of a file has left for those who may not use its reserve.
  *
  * @returns Infinity where nothing limits it but memory itself, as for a memfd
  * @throws {import("./errors.ts").SyscallError}
@@ -197,7 +197,7 @@ export function freeBytes(fd: number): number {
   return Number(view.getBigUint64(8, true) * view.getBigUint64(32, true));
 }
 
-/** Whether the length of a file is sealed: nobody can cut it short. */
+/** True if the length of a file is sealed: nobody can cut it short. */
 export function isLengthSealed(fd: number): boolean {
   const F_GET_SEALS = 1034;
   const F_SEAL_SHRINK = 2;

@@ -24,7 +24,7 @@ export const FallocateMode = {
   ZERO_RANGE: 0x10,
 } as const;
 
-/** What {@linkcode statFile} tells. */
+/** Result of {@linkcode statFile}. */
 export interface FileStat {
   /** File type and permission bits, as st_mode. */
   readonly mode: number;
@@ -38,7 +38,7 @@ export interface FileStat {
   readonly directMemoryAlign: number;
   /** Alignment of offsets and lengths for O_DIRECT in bytes; likewise 0. */
   readonly directOffsetAlign: number;
-  /** Whether the kernel told about O_DIRECT (Linux 6.1 and newer). */
+  /** True if the kernel told about O_DIRECT (Linux 6.1 and newer). */
   readonly directKnown: boolean;
 }
 
@@ -101,7 +101,7 @@ const TMPFS_MAGIC = 0x0102_1994;
 const RAMFS_MAGIC = 0x8584_58f6;
 const HUGETLBFS_MAGIC = 0x9584_58f6;
 
-/** Whether the file lives in memory only (tmpfs, memfd, ramfs, hugetlbfs), so that access to it never waits for a disk. */
+/** True if the file lives in memory only (tmpfs, memfd, ramfs, hugetlbfs), so that access to it never waits for a disk. */
 export function isInMemory(fd: number): boolean {
   // struct statfs { long f_type; … } of 120 bytes
   const bytes = new Uint8Array(120);
@@ -278,7 +278,7 @@ export function lockFile(
 }
 
 /**
- * Whether another opening of a file has a lock, of whatever kind, on some of the bytes.
+ * True if another opening of a file has a lock, of whatever kind, on some of the bytes.
  *
  * @returns 1 or 0, or −errno
  */

@@ -43,13 +43,13 @@ function pointerTo(hva: number): Deno.PointerObject {
   return Deno.UnsafePointer.create(BigInt(hva))!;
 }
 
-/** What to map; offset and length in bytes, offset page-aligned. */
+/** Range to map; offset and length in bytes, offset page-aligned. */
 export interface MappingOptions {
   /** The file to map; anonymous memory without one. */
   readonly fd?: number;
-  /** Where in the file. */
+  /** First byte in the file. */
   readonly offset?: number;
-  /** How much. */
+  /** Length of the mapping. */
   readonly lengthBytes: number;
   /** Bits of {@linkcode Prot}; read and write unless told. */
   readonly prot?: number;

@@ -27,7 +27,7 @@ const AT = { PID: 0, ATTRIBUTES: 64, ACTIONS: 512, TABLES: 1024 } as const;
 /** SIGHUP's number. */
 export const SIGHUP = 1;
 
-/** Whether this process ignores a signal, as one that nohup starts does SIGHUP. */
+/** True if this process ignores a signal, as one that nohup starts does SIGHUP. */
 export function isIgnored(signal: number): boolean {
   // struct sigaction { void (*sa_handler)(int); … } of 152 bytes
   const action = new Uint8Array(152);
@@ -36,7 +36,7 @@ export function isIgnored(signal: number): boolean {
   return new DataView(action.buffer).getBigUint64(0, true) === SIG_IGN;
 }
 
-/** What to start. */
+/** Program to start. */
 export interface SpawnOptions {
   /** Path of the program. */
   readonly program: string;
@@ -44,11 +44,11 @@ export interface SpawnOptions {
   readonly args: readonly string[];
   /** All of its environment. */
   readonly env: Readonly<Record<string, string>>;
-  /** What it inherits besides: `from` is our descriptor, `to` the child's. They are made in this order. */
+  /** Descriptors that it inherits besides: `from` is ours, `to` the child's. They are made in this order. */
   readonly fds: readonly { readonly from: number; readonly to: number }[];
 }
 
-/** How a process ended. */
+/** End of a process. */
 export interface ExitStatus {
   /** Exit status; null when a signal ended it. */
   readonly code: number | null;
@@ -250,7 +250,7 @@ export class ChildProcess implements Disposable {
   }
 }
 
-/** What {@linkcode limitResource} limits. */
+/** Limits that {@linkcode limitResource} sets. */
 export const Resource = { FSIZE: 1, CORE: 4, NOFILE: 7 } as const;
 
 /**

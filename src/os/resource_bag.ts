@@ -10,12 +10,12 @@ import { dupFd, Fd } from "./fd.ts";
 export interface Saved<State> {
   /** Plain data. */
   readonly state: State;
-  /** What cannot be written down. */
+  /** Descriptors that belong to it. */
   readonly bag: ResourceBag;
 }
 
 /**
- * What cannot be written down of something that goes on elsewhere: on another thread or in another process.
+ * Named descriptors of something that goes on elsewhere: on another thread or in another process.
  *
  * It holds duplicates of what is put, and gives duplicates of what it holds. So whoever put something closes it as ever,
  * and whoever took something in vain likewise, while what is in the bag is there for another attempt.
@@ -52,7 +52,7 @@ export class ResourceBag implements Disposable {
     this.#fds.set(key, dupFd(fd));
   }
 
-  /** Whether there is a descriptor of that name. */
+  /** True if there is a descriptor of that name. */
   has(name: string): boolean {
     return this.#fds.has(this.#prefix + name);
   }

@@ -46,7 +46,7 @@ export type SystemCall = Exclude<
 
 const DOMAINS = { unix: 1, inet: 2, inet6: 10 } as const;
 
-/** What a process goes on to need. */
+/** System calls that a process goes on to need. */
 export interface AllowedCalls {
   readonly calls: readonly SystemCall[];
   /** The families of sockets it may make. */

@@ -14,7 +14,7 @@ import type { DriverQueue, VirtioDriver } from "./virtio_driver.ts";
 const SECTOR_BYTES = 512;
 const PAGE_BYTES = 4096;
 
-/** What a slot does. */
+/** Operation of a slot. */
 export const DiskOp = { READ: 0, WRITE: 1, FLUSH: 2 } as const;
 
 /** An operation of {@linkcode DiskOp}. */
@@ -26,7 +26,7 @@ export interface DiskDriver {
   readonly sectors: number;
   /** Slots that {@linkcode reap} found done: the first so many of {@linkcode done}. */
   readonly done: Uint16Array;
-  /** Whether each slot's last command failed; nonzero is the status. */
+  /** True if each slot's last command failed; nonzero is the status. */
   readonly status: Uint16Array;
   /** Address of a slot's buffer. */
   bufferIova(slot: number): number;
@@ -40,13 +40,13 @@ export interface DiskDriver {
   close(): void;
 }
 
-/** How a driver is made. */
+/** Settings of a driver. */
 export interface DiskDriverOptions {
   /** Commands in flight at most. */
   readonly slots: number;
   /** Length of each slot's buffer: a multiple of 512, of 4096 for NVMe. */
   readonly transferBytes: number;
-  /** Where virtio-blk's buffer of a slot is, as the device sees it; in the driver's memory without it. */
+  /** Address of virtio-blk's buffer of a slot, as the device sees it; in the driver's memory without it. */
   readonly bufferIova?: (slot: number) => number;
 }
 
@@ -174,7 +174,7 @@ class NvmePair {
   }
 }
 
-/** Whether a driver whose doorbell moved from `before` to `now` must tell a device that waits for `event`. */
+/** True if a driver whose doorbell moved from `before` to `now` must tell a device that waits for `event`. */
 function mustRing(event: number, now: number, before: number): boolean {
   return ((now - event - 1) & 0xffff) < ((now - before) & 0xffff);
 }

@@ -54,7 +54,7 @@ export class DriverMemory {
     );
   }
 
-  /** Where an address is in {@linkcode bytes}. */
+  /** Offset of an address in {@linkcode bytes}. */
   offset(iova: number): number {
     return iova - this.iova;
   }

@@ -1,5 +1,5 @@
 /**
- * What a virtqueue of any format offers to a driver.
+ * Virtqueue of any format, as a driver uses it.
  *
  * @module
  */
@@ -8,23 +8,23 @@
 export interface DriverRing {
   /** Entries. */
   readonly size: number;
-  /** Where the descriptor area is. */
+  /** Address of the descriptor area. */
   readonly descIova: number;
-  /** Where the driver area is. */
+  /** Address of the driver area. */
   readonly availIova: number;
-  /** Where the device area is. */
+  /** Address of the device area. */
   readonly usedIova: number;
   /** The chain that {@linkcode DriverRing.take} took. */
   readonly usedHead: number;
-  /** How many bytes the device says it wrote to it. */
+  /** Number of bytes the device says it wrote to it. */
   readonly usedLength: number;
   /** Descriptors of the ring that are free. */
   readonly free: number;
   /** Chains that were published and not taken back. */
   readonly inFlight: number;
-  /** What a notification says of this queue with NOTIFICATION_DATA: `next_off` and `next_wrap`, 16 bits. */
+  /** Word that a notification carries for this queue with NOTIFICATION_DATA: `next_off` and `next_wrap`, 16 bits. */
   readonly notifyData: number;
-  /** Whether the device has used a chain that was not taken yet. */
+  /** True if the device has used a chain that was not taken yet. */
   readonly hasUsed: boolean;
   /** Begins a chain of exactly so many buffers; whether there is room. */
   begin(descriptors: number): boolean;

@@ -1,5 +1,5 @@
 /**
- * What a device model is handed, for unit tests: memory on an ArrayBuffer, interrupts and messages that are
+ * Context of a device model, for unit tests: memory on an ArrayBuffer, interrupts and messages that are
  * recorded, time that stands still until it is moved. No permission is needed.
  *
  * @module
@@ -16,13 +16,13 @@ import { ManualLoop } from "./manual_loop.ts";
 
 /** Interrupts that are written down. */
 export class RecordingInterrupts implements Interrupts {
-  /** What the driver has enabled; assign it to change it. */
+  /** Kind that the driver has enabled; assign it to change it. */
   mode: "intx" | "msi" | "msix" = "msix";
   /** Vectors that were raised, in order. */
   readonly raised: number[] = [];
-  /** Whether INTA# is asserted. */
+  /** True if INTA# is asserted. */
   level = false;
-  /** How often INTA# went from deasserted to asserted. */
+  /** Number of times INTA# went from deasserted to asserted. */
   edges = 0;
 
   raise(vector: number): void {
@@ -42,9 +42,9 @@ export class RecordingInterrupts implements Interrupts {
 
 /** Register writes that a test says it has sent and carried out. */
 export class CountedWrites implements PostedWrites {
-  /** How many were sent. */
+  /** Number of writes that were sent. */
   sent = 0;
-  /** How many of them were carried out. */
+  /** Number of writes that were carried out. */
   done = 0;
 
   mark(): number {
@@ -58,11 +58,11 @@ export class CountedWrites implements PostedWrites {
 
 /** A message that was logged. */
 export interface LogRecord {
-  /** How bad it is. */
+  /** Level of the message. */
   readonly level: "debug" | "info" | "warn" | "error";
   /** The text. */
   readonly message: string;
-  /** What came with it. */
+  /** Properties of the message. */
   readonly properties: Record<string, unknown> | undefined;
 }
 
@@ -110,7 +110,7 @@ export interface FakeContext extends ModelContext {
   readonly log: RecordingLog;
 }
 
-/** What to use instead of the defaults. */
+/** Parts to use instead of the defaults. */
 export interface FakeContextOptions {
   /** Guest memory; 1 MiB at address 0 unless given. */
   readonly memory?: MappableMemory;

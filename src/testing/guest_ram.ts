@@ -7,7 +7,7 @@
 import { createMemfd, type Fd, Mapping } from "../os/mod.ts";
 import { DriverMemory } from "./driver_memory.ts";
 
-/** Whoever lends memory to a server: a client of the tests. */
+/** Client of the tests that shares memory with a server. */
 export interface MemoryLender {
   /** Lends a range. */
   dmaMap(mapping: {
@@ -15,26 +15,26 @@ export interface MemoryLender {
     readonly lengthBytes: number;
     readonly readable: boolean;
     readonly writable: boolean;
-    /** What the server asks for by message. */
+    /** Bytes that the server asks for by message. */
     readonly bytes: Uint8Array<ArrayBuffer>;
-    /** What holds the range; absent where the server is to ask. */
+    /** File with the range; absent where the server is to ask. */
     readonly fd?: number;
   }): void;
   /** Takes a range back. */
   dmaUnmap(iova: number, lengthBytes: number): void;
 }
 
-/** How guest memory is lent to the server. */
+/** Settings for guest memory that is shared with the server. */
 export interface ShareOptions {
   /** Pass no descriptor, so that the server must ask for every byte by message. */
   readonly byMessage?: boolean;
-  /** Whether the device may read it; yes unless told. */
+  /** True if the device may read it; yes unless told. */
   readonly readable?: boolean;
-  /** Whether the device may write it; yes unless told. */
+  /** True if the device may write it; yes unless told. */
   readonly writable?: boolean;
 }
 
-/** Where QEMU's q35 puts the memory above 4 GiB: an address that needs 64 bits. */
+/** Address at which QEMU's q35 puts the memory above 4 GiB: one that needs 64 bits. */
 const DEFAULT_IOVA = 0x1_0000_0000;
 
 /** Guest memory in a memfd; owns it. */

@@ -130,22 +130,22 @@ export class ManualLoop implements Loop {
     return this.#polling.add(handler, hooks);
   }
 
-  /** How many descriptors are watched. */
+  /** Number of descriptors that are watched. */
   get watchCount(): number {
     return this.#watches.size;
   }
 
-  /** How many timers are armed. */
+  /** Number of timers that are armed. */
   get timerCount(): number {
     return this.#timers.size;
   }
 
-  /** How many polling handlers there are. */
+  /** Number of polling handlers. */
   get pollerCount(): number {
     return this.#polling.handlers;
   }
 
-  /** Whether a bottom half waits to run. */
+  /** True if a bottom half waits to run. */
   get hasScheduled(): boolean {
     return this.#scheduled.size > 0;
   }

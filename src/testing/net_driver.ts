@@ -49,7 +49,7 @@ const HDR = { NUM_BUFFERS: 10, SIZE: 12 } as const;
 const STATUS_LINK_UP = 1;
 const CTRL_BYTES = 4096;
 
-/** How the card is set up. */
+/** Settings of the card. */
 export interface NetDriverOptions {
   /** Features to ask for; what a plain driver wants unless told. */
   readonly features?: readonly number[];
@@ -69,7 +69,7 @@ export interface NetDriverOptions {
   readonly vectors?: { rx?: number; tx?: number; ctrl?: number };
 }
 
-/** What a plain driver asks for. */
+/** Features that a plain driver asks for. */
 export const NET_DEFAULT_FEATURES: readonly number[] = [
   NET_F.MAC,
   NET_F.STATUS,
@@ -167,7 +167,7 @@ export class NetDriver implements Disposable {
     return this.virtio.readConfigBytes(CONFIG.MAC, 6);
   }
 
-  /** Whether the card says that its link is up. */
+  /** True if the card says that its link is up. */
   get linkUp(): boolean {
     return (this.virtio.readConfig(CONFIG.STATUS, 2) & STATUS_LINK_UP) !== 0;
   }
@@ -177,7 +177,7 @@ export class NetDriver implements Disposable {
     return this.virtio.readConfig(CONFIG.MTU, 2);
   }
 
-  /** How many pairs of queues the card has. */
+  /** Number of pairs of queues that the card has. */
   get maxPairs(): number {
     return this.virtio.readConfig(CONFIG.MAX_PAIRS, 2);
   }

@@ -4,7 +4,7 @@
  * @module
  */
 
-/** How the process is started. */
+/** Settings of the process. */
 export interface OutboardOptions {
   /** Environment variables besides those of this process. */
   readonly env?: Readonly<Record<string, string>>;
@@ -14,7 +14,7 @@ export interface OutboardOptions {
   readonly timeoutMs?: number;
   /** The program; this package's mod.ts unless told. */
   readonly program?: string;
-  /** What the runtime permits it, as flags; everything unless told. */
+  /** Permissions of the runtime, as flags; everything unless told. */
   readonly permissions?: readonly string[];
   /** Flags of V8, such as `--trace-gc`; what it traces is on standard output. */
   readonly v8Flags?: readonly string[];
@@ -33,7 +33,7 @@ export class OutboardProcess implements AsyncDisposable {
   #stdout = "";
   #stderr = "";
   #status: Deno.CommandStatus | null = null;
-  /** Whether it has ended and all that it said is here. */
+  /** True if it has ended and all that it said is here. */
   #over = false;
   #stopped: Promise<void> | null = null;
 
@@ -68,17 +68,17 @@ export class OutboardProcess implements AsyncDisposable {
     return this.#child.pid;
   }
 
-  /** What it printed so far. */
+  /** Output so far. */
   get stdout(): string {
     return this.#stdout;
   }
 
-  /** What it complained about so far. */
+  /** Complaints so far. */
   get stderr(): string {
     return this.#stderr;
   }
 
-  /** How it ended; null while it runs. */
+  /** End of the process; null while it runs. */
   get status(): Deno.CommandStatus | null {
     return this.#status;
   }

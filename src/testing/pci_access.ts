@@ -1,5 +1,5 @@
 /**
- * How a driver reaches a PCI device: the same few calls over vfio-user and inside a unit test.
+ * Access of a driver to a PCI device: the same few calls over vfio-user and inside a unit test.
  *
  * @module
  */
@@ -47,7 +47,7 @@ export interface PciAccess {
 export interface PciCapability {
   /** PCI_CAP_ID_*. */
   readonly id: number;
-  /** Where it is. */
+  /** Offset of the register. */
   readonly offset: number;
 }
 

@@ -25,10 +25,10 @@ import { ScatterGather } from "../memory/scatter_gather.ts";
 
 /** The most segments of any list: IOV_MAX. */
 const SEGMENTS_MAX = 1024;
-/** Where copies lie in a pretended address space, far from what {@linkcode ArrayMemory} pretends, and how far apart. */
+/** Address of the first copy in a pretended address space, far from what {@linkcode ArrayMemory} pretends, and their distance. */
 const FIRST_HVA = 0x1_0000_0000_0000;
 const STRIDE = 0x1000_0000;
-/** What a buffer holds before it is written. */
+/** Byte that fills a buffer before it is written. */
 const STALE = 0xa9;
 
 /** A copy of a part of guest memory. */
@@ -70,16 +70,16 @@ export class StrictMemory implements MappableMemory {
   readonly #hva = new Uint32Array(2);
   readonly #iova = new Float64Array(1);
   readonly #listeners = new Set<MemoryListener>();
-  /** What accesses are pending for, and what is there for those that are made again. */
+  /** Accesses that are pending, with what is there when they are made again. */
   readonly #wanted = new Map<string, Wanted>();
   #reached: Reached = new Map();
-  /** What was there for a step that has to be done once more. */
+  /** Contents for a step that has to be done once more. */
   #kept: Reached = new Map();
   #next = 0;
   #windows = 0;
-  /** How many accesses there were that can be pending. */
+  /** Number of accesses there were that can be pending. */
   accesses = 0;
-  /** Which of them are, by their number; none unless told. */
+  /** Accesses that are pending, by their number; none unless told. */
   pends: (access: number) => boolean = () => false;
 
   /**
@@ -91,7 +91,7 @@ export class StrictMemory implements MappableMemory {
     for (const range of ranges) this.map(range);
   }
 
-  /** How many segments of lists are not released. */
+  /** Number of segments of lists that are not released. */
   get outstanding(): number {
     return this.#copies.size;
   }

@@ -24,19 +24,19 @@ import {
 } from "./virtio_defs.ts";
 import { Vring, type VringOptions } from "./vring.ts";
 
-/** Where a structure of the device is. */
+/** Place of a structure of the device. */
 export interface VirtioStructure {
-  /** Which BAR. */
+  /** Number of the BAR. */
   readonly bar: number;
-  /** Where in it. */
+  /** Offset in it. */
   readonly offset: number;
-  /** How long it is. */
+  /** Length. */
   readonly lengthBytes: number;
-  /** Where its capability is in configuration space. */
+  /** Offset of its capability in configuration space. */
   readonly capability: number;
 }
 
-/** How a queue is set up. */
+/** Settings of a queue. */
 export interface QueueOptions {
   /** Entries; the device's maximum unless told. */
   readonly size?: number;
@@ -46,7 +46,7 @@ export interface QueueOptions {
   readonly indirect?: number;
 }
 
-/** How a driver is made. */
+/** Settings of a driver. */
 export interface VirtioDriverOptions {
   /** MSI-X vectors to enable; 0, the default, polls. */
   readonly vectors?: number;
@@ -62,7 +62,7 @@ export class DriverQueue<R extends DriverRing = Vring> {
   readonly vector: number;
   readonly #bell: Bell;
   readonly #lines: InterruptLines | null;
-  /** How often the device was notified. */
+  /** Number of times the device was notified. */
   kicks = 0;
 
   /**
@@ -182,7 +182,7 @@ export class VirtioDriver {
     return this.pci.readConfig(2, 2) - 0x1040;
   }
 
-  /** Where a structure is. */
+  /** Place of a structure. */
   structure(type: number): VirtioStructure {
     const found = this.structures.get(type);
     if (found === undefined) {
@@ -283,12 +283,12 @@ export class VirtioDriver {
     return this.#features = agreed;
   }
 
-  /** Whether a feature was agreed upon. */
+  /** True if a feature was agreed upon. */
   has(feature: number): boolean {
     return this.#features.has(feature);
   }
 
-  /** How many queues the device has. */
+  /** Number of queues the device has. */
   get numQueues(): number {
     return this.readCommon(COMMON.NUM_QUEUES, 2);
   }

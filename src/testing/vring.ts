@@ -24,13 +24,13 @@ export const VRING_DESC_F_INDIRECT = 4;
 const AVAIL_F_NO_INTERRUPT = 1;
 const USED_F_NO_NOTIFY = 1;
 
-/** What a ring is made with. */
+/** Settings of a ring. */
 export interface VringOptions {
   /** Entries: a power of two up to 32768 (for a packed ring, any number up to that). */
   readonly size: number;
-  /** Whether VIRTIO_F_RING_EVENT_IDX was negotiated. */
+  /** True if VIRTIO_F_RING_EVENT_IDX was negotiated. */
   readonly eventIdx?: boolean;
-  /** Whether VIRTIO_F_IN_ORDER was negotiated. */
+  /** True if VIRTIO_F_IN_ORDER was negotiated. */
   readonly inOrder?: boolean;
   /** The most descriptors of an indirect table (needs VIRTIO_F_RING_INDIRECT_DESC); 0, the default, uses none. */
   readonly indirect?: number;
@@ -53,15 +53,15 @@ export interface VringOptions {
 export class Vring implements DriverRing {
   /** Entries. */
   readonly size: number;
-  /** Where the descriptor table is. */
+  /** Address of the descriptor table. */
   readonly descIova: number;
-  /** Where the available ring is (driver area). */
+  /** Address of the available ring (driver area). */
   readonly availIova: number;
-  /** Where the used ring is (device area). */
+  /** Address of the used ring (device area). */
   readonly usedIova: number;
   /** The chain that {@linkcode take} took. */
   usedHead = 0;
-  /** How many bytes the device says it wrote to it. */
+  /** Number of bytes the device says it wrote to it. */
   usedLength = 0;
   readonly #memory: DriverMemory;
   readonly #view: DataView;
@@ -75,7 +75,7 @@ export class Vring implements DriverRing {
   readonly #tablesIova: number;
   /** The free descriptors, linked. */
   readonly #nextFree: Uint16Array;
-  /** How many ring descriptors the chain of a head has; 0 when it is not in flight. */
+  /** Number of ring descriptors the chain of a head has; 0 when it is not in flight. */
   readonly #chainLength: Uint16Array;
   /** By head: how many bytes the device may write. */
   readonly #writableBytes: Uint32Array;
@@ -141,7 +141,7 @@ export class Vring implements DriverRing {
     return this.#availIdx;
   }
 
-  /** What a notification says with NOTIFICATION_DATA: the available index (2.9). */
+  /** Word that a notification carries with NOTIFICATION_DATA: the available index (2.9). */
   get notifyData(): number {
     return this.#availIdx;
   }
@@ -242,7 +242,7 @@ export class Vring implements DriverRing {
     return ((after - event - 1) & 0xffff) < ((after - before) & 0xffff);
   }
 
-  /** Whether the device has used a chain that was not taken yet. */
+  /** True if the device has used a chain that was not taken yet. */
   get hasUsed(): boolean {
     return Atomics.load(this.#words, (this.#used + USED.IDX) >> 1) !==
       this.#lastUsed;

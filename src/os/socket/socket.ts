@@ -64,9 +64,9 @@ export class MessageHeader implements Disposable {
   readonly #pointer = this.#buffer.pointer(AT.MSGHDR);
   /** Descriptors received by the last {@linkcode MessageHeader.receive}; the first {@linkcode fdCount} are valid. */
   readonly fds = new Int32Array(SCM_MAX_FD);
-  /** How many descriptors came with the last receive. */
+  /** Number of descriptors that came with the last receive. */
   fdCount = 0;
-  /** Whether the kernel dropped descriptors of the last receive (this process is out of descriptors). */
+  /** True if the kernel dropped descriptors of the last receive (this process is out of descriptors). */
   fdsTruncated = false;
 
   constructor() {
@@ -322,7 +322,7 @@ export function bindUnixDatagram(path: string): Fd {
 }
 
 /**
- * What becomes of connecting a datagram socket to a path, which its owner does not notice.
+ * Finds what becomes of connecting a datagram socket to a path, which its owner does not notice.
  *
  * @returns 0, or errno: ECONNREFUSED when a socket of whatever type is there that nobody has open
  */
@@ -387,14 +387,14 @@ const SIOCINQ = 0x541b;
 UNREAD.set(0, SIOCINQ);
 UNREAD.set(1, unread.hva);
 
-/** How many bytes wait in a stream socket to be received; 0 for what is none. */
+/** Number of bytes that wait in a stream socket to be received; 0 for what is none. */
 export function unreadBytes(fd: number): number {
   return libc.ioctl_value(fd, UNREAD.at[0]!, UNREAD.at[1]!) < 0
     ? 0
     : unread.view.getInt32(0, true);
 }
 
-/** Whether the descriptor is a listening UNIX stream socket, as `--fd N` wants. */
+/** True if the descriptor is a listening UNIX stream socket, as `--fd N` wants. */
 export function isListeningSocket(fd: number): boolean {
   try {
     return socketOption(fd, SO_DOMAIN) === AF_UNIX &&

@@ -11,7 +11,7 @@ import { Errno } from "../../core/errno.ts";
 import { groupId, probeUnix } from "../mod.ts";
 import { libc } from "../symbols.ts";
 
-/** Where a socket is made, and who may connect to it. */
+/** Path of a socket, and who may connect to it. */
 export interface SocketPath {
   /** Path of its file. */
   readonly path: string;
@@ -24,7 +24,7 @@ export interface SocketPath {
 /** A socket's file in the file system. */
 export interface SocketFile {
   readonly path: string;
-  /** Which file it is; null when it was gone at once. */
+  /** Number of the file; null when it was gone at once. */
   readonly inode: number | null;
 }
 
@@ -40,7 +40,7 @@ function checkLength(path: string): void {
   }
 }
 
-/** Where there is no folder this fails; without the permission to look, making the socket does. */
+/** Fails without a folder; without the permission to look, making the socket does. */
 function checkFolder(path: string): void {
   try {
     Deno.statSync(dirname(path));
@@ -49,7 +49,7 @@ function checkFolder(path: string): void {
   }
 }
 
-/** That to write is used at the end, to remove the file: too late to find that it is missing. */
+/** Fails without the permission to write, which removes the file at the end: too late to find that it is missing. */
 function checkPermission(path: string): void {
   if (
     Deno.permissions.requestSync({ name: "write", path }).state === "granted"
@@ -68,7 +68,7 @@ function fileInfo(path: string): Deno.FileInfo | null {
   }
 }
 
-/** Whether somebody may be serving the path; who does will not notice. */
+/** True if somebody may be serving the path; who does will not notice. */
 function isLive(path: string): boolean {
   const errno = probeUnix(path);
   // Nothing else says that nobody has it open: a backlog may be full (EAGAIN), the server another user's (EACCES) or
@@ -113,7 +113,7 @@ export function removeSocketFile({ path, inode }: SocketFile): void {
   if (found !== null && found.ino === inode) Deno.removeSync(path);
 }
 
-/** What keeps a socket from being made at the path, with the remedy. */
+/** Reason why no socket can be made at the path, with the remedy. */
 function explained(path: string, error: unknown): unknown {
   const why = explain((error as { readonly code?: unknown }).code);
   return why === null

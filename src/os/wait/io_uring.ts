@@ -189,7 +189,7 @@ export class IoUring implements Disposable {
     return this.#number;
   }
 
-  /** Whether the kernel knows all of these opcodes; false on kernels before 5.6, which cannot be asked. */
+  /** True if the kernel knows all of these opcodes; false on kernels before 5.6, which cannot be asked. */
   supports(opcodes: readonly number[]): boolean {
     const probe = new Uint8Array(PROBE.OPS + PROBE_OPS * PROBE.OP_SIZE);
     const result = libc.io_uring_register(
@@ -265,7 +265,7 @@ export class IoUring implements Disposable {
     }
   }
 
-  /** Whether a completion waits. */
+  /** True if a completion waits. */
   get ready(): boolean {
     const words = this.#words;
     return Atomics.load(words, this.#cqTail) !== words[this.#cqHead]!;
