@@ -6,15 +6,15 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 
-/** What a command line asks for. */
+/** Result of parsing the command line. */
 export interface BenchArguments {
-  /** Whether help is all that is wanted. */
+  /** True if help is all that is wanted. */
   readonly help: boolean;
   /** Names of suites, in the order in which they run. */
   readonly suites: readonly string[];
   /** See BenchSettings. */
   readonly scale: number;
-  /** Where figures are written as JSON; null for nowhere. */
+  /** File for figures as JSON; null for none. */
   readonly json: string | null;
 }
 

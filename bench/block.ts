@@ -38,11 +38,11 @@ interface Disk {
   readonly controller: string;
   /** For `--device`. */
   readonly device: string;
-  /** Whether a Worker of its own serves it, which has to share a CPU with its IOThread: that must sleep now and then. */
+  /** True if a Worker of its own serves it, which has to share a CPU with its IOThread: that must sleep now and then. */
   readonly hasWorker?: boolean;
 }
 
-/** What a disk is given to do. */
+/** Load on a disk. */
 interface Load {
   readonly op: "read" | "write";
   /** Commands in flight. */
@@ -57,7 +57,7 @@ interface Measured {
   readonly counters: ReadonlyMap<string, number>;
 }
 
-/** What all measurements share. */
+/** Parts that all measurements share. */
 interface Bench {
   /** The compiled driver. */
   readonly driver: string;
@@ -129,7 +129,7 @@ async function randomFigures(
   ];
 }
 
-/** How requests reached the kernel, where a file holds the blocks and io_uring was used at all. */
+/** Ways of requests to the kernel, where a file holds the blocks and io_uring was used at all. */
 function ringFigures(
   title: string,
   counters: ReadonlyMap<string, number>,

@@ -1,5 +1,5 @@
 /**
- * What a packet costs the card: driver and device take turns on one thread of this process, with real guest memory and
+ * Cost of a packet on the card: driver and device take turns on one thread of this process, with real guest memory and
  * a real event loop, and only the device's turns are timed. A figure is the least of many short slices, so it holds on
  * a machine that does other things too, where two threads that poll each other tell nothing.
  *
@@ -25,7 +25,7 @@ const FRAME_BYTES = 64;
 const WARM_UP_SECONDS = 1.5;
 const SECONDS = 2;
 const TURNS = 8;
-/** What the card moves in a turn; a slice with less is no measure. */
+/** Frames that the card moves in a turn; a slice with less is no measure. */
 const TURN_FRAMES = 64;
 
 /** A card and its driver in this process; owns both. */

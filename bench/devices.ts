@@ -1,5 +1,5 @@
 /**
- * What devices cost by their number: time from exec until the last listens, resident memory, and the CPU time of
+ * Cost of devices by their number: time from exec until the last listens, resident memory, and the CPU time of
  * devices that are in use and quiet: every one has a client, guest memory mapped, a driver that said DRIVER_OK, and
  * interrupts. Network cards on `net=user` and disks in memory take turns.
  *
@@ -66,7 +66,7 @@ function sleep(forSeconds: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, forSeconds * 1000));
 }
 
-/** How busy the process's threads are while nothing happens. */
+/** CPU time of the process's threads while nothing happens. */
 async function quietTimes(
   outboard: OutboardProcess,
   forSeconds: number,
@@ -156,7 +156,7 @@ function measure(
   });
 }
 
-/** What 1, 8 and 64 devices in one process cost. */
+/** Measures 1, 8 and 64 devices in one process. */
 export async function benchDevices(
   settings: BenchSettings,
 ): Promise<Figure[]> {

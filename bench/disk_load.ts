@@ -44,7 +44,7 @@ function enabled(pci: PciClient): PciClient {
   return pci;
 }
 
-/** What a disk is given to do. */
+/** Load on a disk. */
 export interface DiskLoad {
   readonly op: DiskOp;
   /** Commands in flight. */
@@ -54,10 +54,10 @@ export interface DiskLoad {
   readonly seconds: number;
 }
 
-/** What it made of that. */
+/** Result of a disk under that load. */
 export interface DiskResult {
   readonly perSecond: number;
-  /** How many commands were done. */
+  /** Number of commands that were done. */
   readonly done: number;
   readonly p99Us: number;
 }

@@ -1,22 +1,22 @@
 /**
- * What V8 says with `--trace-gc`.
+ * Output of V8 with `--trace-gc`.
  *
  * @module
  */
 
 /** One collection. */
 export interface Collection {
-  /** Which isolate: the main thread or a Worker. */
+  /** Isolate: the main thread or a Worker. */
   readonly isolate: string;
-  /** When it was, in milliseconds since the isolate began. */
+  /** Time in milliseconds since the isolate began. */
   readonly atMs: number;
   /** Such as `Scavenge` or `Mark-Compact (reduce)`. */
   readonly kind: string;
-  /** What the heap held afterwards, in MB. */
+  /** Heap afterwards, in MB. */
   readonly heapMB: number;
-  /** How long the isolate stood still at most at one time, in milliseconds: an incremental one does it in steps. */
+  /** Time the isolate stood still at most at one time, in milliseconds: an incremental one does it in steps. */
   readonly pauseMs: number;
-  /** Whether it was a task of its thread's own event loop, as the main thread has one: an IOThread runs none. */
+  /** True if it was a task of its thread's own event loop, as the main thread has one: an IOThread runs none. */
   readonly byTask: boolean;
   /** The line itself. */
   readonly line: string;

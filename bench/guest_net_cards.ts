@@ -9,7 +9,7 @@ import type { ExtraTool, Kit } from "../tests/guest/provision.ts";
 import { treeCommand } from "../tests/guest/provision.ts";
 import { Serving } from "../tests/guest/serving.ts";
 
-/** What the guest and the host need besides the kit's own. */
+/** Tools that the guest and the host need besides the kit's own. */
 export const GUEST_NET_TOOLS: readonly ExtraTool[] = ["iperf3", "ping"];
 
 /** One card of the guest. */
@@ -19,7 +19,7 @@ export interface Card {
   readonly mac: string;
   /** Its address in the guest, in a network of 256. */
   readonly guestAddress: string;
-  /** What the guest reaches the host by. */
+  /** Address by which the guest reaches the host. */
   readonly hostAddress: string;
   /** The host's interface; none for a user-mode network. */
   readonly ifname?: string;
@@ -37,7 +37,7 @@ export interface Cards {
   readonly qemuUser: Card;
 }
 
-/** How the cards are set up. */
+/** Settings of the cards. */
 export interface CardOptions {
   readonly kit: Kit;
   /** Values of `--poll`. */

@@ -92,7 +92,7 @@ const ROUND_TRIP: Job = {
   },
 };
 
-/** Which networks and jobs to run, by part of their names. */
+/** Networks and jobs to run, by part of their names. */
 const ONLY = new RegExp(Deno.env.get("OUTBOARD_BENCH_ONLY") ?? "");
 
 const JOBS: readonly Job[] = [

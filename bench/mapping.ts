@@ -20,7 +20,7 @@ const MAPS = 200_000;
 const WARM_UP = 50_000;
 const LIMIT_MIB = 4;
 const RAM_BYTES = 1024 * 1024;
-/** Where an IOMMU's addresses begin, and how many pages are used in turn. */
+/** First address of the IOMMU, and number of pages that are used in turn. */
 const IOVA = 0x8_0000_0000;
 const IOVA_PAGES = 1 << 16;
 

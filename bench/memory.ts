@@ -1,5 +1,5 @@
 /**
- * What operations leave behind: how much the heap of the IOThread and the resident set of the process grow in a
+ * Growth by operations: of the heap of the IOThread and of the resident set of the process in a
  * million register accesses, packets and requests.
  *
  * "allocated" is the growth of the heap before garbage is collected, "held" the growth after, "resident" the growth of
@@ -139,14 +139,14 @@ const SUBJECTS: readonly Subject[] = [
   },
 ];
 
-/** What a million operations added, by what. */
+/** Growth in a million operations, by what grew. */
 const ROWS = [
   ["allocated", "heapBeforeGc", "heapUsed"],
   ["held", "heapUsed", "heapUsed"],
   ["resident", "rss", "rss"],
 ] as const;
 
-/** What a subject leaves behind, a figure for each of {@linkcode ROWS}. */
+/** Measures the growth by a subject, a figure for each of {@linkcode ROWS}. */
 export function measureGrowth(
   subject: Subject,
   settings: BenchSettings,

@@ -30,7 +30,7 @@ import { type BenchSettings, seconds } from "./settings.ts";
 const SECONDS = 10;
 const WARM_UP_READS = 2000;
 const WORST_MS = 20;
-/** How much longer reads take beside many flows than beside as many datagrams of one. */
+/** Ratio of the times of reads beside many flows and beside as many datagrams of one. */
 const FLOWS_RATIO = 1.5;
 const TIMEOUT_MS = 60_000;
 const COMMON_BAR = 4;

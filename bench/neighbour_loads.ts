@@ -26,7 +26,7 @@ import { WIDE_BAR, WIDE_VECTORS } from "./wide_device.ts";
 /** A kind of device that such a client has. */
 export type LoadDevice = "card" | "disk" | "wide" | "user";
 
-/** What such a client does, over and over. */
+/** Load that such a client makes, over and over. */
 export interface Load {
   readonly name: string;
   readonly device: LoadDevice;
@@ -43,7 +43,7 @@ const RANGES = 4000;
 const PAGE_BYTES = 4096;
 /** Requests in flight at once. */
 const MAPS_AT_ONCE = 100;
-/** Where virtio keeps its common configuration, and a register of it that is cheap to write (queue_select). */
+/** BAR of virtio's common configuration, and a register of it that is cheap to write (queue_select). */
 const COMMON_BAR = 4;
 const QUEUE_SELECT = 0x16;
 

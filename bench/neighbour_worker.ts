@@ -6,16 +6,16 @@
 
 import { LOADS } from "./neighbour_loads.ts";
 
-/** What it is told to do. */
+/** Order to the client. */
 export interface LoadOrder {
-  /** Which of {@linkcode LOADS}. */
+  /** Index in {@linkcode LOADS}. */
   readonly index: number;
   readonly socket: string;
   /** Not 0 stops it. */
   readonly stop: Int32Array<SharedArrayBuffer>;
 }
 
-/** What it says: that it goes on and on from now, how often it went, or why it cannot. */
+/** Notice of the client: that it goes on and on from now, how often it went, or why it cannot. */
 export type LoadNotice =
   | { readonly kind: "running" }
   | { readonly kind: "done"; readonly rounds: number }

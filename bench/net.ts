@@ -33,7 +33,7 @@ interface Case {
   readonly poll: string;
 }
 
-/** What the smallest frames are to reach, with one split pair and a server that polls. */
+/** Targets of the smallest frames, with one split pair and a server that polls. */
 const TARGETS = { transmit: 2_000_000, receive: 1_500_000 } as const;
 
 function measure(load: Case, settings: BenchSettings): Promise<number> {

@@ -83,15 +83,15 @@ class BufferRing {
   }
 }
 
-/** What to drive. */
+/** Network to drive. */
 export interface NetLoadOptions {
   /** Queue pairs, as many as the card has. */
   readonly pairs: number;
-  /** Whether to use packed rings. */
+  /** True if to use packed rings. */
   readonly packed: boolean;
   /** Length of the frames to transmit; 0 transmits none. */
   readonly transmitBytes: number;
-  /** Whether to give the card buffers to receive into. */
+  /** True if to give the card buffers to receive into. */
   readonly receive: boolean;
 }
 

@@ -1,5 +1,5 @@
 /**
- * What the kernel knows of a process.
+ * Knowledge of the kernel about a process.
  *
  * @module
  */
@@ -10,17 +10,17 @@ export function residentMiB(pid: number): number {
   return Number(/VmRSS:\s+(\d+) kB/.exec(status)![1]) / 1024;
 }
 
-/** What a thread has used. */
+/** Time that a thread has used. */
 export interface ThreadTime {
   /** Its name. */
   readonly name: string;
   /** Time on a CPU, in milliseconds. */
   readonly cpuMs: number;
-  /** How often it was put on a CPU. */
+  /** Number of times it was put on a CPU. */
   readonly runs: number;
 }
 
-/** What every thread of a process has used so far, by thread id. */
+/** Time that every thread of a process has used so far, by thread id. */
 export function threadTimes(pid: number): Map<number, ThreadTime> {
   const times = new Map<number, ThreadTime>();
   for (const { name: id } of Deno.readDirSync(`/proc/${pid}/task`)) {
@@ -39,7 +39,7 @@ export function threadTimes(pid: number): Map<number, ThreadTime> {
   return times;
 }
 
-/** What each thread has used between two looks, the busiest first. */
+/** Time that each thread has used between two looks, the busiest first. */
 export function threadTimesSince(
   before: ReadonlyMap<number, ThreadTime>,
   after: ReadonlyMap<number, ThreadTime>,

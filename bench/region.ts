@@ -36,14 +36,14 @@ const ROUND_TRIPS = 3000;
 const PIPELINE_DEPTH = 64;
 const RATE_MS = 300;
 
-/** Which CPUs client and server may run on. */
+/** CPUs that client and server may run on. */
 interface Placement {
   readonly name: string;
   readonly clientCpus: readonly number[];
   readonly serverCpus: readonly number[];
 }
 
-/** What a side came to in one place, one value a turn. */
+/** Samples of a side in one place, one value a turn. */
 interface Samples {
   readonly p50: number[];
   readonly p99: number[];
@@ -56,7 +56,7 @@ interface Side {
   readonly name: string;
   readonly client: LineProgram;
   readonly serverPid: number;
-  /** Whether it uses its core all the time, and must be stopped while others are measured. */
+  /** True if it uses its core all the time, and must be stopped while others are measured. */
   readonly polls: boolean;
   /** By placement. */
   readonly samples: ReadonlyMap<Placement, Samples>;
@@ -125,7 +125,7 @@ const ROWS: readonly (readonly [keyof Samples, string, string])[] = [
   ["posted", "REGION_WRITE posted", "messages/s"],
 ];
 
-/** How many times C's round trip ours may take, by side. */
+/** Most that our round trip may take of C's, by side. */
 const TARGETS: Readonly<Record<string, number>> = {
   "ours, blocking": 1.1,
   "ours, polled": 0.6,

@@ -1,20 +1,20 @@
 /**
- * How figures are kept and shown: a table for people, JSON for machines.
+ * Figures, kept and shown: a table for people, JSON for machines.
  *
  * @module
  */
 
 /** One figure. */
 export interface Figure {
-  /** What was measured. */
+  /** Name of the measurement. */
   readonly name: string;
   readonly value: number;
   readonly unit: string;
-  /** What it is compared with, from the same run; the ratio is value / baseline. */
+  /** Value of the same run to compare with; the ratio is value / baseline. */
   readonly baseline?: { readonly name: string; readonly value: number };
-  /** What it should be, as text, and whether it is. */
+  /** Target as text, and whether it is met. */
   readonly target?: { readonly text: string; readonly met: boolean };
-  /** Why there is no value (it is NaN then, null in JSON). */
+  /** Reason why there is no value (it is NaN then, null in JSON). */
   readonly leftOut?: string;
 }
 

@@ -22,7 +22,7 @@ export interface ServedDevice {
   readonly socket: string;
   /** Says one line to the control socket. @returns The whole answer @throws {Error} When it is an error */
   control(line: string): Promise<string>;
-  /** What the device counts, by name; asked for over the control socket. */
+  /** Counters of the device by name; asked for over the control socket. */
   counters(): Promise<ReadonlyMap<string, number>>;
 }
 
@@ -68,7 +68,7 @@ export async function withFolder<T>(
   }
 }
 
-/** What a bench wants of the process and of the client. */
+/** Settings of the process and of the client. */
 export interface ServingOptions extends OutboardOptions {
   readonly client?: ClientOptions;
 }

@@ -1,12 +1,12 @@
 /**
- * How long a bench measures: everything is stated at full length and scaled in one place.
+ * Time a bench measures: everything is stated at full length and scaled in one place.
  *
  * @module
  */
 
-/** What every suite is handed. */
+/** Settings of every suite. */
 export interface BenchSettings {
-  /** What durations and counts are multiplied with: 1 is for figures, 0.1 is for seeing that a suite works. */
+  /** Factor of durations and counts: 1 is for figures, 0.1 is for seeing that a suite works. */
   readonly scale: number;
 }
 

@@ -18,7 +18,7 @@ import {
 } from "../mod.ts";
 import type { NetBackend, NetPeer } from "../src/backend/net/contract.ts";
 
-/** How many frames are offered per wake-up before the loop gets its turn. */
+/** Number of frames that are offered per wake-up before the loop gets its turn. */
 const BURST = 256;
 
 class EndlessNet implements NetBackend {
@@ -102,7 +102,7 @@ const OPTIONS = options({
   rings: virtioOptions(),
 });
 
-/** What the card is like; plain data. */
+/** Settings of the card; plain data. */
 type SourceOptions = Infer<typeof OPTIONS>;
 
 /** A card on an endless source. */

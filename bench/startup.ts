@@ -1,5 +1,5 @@
 /**
- * What it costs to have Outboard: time from exec to listening, and memory.
+ * Cost of having Outboard: time from exec to listening, and memory.
  *
  * @module
  */

@@ -103,7 +103,7 @@ class Wire implements Disposable {
     }
   }
 
-  /** Whatever is left in the queue, such as the kernel's own greetings. */
+  /** Drops what is left in the queue, such as the kernel's own greetings. */
   drain(): void {
     while (readv(this.#tap.number, this.#iovecPointers[0]!, 1) >= 0);
     this.#setLengths(VNET_HEADER_BYTES + this.#frameBytes);

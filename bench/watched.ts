@@ -46,7 +46,7 @@ const OPTIONS = oneOfKinds(
   "watched",
 );
 
-/** What this thread's heap holds, now and without garbage, in bytes. */
+/** Heap of this thread, now and without garbage, in bytes. */
 export function heapCounters(): Record<string, number> {
   const gc = (globalThis as { gc?: () => void }).gc;
   const heapBeforeGc = Deno.memoryUsage().heapUsed;

@@ -8,7 +8,7 @@ import type { DeviceModel } from "../mod.ts";
 
 /** The BAR of the registers. */
 export const WIDE_BAR = 0;
-/** How many vectors it has. */
+/** Number of vectors it has. */
 export const WIDE_VECTORS = 2048;
 
 const REGISTERS_BYTES = 2 << 20;

@@ -45,7 +45,7 @@ const siblingOf = (path: string) =>
   SIBLINGS.findIndex((sibling) => path.startsWith(sibling));
 
 /**
- * What is wrong with an import.
+ * Finds the fault of an import.
  *
  * @param from Path of the importing file in the checkout
  * @param specifier As written there

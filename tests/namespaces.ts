@@ -11,7 +11,7 @@ import { fileURLToPath } from "node:url";
 /** Registers one of those tests. */
 export type NamespaceTest = (name: string, fn: () => void) => void;
 
-/** Which tests, and what they need. */
+/** Tests to run, and their needs. */
 export interface NamespaceTestOptions {
   /** URL of the file that registers them. */
   readonly url: string;
@@ -19,7 +19,7 @@ export interface NamespaceTestOptions {
   readonly names: RegExp;
   /** The namespaces besides the user's, as flags of unshare(1). */
   readonly namespaces: readonly string[];
-  /** What keeps this process from running them; null for nothing. */
+  /** Reason why this process cannot run them; null for none. */
   readonly why: string | null;
   /** A command of a shell that succeeds in the namespaces where the tests can run. */
   readonly probe: string;

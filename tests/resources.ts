@@ -4,12 +4,12 @@
  * @module
  */
 
-/** How many descriptors are open, the one that lists them not counted. */
+/** Number of descriptors that are open, the one that lists them not counted. */
 export function openFds(): number {
   return [...Deno.readDirSync("/proc/self/fd")].length;
 }
 
-/** How many shared mappings (memfds, files) this process has; anonymous memory comes and goes with the heap. */
+/** Number of shared mappings (memfds, files) of this process; anonymous memory comes and goes with the heap. */
 export function sharedMappings(): number {
   return Deno.readTextFileSync("/proc/self/maps").split("\n")
     .filter((line) => /^\S+ ..?.s /.test(line)).length;
@@ -82,7 +82,7 @@ export function workerThreads(): Set<string> {
   return threads;
 }
 
-/** Whether a file of /proc could not be read because what it tells of has ended. */
+/** True if a file of /proc could not be read because what it tells of has ended. */
 export function isGone(error: unknown): boolean {
   return error instanceof Deno.errors.NotFound ||
     error instanceof Error && error.message.includes("os error 3");
@@ -111,7 +111,7 @@ export async function workersGone(
 }
 
 /**
- * Whether a process runs. One that has ended and waits for its parent to hear of it does not: where a container's first
+ * True if a process runs. One that has ended and waits for its parent to hear of it does not: where a container's first
  * process is nobody who listens, it stays for ever.
  */
 export function isRunning(pid: number): boolean {

@@ -11,7 +11,7 @@ import { ORDINARY_UID, type Suite } from "./root.ts";
 
 const checkout = join(import.meta.dirname!, "../..");
 
-/** Who runs what. */
+/** Users that the commands are run as. */
 export const USERS = ["root", "user"] as const;
 
 /** One of those. */
@@ -21,7 +21,7 @@ export type User = typeof USERS[number];
 const NETWORK_VARIABLES =
   /^(https?_proxy|all_proxy|no_proxy|npm_config_(registry|cafile|proxy|https_proxy|noproxy)|NODE_EXTRA_CA_CERTS|SSL_CERT_(FILE|DIR)|DENO_(CERT|TLS_CA_STORE))$/i;
 
-/** What npm is configured with that says the same. */
+/** Settings of npm that say the same. */
 const NPM_SETTINGS = ["registry", "cafile", "proxy", "https-proxy", "noproxy"];
 
 /** A bare machine that runs one command after the other. */
@@ -121,7 +121,7 @@ async function copyCheckout(into: string): Promise<void> {
   }
 }
 
-/** How this host reaches its network, for a machine that has nothing of this host but `run`. */
+/** Variables by which a machine that has nothing of this host but `run` reaches its network. */
 async function networkEnvironment(
   run: string,
 ): Promise<Record<string, string>> {

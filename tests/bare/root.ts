@@ -60,7 +60,7 @@ async function run(
   throw new ProvisionError(`Cannot ${what}: ${said.join("; ")}`);
 }
 
-/** What debootstrap's downloader takes for the proxies that apt is configured with. */
+/** Proxies that apt is configured with, as debootstrap's downloader takes them. */
 function proxyVariables(
   settings: readonly string[],
 ): Record<string, string> {
@@ -74,7 +74,7 @@ function proxyVariables(
   return variables;
 }
 
-/** Why no root can be made or entered here, if so. */
+/** Refuses a host where no root can be made or entered. */
 async function checkHost(): Promise<void> {
   if (Deno.uid() !== 0) {
     throw new ProvisionError("Cannot make a bare machine: it takes root");

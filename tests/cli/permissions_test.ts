@@ -15,7 +15,7 @@ interface Paths {
   readonly flags?: readonly string[];
 }
 
-/** What README's table gives to every device, and what it adds. */
+/** Permissions that README's table gives to every device, and those it adds. */
 function permissions(socket: string, more: Paths = {}): string[] {
   const { read = [], write = [], flags = [] } = more;
   return [
@@ -29,7 +29,7 @@ function permissions(socket: string, more: Paths = {}): string[] {
 interface Case {
   readonly args: readonly string[];
   readonly paths?: Paths;
-  /** What else is to work. */
+  /** Other things that are to work. */
   readonly use?: () => Promise<void>;
 }
 

@@ -7,7 +7,7 @@ const FILE =
   new URL("../runtime/fixtures/late_model.ts", import.meta.url).pathname;
 const source = Deno.readTextFileSync(FILE).split("\n");
 
-/** Where the fixture has a piece of text first. */
+/** Offset of a piece of text in the fixture. */
 function at(text: string): string {
   return `model late, ${FILE}:${
     source.findIndex((line) => line.includes(text)) + 1

@@ -1,4 +1,4 @@
-/** What the devices do while their function is no bus master, and afterwards. */
+/** Behaviour of devices while their function is no bus master, and afterwards. */
 
 import { assert, assertEquals } from "@std/assert";
 import { PciFunction, PciInterrupts } from "../../src/pci/mod.ts";

@@ -1,6 +1,6 @@
 import type { DeviceCommand } from "../../src/pci/device.ts";
 
-/** What a command tells people. */
+/** Text of a command's answer for people. */
 export function textOf(
   command: DeviceCommand | undefined,
   ...args: string[]

@@ -22,7 +22,7 @@ const PCI_CAP_ID_MSIX = 0x11;
 export class LocalPci implements PciAccess, InterruptLines {
   readonly #pci: PciFunction;
   readonly #view = new DataView(new ArrayBuffer(4));
-  /** How often each vector was raised since it was last looked at. */
+  /** Number of times each vector was raised since it was last looked at. */
   readonly raised: number[] = [];
 
   constructor(pci: PciFunction, interrupts: PciInterrupts) {

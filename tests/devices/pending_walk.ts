@@ -16,12 +16,12 @@ export interface Walked extends Disposable {
   readonly ram: DriverMemory;
 }
 
-/** What may come before an access is made again. */
+/** Event that may come before an access is made again. */
 export interface Meanwhile<R> {
   readonly name: string;
   /** Lets it happen. */
   readonly happen: (rig: R) => void;
-  /** Whether requests are lost by it: the driver then begins anew, by this. */
+  /** True if requests are lost by it: the driver then begins anew, by this. */
   readonly recover?: (rig: R) => void;
 }
 

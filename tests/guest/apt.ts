@@ -19,12 +19,12 @@ export interface AptSource {
   readonly signedBy: string;
 }
 
-/** Why something cannot be provisioned here; the reason is for people. */
+/** Reason, for people, why something cannot be provisioned here. */
 export interface Skip {
   readonly skip: string;
 }
 
-/** Whether a provisioning result is the reason why there is none. */
+/** True if a provisioning result is the reason why there is none. */
 export function isSkip(value: object): value is Skip {
   return "skip" in value;
 }
@@ -173,7 +173,7 @@ export function debianMirrorSources(
     .sort((a, b) => rank(a) - rank(b));
 }
 
-/** What a run of a program gave. */
+/** Result of a run of a program. */
 export interface Ran {
   readonly success: boolean;
   readonly stdout: string;
@@ -229,7 +229,7 @@ export async function removeIfPresent(path: string): Promise<void> {
   }
 }
 
-/** How a private apt is set up. */
+/** Settings of a private apt. */
 export interface PrivateAptOptions {
   /** The folder that its own, `apt`, lies in, absolute; created when missing. */
   readonly cacheDir: string;
@@ -239,7 +239,7 @@ export interface PrivateAptOptions {
   readonly assumeInstalled: readonly string[];
 }
 
-/** What packages hold for people, and no program reads. */
+/** Folders of packages for people, which no program reads. */
 const FOR_PEOPLE = ["doc", "man", "locale", "lintian", "bug"];
 
 /**

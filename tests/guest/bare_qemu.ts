@@ -12,9 +12,9 @@ import { TextSink } from "./text_sink.ts";
 
 /** A QEMU without a guest. */
 export interface BareQemu {
-  /** Whether it has ended by itself. */
+  /** True if it has ended by itself. */
   hasExited(): Promise<boolean>;
-  /** What it complained of; once it has ended. */
+  /** Complaints of the program, once it has ended. */
   stderr(): Promise<string>;
   /** Waits until the first serial port has said something that matches, and gives all it said. */
   waitForSerial(pattern: RegExp, timeoutMs: number): Promise<string>;
@@ -22,9 +22,9 @@ export interface BareQemu {
   kill(): Promise<void>;
 }
 
-/** How to start it. */
+/** Settings of the process. */
 export interface BareQemuOptions {
-  /** Whether its processor runs, and so its firmware. */
+  /** True if its processor runs, and so its firmware. */
   readonly run?: boolean;
   /** More arguments. */
   readonly args?: readonly string[];

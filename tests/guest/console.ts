@@ -13,7 +13,7 @@
  * @module
  */
 
-/** What a command gave: stdout and stderr as one, and the shell's status (128 + n for signal n). */
+/** Result of a command: stdout and stderr as one, and the shell's status (128 + n for signal n). */
 export interface CommandResult {
   readonly output: string;
   readonly status: number;
@@ -52,7 +52,7 @@ head -c "$length" "/run/$id.out"
 rm -f "/run/$id.sh" "/run/$id.out" "/run/$id.pid"
 `;
 
-/** How long a command that was cancelled may take to hand over what it has written. */
+/** Time a command that was cancelled may take to hand over what it has written. */
 const CANCEL_GRACE_MS = 60_000;
 
 const RECORD_SEPARATOR = 0x1e;

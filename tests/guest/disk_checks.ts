@@ -1,5 +1,5 @@
 /**
- * What every guest with a disk must be able to do, in the guest's own words.
+ * Tests that every guest with a disk must pass, in the guest's own words.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import type { Guest } from "./guest.ts";
 
-/** How long the verified random load runs: it writes each block some three times in that; longer is for a soak. */
+/** Time the verified random load runs: it writes each block some three times in that; longer is for a soak. */
 export const FIO_SECONDS = Number(Deno.env.get("OUTBOARD_FIO_SECONDS") ?? 15);
 
 /** Waits for disks: Linux looks for namespaces after the guest's shell is there. */
@@ -100,7 +100,7 @@ export async function assertFioVerify(
   assertEquals(await kernelErrors(guest), "");
 }
 
-/** What the guest's kernel said of I/O errors, time-outs and resets. */
+/** Messages of the guest's kernel about I/O errors, time-outs and resets. */
 export async function kernelErrors(guest: Guest): Promise<string> {
   return (await guest.output(
     "dmesg | grep -iE 'I/O error|timeout|Buffer I/O|aborting|resetting' || :",

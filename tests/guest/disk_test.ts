@@ -19,10 +19,10 @@ import { Serving } from "./serving.ts";
 
 const IMAGE_BYTES = 64 * 1024 * 1024;
 
-/** How long disks are moved to and fro under a load. */
+/** Time disks are moved to and fro under a load. */
 const MOVING_SECONDS = 10;
 
-/** How long a disk that two threads serve is verified. */
+/** Time a disk that two threads serve is verified. */
 const SPREAD_SECONDS = 10;
 
 const diskTest = await guestTests({ tools: ["filesystem", "fio", "nvme"] });
@@ -46,7 +46,7 @@ class Images implements Disposable {
     return path;
   }
 
-  /** How much of a file has space on the disk, in bytes. */
+  /** Bytes of a file that have space on the disk. */
   allocatedBytes(name: string): number {
     return Deno.statSync(this.path(name)).blocks! * 512;
   }

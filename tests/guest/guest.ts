@@ -16,7 +16,7 @@ import { Qmp, type QmpEvent } from "./qmp.ts";
 import { tcgArguments } from "./tcg.ts";
 import { TextSink } from "./text_sink.ts";
 
-/** How a guest is set up. */
+/** Settings of a guest. */
 export interface GuestOptions extends InitramfsOptions {
   readonly kit: Kit;
   /** The argument of one `-device` each; see {@linkcode vfioUserDevice}. */
@@ -24,11 +24,11 @@ export interface GuestOptions extends InitramfsOptions {
   readonly machine?: "q35" | "pc";
   readonly memoryMiB?: number;
   /**
-   * Whether the kernel boots as it was packaged. It takes 2 s more; but one that QEMU has unpacked is written to memory anew
+   * True if the kernel boots as it was packaged. It takes 2 s more; but one that QEMU has unpacked is written to memory anew
    * at every reset of the machine, also that of waking up from suspend to RAM, where the kernel is already.
    */
   readonly packedKernel?: boolean;
-  /** Whether the guest's memory can be shared with a device process; without it, QEMU sends DMA as messages. */
+  /** True if the guest's memory can be shared with a device process; without it, QEMU sends DMA as messages. */
   readonly sharedMemory?: boolean;
   readonly cpus?: number;
   /** In place of loading the `modules` at boot, which come along all the same; `[]` loads none. */
@@ -116,12 +116,12 @@ export class Guest {
     return this.#process.pid;
   }
 
-  /** What QEMU has written to stderr. */
+  /** Output of QEMU on stderr. */
   get stderr(): string {
     return this.#stderr.text;
   }
 
-  /** What the guest's kernel has written to its console, all boots together. */
+  /** Output of the guest's kernel on its console, all boots together. */
   get log(): string {
     return this.#log.text;
   }
@@ -279,7 +279,7 @@ export class Guest {
     return this.#console;
   }
 
-  /** What is known of the guest, for error messages. */
+  /** Describes the guest for error messages. */
   #describe(): string {
     const state = this.#status === undefined
       ? "QEMU is running"

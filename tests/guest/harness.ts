@@ -13,7 +13,7 @@ import {
   provision,
 } from "./provision.ts";
 
-/** What a guest test is handed. */
+/** Context of a guest test. */
 export interface GuestTestContext {
   readonly kit: Kit;
   readonly t: Deno.TestContext;
@@ -25,10 +25,10 @@ export type GuestTest = (
   fn: (context: GuestTestContext) => Promise<void>,
 ) => void;
 
-/** What guest tests need besides a virtual machine. */
+/** Needs of guest tests besides a virtual machine. */
 export interface GuestTestNeeds {
   readonly tools?: readonly ExtraTool[];
-  /** What else must be there, such as `hostLibslirp()`. */
+  /** Other things that must be there, such as `hostLibslirp()`. */
   readonly hosts?: readonly (object | Promise<object>)[];
 }
 

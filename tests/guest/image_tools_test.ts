@@ -10,7 +10,7 @@ import { treeCommand } from "./tree.ts";
 const IMAGE_BYTES = 1 << 20;
 const READ = "read 0 4k";
 const WRITE = "write 0 4k";
-/** What QEMU says of an image that it may not open so. */
+/** Complaint of QEMU about an image that it may not open so. */
 const REFUSED = /Failed to get (shared )?"\w+" lock/;
 
 /** Arguments for qemu-io that open an image. */

@@ -24,7 +24,7 @@ export const DEFAULT_MODULES: readonly string[] = [
   "8021q",
 ];
 
-/** What goes into an initramfs. */
+/** Contents of an initramfs. */
 export interface InitramfsOptions {
   /** Modules that come along and are loaded at boot, by name; dependencies come by themselves. */
   readonly modules?: readonly string[];

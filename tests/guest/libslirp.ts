@@ -11,7 +11,7 @@ import { ownReleaseTree } from "./own_release.ts";
 import { skipOnFailure } from "./tree.ts";
 import { LIBSLIRP_SONAME } from "../../src/backend/net/slirp/symbols.ts";
 
-/** Where the host finds libslirp; without a folder, in the system's own. */
+/** Place of libslirp on the host; without a folder, the system's own. */
 export interface HostLibslirp {
   /** To be put into `LD_LIBRARY_PATH` of a process that opens the library. */
   readonly libraryDir?: string;

@@ -6,10 +6,10 @@
 
 import { assert } from "@std/assert";
 
-/** How long a device stays where it is: long enough to be seen at work there. */
+/** Time a device stays where it is: long enough to be seen at work there. */
 const STAY_MS = 50;
 const MOVES_MIN = 10;
-/** How often the load may run for that to be so. */
+/** Number of times the load may run for that to be so. */
 const RUNS_MAX = 5;
 
 /**

@@ -1,5 +1,5 @@
 /**
- * What every guest with a virtio-net card must be able to do, in the guest's own words.
+ * Tests that every guest with a virtio-net card must pass, in the guest's own words.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { Guest } from "./guest.ts";
 import type { TapPeer } from "./tap_peer.ts";
 import { sha256, TcpSink, TcpSource, testPattern } from "./tcp_peer.ts";
 
-/** How much the TCP tests move each way. */
+/** Bytes that the TCP tests move each way. */
 export const TRANSFER_BYTES = 64 * 1024 * 1024;
 
 /** The host at the other end of a TAP, see {@linkcode TapPeer}. */
@@ -48,7 +48,7 @@ export interface PacketCounts {
   readonly tx: number;
 }
 
-/** What the guest's driver has counted, on all queues together. */
+/** Packets that the guest's driver has counted, on all queues together. */
 async function driverPackets(guest: Guest): Promise<PacketCounts> {
   const text = await guest.output(
     "cd /sys/class/net/eth0/statistics; cat rx_packets tx_packets",
@@ -121,7 +121,7 @@ export const DHCP_FILES: Readonly<Record<string, string>> = {
   ].join("\n"),
 };
 
-/** What ping(1) measured. */
+/** Result of ping(1). */
 export interface PingResult {
   readonly sent: number;
   readonly received: number;

@@ -14,7 +14,7 @@ import {
 } from "./apt.ts";
 import { cacheDirectory, cachedTree, type Tree } from "./tree.ts";
 
-/** What to fetch. */
+/** Release to fetch. */
 export interface OwnReleaseOptions {
   readonly packageName: string;
   /** For people, where the package cannot be fetched: `"install libslirp 4.7 or later"`. */

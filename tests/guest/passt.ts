@@ -9,7 +9,7 @@ import { isSkip, ProvisionError, runProgram, type Skip } from "./apt.ts";
 import { ownReleaseTree } from "./own_release.ts";
 import { skipOnFailure } from "./tree.ts";
 
-/** Where passt is on this host. */
+/** Place of passt on this host. */
 export interface HostPasst {
   /** For `passt=` and `OUTBOARD_PASST`. */
   readonly program: string;

@@ -51,7 +51,7 @@ interface Group {
   readonly tools?: Readonly<Record<string, GuestToolFiles>>;
 }
 
-/** What one tool is made of, as paths inside a tree. */
+/** Files of a tool, as paths inside a tree. */
 export interface GuestToolFiles {
   /** Programs; the shared libraries that they are linked with come along by themselves. */
   readonly programs: readonly string[];
@@ -63,7 +63,7 @@ export interface GuestToolFiles {
 const GROUPS = {
   /** The client under test. */
   qemu: { packages: ["qemu-system-x86"], targetRelease: BACKPORTS_SUITE },
-  /** What every guest has. `kmod` and `xz-utils` are for preparing the modules on the host. */
+  /** Packages of every guest. `kmod` and `xz-utils` are for preparing the modules on the host. */
   guest: {
     packages: [
       "linux-image-cloud-amd64",
@@ -276,7 +276,7 @@ async function knowsVfioUser(qemu: CommandPrefix): Promise<boolean> {
   return ran.stdout.includes('"vfio-user-pci"');
 }
 
-/** What {@linkcode prepareKernel} leaves: a cache of another version's has something else. */
+/** Mark of what {@linkcode prepareKernel} leaves: a cache of another version's has something else. */
 const PREPARED = "vmlinux beside vmlinuz, and modules.dep";
 
 /** Makes a kernel that boots fast out of the packaged one, and the index of its modules. */

@@ -9,9 +9,9 @@ import type { Kit } from "./provision.ts";
 import { PATIENCE_MS } from "../until.ts";
 import { Qmp } from "./qmp.ts";
 
-/** What is exported. */
+/** Export of the server. */
 export interface QemuNbdOptions {
-  /** Whether clients may write; they may unless told. */
+  /** True if clients may write; they may unless told. */
   readonly writable?: boolean;
   /** Format of the file; raw unless told. */
   readonly format?: "raw" | "qcow2";

@@ -11,11 +11,11 @@ import {
 import { controlLine, countersOf } from "./control_line.ts";
 import { hostLibslirp, isSkip } from "./provision.ts";
 
-/** What to serve. */
+/** Devices to serve. */
 export interface ServeOptions {
   /** The argument of one `--device` each. */
   readonly devices: readonly string[];
-  /** Which user-mode network `net=user` gets; the gateway unless told, which every host has. */
+  /** User-mode network that `net=user` gets; the gateway unless told, which every host has. */
   readonly user?: "libslirp" | "gateway";
   /** More arguments for Outboard. */
   readonly args?: readonly string[];

@@ -10,7 +10,7 @@ const sleepTest = await guestTests({ tools: ["kexec"] });
 
 const DISKS = ["vda", "nvme0n1"];
 
-/** Where on each disk the bytes are that are compared; before it there is swap space on one, and a kernel on the other. */
+/** Offset on each disk of the bytes that are compared; before it there is swap space on one, and a kernel on the other. */
 const SCRATCH_MIB = 256;
 const SCRATCH_LENGTH_MIB = 4;
 const MIB = 1024 * 1024;
@@ -18,7 +18,7 @@ const MIB = 1024 * 1024;
 /** On a busy machine, for what takes seconds on a quiet one. */
 const SLEEP_TIMEOUT_MS = 180_000;
 
-/** How often a key is pressed until the guest wakes up from a sleep that nothing tells the beginning of. */
+/** Number of times a key is pressed until the guest wakes up from a sleep that nothing tells the beginning of. */
 const KEY_INTERVAL_MS = 250;
 
 /** The guest's disks and network, and what was written to the disks last. */

@@ -18,7 +18,7 @@ import {
 } from "./tcp_peer.ts";
 import { TftpServer } from "./tftp_server.ts";
 
-/** What can be asked. */
+/** Requests to the host. */
 export type TapHostRequest =
   /** Offers bytes to one connection → `{ port, sha256 }`. */
   | { readonly ask: "source"; readonly lengthBytes: number }
@@ -30,7 +30,7 @@ export type TapHostRequest =
   | { readonly ask: "echo" }
   /** Serves TFTP → `{ port, sha256 }` of what it offers. */
   | { readonly ask: "tftp"; readonly lengthBytes: number }
-  /** What was put by TFTP → `{ sha256 }`. */
+  /** Reply to a file that was put by TFTP → `{ sha256 }`. */
   | { readonly ask: "put" };
 
 const ADDRESS = "192.0.2.1";

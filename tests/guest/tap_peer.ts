@@ -13,7 +13,7 @@ import type { TapHostRequest } from "./tap_host.ts";
 /** Namespaces in which a TAP can be made without being root, as arguments of unshare(1). */
 const NAMESPACES = ["--net", "--map-root-user"];
 
-/** Whether TAPs can be made here; or what the kernel says to it. */
+/** True if TAPs can be made here; or what the kernel says to it. */
 export async function hostTap(): Promise<object | Skip> {
   const ran = await runProgram("unshare", [
     ...[...NAMESPACES, "--", "sh", "-c", "exec 3<> /dev/net/tun"],
@@ -33,7 +33,7 @@ async function* linesOf(stream: ReadableStream<Uint8Array<ArrayBuffer>>) {
 
 /** The host's end; 192.0.2.1 to the guest. */
 export class TapPeer implements AsyncDisposable {
-  /** Where the card is served. */
+  /** Socket of the card. */
   readonly socket: string;
   readonly #folder: string;
   readonly #child: Deno.ChildProcess;

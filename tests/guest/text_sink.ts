@@ -15,7 +15,7 @@ export class TextSink {
     readonly result: PromiseWithResolvers<RegExpExecArray>;
   }[] = [];
 
-  /** What has come so far. */
+  /** Text that has come so far. */
   get text(): string {
     return this.#text;
   }

@@ -45,7 +45,7 @@ export class TftpServer implements Disposable {
     return this.#socket.address().port;
   }
 
-  /** What was put last. */
+  /** File that was put last. */
   get received(): Uint8Array<ArrayBuffer> {
     const length = this.#parts.reduce((sum, part) => sum + part.length, 0);
     const bytes = new Uint8Array(length);

@@ -49,7 +49,7 @@ export async function skipOnFailure<T>(
   }
 }
 
-/** How to run a program of a tree on this host: with the tree's own loader and libraries, whatever the host's are. */
+/** Command that runs a program of a tree on this host: with the tree's own loader and libraries, whatever the host's are. */
 export function treeCommand(root: string, program: string): CommandPrefix {
   // Some packages keep private libraries in a folder that only an absolute run path would find.
   const libraries = [

@@ -21,7 +21,7 @@ const PINGERS = 20;
 const PINGS = 10;
 const DATAGRAM_FILE_BYTES = 50_000;
 
-/** Which offloads the driver has switched on, as ethtool(8) names them. */
+/** Offloads that the driver has switched on, as ethtool(8) names them. */
 async function offloadsOn(guest: Guest): Promise<Set<string>> {
   const text = await guest.output("ethtool -k eth0");
   return new Set(

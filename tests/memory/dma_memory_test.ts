@@ -473,7 +473,7 @@ Deno.test("DmaMemory.borrow shows what another memory has mapped and lends, and 
   assertEquals(sharedMappings(), mapped + 2);
 });
 
-/** Whether an address belongs to an inaccessible mapping, as is left behind by poisoning. */
+/** True if an address belongs to an inaccessible mapping, as is left behind by poisoning. */
 function isTaken(hva: number): boolean {
   return Deno.readTextFileSync("/proc/self/maps").split("\n").some((line) => {
     const [range, permissions] = line.split(" ");

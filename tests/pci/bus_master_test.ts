@@ -68,7 +68,7 @@ class Bench<D extends RecordingDevice> {
     assertEquals(this.pci.writeRegion(CONFIG, offset, words(value), 0, 2), 0);
   }
 
-  /** Whether the model finds guest memory, by each way there is. */
+  /** True if the model finds guest memory, by each way there is. */
   get reaches(): boolean {
     const { memory } = this;
     const list = memory.createScatterGather(1);
@@ -88,7 +88,7 @@ class Bench<D extends RecordingDevice> {
   }
 }
 
-/** What takes bus mastering away, and what gives it back. */
+/** Ways of taking bus mastering away and of giving it back. */
 const WAYS: Record<string, [(bench: Bench<RecordingDevice>) => void, string]> =
   {
     "Bus Master Enable cleared": [(it) => it.config(COMMAND, 0), "enable"],

@@ -137,7 +137,7 @@ export class RecordingSink implements IrqSink {
     return true;
   }
 
-  /** What was delivered since the last call. */
+  /** Interrupts that were delivered since the last call. */
   take(): [index: number, vector: number][] {
     return this.delivered.splice(0);
   }

@@ -45,7 +45,7 @@ class Rig {
   readonly backlog = new Backlog();
   readonly attendances: Attendance[] = [];
   readonly leave: (() => void)[] = [];
-  /** What is done at once with one that is served. */
+  /** Done at once with a connection that is served. */
   onServe: (attendance: Attendance) => void = () => {};
   readonly loop: AcceptLoop;
 
@@ -79,7 +79,7 @@ class Rig {
     };
   }
 
-  /** What happened since it was asked last. */
+  /** Events since it was asked last. */
   log(): string[] {
     return this.backlog.log.splice(0);
   }

@@ -7,13 +7,13 @@ import { VfioUserClient } from "../../src/transport/vfio_user/client/mod.ts";
 import { controlLine } from "../guest/control_line.ts";
 import { until } from "../until.ts";
 
-/** How many descriptors more than at its start a process may have: fewer than each test makes connections. */
+/** Number of descriptors more than at its start a process may have: fewer than each test makes connections. */
 const SPARE_FDS = 40;
 const CONNECTIONS = 100;
 
 interface Rig {
   readonly folder: string;
-  /** How many descriptors the process has open, of as many as it may. */
+  /** Number of descriptors the process has open, of as many as it may. */
   openFds(): number;
   readonly fdsMax: number;
 }

@@ -30,7 +30,7 @@ import {
 const CONFIG = 7;
 const INTX = 0;
 const MSIX = 2;
-/** Where the MSI-X capability of the lesson device is: behind 8 bytes of power management. */
+/** Offset of the lesson device's MSI-X capability: behind 8 bytes of power management. */
 const MSIX_FLAGS = 0x4a;
 
 Deno.test("DeviceHost.handOver moves a device that nobody uses, and clients come as ever", () => {

@@ -25,9 +25,9 @@ class Rig implements Disposable {
   readonly loop = new EventLoop();
   readonly memory = new DmaMemory();
   readonly threads: DeviceThreads;
-  /** What the queue threads were told and did. */
+  /** Messages to the queue threads, and what they did. */
   readonly told: string[] = [];
-  /** Which of them fails, and at what. */
+  /** Thread that fails, and the message at which it does. */
   broken: { thread: number; op: QueueThreadMessage["op"] } | null = null;
   /** Ends the answering of each. */
   readonly ends: (() => void)[];

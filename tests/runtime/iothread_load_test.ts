@@ -55,7 +55,7 @@ async function withDisk(
 const STORE =
   new URL("../backend/block/fixtures/memory_store.ts", import.meta.url)
     .pathname;
-/** What is done when it is submitted, and what a Worker answers later; and how often memory is unmapped under it. */
+/** Storage by when its requests are done: when submitted, or later by a Worker; and how often memory is unmapped under it. */
 const STORAGE = [
   ["memory", "memory=4M", 10_000],
   ["a store", `backend=${STORE},size=4M`, 1000],

@@ -16,7 +16,7 @@ class Rig {
     this.limit.add({ ...line, ...options } as LogNotice);
   }
 
-  /** What was said since it was asked last. */
+  /** Lines that were said since it was asked last. */
   lines(): LogNotice[] {
     return this.#said.splice(0);
   }

@@ -7,14 +7,14 @@ import { FAULTS } from "./fixtures/faulty_model.ts";
 const FILE = new URL("./fixtures/faulty_model.ts", import.meta.url).pathname;
 const source = Deno.readTextFileSync(FILE).split("\n");
 
-/** Where the fixture has a piece of text first. */
+/** Offset of a piece of text in the fixture. */
 function at(text: string): string {
   const line = source.findIndex((candidate) => candidate.includes(text));
   assert(line >= 0, text);
   return `model faulty, ${FILE}:${line + 1}:`;
 }
 
-/** What the server is to say in one line of a fault: its beginning, and what the person needs. */
+/** Words in one line on a fault: its beginning, and what the person needs. */
 const EXPECTED: Readonly<Record<string, readonly [string, string]>> = {
   setTimeout: [at("=> setTimeout("), "use context.loop.timer"],
   setInterval: [at("=> setInterval("), "use context.loop.timer"],

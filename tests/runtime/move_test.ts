@@ -25,7 +25,7 @@ const fixture = (name: string) =>
   `${import.meta.dirname}/fixtures/${name}_model.ts`;
 
 const MOVES = 50;
-/** Where guest memory is, and where in it the counter tells its sum. */
+/** Address of guest memory, and place in it where the counter tells its sum. */
 const RAM_IOVA = 0x10_0000;
 const SUM_IOVA = RAM_IOVA + 0x2000;
 
@@ -34,7 +34,7 @@ interface Rig {
   readonly folder: string;
   /** Says a line to the control socket. */
   say(line: string): Promise<string[]>;
-  /** Where the device `name` is. */
+  /** Place of the device `name`. */
   place(name: string): Promise<number>;
 }
 
@@ -113,7 +113,7 @@ class Guest implements Disposable {
   }
 }
 
-/** What the counter refuses with, and where. */
+/** Text of the counter's refusal, and its line. */
 const FAULT =
   "model counter, \\S+counter_model\\.ts:\\d+:\\d+: Cannot count here: there is no abacus";
 

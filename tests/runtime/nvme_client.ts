@@ -50,7 +50,7 @@ export class RemoteNvme {
     driver.enable();
   }
 
-  /** What a reset of the device takes away. */
+  /** Sets up again what a reset of the device takes away. */
   setUpPci(): void {
     this.pci.setEnabled(true);
     if (this.#vectors > 0) this.lines = this.pci.enableMsix(this.#vectors);

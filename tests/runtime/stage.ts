@@ -29,7 +29,7 @@ import {
   words,
 } from "../transport/vfio_user/raw_client.ts";
 
-/** What goes wrong, and when. */
+/** Fault, and when it happens. */
 export interface Trouble {
   create?: boolean;
   load?: boolean;

@@ -7,7 +7,7 @@ import {
   ThreadCalls,
 } from "../../src/runtime/iothread/thread_calls.ts";
 
-/** What a thread is told to do. */
+/** Orders for a thread. */
 export interface Orders {
   readonly seat: Seat;
   readonly peer: Seat;

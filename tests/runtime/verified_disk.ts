@@ -36,14 +36,14 @@ interface Slot {
   generation: number;
 }
 
-/** How a {@linkcode VerifiedDisk} is made. */
+/** Settings of a {@linkcode VerifiedDisk}. */
 export interface VerifiedDiskOptions {
   /** Queues to use. */
   readonly queues: number;
   readonly slotsPerQueue: number;
-  /** How many blocks, from the first one, are used. */
+  /** Number of blocks, from the first one, that are used. */
   readonly blocks: number;
-  /** Where the buffers of every other slot are; with the rings unless told. */
+  /** Memory of the buffers of every other slot; with the rings unless told. */
   readonly otherMemory?: DriverMemory;
   readonly seed: number;
 }
@@ -57,7 +57,7 @@ export class VerifiedDisk {
   readonly #slots: Slot[] = [];
   /** By queue, then by head. */
   readonly #inFlight: Map<number, Slot>[] = [];
-  /** How often each block was written; 0 means that it holds zeroes. */
+  /** Number of times each block was written; 0 means that it holds zeroes. */
   readonly #generations: Uint32Array;
   readonly #locked: Uint8Array;
   #random: number;
@@ -96,7 +96,7 @@ export class VerifiedDisk {
     virtio.driverOk();
   }
 
-  /** How many requests are in flight; those with buffers in the other memory when asked so. */
+  /** Number of requests that are in flight; those with buffers in the other memory when asked so. */
   inFlight(inOther = false): number {
     return this.#slots.filter((slot) =>
       slot.busy && (!inOther || slot.memory !== this.#virtio.memory)

@@ -40,7 +40,7 @@ export class NaiveCard implements PciAccess, InterruptLines {
   ack = 0;
   /** Do not answer kicks. */
   deaf = false;
-  /** How often the generation changes between two reads. */
+  /** Number of times the generation changes between two reads. */
   generationChanges = 0;
   refuseFeatures = false;
   refuseVectors = false;

@@ -22,7 +22,7 @@ function chainOf(readableBytes: number, writableBytes: number): Chain {
 
 const CHAIN = chainOf(0, 64);
 
-/** What goes back by now, in order. */
+/** Chains that go back by now, in order. */
 function returned(ledger: ChainLedger): number[] {
   const heads: number[] = [];
   for (let head = ledger.next(); head >= 0; head = ledger.next()) {

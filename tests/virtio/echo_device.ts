@@ -18,9 +18,9 @@ export class EchoDevice implements VirtioDevice {
   readonly configLengthBytes: number;
   readonly config: Uint8Array;
   readonly transport: VirtioTransport;
-  /** What happened, in order. */
+  /** Events in order. */
   readonly events: string[] = [];
-  /** When set, chains are kept instead of answered. */
+  /** True if chains are kept instead of answered. */
   keeps = false;
   readonly held: number[] = [];
   started: Features | null = null;

@@ -22,22 +22,22 @@ export interface TableEntry extends ChainPart {
   readonly nextIndex?: number;
 }
 
-/** What to offer to the device, and what must come of it. */
+/** Offer to the device, and its right result. */
 export interface HostileCase {
   readonly name: string;
-  /** Whether INDIRECT_DESC was negotiated; yes unless told. */
+  /** True if INDIRECT_DESC was negotiated; yes unless told. */
   readonly indirect?: boolean;
   readonly chain: readonly ChainPart[];
   /** Laid out from {@linkcode TABLES} on. */
   readonly table?: readonly TableEntry[];
   /** Segments that the device takes. */
   readonly segments?: number;
-  /** Whether its device can do without some; see Chain.isWhole. */
+  /** True if its device can do without some; see Chain.isWhole. */
   readonly mayLack?: boolean;
   /** −errno, or 1. */
   readonly result: number;
   readonly message?: RegExp;
-  /** What must come of it in a packed ring, where that differs. */
+  /** Result in a packed ring, where that differs. */
   readonly packed?: { readonly result: number; readonly message?: RegExp };
 }
 
@@ -255,16 +255,16 @@ export const HOSTILE_CASES: readonly HostileCase[] = [
   },
 ];
 
-/** How a ring format takes part. */
+/** Part that a ring format plays. */
 export interface HostileHarness {
   /** Lays out a chain and makes it available. */
   offer(chain: readonly ChainPart[]): void;
   /** Lays out an entry of the indirect table at {@linkcode TABLES}. */
   tableEntry(index: number, entry: TableEntry, last: boolean): void;
-  /** What the queue's pop returns. */
+  /** Result of the queue's pop. */
   pop(): number;
   lastError(): string;
-  /** How many chains the queue thinks the device holds. */
+  /** Number of chains the queue thinks the device holds. */
   inFlight(): number;
 }
 

@@ -21,7 +21,7 @@ export interface RawPacked {
   readonly flags?: number;
 }
 
-/** Where the parts of a ring begin. */
+/** First bytes of the parts of a ring. */
 export interface PackedPlaces {
   readonly desc: number;
   readonly driver: number;

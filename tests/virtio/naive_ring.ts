@@ -22,7 +22,7 @@ export const NEXT = 1;
 export const WRITE = 2;
 export const INDIRECT = 4;
 
-/** Where the parts of a ring begin. */
+/** First bytes of the parts of a ring. */
 export interface RingPlaces {
   readonly desc: number;
   readonly avail: number;

@@ -31,7 +31,7 @@ class Rig {
     this.core.ready();
   }
 
-  /** What the driver reads: off_wrap and flags. */
+  /** Words that the driver reads: off_wrap and flags. */
   get told(): number[] {
     return [
       this.#words.getUint16(DEVICE, true),

@@ -168,7 +168,7 @@ interface Expected {
   written: number;
 }
 
-/** What the driver and the device have done, in plain lists. */
+/** Model of what driver and device have done, in plain lists. */
 class Model {
   readonly #at: Bench;
   readonly #size: number;

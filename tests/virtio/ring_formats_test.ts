@@ -1,4 +1,4 @@
-/** How a device comes to its queues: formats, sizes, order and notification data over virtio-pci. */
+/** Ways of a device to its queues: formats, sizes, order and notification data over virtio-pci. */
 
 import { assert, assertEquals } from "@std/assert";
 import { validatePciSpec } from "../../src/pci/mod.ts";

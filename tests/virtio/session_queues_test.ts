@@ -86,7 +86,7 @@ class Rig {
     this.status.write(RUNNING, () => true);
   }
 
-  /** What the device was told since the last call. */
+  /** Messages to the device since the last call. */
   settle(): string[] {
     this.context.loop.settle();
     return this.device.events.splice(0);

@@ -57,7 +57,7 @@ Deno.test("SplitQueue agrees with an independent driver on every chain and its o
         if (startBack > 0 && size === 4) turnRing(at, 65536 - startBack);
         const { queue, ring } = at;
         const chain = new Chain(at.memory, 16);
-        /** What the driver offered and the device has not popped; what it has; what is pushed, not published. */
+        /** Chains that the driver offered and the device has not popped; those it has; those pushed, not published. */
         const offered: { head: number; buffers: Buffer[] }[] = [];
         const held: { head: number; buffers: Buffer[] }[] = [];
         let unpoppable = 0;

@@ -37,12 +37,12 @@ function moody(own: Record<string, string> = {}): BlockOptions {
   return BLOCK_OPTIONS.parse({ backend: fixture("moody"), ...own });
 }
 
-/** Where a request is treated so. */
+/** Offset at which a request is treated so. */
 function at(mood: typeof MOODS[number]): number {
   return MOODS_AT + MOODS.indexOf(mood) * BLOCK;
 }
 
-/** What the store has been called since it was asked last. */
+/** Calls of the store since it was asked last. */
 function calls(client: Controller): string {
   const text = new TextDecoder().decode(client.read(CALLS_AT, BLOCK));
   return text.replaceAll("\0", "");
@@ -59,7 +59,7 @@ function submitAt(
   return request;
 }
 
-/** What another thread is opened with, in place of a back end or beside it. */
+/** Parts that another thread opens with, in place of a back end or beside it. */
 function given(
   { backend }: Controller,
   beside: boolean,

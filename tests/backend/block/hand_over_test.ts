@@ -14,7 +14,7 @@ const BYTES = 1 << 20;
 const BLOCK = 4096;
 const MOVES = 50;
 
-/** What a back end was and had open, on its way. */
+/** State and descriptors of a back end, on their way. */
 interface Given {
   readonly state: unknown;
   readonly fds: Readonly<Record<string, number>>;

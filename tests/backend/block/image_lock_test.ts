@@ -16,7 +16,7 @@ import { Folder } from "./rig.ts";
 const O_RDONLY = 0;
 const O_RDWR = 2;
 
-/** What QEMU would do to an image and leave to others, as sets of its permissions. */
+/** Use of an image by QEMU, and uses it leaves to others, as sets of its permissions. */
 interface Use {
   /** BLK_PERM_CONSISTENT_READ 1, WRITE 2, WRITE_UNCHANGED 4, RESIZE 8. */
   readonly perm: number;

@@ -48,7 +48,7 @@ function timeless(state: unknown): unknown {
   );
 }
 
-/** Where a device lives for a while. */
+/** Place where a device lives for a while. */
 class Place {
   readonly loop = new EventLoop();
   readonly memory = new DmaMemory();
@@ -95,7 +95,7 @@ export interface Left {
 /** The device, wherever it is. */
 export class Moving<Options> implements Disposable {
   readonly ram: DriverMemory;
-  /** What a driver sees: the same device all the time. */
+  /** Device as its driver sees it: the same all the time. */
   readonly device: PciDevice;
   readonly model: DeviceModel<Options>;
   readonly options: Options;

@@ -6,7 +6,7 @@ import { NBD, NbdRig } from "./nbd_rig.ts";
 import { pattern } from "./rig.ts";
 
 const GUARD = 0x77;
-/** How many times faster timers run where a test waits for a timeout. */
+/** Number of times faster timers run where a test waits for a timeout. */
 const HURRY = 200;
 
 for (

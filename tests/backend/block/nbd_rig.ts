@@ -14,7 +14,7 @@ import type { BlockOptions } from "../../../src/backend/block/options.ts";
 
 type NbdBlockOptions = Extract<BlockOptions, { kind: "nbd" }>;
 
-/** What most tests want of a client. */
+/** Options that most tests want of a client. */
 export const NBD: Omit<NbdBlockOptions, "uri"> = {
   kind: "nbd",
   readonly: false,
@@ -77,7 +77,7 @@ export class NbdRig implements AsyncDisposable {
   readonly host: Host;
   readonly file: string;
   readonly server: ServerThread;
-  /** What the client was opened with. */
+  /** Options that the client was opened with. */
   readonly options: NbdBlockOptions;
   readonly client: Controller;
 
@@ -120,7 +120,7 @@ export class NbdRig implements AsyncDisposable {
     }
   }
 
-  /** What the server's file holds. */
+  /** Bytes of the server's file. */
   stored(offset: number, lengthBytes: number): Uint8Array {
     using file = Deno.openSync(this.file);
     file.seekSync(offset, Deno.SeekMode.Start);

@@ -5,7 +5,7 @@
  * @module
  */
 
-/** What a server does; can be changed while it runs, but for the place. */
+/** Behaviour of a server; can be changed while it runs, but for the place. */
 export interface NbdServerOptions {
   /** Path of the socket to listen on; a TCP port of localhost without it. */
   readonly socket?: string;
@@ -15,9 +15,9 @@ export interface NbdServerOptions {
   /** Transmission flags; everything by default. */
   readonly flags?: number;
   readonly structured?: boolean;
-  /** Whether it knows NBD_OPT_GO. */
+  /** True if it knows NBD_OPT_GO. */
   readonly go?: boolean;
-  /** Whether it speaks fixed newstyle, and offers NO_ZEROES. */
+  /** True if it speaks fixed newstyle, and offers NO_ZEROES. */
   readonly fixed?: boolean;
   /** Minimum, preferred and maximum block. */
   readonly blocks?: readonly [number, number, number];
@@ -33,7 +33,7 @@ export interface NbdServerOptions {
   readonly chunkBytes?: number;
   /** Errors by command. */
   readonly errors?: Readonly<Record<number, number>>;
-  /** How it misbehaves. */
+  /** Misbehaviour. */
   readonly fault?: string;
   /** Requests after which it misbehaves. */
   readonly faultAfter?: number;

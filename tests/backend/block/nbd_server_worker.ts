@@ -2,7 +2,7 @@
 
 import { NbdServer, type NbdServerOptions } from "./nbd_server.ts";
 
-/** What can be asked of the Worker. */
+/** Messages to the Worker. */
 export type NbdServerMessage =
   | { readonly start: NbdServerOptions }
   | { readonly set: Partial<NbdServerOptions> }

@@ -25,7 +25,7 @@ import { PATIENCE_MS } from "../../until.ts";
 const MEMORY_BYTES = 16 << 20;
 const TURN_MS = 20;
 
-/** What most tests want of a file. */
+/** Options that most tests want of a file. */
 export const FILE: Omit<Extract<BlockOptions, { kind: "file" }>, "path"> = {
   kind: "file",
   readonly: false,
@@ -36,7 +36,7 @@ export const FILE: Omit<Extract<BlockOptions, { kind: "file" }>, "path"> = {
   discard: true,
 };
 
-/** What most tests want of memory. */
+/** Options that most tests want of memory. */
 export const MEMORY: Extract<BlockOptions, { kind: "memory" }> = {
   kind: "memory",
   readonly: false,
@@ -46,10 +46,10 @@ export const MEMORY: Extract<BlockOptions, { kind: "memory" }> = {
   sizeBytes: 1 << 20,
 };
 
-/** Where a back end lives, and what it said. */
+/** Host of a back end, which keeps what it said. */
 export class Host implements Disposable {
   readonly loop = new EventLoop();
-  /** How many times faster than it says a timer runs that is armed from now on. */
+  /** Number of times faster than it says a timer runs that is armed from now on. */
   speed = 1;
   readonly memory = new DmaMemory();
   readonly infos: string[] = [];
@@ -97,14 +97,14 @@ export class Host implements Disposable {
   }
 }
 
-/** What to do with a range of the storage. */
+/** Job on a range of the storage. */
 export interface Job {
   readonly op: BlockOp;
   readonly offset?: number;
   readonly lengthBytes?: number;
   readonly durable?: boolean;
   readonly mayUnmap?: boolean;
-  /** Where the data is, in pieces of guest memory; one piece at 0 unless told. */
+  /** Pieces of guest memory with the data; one piece at 0 unless told. */
   readonly at?: readonly (readonly [iova: number, lengthBytes: number])[];
 }
 

@@ -27,7 +27,7 @@ const mountTest = namespaceTests({
   probe: "mount -t tmpfs none /tmp",
 });
 
-/** What keeps something from being done here; null for nothing. */
+/** Reason why something cannot be done here; null for none. */
 function whyNot(attempt: () => void): string | null {
   try {
     attempt();

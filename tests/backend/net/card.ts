@@ -24,7 +24,7 @@ const TX = 0;
 const RX = MEMORY_BYTES / 2;
 const TURN_MS = 20;
 
-/** Where a card lives: what a back end is opened with, and what it said. */
+/** Host of a card: the context of a back end, and what it said. */
 export class Host implements Disposable {
   readonly loop = new EventLoop();
   readonly memory = new DmaMemory();
@@ -63,15 +63,15 @@ export class Card implements NetPeer, Disposable {
   readonly backend: NetBackend;
   /** Frames without the virtio-net header, oldest first. */
   readonly received: Uint8Array[] = [];
-  /** What receive() returned other than a length or −EAGAIN. */
+  /** Results of receive() other than a length or −EAGAIN. */
   readonly errors: number[] = [];
   /** Sees each frame before it is put into `received`; true keeps it out. */
   onFrame: (frame: Uint8Array) => boolean = () => false;
-  /** What the link was after each of its changes. */
+  /** State of the link after each of its changes. */
   readonly links: (boolean | undefined)[] = [];
   readableCalls = 0;
   writableCalls = 0;
-  /** Whether onReadable fetches frames. */
+  /** True if onReadable fetches frames. */
   fetching = true;
   readonly #tx: ScatterGather;
   readonly #rx: ScatterGather;

@@ -19,9 +19,9 @@ import { give, MOVES, Traveller } from "./traveller.ts";
 import type { OptionTexts } from "../../../src/core/options.ts";
 
 interface Scene {
-  /** Where the card travels between. */
+  /** Hosts that the card travels between. */
   readonly hosts: readonly [Host, Host];
-  /** Where others stay. */
+  /** Host where others stay. */
   readonly far: Host;
   readonly folder: string;
   readonly open: (values: OptionTexts) => Card;

@@ -1,5 +1,5 @@
 /**
- * Where the tests get libslirp from: the host, or the folder the guest tests provide.
+ * Source of libslirp for the tests: the host, or the folder the guest tests provide.
  *
  * @module
  */

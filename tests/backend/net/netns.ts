@@ -123,7 +123,7 @@ export function tapTests(url: string): NamespaceTest {
   });
 }
 
-/** Why TAPs cannot be made by this process, or null. */
+/** Reason why TAPs cannot be made by this process, or null. */
 function whyNoTap(): string | null {
   try {
     using _namespace = new NetworkNamespace();

@@ -21,7 +21,7 @@ function children(): string[] {
     .split(/\s+/).filter((pid) => pid !== "");
 }
 
-/** Whether whoever started the tests left the descriptor open for all that they start. */
+/** True if whoever started the tests left the descriptor open for all that they start. */
 function isInherited(fd: string): boolean {
   if (Number(fd) <= 3) return false;
   const info = Deno.readTextFileSync(`/proc/self/fdinfo/${fd}`);
@@ -267,7 +267,7 @@ function ownAddress(): string {
   return "192.0.2.2";
 }
 
-/** What passt answers whatever the network: an address that is not the guest's own. */
+/** Asks for an address that is not the guest's own, which passt answers whatever the network. */
 function askForAddress(card: Card): void {
   const [a, b, c] = ownAddress().split(".");
   card.send(arpRequest(ownAddress(), `${a}.${b}.${c}.1`));

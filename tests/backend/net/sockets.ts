@@ -90,7 +90,7 @@ export class HostSocket implements Disposable {
     return Math.max(n, 0);
   }
 
-  /** What has come; empty at the end of the stream, null when there is nothing yet. */
+  /** Bytes that have come; empty at the end of the stream, null when there is nothing yet. */
   read(): Uint8Array | null {
     const fd = this.fd.number;
     const n = libc.read(fd, this.#buffer.pointer(), this.#buffer.lengthBytes);

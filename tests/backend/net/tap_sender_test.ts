@@ -25,7 +25,7 @@ import { TapEngine } from "../../../src/backend/net/tap/driver.ts";
 
 const IFNAME = "obtap0";
 const HEADER_BYTES = 12;
-/** What one system call sends, and what its frames have room for. */
+/** Frames that one system call sends, and that there is room for. */
 const FRAMES_MAX = 64;
 const SEGMENTS_MAX = 1024;
 const namespaceTest = tapTests(import.meta.url);

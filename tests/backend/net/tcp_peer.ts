@@ -29,7 +29,7 @@ export class TcpPeer {
   #remotePort = 0;
   #next = 1000;
   #expected = 0;
-  /** What came, in order. */
+  /** Chunks in the order in which they came. */
   readonly chunks: Uint8Array[] = [];
   receivedBytes = 0;
   established = false;
@@ -63,7 +63,7 @@ export class TcpPeer {
     this.#next++;
   }
 
-  /** How many bytes of ours are under way. */
+  /** Number of bytes of ours are under way. */
   get inFlight(): number {
     return this.#next - this.acknowledged;
   }

@@ -13,10 +13,10 @@ import { ResourceBag, type Saved } from "../../../src/os/mod.ts";
 import { Card, type Host } from "./card.ts";
 import type { OptionTexts } from "../../../src/core/options.ts";
 
-/** How often a test has its card move. */
+/** Number of times a test has its card move. */
 export const MOVES = 20;
 
-/** What a back end was and had open, as it arrives on another thread. */
+/** Takes a back end's state and descriptors, as they arrive on another thread. */
 export function give(backend: NetBackend): Saved<unknown> & Disposable {
   const bag = ResourceBag.of();
   const state = structuredClone(backend.save!());
@@ -37,7 +37,7 @@ export class Traveller implements Disposable {
     this.card = new Card(hosts[0], this.#open(hosts[0]));
   }
 
-  /** Where it is. */
+  /** Offset of the register. */
   get host(): Host {
     return this.hosts[this.moves % 2]!;
   }

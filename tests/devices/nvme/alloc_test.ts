@@ -123,7 +123,7 @@ interface Case {
   readonly sgl?: boolean;
   /** Completions to aggregate, 0's based. */
   readonly coalesced?: number;
-  /** Whether another thread serves the queue. */
+  /** True if another thread serves the queue. */
   readonly elsewhere?: boolean;
 }
 

@@ -58,7 +58,7 @@ interface Outcome {
   readonly bytes: Uint8Array | null;
 }
 
-/** What PRPs mean, read off figure 107 with no eye on speed. */
+/** Data pointer of PRPs, read off figure 107 with no eye on speed. */
 function naivePrp(
   memory: ArrayMemory,
   prp1: bigint,
@@ -290,7 +290,7 @@ function descriptorBytes(list: readonly Descriptor[]): Uint8Array {
   return bytes;
 }
 
-/** What an SGL means, by recursion. */
+/** Data pointer of an SGL, by recursion. */
 function naiveSgl(
   memory: ArrayMemory,
   first: Descriptor,

@@ -499,7 +499,7 @@ Deno.test("a successor that cannot load the state gives everything back", () => 
   load.verify(() => moving.settle());
 });
 
-/** Where a state may be spoilt, and by what. */
+/** Places where a state may be spoilt, with the values that spoil it. */
 const SPOILT: readonly (readonly [path: string, value: unknown])[] = [
   ["version", 0],
   ["version", "1"],

@@ -14,7 +14,7 @@ export interface Completion {
   /** Status code type and status code, without DNR. */
   readonly status: number;
   readonly dnr: boolean;
-  /** Whether the error log tells more. */
+  /** True if the error log tells more. */
   readonly more: boolean;
 }
 

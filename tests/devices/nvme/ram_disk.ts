@@ -12,7 +12,7 @@ import {
 import { Errno } from "../../../src/core/errno.ts";
 import type { MappableMemory } from "../../../src/memory/array_memory.ts";
 
-/** What was submitted, as it was then. */
+/** Submitted request, as it was then. */
 export interface Submitted {
   readonly op: BlockOp;
   readonly offset: number;
@@ -26,11 +26,11 @@ export class RamDisk implements BlockBackend {
   readonly description = "ram disk";
   info: BlockInfo;
   bytes: Uint8Array;
-  /** Whether requests wait for {@linkcode RamDisk.finish}. */
+  /** True if requests wait for {@linkcode RamDisk.finish}. */
   slow = false;
   /** Results that are given in place of doing anything, first come. */
   readonly results: number[] = [];
-  /** What a drain reports; null does the request. */
+  /** Result that a drain reports; null does the request. */
   drainResult: number | null = null;
   readonly log: Submitted[] = [];
   readonly pending: BlockRequest[] = [];
@@ -38,7 +38,7 @@ export class RamDisk implements BlockBackend {
   writeCache: boolean | null = null;
   /** Looks whether the storage has another size, when it is somebody else's too. */
   rescan?: () => boolean;
-  /** What another thread needs to use it too. */
+  /** Gives the parts that another thread needs to use it too. */
   share?: () => unknown;
   commits = 0;
   drains = 0;

@@ -43,11 +43,11 @@ export class Member {
   disk: RamDisk;
   /** Null on the control thread, and where no queue is served. */
   service: NvmeQueueService | null = null;
-  /** Whether its words are to be looked at. */
+  /** True if its words are to be looked at. */
   woken = false;
   /** Disks of namespaces that came later, in that order. */
   readonly late: RamDisk[] = [];
-  /** Whether it opens no such disks. */
+  /** True if it opens no such disks. */
   refuse = false;
   /** A message that it fails at. */
   broken: string | null = null;
@@ -152,7 +152,7 @@ class CarriedThreads implements QueueThreads {
     return {};
   }
 
-  /** What the control thread does when it is nudged. */
+  /** Looks at what the control thread is nudged for. */
   look(): boolean {
     const { line, reported } = this;
     this.line = this.reported = false;
@@ -169,13 +169,13 @@ export class ThreadsRig implements Disposable {
   readonly members: Member[] = [];
   readonly device: NvmeController;
   readonly driver: NaiveDriver;
-  /** What the control thread had others do: the thread, and the message's name. */
+  /** Calls of the control thread to others: the thread, and the message's name. */
   readonly calls: [thread: number, op: string][] = [];
   /** Told before the control thread has another do something. */
   onCall: (thread: number, op: string) => void = () => {};
-  /** How often each thread was woken up. */
+  /** Number of times each thread was woken up. */
   readonly wakes: number[];
-  /** How often everything that threads wanted was void. */
+  /** Number of times everything that threads wanted was void. */
   resets = 0;
   threads: CarriedThreads | null = null;
   readonly #counted: Record<string, number> = {};
@@ -298,12 +298,12 @@ export class ThreadsRig implements Disposable {
     return cid;
   }
 
-  /** How many requests each thread's disk was given. */
+  /** Number of requests each thread's disk was given. */
   submissions(): number[] {
     return this.members.map(({ disk }) => disk.log.length);
   }
 
-  /** What a thread's loop has to do now, and nobody else's. @returns Whether there was anything */
+  /** Does what a thread's loop has to do now, and nobody else's. @returns True if there was anything */
   turn(member: Member): boolean {
     const { woken } = member;
     member.woken = false;
@@ -391,7 +391,7 @@ export class ThreadsRig implements Disposable {
   }
 }
 
-/** What the first namespace was opened with, as far as anybody wants to know. */
+/** Options that the first namespace was opened with, as far as anybody wants to know. */
 const FIRST = { kind: "memory", sizeBytes: 0 } as BlockOptions;
 
 function isFirst(block: BlockOptions): boolean {

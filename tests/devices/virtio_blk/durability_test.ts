@@ -5,7 +5,7 @@ import { BF, header, pattern, Rig, S, T } from "./harness.ts";
 /** Sectors that the driver of these tests uses. */
 const SECTORS = 8;
 
-/** What a driver knows about a sector: seeds of writes. */
+/** Knowledge of a driver about a sector: seeds of writes. */
 interface Knowledge {
   /** Every write that was ever submitted, acknowledged or not. */
   readonly submitted: Set<number>;

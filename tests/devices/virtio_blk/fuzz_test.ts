@@ -27,7 +27,7 @@ const RANDOM_REQUEST = fc.record({
 type RandomRequest = typeof RANDOM_REQUEST extends fc.Arbitrary<infer R> ? R
   : never;
 
-/** What the standard says becomes of a request whose body is one byte over and over; changes `disk`. */
+/** Result that the standard gives a request whose body is one byte over and over; changes `disk`. */
 function expected(
   request: RandomRequest,
   disk: Uint8Array,

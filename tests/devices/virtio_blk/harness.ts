@@ -57,7 +57,7 @@ export const T = {
 } as const;
 export const S = { OK: 0, IOERR: 1, UNSUPP: 2 } as const;
 
-/** What a status byte is before the device has written it. */
+/** Status byte before the device has written it. */
 export const UNTOUCHED = 0xa5;
 
 /** A request on its way. */
@@ -73,26 +73,26 @@ export interface Reply {
   readonly status: number;
   /** The device-writable part without the status. */
   readonly data: Uint8Array;
-  /** What the used ring says was written. */
+  /** Length in the used ring. */
   readonly written: number;
 }
 
-/** How the parts of a request are cut; each a list of lengths, the rest in one piece. */
+/** Cuts of a request's parts; each a list of lengths, the rest in one piece. */
 export interface Cuts {
   readonly readable?: readonly number[];
   readonly writable?: readonly number[];
 }
 
-/** How a {@linkcode Rig} differs from the usual. */
+/** Differences of a {@linkcode Rig} from the usual. */
 export interface RigOptions extends RamDiskOptions {
   readonly disk?: Partial<DiskOptions>;
-  /** What the driver asks for; all that is offered unless told. */
+  /** Features that the driver asks for; all that is offered unless told. */
   readonly features?: readonly number[];
   /** Size of the queues that the driver chooses; the device's unless told. */
   readonly ringSize?: number;
   /** Leave the driver before negotiation. */
   readonly bare?: boolean;
-  /** Whether the driver chooses packed queues. */
+  /** True if the driver chooses packed queues. */
   readonly packed?: boolean;
 }
 
@@ -281,7 +281,7 @@ export class Rig {
     return this.reply(pending, ring.usedLength);
   }
 
-  /** What the device has written for a request. */
+  /** Reply that the device has written for a request. */
   reply(pending: Pending, written: number): Reply {
     const bytes = join(
       ...pending.writable.map(([iova, length]) => this.ram.at(iova, length)),
@@ -339,7 +339,7 @@ export class Rig {
     return this.request(join(header(type), list), 1);
   }
 
-  /** How often a vector was raised since it was last asked for. */
+  /** Number of times a vector was raised since it was last asked for. */
   interrupts(vector: number): number {
     return this.pci.wait(vector, 0);
   }
@@ -350,7 +350,7 @@ export class Rig {
     return value;
   }
 
-  /** Whether the device wants to be reset. */
+  /** True if the device wants to be reset. */
   get needsReset(): boolean {
     return (this.driver.status & STATUS.NEEDS_RESET) !== 0;
   }

@@ -225,7 +225,7 @@ Deno.test("requests that were taken out of flight are in flight for hold, and fi
   assertEquals(rig.take(late).status, S.OK);
 });
 
-/** What the storage has saved, in the state of a disk behind virtio-pci. */
+/** State of the storage in the state of a disk behind virtio-pci. */
 function backendOf(state: unknown): { durable: boolean; kind: string } {
   return (state as {
     session: { device: { backend: { durable: boolean; kind: string } } };

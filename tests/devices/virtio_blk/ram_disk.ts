@@ -25,12 +25,12 @@ export interface Seen {
   readonly mayUnmap: boolean;
 }
 
-/** How a {@linkcode RamDisk} differs from the usual. */
+/** Differences of a {@linkcode RamDisk} from the usual. */
 export interface RamDiskOptions {
   readonly info?: Partial<BlockInfo>;
   /** Answer at once; otherwise requests wait for {@linkcode RamDisk.finish}. */
   readonly immediate?: boolean;
-  /** Whether the cache mode can be set. */
+  /** True if the cache mode can be set. */
   readonly canSetCache?: boolean;
   /** Take requests out of flight when drained, as a network does, in place of finishing them. */
   readonly cancels?: boolean;
@@ -44,9 +44,9 @@ export class RamDisk implements BlockBackend {
   info: BlockInfo;
   readonly #memory: MappableMemory;
   readonly #options: RamDiskOptions;
-  /** What reads see. */
+  /** Bytes that reads see. */
   bytes: Uint8Array;
-  /** What would be left after a power failure. */
+  /** Bytes that would be left after a power failure. */
   stable: Uint8Array;
   /** Requests that wait; those behind the index of the last commit are not known to the disk yet. */
   readonly waiting: BlockRequest[] = [];

@@ -19,7 +19,7 @@ function table(...macs: readonly (readonly number[])[]): number[] {
   return [...le32(macs.length), ...macs.flat()];
 }
 
-/** Whether a frame for the address reaches the driver. */
+/** True if a frame for the address reaches the driver. */
 function reaches(rig: Rig, destination: readonly number[]): boolean {
   if (rig.rx.ring.inFlight === 0) rig.postRx(2048);
   rig.arrive(frame(60, 1, destination));

@@ -82,7 +82,7 @@ export const OF = {
   HOST_USO: 56,
 } as const;
 
-/** How a {@linkcode Rig} differs from the usual. */
+/** Differences of a {@linkcode Rig} from the usual. */
 export interface RigOptions {
   readonly mtu?: number;
   readonly linkUp?: boolean;
@@ -90,19 +90,19 @@ export interface RigOptions {
   readonly txDelayUsec?: number;
   readonly rxReliefUsec?: number;
   readonly vnetHeader?: boolean;
-  /** Whether the back end keeps frames until it is flushed. */
+  /** True if the back end keeps frames until it is flushed. */
   readonly keeps?: boolean;
-  /** What the back end can do; nothing unless told. It has headers then. */
+  /** Offloads of the back end; none unless told. It has headers then. */
   readonly offloads?: NetOffloads;
   /** Queue pairs of the card and its back end. */
   readonly queuePairs?: number;
   /** Queue pairs of the back end, if not the same. */
   readonly backendPairs?: number;
-  /** Whether the card offers offloads. */
+  /** True if the card offers offloads. */
   readonly offersOffloads?: boolean;
-  /** What the driver asks for; all that is offered unless told. */
+  /** Features that the driver asks for; all that is offered unless told. */
   readonly features?: readonly number[];
-  /** Which features of rings are offered, if not the usual. */
+  /** Features of rings that are offered, if not the usual. */
   readonly ringFeatures?: Features;
   /** Leave the driver before negotiation. */
   readonly bare?: boolean;
@@ -112,7 +112,7 @@ export interface RigOptions {
 export interface Received {
   readonly header: number[];
   readonly frame: Uint8Array;
-  /** What the device says it wrote to each buffer. */
+  /** Lengths that the device says it wrote to each buffer. */
   readonly lengths: number[];
 }
 
@@ -203,7 +203,7 @@ export class Rig {
     );
   }
 
-  /** Whatever device there is at the time: configuration space and MSI-X stay as they are when it moves. */
+  /** Device of the time: configuration space and MSI-X stay as they are when it moves. */
   #seat(): PciDevice {
     return {
       spec: this.device.spec,
@@ -409,7 +409,7 @@ export class Rig {
     return [...this.ram.at(answer, queue.ring.usedLength)];
   }
 
-  /** How often a vector was raised since it was last asked for. */
+  /** Number of times a vector was raised since it was last asked for. */
   interrupts(vector: number): number {
     return this.pci.wait(vector, 0);
   }
@@ -421,7 +421,7 @@ export class Rig {
     return value;
   }
 
-  /** Whether the device wants to be reset. */
+  /** True if the device wants to be reset. */
   get needsReset(): boolean {
     return (this.driver.status & STATUS.NEEDS_RESET) !== 0;
   }

@@ -9,7 +9,7 @@ import {
 } from "./harness.ts";
 
 const RELIEF = { rxReliefUsec: 5000, queueSize: 8 } as const;
-/** How often buffers run out under small frames before the driver counts as overloaded. */
+/** Number of times buffers run out under small frames before the driver counts as overloaded. */
 const PATIENCE = 4;
 
 /** The driver has used frames for `busyMs`, adds as many buffers as fit, and gets what frames it gets at once. */
@@ -20,7 +20,7 @@ function refill(rig: Rig, busyMs: number): number {
   return delivered(rig);
 }
 
-/** What lies in the used ring. */
+/** Number of entries in the used ring. */
 function delivered(rig: Rig): number {
   return rig.received().length;
 }

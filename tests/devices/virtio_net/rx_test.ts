@@ -346,7 +346,7 @@ Deno.test("VirtioNet stops at guest memory that went away and goes on when it is
   assertEquals(rig.received().map((it) => it.frame), [frame(60)]);
 });
 
-/** What a driver sees of the card's receive queue, after a first frame has left a buffer at hand. */
+/** Rig with the card's receive queue after a first frame has left a buffer at hand. */
 function withBufferAtHand(): Rig {
   const rig = new Rig({ features: [NF.MRG_RXBUF, F.RING_EVENT_IDX] });
   rig.postRx(2048, 2048);

@@ -20,7 +20,7 @@ export interface HeadedFrame {
   readonly frame: Uint8Array;
 }
 
-/** What a {@linkcode ScriptedBackend} saves. */
+/** State of a {@linkcode ScriptedBackend}. */
 export interface GivenScript {
   readonly incomingOn: (Uint8Array | HeadedFrame | number)[][];
   readonly sent: Uint8Array[];
@@ -43,15 +43,15 @@ export class ScriptedBackend implements NetBackend {
   readonly incomingOn: (Uint8Array | HeadedFrame | number)[][];
   /** On which pair each frame of `sent` came. */
   readonly sentOn: number[];
-  /** What the card chose. */
+  /** Offloads that the card chose. */
   givenOffloads: number;
   activePairs: number;
   linkUp = true;
-  /** What setOffloads() and setQueuePairs() return. */
+  /** Result of setOffloads() and setQueuePairs(). */
   result = 0;
-  /** What the card sent, with the header if there is one. */
+  /** Frames that the card sent, with the header if there is one. */
   readonly sent: Uint8Array[];
-  /** What send() returns next, in place of taking the frame. */
+  /** Results of the next send()s, in place of taking the frame. */
   readonly sendResults: number[];
   /** Called inside send() and receive(), before anything else. */
   onSend: (() => void) | null = null;
@@ -60,9 +60,9 @@ export class ScriptedBackend implements NetBackend {
   onFlush: (() => void) | null = null;
   /** Of one that keeps frames until it is flushed. */
   readonly flush?: () => number;
-  /** What flush() returns next. */
+  /** Result of the next flush(). */
   lost = 0;
-  /** What it keeps: addresses and lengths of each frame's segments, and on which pair. */
+  /** Frames that it keeps: addresses and lengths of each frame's segments, and the pair. */
   readonly kept: { segments: number[][]; pair: number }[] = [];
   peer: NetPeer | null = null;
   readonly receivingOn: boolean[];

@@ -386,7 +386,7 @@ Deno.test("VirtioNet keeps a header for each frame until it is flushed", () => {
   assertEquals(rig.backend.sent, all);
 });
 
-/** How often the driver was asked to notify the device of one more frame. */
+/** Number of times the driver was asked to notify the device of one more frame. */
 function sendOne(rig: Rig, i: number): boolean {
   const { kicks } = rig.tx;
   rig.queueTx(behind([], frame(60, i)));

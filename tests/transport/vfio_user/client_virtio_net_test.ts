@@ -54,7 +54,7 @@ async function withCard(
   }
 }
 
-/** Who has 10.0.2.2? (RFC 826) */
+/** ARP request: who has 10.0.2.2? (RFC 826) */
 function arpRequest(mac: Uint8Array): Uint8Array<ArrayBuffer> {
   const frame = new Uint8Array(60);
   frame.fill(0xff, 0, 6);

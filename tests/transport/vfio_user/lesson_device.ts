@@ -20,13 +20,13 @@ export const REG = {
   DMA_LENGTH: 0x18,
   /** A write inverts the DMA range, then raises vector 0. */
   GO: 0x1c,
-  /** How often the doorbell rang. */
+  /** Number of times the doorbell rang. */
   RINGS: 0x20,
   /** The first byte of the shared page. */
   SHARED: 0x24,
-  /** What the last DMA gave. */
+  /** Result of the last DMA. */
   RESULT: 0x28,
-  /** How often the device was reset. */
+  /** Number of times the device was reset. */
   RESETS: 0x2c,
   /** Not 0 asserts INTA#. */
   LEVEL: 0x30,
@@ -34,17 +34,17 @@ export const REG = {
 } as const;
 
 export const LESSON_ID = 0xfeed_c0de;
-/** Where the shared page is in BAR 2. */
+/** Offset of the shared page in BAR 2. */
 export const PAGE = 0x1000;
 
-/** What a lesson device can be told by. */
+/** State of a lesson device. */
 export interface LessonState {
   readonly version: 1;
   readonly registers: readonly number[];
   readonly rings: number;
   readonly resets: number;
   readonly result: number;
-  /** Whether DMA was asked for and not begun. */
+  /** True if DMA was asked for and not begun. */
   readonly asked: boolean;
 }
 

@@ -83,7 +83,7 @@ export class RawClient {
   /** Size of the message under way, 0 for none. */
   #wanted = 0;
   #received = 0;
-  /** Whether the server has closed the connection. */
+  /** True if the server has closed the connection. */
   ended = false;
 
   constructor(fd: Fd) {

@@ -17,9 +17,9 @@ import {
 import { VfioUserServer } from "../../../src/transport/vfio_user/mod.ts";
 import { LessonDevice } from "./lesson_device.ts";
 
-/** What a test asks for. */
+/** Server that a test asks for. */
 export interface ServerRequest {
-  /** Where to listen. */
+  /** Path to listen on. */
   readonly path: string;
   /** A built-in model; the lesson device without one. */
   readonly model?: string;

@@ -1,4 +1,4 @@
-/** What one client asks for costs the others on its loop a turn, whatever it is. */
+/** Turns of a loop: whatever one client asks for costs the others one. */
 
 import { assert, assertEquals } from "@std/assert";
 import { ErrnoError } from "../../../src/core/errno.ts";

@@ -8,7 +8,7 @@ import { heapGrowthPerOperation } from "../../resources.ts";
 
 const SEED = 0x5eed;
 
-/** What a page tells, in order. */
+/** Listener that keeps in order what a page tells. */
 class Listener {
   readonly told: string[] = [];
 

@@ -15,7 +15,7 @@ const RING_RESET = 40;
 const IN = { iova: DATA, length: 4 };
 const OUT = { iova: DATA + 64, length: 4, write: true };
 
-/** What a client that mapped the page of a device writes to. */
+/** Page of a device that a client has mapped and writes to. */
 function mappedPage({ pci }: PciDriver): DataView {
   const [area] = pci.spec.bars[1]!.mmap!;
   assertEquals(area!.offset, NOTIFY);

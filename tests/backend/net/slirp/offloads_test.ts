@@ -47,7 +47,7 @@ function segment(
   return ethernet(GUEST_MAC, 0x0800, tcp(ROUTER, GUEST, all), ROUTER_MAC);
 }
 
-/** What a segment looks like to the driver: `struct virtio_net_hdr_v1` by its fields. */
+/** Header of a segment as the driver sees it: `struct virtio_net_hdr_v1` by its fields. */
 function headerOf(all: Uint8Array) {
   const view = new DataView(all.buffer, all.byteOffset);
   return {
