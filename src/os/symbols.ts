@@ -168,7 +168,7 @@ const TABLE = {
   // int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout)
   epoll_wait: { parameters: ["i32", "pointer", "i32", "i32"], result: "i32" },
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
-  poll: { parameters: ["pointer", "usize", "i32"], result: "i32" },
+  poll: { parameters: ["usize", "usize", "i32"], result: "i32" },
   // The same on a thread of the runtime's, for the main thread, which must not block.
   poll_apart: { name: "poll", parameters: ["pointer", "usize", "i32"], result: "i32", nonblocking: true },
 

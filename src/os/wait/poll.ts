@@ -17,9 +17,9 @@ const POLLFD = { FD: 0, EVENTS: 4, REVENTS: 6, SIZE: 8 } as const;
 
 // One page per thread.
 const pollfd = new NativeBuffer(POLLFD.SIZE);
-const POINTER = pollfd.pointer();
-const COUNT = new Words(1);
-COUNT.set(0, 1);
+const ARGUMENTS = new Words(2);
+ARGUMENTS.set(0, pollfd.hva);
+ARGUMENTS.set(1, 1);
 
 /**
  * Blocks this thread until the descriptor is ready.
@@ -35,7 +35,8 @@ export function pollFd(fd: number, events: number, timeoutMs: number): number {
   view.setInt16(POLLFD.EVENTS, events, true);
   view.setInt16(POLLFD.REVENTS, 0, true);
   for (;;) {
-    const n = libc.poll(POINTER, COUNT.at[0]!, Math.ceil(timeoutMs));
+    const { at } = ARGUMENTS;
+    const n = libc.poll(at[0]!, at[1]!, Math.ceil(timeoutMs));
     if (n === 0) return 0;
     if (n > 0) return view.getInt16(POLLFD.REVENTS, true);
     const errno = lastErrno();

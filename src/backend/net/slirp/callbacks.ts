@@ -6,30 +6,15 @@
 
 import { setU64 } from "../../../core/bits.ts";
 import { NativeBuffer } from "../../../os/mod.ts";
+import type { SlirpPoll } from "./poll.ts";
 import { SLIRP_CB } from "./symbols.ts";
 
-/** What libslirp calls, always on the thread that called it and before that call returns. Nothing here may throw. */
+/** Receiver of what libslirp has for the guest, on the thread that called it and before that call returns. */
 export interface SlirpHost {
   /** A frame for the guest; its bytes are good during the call. */
   onFrame(hva: number, lengthBytes: number): void;
   /** The guest did something wrong. */
   onGuestError(message: string): void;
-  /** Nanoseconds on a clock that never is 0. */
-  clockNs(): number;
-  /** Makes a timer that calls slirp_handle_timer(id, opaque). @returns A handle other than 0 */
-  newTimer(id: number, opaque: Deno.PointerValue): number;
-  /** Frees a timer. */
-  freeTimer(handle: number): void;
-  /** Arms a timer for `expireMs` on the clock. */
-  armTimer(handle: number, expireMs: number): void;
-  /** A descriptor is new or about to be closed. */
-  onFdChange(fd: number): void;
-  /** There may be more to do. */
-  onNotify(): void;
-  /** Asks to poll a descriptor. @returns Its index */
-  addPoll(fd: number, events: number): number;
-  /** What is ready at an index. */
-  revents(index: number): number;
 }
 
 // Parameters that are not needed (the trailing `opaque`) are not declared: the callee may ignore registers.
@@ -46,12 +31,8 @@ const TYPES = {
   timer_free: { parameters: ["usize"], result: "void" },
   // void timer_mod(void *timer, int64_t expire_time, void *opaque)
   timer_mod: { parameters: ["usize", "i64"], result: "void" },
-  // void register_poll_fd(int fd, void *opaque), and unregister_poll_fd
-  poll_fd: { parameters: ["i32"], result: "void" },
-  // void notify(void *opaque)
-  notify: { parameters: [], result: "void" },
-  // void init_completed(Slirp *slirp, void *opaque)
-  init_completed: { parameters: [], result: "void" },
+  // void notify(void *opaque), register_poll_fd and the like: each turn asks for all there is anyway
+  nothing: { parameters: [], result: "void" },
   // void *timer_new_opaque(SlirpTimerId id, void *cb_opaque, void *opaque)
   timer_new_opaque: { parameters: ["i32", "pointer"], result: "usize" },
   // int add_poll(int fd, int events, void *opaque)
@@ -79,55 +60,55 @@ export class SlirpCallbacks implements Disposable {
   readonly #table = new NativeBuffer(TABLE_BYTES);
   readonly #closers: (() => void)[] = [];
 
-  constructor(host: SlirpHost) {
+  constructor(host: SlirpHost, poll: SlirpPoll) {
     // Numbers are taken wherever a 64-bit integer is to be returned; the types say bigint.
     const word = (value: number) => value as unknown as bigint;
     const at = SLIRP_CB;
+    const put = (offset: number, callback: Deno.PointerObject) =>
+      setU64(
+        this.#table.view,
+        offset,
+        Number(Deno.UnsafePointer.value(callback)),
+      );
     const frame = this.#make(TYPES.send_packet, (hva, length) => {
       host.onFrame(Number(hva), length);
       // A frame that finds no room is lost, as on a wire: TCP sends it again.
       return word(length);
     });
-    this.#put(at.SEND_PACKET, frame);
-    this.#put(
-      at.GUEST_ERROR,
-      this.#make(TYPES.guest_error, (message) => {
-        host.onGuestError(messageAt(message));
-      }),
+    put(at.SEND_PACKET, frame);
+    const error = this.#make(TYPES.guest_error, (message) => {
+      host.onGuestError(messageAt(message));
+    });
+    put(at.GUEST_ERROR, error);
+    // Half a millisecond more, so that no rounding of so large a number leads to the millisecond before.
+    const clock = () => word((poll.clockMs() + 0.5) * 1e6);
+    put(at.CLOCK_GET_NS, this.#make(TYPES.clock_get_ns, clock));
+    const create = this.#make(
+      TYPES.timer_new_opaque,
+      (id, opaque) => word(poll.createTimer(id, opaque)),
     );
-    this.#put(
-      at.CLOCK_GET_NS,
-      this.#make(TYPES.clock_get_ns, () => word(host.clockNs())),
+    put(at.TIMER_NEW_OPAQUE, create);
+    const free = this.#make(
+      TYPES.timer_free,
+      (timer) => poll.freeTimer(Number(timer)),
     );
-    this.#put(
-      at.TIMER_FREE,
-      this.#make(TYPES.timer_free, (timer) => host.freeTimer(Number(timer))),
-    );
-    this.#put(
-      at.TIMER_MOD,
-      this.#make(TYPES.timer_mod, (timer, expireMs) => {
-        host.armTimer(Number(timer), Number(expireMs));
-      }),
-    );
-    const change = this.#make(TYPES.poll_fd, (fd) => host.onFdChange(fd));
-    this.#put(at.REGISTER_POLL_FD, change);
-    this.#put(at.UNREGISTER_POLL_FD, change);
-    this.#put(at.NOTIFY, this.#make(TYPES.notify, () => host.onNotify()));
-    this.#put(at.INIT_COMPLETED, this.#make(TYPES.init_completed, () => {}));
-    this.#put(
-      at.TIMER_NEW_OPAQUE,
-      this.#make(
-        TYPES.timer_new_opaque,
-        (id, opaque) => word(host.newTimer(id, opaque)),
-      ),
-    );
+    put(at.TIMER_FREE, free);
+    const arm = this.#make(TYPES.timer_mod, (timer, expireMs) => {
+      poll.armTimer(Number(timer), Number(expireMs));
+    });
+    put(at.TIMER_MOD, arm);
+    const nothing = this.#make(TYPES.nothing, () => {});
+    put(at.REGISTER_POLL_FD, nothing);
+    put(at.UNREGISTER_POLL_FD, nothing);
+    put(at.NOTIFY, nothing);
+    put(at.INIT_COMPLETED, nothing);
     this.addPoll = this.#make(
       TYPES.add_poll,
-      (fd, events) => host.addPoll(fd, events),
+      (fd, events) => poll.add(fd, events),
     );
     this.getRevents = this.#make(
       TYPES.get_revents,
-      (index) => host.revents(index),
+      (index) => poll.revents(index),
     );
   }
 
@@ -144,11 +125,6 @@ export class SlirpCallbacks implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
-  }
-
-  #put(offset: number, callback: Deno.PointerObject): void {
-    const address = Number(Deno.UnsafePointer.value(callback));
-    setU64(this.#table.view, offset, address);
   }
 
   #make<const T extends Deno.UnsafeCallbackDefinition>(

@@ -10,9 +10,7 @@ import {
   Resource,
   restrictSystemCalls,
 } from "../../../os/mod.ts";
-
-/** As many connections and flows as a guest has, and what the runtime has open. */
-const DESCRIPTORS_MAX = 1024;
+import { DESCRIPTORS_MAX } from "./poll.ts";
 
 /** Connections to the Internet, files to read, and what a runtime needs to go on. */
 const ALLOWED: AllowedCalls = {

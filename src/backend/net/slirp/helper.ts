@@ -9,7 +9,6 @@
  */
 
 import { ErrnoError } from "../../../core/errno.ts";
-import { EventLoop } from "../../../loop/event_loop.ts";
 import { Fd, setCloseOnExec } from "../../../os/mod.ts";
 import { PEER_EXTRA_FD, PEER_SOCKET_FD } from "../peer/process.ts";
 import { confine } from "./confinement.ts";
@@ -23,7 +22,7 @@ function fail(status: number, message: string): never {
   Deno.exit(status);
 }
 
-function open(task: SlirpTask, loop: EventLoop): SlirpNetwork {
+function open(task: SlirpTask): SlirpNetwork {
   const library = openLibslirp(task.library ?? undefined);
   if ("reason" in library) fail(EXIT_NO_LIBRARY, library.reason);
   try {
@@ -38,12 +37,10 @@ function open(task: SlirpTask, loop: EventLoop): SlirpNetwork {
       options: task.options,
       mtu: task.mtu,
       library,
-      loop,
       socket: new Fd(PEER_SOCKET_FD),
       page: new SlirpPage(PEER_EXTRA_FD),
       onGuestError: (message) =>
         console.error(`the guest's traffic is wrong: ${message.trim()}`),
-      onEnd: () => Deno.exit(0),
     });
     console.error(`libslirp ${library.version} is ready`);
     return network;
@@ -57,7 +54,6 @@ if (import.meta.main) {
   const task = JSON.parse(Deno.args[0]!) as SlirpTask;
   setCloseOnExec(PEER_SOCKET_FD);
   setCloseOnExec(PEER_EXTRA_FD);
-  const loop = new EventLoop();
-  using _network = open(task, loop);
-  loop.run();
+  using network = open(task);
+  while (!network.ended) network.turn();
 }

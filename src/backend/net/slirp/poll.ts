@@ -1,159 +1,164 @@
 /**
- * The descriptors libslirp asks to poll, kept on the event loop.
+ * The descriptors and the timers that libslirp waits for, by poll(2): its process has nothing else to do.
  *
  * @module
  */
 
-import { ErrnoError } from "../../../core/errno.ts";
-import type { FdWatch, Loop } from "../../../loop/event_loop.ts";
-import { Epoll } from "../../../os/mod.ts";
+import { NativeBuffer, Poll } from "../../../os/mod.ts";
+import { libc, Words } from "../../../os/symbols.ts";
 import { SLIRP_POLL } from "./symbols.ts";
 
-/** SLIRP_POLL bits as epoll bits. */
-export function slirpToEpoll(events: number): number {
-  return (events & SLIRP_POLL.IN ? Epoll.IN : 0) |
-    (events & SLIRP_POLL.OUT ? Epoll.OUT : 0) |
-    (events & SLIRP_POLL.PRI ? Epoll.PRI : 0) |
-    (events & SLIRP_POLL.ERR ? Epoll.ERR : 0) |
-    (events & SLIRP_POLL.HUP ? Epoll.HUP : 0);
+/** As many descriptors as the process may have: connections and flows of a guest, and what the runtime has open. */
+export const DESCRIPTORS_MAX = 1024;
+
+/** How far libslirp's clock is ahead of the system's: it takes 0 for "never". */
+const OFFSET_MS = 1000;
+
+// struct pollfd { int fd; short events; short revents; } as two 32-bit words
+const POLLFD = { FD: 0, EVENTS: 1, WORDS: 2 } as const;
+
+const INPUT = SLIRP_POLL.IN | SLIRP_POLL.PRI;
+const TRANSFERS = INPUT | SLIRP_POLL.OUT;
+
+/** SLIRP_POLL bits as those of poll(2), and the other way round: the two differ in which bit is OUT and which is PRI. */
+export function swapPollBits(events: number): number {
+  const { OUT, PRI } = SLIRP_POLL;
+  return (events & ~(OUT | PRI)) |
+    (events & OUT ? Poll.OUT : 0) | (events & Poll.OUT ? OUT : 0);
 }
 
-/** Epoll bits as SLIRP_POLL bits. */
-export function epollToSlirp(events: number): number {
-  return (events & Epoll.IN ? SLIRP_POLL.IN : 0) |
-    (events & Epoll.OUT ? SLIRP_POLL.OUT : 0) |
-    (events & Epoll.PRI ? SLIRP_POLL.PRI : 0) |
-    (events & Epoll.ERR ? SLIRP_POLL.ERR : 0) |
-    (events & Epoll.HUP ? SLIRP_POLL.HUP : 0);
-}
-
-/**
- * What a descriptor is watched for while libslirp does not ask: errors and hang-ups cannot be masked, but with this
- * they are told once and not in every turn.
- */
-const PARKED = Epoll.ONESHOT;
-
-/** One descriptor number; made on first use and kept, because numbers come again. */
-class PollEntry {
-  readonly fd: number;
-  readonly handler: (events: number) => void;
-  watch: FdWatch | null = null;
-  wanted = 0;
-  ready = 0;
-  /** The round in which libslirp last asked for it. */
-  round = 0;
-
-  constructor(fd: number, onReady: () => void) {
-    this.fd = fd;
-    this.handler = (events) => {
-      this.ready |= events;
-      onReady();
-    };
-  }
+interface SlirpTimer {
+  readonly id: number;
+  readonly opaque: Deno.PointerValue;
+  /** When it is due on the clock. */
+  dueMs: number;
 }
 
 /**
- * A table of descriptors by number. A round is `begin`, `add` for every descriptor asked for, `apply`; then
- * `revents` by the indices `add` gave, until the next round.
+ * What one thread's libslirp waits for.
+ *
+ * ```text
+ *   begin(card), add(…) … add(…), wait() → revents(…), takeDue()     a turn
+ * ```
  */
-export class SlirpPollTable {
-  readonly #loop: Loop;
-  readonly #onReady: () => void;
-  readonly #byFd: (PollEntry | undefined)[] = [];
-  readonly #watched: PollEntry[] = [];
-  readonly #asked: PollEntry[] = [];
-  #askedCount = 0;
-  #round = 0;
-  #mask = -1;
-  /** How many descriptors the loop refused. */
+export class SlirpPoll implements Disposable {
+  /** How many descriptors there was no room for. */
   failures = 0;
+  readonly #pollfds = new NativeBuffer(DESCRIPTORS_MAX * POLLFD.WORDS * 4);
+  readonly #words = new Int32Array(this.#pollfds.bytes.buffer);
+  /** Arguments of poll(2): the array, its length. */
+  readonly #arguments = new Words(2);
+  readonly #timers = new Map<number, SlirpTimer>();
+  #lastHandle = 0;
+  #count = 0;
+  #mask = -1;
 
-  /** @param onReady Called in the loop's dispatch for every descriptor that has become ready */
-  constructor(loop: Loop, onReady: () => void) {
-    this.#loop = loop;
-    this.#onReady = onReady;
+  constructor() {
+    this.#arguments.set(0, this.#pollfds.hva);
   }
 
-  /** How many descriptors are on the loop. */
-  get watchedCount(): number {
-    return this.#watched.length;
+  /** How many descriptors are asked for. */
+  get count(): number {
+    return this.#count;
   }
 
-  /** @param readable Whether input is wanted now */
-  begin(readable: boolean): void {
-    this.#round++;
-    this.#askedCount = 0;
-    this.#mask = readable ? -1 : ~(Epoll.IN | Epoll.PRI);
+  /**
+   * Begins a turn: asks for the card's socket, which is at index 0.
+   *
+   * @param full True when that has to take something first, and no input of other descriptors is wanted
+   */
+  begin(card: number, full: boolean): void {
+    this.#count = 0;
+    this.#mask = -1;
+    this.add(card, SLIRP_POLL.IN | (full ? SLIRP_POLL.OUT : 0));
+    if (full) this.#mask = ~INPUT;
   }
 
   /**
    * Asks for a descriptor.
    *
    * @param events SLIRP_POLL bits
-   * @returns Its index in this round
+   * @returns Its index in this turn; −1 when there is no room for it
    */
   add(fd: number, events: number): number {
-    const entry = this.#byFd[fd] ??= new PollEntry(fd, this.#onReady);
-    entry.wanted = slirpToEpoll(events) & this.#mask;
-    entry.ready = 0;
-    entry.round = this.#round;
-    this.#asked[this.#askedCount] = entry;
-    return this.#askedCount++;
-  }
-
-  /** Brings the loop to what this round asked for. */
-  apply(): void {
-    for (let i = 0; i < this.#askedCount; i++) {
-      const entry = this.#asked[i]!;
-      this.#watch(entry, entry.wanted === 0 ? PARKED : entry.wanted);
-    }
-    for (let i = this.#watched.length - 1; i >= 0; i--) {
-      const entry = this.#watched[i]!;
-      if (entry.round !== this.#round) this.#watch(entry, PARKED);
-    }
-  }
-
-  /** SLIRP_POLL bits that are ready at an index of this round. */
-  revents(index: number): number {
-    const entry = index < this.#askedCount ? this.#asked[index] : undefined;
-    return entry === undefined ? 0 : epollToSlirp(entry.ready);
-  }
-
-  /** Forgets a descriptor: its number is about to be closed, or names something new. */
-  drop(fd: number): void {
-    const entry = this.#byFd[fd];
-    if (entry === undefined || entry.watch === null) return;
-    entry.watch.close();
-    entry.watch = null;
-    entry.ready = 0;
-    const at = this.#watched.indexOf(entry);
-    this.#watched[at] = this.#watched[this.#watched.length - 1]!;
-    this.#watched.length--;
-  }
-
-  /** Takes everything off the loop. */
-  close(): void {
-    for (const entry of [...this.#watched]) this.drop(entry.fd);
-  }
-
-  #watch(entry: PollEntry, events: number): void {
-    try {
-      if (entry.watch !== null) {
-        entry.watch.setEvents(events);
-        return;
-      }
-    } catch (error) {
-      if (!(error instanceof ErrnoError)) throw error;
-      // The descriptor was closed behind our back and its number is another's by now.
-      this.drop(entry.fd);
-      if (events === PARKED) return;
-    }
-    try {
-      entry.watch = this.#loop.watch(entry.fd, events, entry.handler);
-      this.#watched.push(entry);
-    } catch (error) {
-      if (!(error instanceof ErrnoError)) throw error;
+    if (this.#count === DESCRIPTORS_MAX) {
       this.failures++;
+      return -1;
     }
+    const wanted = events & this.#mask;
+    const at = this.#count * POLLFD.WORDS;
+    // A hang-up cannot be masked, and lasts: where nothing can be done about it, the kernel is not to look.
+    this.#words[at + POLLFD.FD] = (wanted & TRANSFERS) === 0 ? -1 : fd;
+    this.#words[at + POLLFD.EVENTS] = swapPollBits(wanted);
+    return this.#count++;
+  }
+
+  /**
+   * Waits until something is ready, a timer is due, or the time is up.
+   *
+   * @param timeoutMs Infinity for ever
+   * @returns True when a descriptor is ready
+   */
+  wait(timeoutMs: number): boolean {
+    let leftMs = timeoutMs;
+    for (const { dueMs } of this.#timers.values()) {
+      leftMs = Math.min(leftMs, Math.max(dueMs - this.clockMs(), 0));
+    }
+    const { at } = this.#arguments;
+    this.#arguments.set(1, this.#count);
+    // SAFETY: the array is ours until close(). A failure is a signal's, and leaves all as not ready.
+    return libc.poll(
+      at[0]!,
+      at[1]!,
+      leftMs === Infinity ? -1 : Math.ceil(leftMs),
+    ) > 0;
+  }
+
+  /** SLIRP_POLL bits that are ready at an index of this turn. */
+  revents(index: number): number {
+    const word = this.#words[index * POLLFD.WORDS + POLLFD.EVENTS]!;
+    return swapPollBits(word >>> 16);
+  }
+
+  /** Whole milliseconds. */
+  clockMs(): number {
+    return Math.floor(OFFSET_MS + performance.now());
+  }
+
+  /** Makes a timer. @returns Its handle, which is not 0 */
+  createTimer(id: number, opaque: Deno.PointerValue): number {
+    const handle = ++this.#lastHandle;
+    this.#timers.set(handle, { id, opaque, dueMs: Infinity });
+    return handle;
+  }
+
+  /** Arms a timer for a moment of the clock. */
+  armTimer(handle: number, dueMs: number): void {
+    const timer = this.#timers.get(handle);
+    if (timer !== undefined) timer.dueMs = dueMs;
+  }
+
+  /** Frees a timer. */
+  freeTimer(handle: number): void {
+    this.#timers.delete(handle);
+  }
+
+  /** Disarms a timer that is due, and gives it; null when there is none. */
+  takeDue(): Pick<SlirpTimer, "id" | "opaque"> | null {
+    for (const timer of this.#timers.values()) {
+      if (timer.dueMs > this.clockMs()) continue;
+      timer.dueMs = Infinity;
+      return timer;
+    }
+    return null;
+  }
+
+  /** Frees the memory. */
+  close(): void {
+    this.#pollfds.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
   }
 }

@@ -1,6 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
 import { Errno } from "../../../../src/core/errno.ts";
-import type { EventLoop } from "../../../../src/loop/event_loop.ts";
 import { NativeBuffer, socketPair } from "../../../../src/os/mod.ts";
 import { NetOffload } from "../../../../src/backend/net/contract.ts";
 import { Access } from "../../../../src/memory/guest_memory.ts";
@@ -38,14 +37,12 @@ const libslirp = await testLibslirp();
 // libffi opens the executable for its trampolines when the first callback is made, and keeps it open.
 new Deno.UnsafeCallback({ parameters: [], result: "void" }, () => {}).close();
 
-/** A network on a loop that is turned by hand, and the card's end of its wire. */
+/** A network that is turned by hand, and the card's end of its wire. */
 class Wire implements Disposable {
   readonly host = new Host();
-  readonly loop: EventLoop = this.host.loop;
   readonly page: SlirpPage;
   readonly card: FrameStream;
   readonly network: SlirpNetwork;
-  ends = 0;
 
   constructor(values: OptionTexts = {}) {
     if ("skip" in libslirp) throw new Error(libslirp.skip);
@@ -59,11 +56,9 @@ class Wire implements Disposable {
       options: NET_OPTIONS.parse(values) as UserNetOptions,
       mtu: 1500,
       library,
-      loop: this.loop,
       socket: theirs,
       page: this.page,
       onGuestError: () => {},
-      onEnd: () => this.ends++,
     });
   }
 
@@ -101,7 +96,7 @@ class Wire implements Disposable {
     const deadline = performance.now() + PATIENCE_MS;
     while (!done()) {
       assert(performance.now() < deadline, what);
-      this.loop.turn(20);
+      this.network.turn(20);
     }
   }
 
@@ -151,7 +146,6 @@ function give(wire: Wire, count: number): void {
     memory.bytes.set(frame);
     wire.network.onFrame(memory.hva, frame.length);
   }
-  wire.network.onNotify();
 }
 
 wireTest(
@@ -205,14 +199,14 @@ wireTest("joins nothing to what has left", () => ({}), (wire) => {
 
 wireTest("sleeps when nothing is connected", () => ({}), (wire) => {
   join(wire);
-  for (let i = 0; i < 10; i++) wire.loop.turn(0);
-  assertEquals(wire.loop.turn(600), false);
+  for (let i = 0; i < 10; i++) wire.network.turn(0);
+  assertEquals(wire.network.turn(600), false);
 });
 
 wireTest("ends with the card", () => ({}), (wire) => {
   join(wire);
   wire.card.close();
-  wire.turnUntil("the end", () => wire.ends > 0);
+  wire.turnUntil("the end", () => wire.network.ended);
 });
 
 wireTest(
@@ -226,9 +220,9 @@ wireTest(
     // Far more than the socket and the network keep; the rest is lost where the host's programs know of it.
     for (let i = 0; i < 3000; i++) {
       client.write(filling);
-      wire.loop.turn(0);
+      wire.network.turn(0);
     }
-    assertEquals(wire.loop.turn(0), false);
+    assertEquals(wire.network.turn(0), false);
     assertEquals(wire.page.counters().rxDropped, 0);
     const waiting = wire.receive().length;
     assert(waiting > 50 && waiting < 2000, `${waiting} frames waited`);
@@ -254,7 +248,7 @@ wireTest("takes frames without allocating", () => ({}), (wire) => {
     for (let i = 0; i < operations; i += 32) {
       for (let k = 0; k < 32; k++) wire.card.send(frame, true);
       wire.card.flush();
-      wire.loop.turn(0);
+      wire.network.turn(0);
     }
   });
   assert(growth < 1, `${growth} bytes a frame`);
