@@ -120,6 +120,11 @@ export type {
   StoreModel,
 } from "./src/backend/block/async/store.ts";
 export type { ResourceBag, Saved } from "./src/os/resource_bag.ts";
+export {
+  type DeviceState,
+  StateForm,
+  type StateUpgrade,
+} from "./src/core/state_form.ts";
 export { StateReader } from "./src/core/state_reader.ts";
 export type {
   QueueHandler,

@@ -5,6 +5,7 @@
  */
 
 import type { Options } from "../src/core/options.ts";
+import type { DeviceState } from "../src/core/state_form.ts";
 import type { Saved } from "../src/os/resource_bag.ts";
 import type { DeviceContext, PciDevice } from "../src/pci/device.ts";
 import type { VirtioDevice, VirtioTransport } from "../src/virtio/device.ts";
@@ -16,11 +17,8 @@ export interface ModelContext extends DeviceContext {
   readonly virtio: VirtioTransport;
 }
 
-/** What a device goes on from, which was on another thread. */
-export interface SavedDevice extends Saved<unknown> {
-  /** What `handOver` of its predecessor returned. */
-  readonly resources: unknown;
-}
+/** What a device goes on from: the state of its predecessor, and what that had open. */
+export type SavedDevice = Saved<DeviceState>;
 
 /**
  * A device model.

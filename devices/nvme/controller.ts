@@ -18,6 +18,7 @@ import type {
   PciSpec,
   ResetReason,
 } from "../../src/pci/device.ts";
+import type { DeviceState } from "../../src/core/state_form.ts";
 import type { ResourceBag, Saved } from "../../src/os/resource_bag.ts";
 import {
   CONTROL_GROUP,
@@ -47,12 +48,7 @@ import { groupOf, QueueTable } from "./admin/queue_table.ts";
 import { NvmeQueues, type QueueSettings } from "./io/queues.ts";
 import { NvmeRegisters, RegisterEffect } from "./registers.ts";
 import { SharedWords } from "./threads/shared_words.ts";
-import {
-  NVME_STATE_VERSION,
-  type NvmeHandOver,
-  type NvmeState,
-  parseNvmeState,
-} from "./state.ts";
+import { NVME_FORM, type NvmeState, parseNvmeState } from "./state.ts";
 
 /** What a controller is like. */
 export interface NvmeControllerOptions extends
@@ -251,7 +247,7 @@ export class NvmeController implements PciDevice {
     );
   }
 
-  save(): NvmeState {
+  save(): DeviceState<NvmeState> {
     const { engine, doorbells, counters, namespaces } = this.#queues;
     const inFlight = engine.busy - this.#events.waiting;
     if (inFlight > 0) {
@@ -261,8 +257,7 @@ export class NvmeController implements PciDevice {
     }
     this.#gather();
     const { serial, subnqn } = this.#identify.identity;
-    return {
-      version: NVME_STATE_VERSION,
+    return NVME_FORM.write({
       ...{ serial, subnqn },
       running: this.#running,
       resetAsked: this.#resetAsked,
@@ -273,10 +268,12 @@ export class NvmeController implements PciDevice {
       events: this.#events.save(),
       logs: this.#logs.save(),
       counters: counters.toRecord(),
-      namespaces: namespaces.all.map(({ nsid, lbaShift, blocks }) => (
-        { nsid, lbaShift, blocks }
-      )),
-    };
+      namespaces: namespaces.all.map((ns) => {
+        const { nsid, lbaShift, blocks, block = null } = ns;
+        const backend = ns.backend.save?.() ?? null;
+        return { nsid, lbaShift, blocks, block, backend };
+      }),
+    });
   }
 
   load(value: unknown): void {
@@ -311,7 +308,7 @@ export class NvmeController implements PciDevice {
     }
   }
 
-  handOver(bag: ResourceBag): NvmeHandOver {
+  handOver(bag: ResourceBag): void {
     const { all } = this.#queues.namespaces;
     const fixed = all.find(({ backend }) => backend.handOver === undefined);
     if (fixed !== undefined) {
@@ -319,13 +316,9 @@ export class NvmeController implements PciDevice {
         `Cannot move the NVMe controller: ${fixed.backend.description} stays on its thread`,
       );
     }
-    return {
-      namespaces: all.map(({ nsid, block, backend }) => {
-        const state = backend.save!();
-        backend.handOver!(bag.at(`ns${nsid}`));
-        return { nsid, block, state };
-      }),
-    };
+    for (const { nsid, backend } of all) {
+      backend.handOver!(bag.at(`ns${nsid}`));
+    }
   }
 
   counters(): Readonly<Record<string, number>> {

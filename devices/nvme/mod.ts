@@ -24,7 +24,7 @@ import {
   storageName,
 } from "./options.ts";
 import { NvmeQueueService, type QueueGrant } from "./threads/queue_service.ts";
-import type { NvmeHandOver } from "./state.ts";
+import { NVME_FORM, parseNamespaces } from "./state.ts";
 
 export { NvmeController, type NvmeControllerOptions } from "./controller.ts";
 export type { NamespaceStorage } from "./io/namespace.ts";
@@ -80,15 +80,10 @@ function wantedStorage(
   saved: SavedDevice | undefined,
 ): readonly WantedStorage[] {
   if (saved === undefined) return options.namespaces;
-  const given = saved.resources as NvmeHandOver | null;
-  if (!Array.isArray(given?.namespaces)) {
-    throw new Error(
-      "Cannot take storage over: it is no controller's that another thread gave",
-    );
-  }
-  return given.namespaces.map(({ nsid, block, state }) => {
+  const namespaces = parseNamespaces(NVME_FORM.read(saved.state));
+  return namespaces.map(({ nsid, block, backend }) => {
     const bag = saved.bag.at(`ns${nsid}`);
-    if (block !== undefined) return { nsid, block, given: { state, bag } };
+    if (block !== null) return { nsid, block, given: { state: backend, bag } };
     throw new Error(
       `Cannot take namespace ${nsid} over: nothing tells how its storage was opened`,
     );

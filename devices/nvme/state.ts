@@ -1,11 +1,13 @@
 /**
- * What of a controller outlasts a move: its state, and what was opened for it.
+ * State of a controller.
  *
  * @module
  */
 
 import { bit, field } from "../../src/core/bits.ts";
-import { StateReader } from "../../src/core/state_reader.ts";
+import { type DeviceState, StateForm } from "../../src/core/state_form.ts";
+import type { BlockOptions } from "../../src/backend/block/options.ts";
+import type { StateReader } from "../../src/core/state_reader.ts";
 import { type CounterRecord, parseCounters } from "../../src/core/counters.ts";
 import { NVME_COUNTERS } from "./counters.ts";
 import { NVME_CC, NVME_CSTS, NVME_MPS_MAX } from "./defs.ts";
@@ -18,11 +20,7 @@ import {
   type QueueLimits,
   type QueueSetState,
 } from "./queue/queue.ts";
-import type { NamespaceGrant } from "./threads/queue_service.ts";
 import { parseRegistersState, type RegistersState } from "./registers.ts";
-
-/** The version of {@linkcode NvmeState}. */
-export const NVME_STATE_VERSION = 1;
 
 /** A namespace as the driver knows it. */
 export interface NamespaceState {
@@ -31,11 +29,14 @@ export interface NamespaceState {
   readonly lbaShift: number;
   /** Logical blocks. */
   readonly blocks: number;
+  /** What its storage was opened with; null for a storage that somebody else opened. */
+  readonly block: BlockOptions | null;
+  /** What its storage has saved; null for storage that stays where it is. */
+  readonly backend: DeviceState | null;
 }
 
 /** Everything that a driver could tell a controller by; no command is in flight but those that wait for an event. */
 export interface NvmeState {
-  readonly version: typeof NVME_STATE_VERSION;
   /** Serial number, and qualified name of the subsystem; those of the namespaces follow from the first. */
   readonly serial: string;
   readonly subnqn: string;
@@ -53,10 +54,11 @@ export interface NvmeState {
   readonly namespaces: readonly NamespaceState[];
 }
 
-/** What a controller gives to its successor, beyond its state; descriptors of namespace n are `nsN` of a bag. */
-export interface NvmeHandOver {
-  readonly namespaces: readonly NamespaceGrant[];
-}
+/** Form of {@linkcode NvmeState}. */
+export const NVME_FORM: StateForm<NvmeState> = new StateForm(
+  "nvme",
+  "the NVMe controller",
+);
 
 /** What a controller is like that a state is loaded into. */
 export interface NvmeStateLimits extends QueueLimits {
@@ -78,11 +80,9 @@ export function parseNvmeState(
   value: unknown,
   limits: NvmeStateLimits,
 ): NvmeState {
-  const reader = new StateReader(value, "the NVMe controller");
-  reader.version(NVME_STATE_VERSION);
+  const reader = NVME_FORM.read(value);
   const pairs = limits.pairs + 1;
   const state: NvmeState = {
-    version: NVME_STATE_VERSION,
     serial: reader.text("serial"),
     subnqn: reader.text("subnqn"),
     running: reader.flag("running"),
@@ -98,24 +98,30 @@ export function parseNvmeState(
     events: parseEventsState(reader.value("events")),
     logs: parseLogPagesState(reader.value("logs")),
     counters: parseCounters(NVME_COUNTERS, reader.value("counters")),
-    namespaces: parseNamespaces(reader, limits),
+    namespaces: checkNamespaces(reader, limits),
   };
   checkTogether(reader, state);
   return state;
 }
 
-function parseNamespaces(
+/** The namespaces of a state, which are not compared with anything. */
+export function parseNamespaces(
+  reader: StateReader,
+): readonly NamespaceState[] {
+  return reader.parts("namespaces", (one) => ({
+    nsid: one.integer("nsid", 0xffff_ffff),
+    lbaShift: one.integer("lbaShift", 31),
+    blocks: one.integer("blocks", Number.MAX_SAFE_INTEGER),
+    block: one.value("block") as BlockOptions | null,
+    backend: one.value("backend") as DeviceState | null,
+  }));
+}
+
+function checkNamespaces(
   reader: StateReader,
   limits: NvmeStateLimits,
-): NamespaceState[] {
-  const list = reader.list("namespaces").map((each) => {
-    const one = new StateReader(each, "a namespace");
-    return {
-      nsid: one.integer("nsid", 0xffff_ffff),
-      lbaShift: one.integer("lbaShift", 31),
-      blocks: one.integer("blocks", Number.MAX_SAFE_INTEGER),
-    };
-  });
+): readonly NamespaceState[] {
+  const list = parseNamespaces(reader);
   const describe = (all: NvmeStateLimits["namespaces"]) =>
     all.map(({ nsid, lbaShift }) => `${nsid} in blocks of ${1 << lbaShift}`)
       .join(", ");

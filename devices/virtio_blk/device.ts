@@ -6,6 +6,7 @@
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { formatSize } from "../../src/core/size.ts";
+import type { DeviceState } from "../../src/core/state_form.ts";
 import type { ResourceBag } from "../../src/os/resource_bag.ts";
 import type {
   AccessWidth,
@@ -37,7 +38,7 @@ import {
 import { BlkQueues, type BlkSettings } from "./queues.ts";
 import {
   parseVirtioBlkState,
-  VIRTIO_BLK_STATE_VERSION,
+  VIRTIO_BLK_FORM,
   type VirtioBlkState,
 } from "./state.ts";
 
@@ -152,13 +153,12 @@ export class VirtioBlk implements VirtioDevice {
     return this.#queues.unfinished(iova, lengthBytes);
   }
 
-  save(): VirtioBlkState {
-    return {
-      version: VIRTIO_BLK_STATE_VERSION,
+  save(): DeviceState<VirtioBlkState> {
+    return VIRTIO_BLK_FORM.write({
       ...this.#settings(),
       counters: this.#queues.saveCounters(),
       backend: this.#backend.save?.() ?? null,
-    };
+    });
   }
 
   load(value: unknown): void {

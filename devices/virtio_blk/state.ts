@@ -5,15 +5,11 @@
  */
 
 import { parseCounters } from "../../src/core/counters.ts";
+import { StateForm } from "../../src/core/state_form.ts";
 import { BLK_COUNTERS } from "./counters.ts";
-import { StateReader } from "../../src/core/state_reader.ts";
-
-/** The version of {@linkcode VirtioBlkState}. */
-export const VIRTIO_BLK_STATE_VERSION = 1;
 
 /** What a driver could tell a disk by, beyond what is the transport's. */
 export interface VirtioBlkState {
-  readonly version: typeof VIRTIO_BLK_STATE_VERSION;
   /** The cache mode, as the driver reads it and may have set it. */
   readonly writeback: boolean;
   /** The capacity that the driver was told. */
@@ -24,16 +20,20 @@ export interface VirtioBlkState {
   readonly backend: unknown;
 }
 
+/** Form of {@linkcode VirtioBlkState}. */
+export const VIRTIO_BLK_FORM: StateForm<VirtioBlkState> = new StateForm(
+  "virtio-blk",
+  "the disk",
+);
+
 /**
  * Checks a saved state.
  *
  * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when it is none of a disk
  */
 export function parseVirtioBlkState(value: unknown): VirtioBlkState {
-  const reader = new StateReader(value, "the disk");
-  reader.version(VIRTIO_BLK_STATE_VERSION);
+  const reader = VIRTIO_BLK_FORM.read(value);
   return {
-    version: VIRTIO_BLK_STATE_VERSION,
     writeback: reader.flag("writeback"),
     sizeBytes: reader.integer("sizeBytes", Number.MAX_SAFE_INTEGER),
     counters: parseCounters(BLK_COUNTERS, reader.value("counters")),

@@ -33,6 +33,7 @@ import {
   VIRTIO_NET_S_ANNOUNCE,
   VIRTIO_NET_S_LINK_UP,
 } from "./defs.ts";
+import type { DeviceState } from "../../src/core/state_form.ts";
 import type { ResourceBag } from "../../src/os/resource_bag.ts";
 import { areRequirementsMet } from "./feature_rules.ts";
 import { givenOffloads, NO_OFFLOADS, offloadFeatures } from "./offloads.ts";
@@ -43,7 +44,7 @@ import {
 } from "./queue/net_queues.ts";
 import {
   macFromText,
-  NET_STATE_VERSION,
+  NET_FORM,
   type NetState,
   parseNetState,
 } from "./state.ts";
@@ -345,16 +346,15 @@ export class VirtioNet implements VirtioDevice {
     if (held && this.#running) this.onLinkChange();
   }
 
-  save(): NetState {
-    return {
-      version: NET_STATE_VERSION,
+  save(): DeviceState<NetState> {
+    return NET_FORM.write({
       permanentMac: formatMac(this.#mac),
       announce: (this.#config.status & VIRTIO_NET_S_ANNOUNCE) !== 0,
       ...this.#settings(),
       counters: this.#pairs.tally.toRecord(),
       pairs: this.#pairs.pairCounts(),
       backend: this.#backend.save?.() ?? null,
-    };
+    });
   }
 
   load(value: unknown): void {

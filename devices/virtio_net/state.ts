@@ -5,14 +5,12 @@
  */
 
 import { type CounterRecord, parseCounters } from "../../src/core/counters.ts";
+import { StateForm } from "../../src/core/state_form.ts";
 import { StateReader } from "../../src/core/state_reader.ts";
 import { NET_COUNTERS, PAIR_COUNTERS } from "./counters.ts";
 import { formatMac } from "./config.ts";
 import type { CoalescingLimits } from "./queue/coalescing.ts";
 import { ETH_ALEN, VLAN_N_VID } from "./defs.ts";
-
-/** The version of {@linkcode NetState}. */
-export const NET_STATE_VERSION = 1;
 
 /** The receive filter; addresses as people write them. */
 export interface FilterState {
@@ -36,7 +34,6 @@ export interface CoalescingState {
 
 /** Everything that a card goes on from, beyond its queues and features; see {@linkcode VirtioNet.save}. */
 export interface NetState {
-  readonly version: typeof NET_STATE_VERSION;
   /** The address that a reset restores. */
   readonly permanentMac: string;
   /** The address in force. */
@@ -62,6 +59,9 @@ export type PairCounts = CounterRecord<typeof PAIR_COUNTERS>;
 
 const U32_MAX = 0xffff_ffff;
 const WHAT = "the network card";
+
+/** Form of {@linkcode NetState}. */
+export const NET_FORM: StateForm<NetState> = new StateForm("virtio-net", WHAT);
 
 /** The bytes of an address written as by {@linkcode formatMac}; null for anything else. */
 export function macFromText(text: string): Uint8Array<ArrayBuffer> | null {
@@ -129,10 +129,8 @@ function readCoalescing(value: unknown, queues: number): CoalescingState {
  * @throws {ErrnoError} EINVAL when it is none of such a card
  */
 export function parseNetState(value: unknown, pairs: number): NetState {
-  const state = new StateReader(value, WHAT);
-  state.version(NET_STATE_VERSION);
+  const state = NET_FORM.read(value);
   return {
-    version: NET_STATE_VERSION,
     permanentMac: readMac(state, "permanentMac"),
     mac: readMac(state, "mac"),
     linkUp: state.flag("linkUp"),

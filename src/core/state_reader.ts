@@ -25,14 +25,9 @@ export class StateReader {
     this.#fields = state as Readonly<Record<string, unknown>>;
   }
 
-  /** Checks the field `version`. */
-  version(expected: number): void {
-    const version = this.#fields["version"];
-    if (version !== expected) {
-      throw this.refused(
-        `its state has version ${version}, ${expected} can be read`,
-      );
-    }
+  /** The structure itself. */
+  get fields(): Readonly<Record<string, unknown>> {
+    return this.#fields;
   }
 
   /** A field as it is. */
@@ -46,6 +41,20 @@ export class StateReader {
   /** An integer from 0 to `max`. */
   integer(name: string, max: number): number {
     return this.#integer(name, this.value(name), max);
+  }
+
+  /** A number from 0 on, whole or not. */
+  number(name: string): number {
+    const value = this.value(name);
+    if (typeof value !== "number" || !Number.isFinite(value) || value < 0) {
+      throw this.#wrong(name);
+    }
+    return value;
+  }
+
+  /** A number from 0 on, or null. */
+  numberOrNull(name: string): number | null {
+    return this.value(name) === null ? null : this.number(name);
   }
 
   /** A truth value. */
@@ -62,6 +71,11 @@ export class StateReader {
     return value;
   }
 
+  /** A text, or null. */
+  textOrNull(name: string): string | null {
+    return this.value(name) === null ? null : this.text(name);
+  }
+
   /**
    * A list.
    *
@@ -76,6 +90,27 @@ export class StateReader {
       );
     }
     return value;
+  }
+
+  /** A structure inside it. */
+  part(name: string): StateReader {
+    return new StateReader(this.value(name), `${name} of ${this.#what}`);
+  }
+
+  /** A structure inside it, read, or null. */
+  partOrNull<T>(name: string, read: (part: StateReader) => T): T | null {
+    return this.value(name) === null ? null : read(this.part(name));
+  }
+
+  /** A list of structures, read; see {@linkcode StateReader.list}. */
+  parts<T>(
+    name: string,
+    read: (part: StateReader) => T,
+    length?: number,
+  ): readonly T[] {
+    return this.list(name, length).map((item) =>
+      read(new StateReader(item, `${name} of ${this.#what}`))
+    );
   }
 
   /** A list of integers from 0 to `max`. */
@@ -96,17 +131,25 @@ export class StateReader {
   /**
    * Bytes.
    *
-   * @param lengthBytes How many there must be
+   * @param lengthBytes How many there must be; any number when left out
    */
-  bytes(name: string, lengthBytes: number): Uint8Array {
+  bytes(name: string, lengthBytes?: number): Uint8Array<ArrayBuffer> {
     const value = this.value(name);
     if (!(value instanceof Uint8Array)) throw this.#wrong(name);
-    if (value.length !== lengthBytes) {
+    if (lengthBytes !== undefined && value.length !== lengthBytes) {
       throw this.refused(
         `its ${name} has ${value.length} bytes, ${lengthBytes} belong there`,
       );
     }
-    return value;
+    return value as Uint8Array<ArrayBuffer>;
+  }
+
+  /** A list of bytes, any number in each. */
+  byteArrays(name: string): readonly Uint8Array<ArrayBuffer>[] {
+    return this.list(name).map((item) => {
+      if (!(item instanceof Uint8Array)) throw this.#wrong(name);
+      return item as Uint8Array<ArrayBuffer>;
+    });
   }
 
   /** The error for a state that is not to be loaded. */

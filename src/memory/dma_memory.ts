@@ -19,13 +19,14 @@ import {
   type Saved,
   viewMemory,
 } from "../os/mod.ts";
+import type { StateReader } from "../core/state_reader.ts";
 import { ClientFiles } from "./client_files.ts";
-import type {
+import {
   Access,
-  GuestMemory,
-  MemoryListener,
-  MemoryWindow,
-  ScratchMemory,
+  type GuestMemory,
+  type MemoryListener,
+  type MemoryWindow,
+  type ScratchMemory,
 } from "./guest_memory.ts";
 import { Backing, type DmaRange, type Region, UNREACHABLE } from "./region.ts";
 import { RegionTable } from "./region_table.ts";
@@ -62,15 +63,33 @@ interface RangeState extends DmaRange {
 export interface MemoryState {
   /** In order of address. */
   readonly ranges: readonly RangeState[];
-  /** See {@linkcode DmaMemoryOptions.poison}. */
-  readonly poison: boolean;
+}
+
+/**
+ * Checks what was mapped; ranges that cannot be are refused when they are mapped.
+ *
+ * @throws {ErrnoError} EINVAL
+ */
+export function parseMemoryState(reader: StateReader): MemoryState {
+  const { MAX_SAFE_INTEGER } = Number;
+  return {
+    ranges: reader.parts("ranges", (range) => ({
+      iova: range.integer("iova", MAX_SAFE_INTEGER),
+      lengthBytes: range.integer("lengthBytes", MAX_SAFE_INTEGER),
+      access: range.integer("access", Access.READ | Access.WRITE) as Access,
+      file: range.value("file") === null
+        ? null
+        : range.integer("file", MAX_SAFE_INTEGER),
+      offset: range.integer("offset", MAX_SAFE_INTEGER),
+    })),
+  };
 }
 
 /** How guest memory is to be held. */
 export interface DmaMemoryOptions {
   /**
    * Leave inaccessible pages where a mapping was, so that any later use of it faults: for tests; address space is not
-   * given back. As the predecessor did where there is one.
+   * given back.
    */
   readonly poison?: boolean;
   /** Have every page of a file there before it is used, so that no use of it can find that there is no memory left. */
@@ -103,14 +122,12 @@ export class DmaMemory implements GuestMemory, Disposable {
   /** How often the cause of a failure is still looked for: a driver can fail for ever, and ranges may be many. */
   #searches = SEARCHES_MAX;
   readonly #files: ClientFiles;
-  readonly #poison: boolean;
   /** Mappings of another thread, by address. */
   readonly #borrowed = new Map<number, Backing>();
 
   constructor(options: DmaMemoryOptions = {}) {
-    const { saved, prealloc = false } = options;
-    this.#poison = saved?.state.poison ?? options.poison ?? false;
-    this.#files = new ClientFiles({ poison: this.#poison, prealloc });
+    const { saved, poison = false, prealloc = false } = options;
+    this.#files = new ClientFiles({ poison, prealloc });
     if (saved === undefined) return;
     try {
       this.#load(saved);
@@ -367,7 +384,7 @@ export class DmaMemory implements GuestMemory, Disposable {
       }
       return { iova, lengthBytes, access, file, offset };
     });
-    return { ranges, poison: this.#poison };
+    return { ranges };
   }
 
   /** Unmaps everything and frees the lists; further calls do nothing. */

@@ -58,12 +58,10 @@ export const ConfigEffect = {
 
 /** What a {@linkcode ConfigSpace} holds, as plain data. */
 export interface ConfigState {
-  readonly version: 1;
   /** All 4096 bytes, as they are read. */
   readonly bytes: Uint8Array;
 }
 
-const VERSION = 1;
 const WHAT = "configuration space";
 
 /** A power state that this function can be in. */
@@ -160,7 +158,7 @@ export class ConfigSpace {
 
   /** Everything in it. */
   save(): ConfigState {
-    return { version: VERSION, bytes: this.#bytes.slice() };
+    return { bytes: this.#bytes.slice() };
   }
 
   /**
@@ -172,7 +170,6 @@ export class ConfigSpace {
    */
   load(state: unknown): void {
     const reader = new StateReader(state, WHAT);
-    reader.version(VERSION);
     const bytes = reader.bytes("bytes", this.#bytes.length);
     const own = this.#ownBits();
     for (let at = 0; at < bytes.length; at++) {

@@ -6,6 +6,7 @@
 
 import type { Loop } from "../loop/event_loop.ts";
 import type { Log } from "../core/log.ts";
+import type { DeviceState } from "../core/state_form.ts";
 import type { ResourceBag } from "../os/resource_bag.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { SharedMemory } from "../memory/shared_memory.ts";
@@ -195,13 +196,13 @@ export interface PciDevice {
     value: number,
   ): boolean;
   /**
-   * Everything that a guest could tell this device by, and where it is in its queues, as plain data with a `version`.
-   * Called after {@linkcode PciDevice.hold} has returned 0; changes nothing.
+   * Everything that a guest could tell this device by, and where it is in its queues, but for what is in its
+   * {@linkcode MmapArea}s, which its function keeps. Called after {@linkcode PciDevice.hold} has returned 0; changes nothing.
    */
-  save?(): unknown;
+  save?(): DeviceState;
   /**
    * Takes over what {@linkcode PciDevice.save} gave. Called once, on a device just made and stopped, which then holds until
-   * {@linkcode PciDevice.start}; guest memory and interrupts are as they were.
+   * {@linkcode PciDevice.start}; guest memory, interrupts and {@linkcode MmapArea}s are as they were.
    *
    * @throws {Error} When it is not a state of this model
    */
@@ -213,7 +214,7 @@ export interface PciDevice {
    *
    * @throws {Error} When that cannot be; nothing is changed then
    */
-  handOver?(bag: ResourceBag): unknown;
+  handOver?(bag: ResourceBag): void;
   /**
    * Has other threads serve queues, and this one the rest. Called on a device just made, or that holds with nothing in
    * flight.

@@ -8,7 +8,7 @@ import { hex } from "../core/bits.ts";
 import { Errno } from "../core/errno.ts";
 import type { Log } from "../core/log.ts";
 import { ModelError } from "../core/model_fault.ts";
-import { StateReader } from "../core/state_reader.ts";
+import { type DeviceState, StateForm } from "../core/state_form.ts";
 import { accessWidth, loadWidth, storeWidth } from "./access.ts";
 import { ConfigEffect, ConfigSpace, type ConfigState } from "./config_space.ts";
 import {
@@ -16,7 +16,13 @@ import {
   PCI_CFG_SPACE_EXP_SIZE,
   PCI_STD_NUM_BARS,
 } from "./defs.ts";
-import type { AccessWidth, BarSpec, PciDevice, ResetReason } from "./device.ts";
+import type {
+  AccessWidth,
+  BarSpec,
+  PciDevice,
+  ResetReason,
+  SharedMemory,
+} from "./device.ts";
 import type { InterruptsState, PciInterrupts } from "./interrupts.ts";
 import { type MsixState, MsixTable } from "./msix.ts";
 import { msixPbaBytes, msixTableBytes } from "./validate.ts";
@@ -50,15 +56,15 @@ export interface MasteredMemory {
 
 /** What a {@linkcode PciFunction} holds beside its model, as plain data. */
 export interface PciFunctionState {
-  readonly version: 1;
   readonly config: ConfigState;
   readonly interrupts: InterruptsState;
   /** Null for a function without MSI-X. */
   readonly msix: MsixState | null;
+  /** What is in mappable areas, in order of BAR and as its model lists them. */
+  readonly areas: readonly Uint8Array[];
 }
 
-const VERSION = 1;
-const WHAT = "a PCI function";
+const FORM = new StateForm<PciFunctionState>("pci", "a PCI function");
 
 /**
  * Routes accesses to configuration space, MSI-X structures, mappable memory and the model, and carries out what a
@@ -301,14 +307,14 @@ export class PciFunction {
     this.device.start?.();
   }
 
-  /** Configuration space, interrupts and MSI-X; the model's own state is apart. */
-  save(): PciFunctionState {
-    return {
-      version: VERSION,
+  /** Configuration space, interrupts, MSI-X and mappable areas; the model's own state is apart. */
+  save(): DeviceState<PciFunctionState> {
+    return FORM.write({
       config: this.config.save(),
       interrupts: this.#interrupts.save(),
       msix: this.#msix?.save() ?? null,
-    };
+      areas: this.#areas().map(({ bytes }) => bytes.slice()),
+    });
   }
 
   /**
@@ -318,8 +324,7 @@ export class PciFunction {
    * @throws {Error} When it is the state of another kind of function; this one is then not to be used
    */
   load(state: unknown): void {
-    const reader = new StateReader(state, WHAT);
-    reader.version(VERSION);
+    const reader = FORM.read(state);
     const msix = reader.value("msix");
     if ((msix === null) !== (this.#msix === null)) {
       throw reader.refused(
@@ -328,10 +333,24 @@ export class PciFunction {
           : "its state has no MSI-X, the function has",
       );
     }
+    const areas = this.#areas();
+    const saved = reader.byteArrays("areas");
+    const lengths = (all: readonly Uint8Array[]) =>
+      all.map(({ length }) => length).join();
+    if (lengths(saved) !== lengths(areas.map(({ bytes }) => bytes))) {
+      throw reader.refused("its state has other mappable areas");
+    }
     this.config.load(reader.value("config"));
+    areas.forEach(({ bytes }, i) => bytes.set(saved[i]!));
     this.#msix?.load(msix);
     this.#interrupts.load(reader.value("interrupts"));
     this.#memory.accessible = this.#isMaster = this.config.mayMaster;
+  }
+
+  #areas(): readonly SharedMemory[] {
+    return this.#bars.flatMap((bar) =>
+      (bar?.mmap ?? []).map(({ memory }) => memory)
+    );
   }
 
   #isInside(

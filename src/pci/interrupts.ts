@@ -37,14 +37,12 @@ export const DIRECT_MODES: readonly Interrupts["mode"][] = [
 
 /** What {@linkcode PciInterrupts} hold beyond configuration space and the MSI-X table, as plain data. */
 export interface InterruptsState {
-  readonly version: 1;
   /** Whether INTA# is asserted. */
   readonly level: boolean;
   /** One bit for each MSI vector that waits to be sent; signed. */
   readonly msiPending: number;
 }
 
-const VERSION = 1;
 const WHAT = "interrupts";
 
 /**
@@ -229,11 +227,7 @@ export class PciInterrupts implements Interrupts {
 
   /** What waits to be delivered; the mode follows from configuration space. */
   save(): InterruptsState {
-    return {
-      version: VERSION,
-      level: this.#level,
-      msiPending: this.#msiPending,
-    };
+    return { level: this.#level, msiPending: this.#msiPending };
   }
 
   /**
@@ -244,7 +238,6 @@ export class PciInterrupts implements Interrupts {
    */
   load(state: unknown): void {
     const reader = new StateReader(state, WHAT);
-    reader.version(VERSION);
     const level = reader.flag("level");
     const msiPending = reader.value("msiPending");
     if (typeof msiPending !== "number" || msiPending !== (msiPending | 0)) {

@@ -21,7 +21,6 @@ export const NO_VECTOR: number = -1;
 
 /** What an {@linkcode MsixTable} holds, as plain data. */
 export interface MsixState {
-  readonly version: 1;
   /** The table: 16 bytes an entry. */
   readonly table: Uint8Array;
   /** The pending bit array. */
@@ -30,7 +29,6 @@ export interface MsixState {
   readonly maskWritten: Uint8Array;
 }
 
-const VERSION = 1;
 const WHAT = "the MSI-X table";
 
 /**
@@ -81,7 +79,6 @@ export class MsixTable {
   /** Everything in it. */
   save(): MsixState {
     return {
-      version: VERSION,
       table: bytesOf(this.#table).slice(),
       pending: bytesOf(this.#pending).slice(),
       maskWritten: this.#maskWritten.slice(),
@@ -95,7 +92,6 @@ export class MsixTable {
    */
   load(state: unknown): void {
     const reader = new StateReader(state, WHAT);
-    reader.version(VERSION);
     const table = reader.bytes("table", this.#table.byteLength);
     const pending = reader.bytes("pending", this.#pending.byteLength);
     const mask = reader.bytes("maskWritten", this.vectors);

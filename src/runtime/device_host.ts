@@ -9,19 +9,22 @@ import { hex } from "../core/bits.ts";
 import { formatSize } from "../core/size.ts";
 import type { EventLoop } from "../loop/event_loop.ts";
 import type { Log } from "../core/log.ts";
+import { decodePlainData, encodePlainData } from "../core/plain_data.ts";
+import type { StateReader } from "../core/state_reader.ts";
+import { type DeviceState, StateForm } from "../core/state_form.ts";
 import {
   DmaMemory,
   type DmaRange,
   type MemoryState,
+  parseMemoryState,
 } from "../memory/dma_memory.ts";
 import { MemfdMemory } from "../memory/shared_memory.ts";
-import { ResourceBag } from "../os/mod.ts";
+import { ResourceBag, type Saved } from "../os/mod.ts";
 import type { CommandAnswer } from "../pci/device.ts";
 import {
   DEFAULT_TRANSPORT,
   HELLO_TIMEOUT_MS,
   type Transport,
-  type TransportState,
 } from "../transport/mod.ts";
 import type { DeviceDescription } from "./iothread/messages.ts";
 import type { DeviceMetrics } from "./metrics/metrics.ts";
@@ -32,32 +35,54 @@ import {
 } from "./device_threads.ts";
 import type { ThreadCalls } from "./iothread/thread_calls.ts";
 
-/** Memory that a model asked for, on its way to another thread. */
-export interface SharedMemoryBaggage {
+/** Memory that a model asked for. */
+interface MemoryLabel {
   readonly name: string;
   readonly lengthBytes: number;
 }
 
-/**
- * A device on its way from one thread of this process to another: plain data that survives a structured clone, and owns
- * the descriptors and mappings it names until a {@linkcode DeviceHost} was made of it.
- */
-export interface HostBaggage {
-  /** Guest memory. */
+/** Body of the state of a hosted device. */
+interface HostState {
+  /** Name of its model. */
+  readonly model: string;
+  /** Guest memory, whose files are `memory` of the bag. */
   readonly memory: MemoryState;
-  /** In the order in which the model asked for it. */
-  readonly shared: readonly SharedMemoryBaggage[];
+  /**
+   * What the model had of {@linkcode DeviceContext.createSharedMemory}, in that order. Number n is `shared.n` of the bag,
+   * unless it lies in the file of a BAR.
+   */
+  readonly shared: readonly MemoryLabel[];
   /** The device, and the client with everything it brought. */
-  readonly served: TransportState;
-  /** Descriptors that go with it, by name. */
-  readonly fds: Readonly<Record<string, number>>;
+  readonly transport: DeviceState;
   /** What queue services have counted that have ended. */
   readonly counted: Readonly<Record<string, number>>;
 }
 
-/** Closes what nobody will take over any more: the client sees its connection end. */
-export function discardBaggage({ fds }: HostBaggage): void {
-  ResourceBag.of(fds)[Symbol.dispose]();
+const FORM = new StateForm<HostState>("device", "the device");
+
+function parseCounted(reader: StateReader): Record<string, number> {
+  return Object.fromEntries(
+    Object.keys(reader.fields).map((name) => [name, reader.number(name)]),
+  );
+}
+
+/** @throws {Error} When the bytes are something else */
+function parseHostState(bytes: Uint8Array, model: string): HostState {
+  const reader = FORM.read(decodePlainData(bytes));
+  const saved = reader.text("model");
+  if (saved !== model) {
+    throw reader.refused(`its state is of a ${saved}, and this is a ${model}`);
+  }
+  return {
+    model,
+    memory: parseMemoryState(reader.part("memory")),
+    shared: reader.parts("shared", (memory) => ({
+      name: memory.text("name"),
+      lengthBytes: memory.integer("lengthBytes", Number.MAX_SAFE_INTEGER),
+    })),
+    transport: reader.value("transport") as DeviceState,
+    counted: parseCounted(reader.part("counted")),
+  };
 }
 
 /** What to host. */
@@ -78,11 +103,11 @@ export interface DeviceHostOptions {
   /** Have every page of guest memory there when it is mapped. */
   readonly prealloc?: boolean;
   /**
-   * The same device as another thread of this process gave it away: goes on from there. When that fails the baggage still
-   * owns everything and may be tried again, here or on another thread.
+   * What {@linkcode DeviceHost.handOver} gave, on another thread or in another process: goes on from there. The bag stays
+   * the caller's, and when this fails all is there for another attempt.
    */
-  readonly inherited?: HostBaggage;
-  /** Other threads that serve some of its queues; not together with `inherited`. */
+  readonly saved?: Saved<Uint8Array>;
+  /** Other threads that serve some of its queues; not together with `saved`. */
   readonly threads?: {
     readonly plan: QueuePlan;
     readonly calls: ThreadCalls;
@@ -107,7 +132,7 @@ interface NamedMemory {
  * A device, its memory and interrupts, and the server that offers it.
  *
  * ```text
- *   made --listen--> serving ⇄ held --handOver--> closed here; a new one, made with the baggage, is serving elsewhere
+ *   made --listen--> serving ⇄ held --handOver--> closed here; another, made with what it gave, is serving elsewhere
  *     └────────────────┴───────┴──close──▶ closed
  * ```
  */
@@ -126,60 +151,48 @@ export class DeviceHost implements Disposable {
   #clientPid: number | null = null;
   #closed = false;
 
-  /** @throws {Error} When the model or a back end cannot be set up; nothing is left behind, and nothing inherited lost */
+  /** @throws {Error} When the model or a back end cannot be set up; nothing is left behind, and nothing saved is lost */
   constructor(options: DeviceHostOptions) {
-    const { id, model, loop, log, inherited } = options;
+    const { id, model, loop, log, saved } = options;
     this.id = id;
     this.#model = model.name;
     this.#log = log;
-    const bag = ResourceBag.of(inherited?.fds);
+    const state = saved && parseHostState(saved.state, model.name);
+    this.#memory = new DmaMemory({
+      poison: options.poisonUnmapped ?? false,
+      prealloc: options.prealloc ?? false,
+      ...(state && {
+        saved: { state: state.memory, bag: saved!.bag.at("memory") },
+      }),
+    });
+    this.#memory.onUnreachable = (range) => log.warn(unreachableText(range));
+    this.#counted = { ...state?.counted };
     try {
-      this.#memory = new DmaMemory({
-        poison: options.poisonUnmapped ?? false,
-        prealloc: options.prealloc ?? false,
-        ...(inherited === undefined
-          ? {}
-          : { saved: { state: inherited.memory, bag: bag.at("memory") } }),
+      this.#transport = DEFAULT_TRANSPORT.open({
+        ...{ loop, log, memory: this.#memory, model: model.name },
+        listener: options.listener,
+        helloTimeoutMs: options.helloTimeoutMs ?? HELLO_TIMEOUT_MS,
+        onClient: (pid, reason) => this.#onClient(log, pid, reason),
+        onMemory: () => {
+          if (state !== undefined) this.#loadShared(state, saved!.bag);
+        },
+        ...(state && { saved: { state: state.transport, bag: saved!.bag } }),
       });
     } catch (error) {
-      bag.release();
+      this.#memory.close();
       throw error;
     }
-    this.#memory.onUnreachable = (range) => log.warn(unreachableText(range));
-    this.#counted = { ...inherited?.counted };
-    this.#transport = DEFAULT_TRANSPORT.open({
-      ...{ loop, log, memory: this.#memory, model: model.name },
-      listener: options.listener,
-      helloTimeoutMs: options.helloTimeoutMs ?? HELLO_TIMEOUT_MS,
-      onClient: (pid, reason) => this.#onClient(log, pid, reason),
-      onMemory: () => {
-        if (inherited !== undefined) this.#loadShared(inherited, bag);
-      },
-      ...(inherited === undefined
-        ? {}
-        : { saved: { state: inherited.served, bag } }),
-    });
     try {
       const context = this.#contextFor(loop);
-      const device = model.create(
-        context,
-        options.options,
-        inherited && {
-          state: inherited.served.model,
-          bag: bag.at("device"),
-          resources: inherited.served.resources,
-        },
-      );
+      const { savedDevice } = this.#transport;
+      const device = model.create(context, options.options, savedDevice);
       this.#transport.attach(device, context);
       if (options.threads !== undefined) this.#place(options.threads);
-      if (inherited === undefined) return;
+      if (state === undefined) return;
       this.#transport.start();
       this.#clientPid = this.#transport.clientPid;
-      bag[Symbol.dispose]();
     } catch (error) {
-      // What was inherited is as it was.
-      bag.release();
-      this.#abandon(inherited !== undefined);
+      this.#abandon(state !== undefined);
       throw error;
     }
   }
@@ -212,15 +225,12 @@ export class DeviceHost implements Disposable {
   }
 
   /** @throws {Error} When the model made other memory than before */
-  #loadShared({ shared }: HostBaggage, bag: ResourceBag): void {
-    const describe = (memory: { name: string; lengthBytes: number }[]) =>
+  #loadShared({ shared }: HostState, bag: ResourceBag): void {
+    const describe = (memory: readonly MemoryLabel[]) =>
       memory.map((it) => `${it.name} of ${it.lengthBytes} bytes`).join(", ") ||
       "none";
-    const made = describe(this.#shared.map(({ name, memory }) => ({
-      name,
-      lengthBytes: memory.bytes.length,
-    })));
-    const given = describe([...shared]);
+    const made = describe(this.#memoryLabels());
+    const given = describe(shared);
     if (made !== given) {
       throw new Error(
         `Cannot go on with ${this.id}: it has shared memory ${made}, and had ${given}`,
@@ -229,16 +239,20 @@ export class DeviceHost implements Disposable {
     this.#shared.forEach(({ memory }, i) => memory.load(bag, `shared.${i}`));
   }
 
-  /** Closes what a failed constructor has made, but nothing that was inherited. */
-  #abandon(isInherited: boolean): void {
-    if (isInherited) {
-      this.#transport.giveBack();
-    } else {
-      try {
-        this.#transport.close();
-      } catch (error) {
-        this.#log.error("cannot close the device that failed", { error });
-      }
+  #memoryLabels(): readonly MemoryLabel[] {
+    return this.#shared.map(({ name, memory }) => (
+      { name, lengthBytes: memory.bytes.length }
+    ));
+  }
+
+  /** Closes what a failed constructor has made, but nothing that a predecessor had. */
+  #abandon(hadPredecessor: boolean): void {
+    try {
+      using bag = ResourceBag.of();
+      if (hadPredecessor) this.#transport.handOver(bag);
+      else this.#transport.close();
+    } catch (error) {
+      this.#log.error("cannot close the device that failed", { error });
     }
     this.#release();
   }
@@ -325,32 +339,38 @@ export class DeviceHost implements Disposable {
   }
 
   /**
-   * Gives the device to another thread of this process, between two turns of the loop. This host is then closed, and has
-   * closed nothing that it gave.
+   * Gives the device away, to another thread or another process, between two turns of the loop. This host is then closed,
+   * and nobody outside notices.
    *
-   * @returns For {@linkcode DeviceHostOptions.inherited}, or {@linkcode discardBaggage}
+   * @returns For {@linkcode DeviceHostOptions.saved}; the state in the form of {@linkcode encodePlainData}. With the end
+   * of the bag the client sees its connection end, unless a host goes on with it
    * @throws {Error} When something is in flight still, or the model cannot be moved; the device is then held as before
    */
-  handOver(): HostBaggage {
+  handOver(): Saved<Uint8Array<ArrayBuffer>> {
     const inFlight = this.hold();
     if (inFlight > 0) {
       throw new Error(
         `Cannot move ${this.id}: requests in flight: ${inFlight}`,
       );
     }
-    using bag = ResourceBag.of();
-    this.#shared.forEach(({ memory }, i) => memory.save(bag, `shared.${i}`));
-    const memory = this.#memory.save(bag.at("memory"));
-    const served = this.#transport.handOver(bag);
-    this.#closed = true;
-    const shared = this.#shared.splice(0).map(({ name, memory }) => {
-      const lengthBytes = memory.bytes.length;
-      memory.close();
-      return { name, lengthBytes };
-    });
-    this.#memory.close();
-    const fds = bag.release();
-    return { memory, shared, served, fds, counted: this.#counted };
+    const bag = ResourceBag.of();
+    try {
+      this.#shared.forEach(({ memory }, i) => memory.save(bag, `shared.${i}`));
+      const state = encodePlainData(FORM.write({
+        model: this.#model,
+        memory: this.#memory.save(bag.at("memory")),
+        shared: this.#memoryLabels(),
+        transport: this.#transport.save(bag),
+        counted: this.#counted,
+      }));
+      this.#transport.handOver(bag);
+      this.#closed = true;
+      this.#release();
+      return { state, bag };
+    } catch (error) {
+      bag[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** @param reason Why it has gone; none when it has come */

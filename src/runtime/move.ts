@@ -92,23 +92,22 @@ export async function holdDevice(
 export async function transferDevice(move: Move): Promise<void> {
   const { device, debug, from, to } = move;
   const request = { kind: "handOver", device: device.id } as const;
-  const inherited = await from.request(request).catch(async (error) => {
-    const isThere = await from.request({ kind: "release", device: device.id })
-      .catch(() => true);
-    throw isThere ? error : new DeviceLostError(messageOf(error));
+  const saved = await from.request(request).catch(async (error) => {
+    await from.request({ kind: "release", device: device.id }).catch(() => {});
+    throw error;
   });
   try {
     const moved = { ...device, iothread: to.index, queues: [to.index] };
-    await to.request({ kind: "serve", device: moved, debug, inherited });
+    await to.request({ kind: "serve", device: moved, debug, saved });
   } catch (failure) {
     const what = `Cannot move ${device.id} to IOThread ${to.index}: ${
       messageOf(failure)
     }`;
     try {
-      await from.request({ kind: "serve", device, debug, inherited });
+      await from.request({ kind: "serve", device, debug, saved });
     } catch (error) {
       // The client is to see that it is alone.
-      await from.request({ kind: "discard", baggage: inherited })
+      await from.request({ kind: "discard", saved })
         .catch(() => {});
       throw new DeviceLostError(
         `${what}; IOThread ${from.index} cannot take it back: ${

@@ -8,7 +8,8 @@ import type { Log } from "../core/log.ts";
 import type { EventLoop } from "../loop/event_loop.ts";
 import type { ResourceBag, Saved } from "../os/mod.ts";
 import type { DmaMemory } from "../memory/dma_memory.ts";
-import type { ModelContext } from "../../devices/model.ts";
+import type { DeviceState } from "../core/state_form.ts";
+import type { ModelContext, SavedDevice } from "../../devices/model.ts";
 import type { DeviceContext, PciDevice } from "../pci/device.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
 import type { SocketWrites } from "../pci/socket_writes.ts";
@@ -37,31 +38,21 @@ export interface TransportOptions {
   readonly onClient: (pid: number, reason?: string) => void;
   /** The device has asked for all memory that clients may map, and none of it is offered yet. */
   readonly onMemory: () => void;
-  /** What {@linkcode Transport.handOver} gave, to go on from there. */
-  readonly saved?: Saved<TransportState>;
-}
-
-/** A device and its client on their way to another transport; plain data. */
-export interface TransportState {
-  /** The transport's own. */
-  readonly transport: unknown;
-  /** What `save` of the device gave as clients see it. */
-  readonly device: unknown;
-  /** The model's part of that. */
-  readonly model: unknown;
-  /** What the model's `handOver` gave, for {@linkcode DeviceModel.create}. */
-  readonly resources: unknown;
+  /** What {@linkcode Transport.save} gave and {@linkcode Transport.handOver} put, to go on from there. */
+  readonly saved?: Saved<DeviceState>;
 }
 
 /**
  * Offers one device to clients, one at a time.
  *
  * ```text
- *   made --attach--> attached --start--> serving ⇄ held --handOver--> closed here
+ *   made --attach--> attached --start--> serving ⇄ held --save, handOver--> closed here
  *                        └──────────────────┴───────┴──close──▶ closed
  * ```
  */
 export interface Transport {
+  /** What the model goes on from; undefined without a predecessor. */
+  readonly savedDevice: SavedDevice | undefined;
   /** What a model is handed of it. */
   readonly context: Pick<ModelContext, "interrupts" | "posted" | "virtio">;
   /** Where interrupts go, for other threads. */
@@ -103,13 +94,19 @@ export interface Transport {
   /** The device goes on after {@linkcode Transport.hold}. */
   release(): void;
   /**
-   * Gives device and client to a transport elsewhere, between two turns of the loop; this one is then closed.
+   * Device and client as a transport elsewhere goes on with them, between two turns of the loop; the client's descriptors
+   * go into a bag. Changes nothing.
    *
-   * @throws {Error} When that cannot be; the device then goes on as before
+   * @throws {Error} When requests are in flight
    */
-  handOver(bag: ResourceBag): TransportState;
-  /** Closes what was made of a state in vain, and leaves all that goes with the state as it was. */
-  giveBack(): void;
+  save(bag: ResourceBag): DeviceState;
+  /**
+   * Puts what the device has open into a bag, and closes what is here without anybody outside noticing. Follows
+   * {@linkcode Transport.save}, or a start with another's state that failed: that is then as it was.
+   *
+   * @throws {Error} When the device cannot; it goes on as before
+   */
+  handOver(bag: ResourceBag): void;
   /** Drops the client and closes the device. */
   close(): void;
 }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { DeviceState } from "../core/state_form.ts";
 import type { ResourceBag } from "../os/resource_bag.ts";
 import type { AccessWidth, DeviceCommand } from "../pci/device.ts";
 import type { Features } from "./features.ts";
@@ -152,10 +153,10 @@ export interface VirtioDevice extends QueueHandler {
   /** Writes device configuration; read-only fields ignore it. */
   writeConfig?(offset: number, width: AccessWidth, value: number): void;
   /**
-   * What a driver could tell this device by, beyond status, features and queues, as plain data with a `version`.
-   * Called while the device holds and has no chain in flight; changes nothing.
+   * What a driver could tell this device by, beyond status, features and queues. Called while the device holds and has no
+   * chain in flight; changes nothing.
    */
-  save?(): unknown;
+  save?(): DeviceState;
   /**
    * Takes over what {@linkcode VirtioDevice.save} gave: on a device just made, after {@linkcode QueueHandler.start} if the
    * driver had set DRIVER_OK. It was told to pause and to hold before that, and is until
@@ -165,7 +166,7 @@ export interface VirtioDevice extends QueueHandler {
    */
   load?(state: unknown): void;
   /** See {@linkcode PciDevice.handOver}. */
-  handOver?(bag: ResourceBag): unknown;
+  handOver?(bag: ResourceBag): void;
   /** For a device whose queues other threads can serve. */
   readonly sharing?: QueueSharing;
   /** Commands for a person at run time. */

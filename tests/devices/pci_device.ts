@@ -3,8 +3,8 @@
 import type { DeviceModel, SavedDevice } from "../../devices/model.ts";
 import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
 import {
+  modelState,
   offerVirtioDevice,
-  type VirtioPciState,
 } from "../../src/transport/virtio_pci/virtio_pci.ts";
 import { isVirtioDevice, VirtioPort } from "../../src/virtio/device.ts";
 
@@ -16,9 +16,7 @@ export function createPciDevice<Options>(
   saved?: SavedDevice,
 ): PciDevice {
   const virtio = new VirtioPort();
-  const state = saved?.state as Partial<VirtioPciState> | undefined;
-  const its = saved &&
-    { ...saved, state: state?.session?.device ?? saved.state };
+  const its = saved && { ...saved, state: modelState(saved.state) };
   const device = model.create({ ...context, virtio }, options, its);
   if (!isVirtioDevice(device)) return device;
   try {

@@ -146,31 +146,39 @@ Deno.test("PciFunction.load keeps pending MSI vectors, the highest bit too", () 
 Deno.test("PciFunction.load refuses what is no state of this function", () => {
   const { function: pci } = new Bench();
   const good = pci.save();
+  const spoilt = (fields: object) => ({
+    ...good,
+    body: { ...good.body, ...fields },
+  });
   const bytes = (at: number, value: number) => {
-    const changed = good.config.bytes.slice();
+    const changed = good.body.config.bytes.slice();
     changed[at] = value;
-    return { ...good, config: { version: 1, bytes: changed } };
+    return spoilt({ config: { bytes: changed } });
   };
   const cases: [unknown, string][] = [
     [null, "Cannot load a PCI function: it is no saved state"],
-    [{}, "Cannot load a PCI function: its state has version undefined"],
+    [{}, "Cannot load a PCI function: its state has no kind"],
+    [{ ...good, kind: "pcie" }, "its state is of pcie, not of pci"],
     [{ ...good, version: 2 }, "its state has version 2, 1 can be read"],
-    [{ ...good, msix: null }, "its state has no MSI-X, the function has"],
-    [{ ...good, msix: { ...good.msix, table: [1] } }, "its table cannot be"],
+    [spoilt({ msix: null }), "its state has no MSI-X, the function has"],
     [
-      { ...good, msix: new MsixTable(69).save() },
+      spoilt({ msix: { ...good.body.msix, table: [1] } }),
+      "its table cannot be",
+    ],
+    [
+      spoilt({ msix: new MsixTable(69).save() }),
       "Cannot load the MSI-X table: its table has 1104 bytes, 1120 belong there",
     ],
-    [{ ...good, config: { version: 1 } }, "its state has no bytes"],
+    [spoilt({ config: {} }), "its state has no bytes"],
     [bytes(0, 0x86), "its state is another function's: byte 0x0"],
     [bytes(CAP.MSIX + 2, 1), "is another function's"],
     [bytes(0x100, 1), "is another function's"],
     [
-      { ...good, interrupts: { version: 1, level: 1, msiPending: 0 } },
+      spoilt({ interrupts: { level: 1, msiPending: 0 } }),
       "its level cannot be",
     ],
     [
-      { ...good, interrupts: { version: 1, level: true, msiPending: 2 ** 32 } },
+      spoilt({ interrupts: { level: true, msiPending: 2 ** 32 } }),
       "are not 32 bits",
     ],
   ];
@@ -182,7 +190,9 @@ Deno.test("PciFunction.load refuses what is no state of this function", () => {
 
 Deno.test("PciFunction.load refuses MSI-X state where the function has none", () => {
   const { function: pci } = new Bench(sampleSpec({ capabilities: [] }));
-  const state = { ...pci.save(), msix: new MsixTable(1).save() };
+  const saved = pci.save();
+  const body = { ...saved.body, msix: new MsixTable(1).save() };
+  const state = { ...saved, body };
   assertThrows(() => pci.load(state), Error, "its state has MSI-X");
 });
 

@@ -10,7 +10,8 @@ import {
   signalEventFd,
 } from "../../src/os/mod.ts";
 import { silentLog } from "../../src/core/log.ts";
-import { DeviceHost, discardBaggage } from "../../src/runtime/device_host.ts";
+import { decodePlainData, encodePlainData } from "../../src/core/plain_data.ts";
+import { DeviceHost } from "../../src/runtime/device_host.ts";
 import { sampleSpec } from "../pci/sample.ts";
 import { openFds, sharedMappings } from "../resources.ts";
 import { REG } from "../transport/vfio_user/lesson_device.ts";
@@ -24,7 +25,7 @@ import {
 
 const INTX = 0;
 
-Deno.test("DeviceHost leaves everything to the baggage when it cannot be made of it", () => {
+Deno.test("DeviceHost leaves everything as it was when it cannot be made of it", () => {
   const [fds, mappings] = [openFds(), sharedMappings()];
   {
     using stage = new Stage();
@@ -42,7 +43,8 @@ Deno.test("DeviceHost leaves everything to the baggage when it cannot be made of
     client.send(request.slice(0, 30), [line.number]);
     stage.settle();
     const logged = stage.logged.length;
-    const baggage = stage.handOver();
+    const saved = stage.handOver();
+    using bag = saved.bag;
     const held = [openFds(), sharedMappings()];
     stage.at = 1;
     const troubles: [Trouble, string][] = [
@@ -56,30 +58,38 @@ Deno.test("DeviceHost leaves everything to the baggage when it cannot be made of
     ];
     for (const [trouble, reason] of troubles) {
       stage.trouble = trouble;
-      assertThrows(() => stage.make(baggage), Error, reason);
+      assertThrows(() => stage.make(saved), Error, reason);
       assertEquals([openFds(), sharedMappings()], held, reason);
       stage.loop.turn(0);
       assertEquals(stage.loop.turn(0), false, "nothing is left on the loop");
     }
     stage.trouble = {};
-    const other = {
-      ...baggage,
-      served: {
-        ...baggage.served,
-        transport: {
-          ...baggage.served.transport as object,
-          pci: {
-            ...(baggage.served.transport as { pci: object }).pci,
-            msix: null,
-          },
-        },
-      },
-    };
-    assertThrows(() => stage.make(other), Error, "Cannot load a PCI function");
+    // deno-lint-ignore no-explicit-any
+    const spoilt: [(state: any) => void, string][] = [
+      [(state) => state.kind = "devices", "its state is of devices"],
+      [(state) => state.version = 2, "its state has version 2, 1 can be read"],
+      [(state) => state.body.model = "stone", "its state is of a stone"],
+      [(state) => state.body.memory.ranges[0].access = 4, "its access"],
+      [
+        (state) => state.body.transport.body.pci.body.msix = null,
+        "PCI function",
+      ],
+      [
+        (state) => state.body.transport.body.server.client.session.underway = 1,
+        "its underway cannot be",
+      ],
+    ];
+    for (const [spoil, reason] of spoilt) {
+      const state = decodePlainData(saved.state);
+      spoil(state);
+      const other = { state: encodePlainData(state), bag };
+      assertThrows(() => stage.make(other), Error, reason);
+      assertEquals([openFds(), sharedMappings()], held, reason);
+    }
     assertEquals([openFds(), sharedMappings()], held);
     // The old thread takes it back.
     stage.at = 0;
-    stage.host = stage.make(baggage);
+    stage.host = stage.make(saved);
     client.send(request.slice(30));
     assertEquals(client.await(stage.loop).errno, 0);
     assertEquals(stage.read(client, REG.SCRATCH), 1234);
@@ -96,7 +106,7 @@ Deno.test("DeviceHost leaves everything to the baggage when it cannot be made of
   assertEquals([openFds(), sharedMappings()], [fds, mappings]);
 });
 
-Deno.test("DeviceHost with a loop that cannot watch leaves everything to the baggage", () => {
+Deno.test("DeviceHost with a loop that cannot watch leaves everything as it was", () => {
   using stage = new Stage();
   using client = stage.client();
   using line = createEventFd();
@@ -105,7 +115,8 @@ Deno.test("DeviceHost with a loop that cannot watch leaves everything to the bag
   stage.setIrqs(client, EVENTFD_UNMASK, INTX, 0, unmask);
   const [bell] = stage.request(client, message(6, words(4096, 0, 0, 0))).fds;
   stage.write(client, REG.SCRATCH, 77);
-  const baggage = stage.handOver();
+  const saved = stage.handOver();
+  using _bag = saved.bag;
   const held = [openFds(), sharedMappings()];
   // One watch more each time, until all of them can be had.
   for (let watches = 0;; watches++) {
@@ -119,7 +130,7 @@ Deno.test("DeviceHost with a loop that cannot watch leaves everything to the bag
     };
     let failed = false;
     try {
-      stage.host = stage.make(baggage);
+      stage.host = stage.make(saved);
     } catch (error) {
       assertEquals((error as Error).message, "no more watches");
       failed = true;
@@ -143,7 +154,7 @@ Deno.test("DeviceHost with a loop that cannot watch leaves everything to the bag
   closeFd(bell!);
 });
 
-Deno.test("discardBaggage hangs up and gives everything back but the back end", () => {
+Deno.test("the end of the bag hangs up and gives everything back", () => {
   const [fds, mappings] = [openFds(), sharedMappings()];
   {
     using stage = new Stage();
@@ -158,8 +169,7 @@ Deno.test("discardBaggage hangs up and gives everything back but the back end", 
     );
     client.send(message(8, words(20, 0)).slice(0, 20), [line.number]);
     stage.settle();
-    const baggage = stage.handOver();
-    discardBaggage(baggage);
+    stage.handOver().bag[Symbol.dispose]();
     client.receive();
     assert(client.ended);
   }

@@ -285,10 +285,13 @@ Deno.test("DeviceHost goes on with a client that leaves during or after the move
   {
     using stage = new Stage();
     using first = stage.client();
-    const baggage = stage.handOver();
-    first.close();
-    stage.at = 1;
-    stage.host = stage.make(baggage);
+    {
+      const saved = stage.handOver();
+      using _bag = saved.bag;
+      first.close();
+      stage.at = 1;
+      stage.host = stage.make(saved);
+    }
     assertEquals(stage.host.describe().clientPid, Deno.pid);
     stage.settle();
     assertEquals(stage.host.describe().clientPid, null);

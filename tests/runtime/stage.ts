@@ -8,6 +8,7 @@ import {
   type Fd,
   listenUnix,
   type ResourceBag,
+  type Saved,
 } from "../../src/os/mod.ts";
 import type { Log } from "../../src/core/log.ts";
 import type {
@@ -16,7 +17,8 @@ import type {
   PciDevice,
   PciSpec,
 } from "../../src/pci/mod.ts";
-import { DeviceHost, type HostBaggage } from "../../src/runtime/device_host.ts";
+import type { DeviceState } from "../../src/core/state_form.ts";
+import { DeviceHost } from "../../src/runtime/device_host.ts";
 import {
   LessonDevice,
   type LessonState,
@@ -91,7 +93,7 @@ export class Movable implements PciDevice {
     return this.lesson.hold();
   }
 
-  save(): LessonState {
+  save(): DeviceState<LessonState> {
     return this.lesson.save();
   }
 
@@ -137,7 +139,7 @@ export class Stage implements Disposable {
     return this.loops[this.at];
   }
 
-  make(inherited?: HostBaggage): DeviceHost {
+  make(saved?: Saved<Uint8Array>): DeviceHost {
     const { trouble } = this;
     const model: DeviceModel<unknown> = {
       name: "movable",
@@ -152,7 +154,7 @@ export class Stage implements Disposable {
       loop: this.loop,
       log: this.#log(),
       listener: this.#listener.number,
-      ...(inherited === undefined ? {} : { inherited }),
+      ...(saved === undefined ? {} : { saved }),
     });
     host.listen();
     return host;
@@ -172,22 +174,23 @@ export class Stage implements Disposable {
   }
 
   /** Gives the device away and leaves the old loop with nothing to do. */
-  handOver(): HostBaggage {
+  handOver(): Saved<Uint8Array> {
     for (let i = 0; this.host.hold() > 0; i++) {
       assert(i < 100, "requests stay in flight");
       this.loop.turn(0);
     }
-    const baggage = structuredClone(this.host.handOver());
+    const saved = this.host.handOver();
     this.host.close();
     this.loop.turn(0);
     assertEquals(this.loop.turn(0), false, "nothing is left on the old loop");
-    return baggage;
+    return saved;
   }
 
   move(): void {
-    const baggage = this.handOver();
+    const saved = this.handOver();
+    using _bag = saved.bag;
     this.at = this.at === 0 ? 1 : 0;
-    this.host = this.make(baggage);
+    this.host = this.make(saved);
   }
 
   settle(): void {

@@ -1,5 +1,6 @@
 /** The smallest virtio device: it copies what it reads of a chain to where it writes, and remembers what it was told. */
 
+import type { DeviceState } from "../../src/core/state_form.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import type { DeviceContext } from "../../src/pci/device.ts";
 import { Chain, type Virtqueue } from "../../src/virtio/queue/queue.ts";
@@ -27,7 +28,7 @@ export class EchoDevice implements VirtioDevice {
   readonly #context: DeviceContext;
   readonly #chain: Chain;
   /** Only once it is movable. */
-  save?: () => unknown;
+  save?: () => DeviceState;
   load?: (state: unknown) => void;
 
   constructor(
@@ -46,10 +47,13 @@ export class EchoDevice implements VirtioDevice {
 
   /** Makes it a model that can be saved and loaded: its configuration is its state. */
   makeMovable(): void {
-    this.save = () => ({ version: 1, config: Array.from(this.config) });
+    this.save = () => ({
+      ...{ kind: "echo", version: 1 },
+      body: { config: Array.from(this.config) },
+    });
     this.load = (state) => {
       this.events.push("load");
-      this.config.set((state as { config: number[] }).config);
+      this.config.set((state as DeviceState<{ config: number[] }>).body.config);
     };
   }
 

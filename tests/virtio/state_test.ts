@@ -1,5 +1,6 @@
 /** Devices that are held, saved, and go on elsewhere. */
 
+import type { DeviceState } from "../../src/core/state_form.ts";
 import { ResourceBag } from "../../src/os/mod.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
@@ -27,6 +28,10 @@ const VERSION_1 = 32;
 const RING_PACKED = 34;
 const IN = { iova: DATA, length: 4 };
 const OUT = { iova: DATA + 64, length: 4, write: true };
+
+interface State {
+  readonly session: DeviceState<object>;
+}
 
 /** As it arrives after it was written down. */
 function saved(driver: PciDriver): unknown {
@@ -435,14 +440,17 @@ Deno.test("VirtioPci.load refuses what cannot be", () => {
   from.start();
   from.pci.stop();
   from.device.transport.interrupt(from.pci.session.queues[1]!);
-  const state = saved(from) as { session: { device?: unknown } };
+  const sessionOf = (state: unknown) =>
+    (state as Partial<DeviceState<Partial<State>>> | null)?.body?.session
+      ?.body as { device?: unknown } | undefined | null;
+  const state = saved(from);
   // That is the model's to check.
-  delete state.session.device;
+  delete sessionOf(state)!.device;
   let count = 0;
   for (const [where, bad] of spoiled(state)) {
-    const session = (bad as typeof state | null)?.session;
+    const session = sessionOf(bad);
     if (session !== null && typeof session === "object") {
-      session.device = { version: 1, config: [] };
+      session.device = { kind: "echo", version: 1, body: { config: [] } };
     }
     assertThrows(
       () => from.sibling().pci.load!(bad),

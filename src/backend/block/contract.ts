@@ -9,6 +9,7 @@
 
 import type { Loop } from "../../loop/event_loop.ts";
 import type { Log } from "../../core/log.ts";
+import type { DeviceState } from "../../core/state_form.ts";
 import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { GuestMemory } from "../../memory/guest_memory.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
@@ -171,12 +172,12 @@ export interface BlockBackend {
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
   /**
-   * What a back end of the same kind must know to go on, as plain data. Called when nothing is in flight; changes nothing.
+   * What a back end of the same kind must know to go on. Called when nothing is in flight; changes nothing.
    * Absent, as the next, for one that stays where it is.
    *
    * @throws {Error} While requests are in flight
    */
-  save?(): unknown;
+  save?(): DeviceState;
   /**
    * Puts what it has opened into a bag, for a back end that is opened with that and with what {@linkcode save} gave. Only
    * close is called afterwards, and it leaves the outside as it is.

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { StateForm } from "../../core/state_form.ts";
 import { StateReader } from "../../core/state_reader.ts";
 import type { BlockBackend, BlockInfo } from "./contract.ts";
 
@@ -20,17 +21,9 @@ export function refuseInFlight(
   );
 }
 
-/**
- * Begins to read what a back end has saved.
- *
- * @param kind Which must have saved it
- * @throws {ErrnoError} EINVAL when another did
- */
-export function readState(value: unknown, kind: string): StateReader {
-  const reader = new StateReader(value, `storage of kind ${kind}`);
-  reader.version(1);
-  if (reader.text("kind") !== kind) throw reader.refused("it is of another");
-  return reader;
+/** Form of the states of back ends of one kind. */
+export function blockForm<Body extends object>(kind: string): StateForm<Body> {
+  return new StateForm(kind, `storage of kind ${kind}`);
 }
 
 /** Reads properties of storage as its controller knows them. */

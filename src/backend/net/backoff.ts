@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { StateReader } from "../../core/state_reader.ts";
 import type { Loop, Timer } from "../../loop/event_loop.ts";
 
 const FIRST_MS = 100;
@@ -16,6 +17,15 @@ export interface BackoffState {
   readonly dueInMs: number | null;
   /** How long ago an attempt succeeded; null when what it made has ended. */
   readonly succeededAgoMs: number | null;
+}
+
+/** @throws {import("../../core/errno.ts").ErrnoError} EINVAL when a saved state has it wrong */
+export function parseBackoff(reader: StateReader): BackoffState {
+  return {
+    nextMs: reader.number("nextMs"),
+    dueInMs: reader.numberOrNull("dueInMs"),
+    succeededAgoMs: reader.numberOrNull("succeededAgoMs"),
+  };
 }
 
 /**

@@ -9,6 +9,7 @@
 
 import type { Loop } from "../../loop/event_loop.ts";
 import type { Log } from "../../core/log.ts";
+import type { DeviceState } from "../../core/state_form.ts";
 import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { GuestMemory } from "../../memory/guest_memory.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
@@ -160,13 +161,13 @@ export interface NetBackend {
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
   /**
-   * What a back end of the same kind must know to go on, with the frames that wait here, as plain data. Called whether it
+   * What a back end of the same kind must know to go on, with the frames that wait here. Called whether it
    * is started or not; changes nothing. Absent for one that cannot go on elsewhere.
    *
    * The successor of one that was started drops nothing at its first start: what waits, and what comes until then, is
    * kept (a stop drops it, as ever). The count of pairs is as it was, and so are offloads and counters.
    */
-  save?(): unknown;
+  save?(): DeviceState;
   /**
    * Puts what it has opened into a bag, for a back end that is opened with that and with what {@linkcode save} gave. Only
    * close is called afterwards, at once, and it leaves the outside as it is. Absent where nothing was opened.

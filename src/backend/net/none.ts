@@ -10,17 +10,18 @@ import type { ScatterGather } from "../../memory/scatter_gather.ts";
 import { TX_DROPPED } from "./counters.ts";
 import type { OpenNet } from "./driver.ts";
 import { type NetBackend, type NetPeer, QUEUE_PAIRS_MAX } from "./contract.ts";
-import { type NetBackendState, takeState } from "./state.ts";
+import type { DeviceState } from "../../core/state_form.ts";
+import { netForm } from "./state.ts";
 
-const KIND = "none";
-
-interface NoneState extends NetBackendState {
+interface NoneState {
   readonly counters: CounterRecord<typeof TX_DROPPED>;
 }
 
+const FORM = netForm<NoneState>("none");
+
 /** Opens nothing. */
 export const openNone: OpenNet<object> = (_options, _context, saved) =>
-  new NoneBackend(saved && takeState<NoneState>(saved.state, KIND).counters);
+  new NoneBackend(saved && FORM.read(saved.state).value("counters"));
 
 /** Takes every frame and has none. */
 class NoneBackend implements NetBackend {
@@ -53,9 +54,8 @@ class NoneBackend implements NetBackend {
     return this.#counters.toRecord();
   }
 
-  save(): NoneState {
-    const counters = this.#counters.toRecord();
-    return { version: 1, kind: KIND, counters };
+  save(): DeviceState<NoneState> {
+    return FORM.write({ counters: this.#counters.toRecord() });
   }
 
   close(): void {}

@@ -4,30 +4,13 @@
  * @module
  */
 
-import { StateReader } from "../../core/state_reader.ts";
+import { StateForm } from "../../core/state_form.ts";
 import type { BottomHalf, Loop } from "../../loop/event_loop.ts";
 import { Epoll } from "../../os/mod.ts";
 
-/** The common part of all that is saved; plain data. */
-export interface NetBackendState {
-  readonly version: 1;
-  /** Which back end saved it. */
-  readonly kind: string;
-}
-
-/**
- * Takes what a back end has saved.
- *
- * @throws {ErrnoError} EINVAL when it is of another kind or version
- */
-export function takeState<T extends NetBackendState>(
-  state: unknown,
-  kind: T["kind"],
-): T {
-  const reader = new StateReader(state, `a network of kind ${kind}`);
-  reader.version(1);
-  if (reader.text("kind") !== kind) throw reader.refused("it is of another");
-  return state as T;
+/** Form of the states of back ends of one kind. */
+export function netForm<Body extends object>(kind: string): StateForm<Body> {
+  return new StateForm(kind, `a network of kind ${kind}`);
 }
 
 /**

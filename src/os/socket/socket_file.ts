@@ -5,6 +5,7 @@
  * @module
  */
 
+import type { StateReader } from "../../core/state_reader.ts";
 import { dirname } from "node:path";
 import { environmentVariable } from "../../core/environment.ts";
 import { Errno } from "../../core/errno.ts";
@@ -26,6 +27,17 @@ export interface SocketFile {
   readonly path: string;
   /** Number of the file; null when it was gone at once. */
   readonly inode: number | null;
+}
+
+/** @throws {import("../../core/errno.ts").ErrnoError} EINVAL when a saved state has it wrong */
+export function parseSocketFile(reader: StateReader): SocketFile {
+  const { MAX_SAFE_INTEGER } = Number;
+  return {
+    path: reader.text("path"),
+    inode: reader.value("inode") === null
+      ? null
+      : reader.integer("inode", MAX_SAFE_INTEGER),
+  };
 }
 
 /** The longest path of a UNIX socket, in bytes. */

@@ -5,7 +5,6 @@
  */
 
 import type { CommandAnswer } from "../../pci/device.ts";
-import type { HostBaggage } from "../device_host.ts";
 import type { LogLevel } from "../logging/logging.ts";
 import type { QueuePlan } from "../device_threads.ts";
 import type { CallLine, Seat } from "./thread_calls.ts";
@@ -36,6 +35,13 @@ export interface DeviceSpec {
   readonly queues: readonly number[];
 }
 
+/** A device between two threads: what its host gave. Owns the descriptors until a bag is made of them. */
+export interface SavedHost {
+  readonly state: Uint8Array<ArrayBuffer>;
+  /** By name. */
+  readonly fds: Readonly<Record<string, number>>;
+}
+
 /** Requests of the main thread. */
 export type Request =
   | {
@@ -53,8 +59,8 @@ export type Request =
     readonly kind: "serve";
     readonly device: DeviceSpec;
     readonly debug: boolean;
-    /** What the device had on the thread it comes from. */
-    readonly inherited?: HostBaggage;
+    /** What it goes on from; when the request fails, for another attempt. */
+    readonly saved?: SavedHost;
     /** The threads that serve its queues with this one, each of which has joined. */
     readonly threads?: QueuePlan;
   }
@@ -84,7 +90,7 @@ export type Request =
   | { readonly kind: "release"; readonly device: string }
   | { readonly kind: "handOver"; readonly device: string }
   /** Ends what no thread can take over. */
-  | { readonly kind: "discard"; readonly baggage: HostBaggage }
+  | { readonly kind: "discard"; readonly saved: SavedHost }
   | {
     readonly kind: "command";
     readonly device: string;
@@ -109,9 +115,8 @@ export interface ReplyOf {
   hold: number;
   place: null;
   queueGroups: readonly number[];
-  /** Whether the device is there. */
-  release: boolean;
-  handOver: HostBaggage;
+  release: null;
+  handOver: SavedHost;
   discard: null;
   command: CommandAnswer;
   describe: readonly DeviceDescription[];

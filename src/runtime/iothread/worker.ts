@@ -14,6 +14,7 @@ import { loadModel } from "../../../devices/registry.ts";
 import { EventLoop } from "../../loop/event_loop.ts";
 import {
   createEventFd,
+  ResourceBag,
   setThreadCpus,
   setThreadName,
   threadId,
@@ -22,10 +23,15 @@ import type { Log } from "../../core/log.ts";
 import { describeModel, modelFault } from "../../core/model_fault.ts";
 import { HELLO_TIMEOUT_MS } from "../../transport/mod.ts";
 import { QueueSite } from "../queue_site.ts";
-import { DeviceHost, discardBaggage } from "../device_host.ts";
+import { DeviceHost } from "../device_host.ts";
 import { LogLimit } from "../logging/log_limit.ts";
 import type { ThreadMetrics } from "../metrics/metrics.ts";
-import type { Notice, NumberedRequest, Request } from "./messages.ts";
+import type {
+  Notice,
+  NumberedRequest,
+  Request,
+  SavedHost,
+} from "./messages.ts";
 import { guardRuntime, withoutRuntime } from "./runtime_guard.ts";
 import { createSeat, ThreadCalls } from "./thread_calls.ts";
 
@@ -71,15 +77,7 @@ const logLimit = new LogLimit(
 );
 guardRuntime((message) => processLog.error(message));
 
-/** A request to serve a device, and what became of it. */
-interface Served {
-  readonly request: ServeRequest;
-  readonly host: DeviceHost;
-}
-
-type ServeRequest = Extract<Request, { kind: "serve" }>;
-
-const devices = new Map<string, Served>();
+const devices = new Map<string, DeviceHost>();
 /** Shares in devices that live on other threads. */
 const sites = new Map<string, Disposable>();
 const seatFd = createEventFd();
@@ -90,20 +88,16 @@ let announced = 0;
 /** See {@linkcode DeviceHostOptions.prealloc}. */
 let prealloc = false;
 
-function servedDevice(id: string): Served {
-  const served = devices.get(id);
-  if (served === undefined) {
-    throw new Error(`Cannot find device ${id}: it is not on ${scope.name}`);
-  }
-  return served;
-}
-
 function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
 function hostOf(id: string): DeviceHost {
-  return servedDevice(id).host;
+  const host = devices.get(id);
+  if (host === undefined) {
+    throw new Error(`Cannot find device ${id}: it is not on ${scope.name}`);
+  }
+  return host;
 }
 
 /** Has a model make a device; what it throws says which model it was, and where, if that is an author's. */
@@ -117,54 +111,40 @@ function callModel<T>({ name }: DeviceModel, make: () => T): T {
 }
 
 async function serve(
-  request: ServeRequest,
-  inherited = request.inherited,
+  { device, debug, saved, threads }: Extract<Request, { kind: "serve" }>,
 ): Promise<null> {
-  const { device, debug } = request;
   const model = await loadWhileServing(device.model);
-  const host = callModel(model, () =>
-    new DeviceHost({
-      id: device.id,
-      model,
-      options: device.options,
-      loop,
-      log: remoteLog(device.id, debug),
-      listener: device.listener,
-      helloTimeoutMs,
-      prealloc,
-      poisonUnmapped: environmentVariable("OUTBOARD_POISON") === "1",
-      ...(inherited === undefined ? {} : { inherited }),
-      ...(request.threads === undefined
-        ? {}
-        : { threads: { plan: request.threads, calls } }),
-    }));
-  // What was inherited is used up.
-  devices.set(device.id, { request: { kind: "serve", device, debug }, host });
+  const bag = ResourceBag.of(saved?.fds);
+  let host: DeviceHost;
+  try {
+    host = callModel(model, () =>
+      new DeviceHost({
+        id: device.id,
+        model,
+        options: device.options,
+        loop,
+        log: remoteLog(device.id, debug),
+        listener: device.listener,
+        helloTimeoutMs,
+        prealloc,
+        poisonUnmapped: environmentVariable("OUTBOARD_POISON") === "1",
+        ...(saved && { saved: { state: saved.state, bag } }),
+        ...(threads && { threads: { plan: threads, calls } }),
+      }));
+  } catch (error) {
+    // For another attempt.
+    bag.release();
+    throw error;
+  }
+  bag[Symbol.dispose]();
+  devices.set(device.id, host);
   return null;
 }
 
-/** Gives a device away; it stays here when what it hands over cannot travel, or ends when it cannot even do that. */
-async function handOver(id: string, replyTo: number): Promise<void> {
-  const { request, host } = servedDevice(id);
-  const baggage = withoutRuntime(() => host.handOver());
+function handOver(id: string): SavedHost {
+  const { state, bag } = hostOf(id).handOver();
   devices.delete(id);
-  try {
-    scope.postMessage({ kind: "reply", id: replyTo, value: baggage });
-  } catch (error) {
-    const what =
-      `Cannot hand over ${id}: its model gives what is not plain data: ${
-        messageOf(error)
-      }`;
-    try {
-      await serve(request, baggage);
-    } catch (failure) {
-      discardBaggage(baggage);
-      throw new Error(
-        `${what}; ${scope.name} cannot take it back: ${messageOf(failure)}`,
-      );
-    }
-    throw new Error(what);
-  }
+  return { state, fds: bag.release() };
 }
 
 async function join(
@@ -187,7 +167,7 @@ function leave(id: string): null {
 }
 
 function closeDevices(): void {
-  for (const [id, { host }] of devices) {
+  for (const [id, host] of devices) {
     try {
       host.close();
     } catch (error) {
@@ -205,9 +185,7 @@ function stop(): void {
   logLimit.flush();
 }
 
-async function handleRequest(
-  request: Exclude<Request, { kind: "handOver" }>,
-): Promise<unknown> {
+async function handleRequest(request: Request): Promise<unknown> {
   switch (request.kind) {
     case "serve":
       return await serve(request);
@@ -222,10 +200,7 @@ async function handleRequest(
 }
 
 function handleAtOnce(
-  request: Exclude<
-    Request,
-    { kind: "handOver" | "serve" | "join" | "prepare" }
-  >,
+  request: Exclude<Request, { kind: "serve" | "join" | "prepare" }>,
 ): unknown {
   switch (request.kind) {
     case "configure":
@@ -249,20 +224,22 @@ function handleAtOnce(
     case "queueGroups":
       return hostOf(request.device).queueGroups();
     case "release":
-      devices.get(request.device)?.host.release();
-      return devices.has(request.device);
+      hostOf(request.device).release();
+      return null;
+    case "handOver":
+      return handOver(request.device);
     case "discard":
-      discardBaggage(request.baggage);
+      ResourceBag.of(request.saved.fds)[Symbol.dispose]();
       return null;
     case "command":
       return hostOf(request.device).command(request.name, request.args);
     case "metrics":
       return {
         loop: loop.counters(),
-        devices: [...devices.values()].map(({ host }) => host.metrics()),
+        devices: [...devices.values()].map((host) => host.metrics()),
       } satisfies ThreadMetrics;
     case "describe":
-      return [...devices.values()].map(({ host }) => host.describe());
+      return [...devices.values()].map((host) => host.describe());
     case "close":
       closeDevices();
       return null;
@@ -312,7 +289,6 @@ async function loadWhileServing(reference: string): Promise<DeviceModel> {
 
 async function answer({ id, request }: NumberedRequest): Promise<void> {
   try {
-    if (request.kind === "handOver") return await handOver(request.device, id);
     const value = await handleRequest(request);
     if (request.kind === "stop") loop.close();
     scope.postMessage({ kind: "reply", id, value });

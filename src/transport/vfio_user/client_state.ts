@@ -5,6 +5,11 @@
  * @module
  */
 
+import type { StateReader } from "../../core/state_reader.ts";
+import { SCM_MAX_FD } from "../../os/mod.ts";
+import { VFIO_PCI_NUM_REGIONS } from "./defs.ts";
+import { parseCounters } from "../../core/counters.ts";
+import { CONNECTION_COUNTERS } from "./counters.ts";
 import type { Agreement } from "./version.ts";
 
 /** Descriptors received that no command has used yet. */
@@ -37,7 +42,7 @@ export interface ConnectionState {
 /** {@linkcode Irqs}; eventfds are `index.vector`, and `unmask` unmasks INTx. */
 export interface IrqsState {
   /** For each index its masks, 1 for a masked vector. */
-  readonly masked: readonly (readonly number[])[];
+  readonly masked: readonly Uint8Array[];
 }
 
 /** {@linkcode Regions} in the middle of a command. */
@@ -90,4 +95,87 @@ export interface ServerState {
   } | null;
   /** Whether it was said that nobody can be accepted. */
   readonly acceptFailed: boolean;
+}
+
+const { MAX_SAFE_INTEGER } = Number;
+
+function parseFds(reader: StateReader): FdsState {
+  return {
+    count: reader.integer("count", SCM_MAX_FD),
+    truncated: reader.flag("truncated"),
+  };
+}
+
+function parseConnection(reader: StateReader): ConnectionState {
+  const received = reader.bytes("received");
+  const unsent = reader.bytes("unsent");
+  return {
+    received,
+    fds: parseFds(reader.part("fds")),
+    later: reader.partOrNull("later", (later) => ({
+      ...parseFds(later),
+      at: later.integer("at", received.length),
+    })),
+    unsent,
+    sendLeft: reader.integer("sendLeft", unsent.length),
+    queuedFds: reader.parts("queuedFds", (queued) => ({
+      at: queued.integer("at", unsent.length),
+      count: queued.integer("count", SCM_MAX_FD),
+    })),
+  };
+}
+
+function parseAgreement(reader: StateReader): Agreement {
+  return {
+    minor: reader.integer("minor", MAX_SAFE_INTEGER),
+    clientMsgFds: reader.integer("clientMsgFds", MAX_SAFE_INTEGER),
+    maxDataXferSize: reader.integer("maxDataXferSize", MAX_SAFE_INTEGER),
+    maxDmaMaps: reader.integer("maxDmaMaps", MAX_SAFE_INTEGER),
+    writeMultiple: reader.flag("writeMultiple"),
+    silent: reader.flag("silent"),
+  };
+}
+
+function parseCommands(reader: StateReader): CommandsState {
+  const progress = reader.part("progress");
+  return {
+    agreement: parseAgreement(reader.part("agreement")),
+    sharedSeen: reader.flag("sharedSeen"),
+    progress: {
+      done: progress.integer("done", MAX_SAFE_INTEGER),
+      data: progress.value("data") === null ? null : progress.bytes("data"),
+    },
+    irqs: { masked: reader.part("irqs").byteArrays("masked") },
+    doorbells: reader.parts("doorbells", (bells) => ({
+      region: bells.integer("region", VFIO_PCI_NUM_REGIONS - 1),
+      count: bells.integer("count", SCM_MAX_FD),
+    })),
+  };
+}
+
+function parseSession(reader: StateReader): SessionState {
+  return {
+    connection: parseConnection(reader.part("connection")),
+    commands: reader.partOrNull("commands", parseCommands),
+    warned: reader.flag("warned"),
+    underway: reader.flag("underway"),
+  };
+}
+
+/**
+ * Checks the state of a server.
+ *
+ * @throws {import("../../core/errno.ts").ErrnoError} EINVAL when it cannot be
+ */
+export function parseServerState(reader: StateReader): ServerState {
+  return {
+    files: reader.integers("files", VFIO_PCI_NUM_REGIONS - 1),
+    counters: parseCounters(CONNECTION_COUNTERS, reader.value("counters")),
+    client: reader.partOrNull("client", (client) => ({
+      pid: client.integer("pid", MAX_SAFE_INTEGER),
+      session: parseSession(client.part("session")),
+      othersTold: client.flag("othersTold"),
+    })),
+    acceptFailed: reader.flag("acceptFailed"),
+  };
 }

@@ -186,7 +186,7 @@ export class Irqs implements IrqSink {
   #load({ state, bag }: Saved<IrqsState>): void {
     for (let index = 0; index < this.#lines.length; index++) {
       const { fds, masked } = this.#lines[index]!;
-      const theirs = state.masked[index] ?? [];
+      const theirs = state.masked[index] ?? new Uint8Array();
       if (theirs.length !== fds.length) {
         throw new Error(
           `Cannot take over interrupts of index ${index}: there were ${theirs.length}, there are ${fds.length}`,
@@ -211,7 +211,7 @@ export class Irqs implements IrqSink {
       })
     );
     if (this.#unmaskFd !== null) bag.put("unmask", this.#unmaskFd.number);
-    return { masked: this.#lines.map(({ masked }) => Array.from(masked)) };
+    return { masked: this.#lines.map(({ masked }) => masked.slice()) };
   }
 
   /** Leaves the eventfds open, which another thread may be signalling. */

@@ -11,7 +11,9 @@ import {
   PciFunction,
   PciInterrupts,
 } from "../../pci/mod.ts";
-import { ResourceBag, type Saved } from "../../os/mod.ts";
+import type { SavedDevice } from "../../../devices/model.ts";
+import { type DeviceState, StateForm } from "../../core/state_form.ts";
+import type { ResourceBag } from "../../os/mod.ts";
 import { SocketWrites } from "../../pci/socket_writes.ts";
 import { validatePciDevice } from "../../pci/validate.ts";
 import { validateVirtioDevice } from "../../virtio/validate.ts";
@@ -24,14 +26,9 @@ import type {
   Transport,
   TransportKind,
   TransportOptions,
-  TransportState,
 } from "../contract.ts";
-import {
-  offerVirtioDevice,
-  VirtioPci,
-  type VirtioPciState,
-} from "../virtio_pci/virtio_pci.ts";
-import type { ServerState } from "./client_state.ts";
+import { modelState, offerVirtioDevice } from "../virtio_pci/virtio_pci.ts";
+import { parseServerState, type ServerState } from "./client_state.ts";
 import { describeForQemu, qemuDeviceArguments } from "./qemu_arguments.ts";
 import { VfioUserServer } from "./server.ts";
 
@@ -40,12 +37,28 @@ const UNSHARED_ADVICE =
   "-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem " +
   "(SIZE as in -m; or memory-backend-file with share=on)";
 
-/** The transport's part of {@linkcode TransportState}. */
-interface State {
+/** Body of the state of a device and its client. */
+interface VfioUserState {
   /** Configuration space and interrupts. */
-  readonly pci: unknown;
+  readonly pci: DeviceState;
   /** The client, with everything it brought. */
   readonly server: ServerState;
+  /** The device as the client sees it. */
+  readonly device: DeviceState;
+}
+
+const FORM = new StateForm<VfioUserState>(
+  "vfio-user",
+  "the vfio-user server",
+);
+
+function parseState(state: unknown): VfioUserState {
+  const reader = FORM.read(state);
+  return {
+    pci: reader.value("pci") as DeviceState,
+    server: parseServerState(reader.part("server")),
+    device: reader.value("device") as DeviceState,
+  };
 }
 
 /** The kernel's limit for a process, or what it is where nobody changed it and it may not be read. */
@@ -77,8 +90,11 @@ class VfioUserTransport implements Transport {
   readonly interrupts = new PciInterrupts();
   readonly writes = new SocketWrites();
   readonly context: Transport["context"];
+  readonly savedDevice: SavedDevice | undefined;
   readonly #options: TransportOptions;
   readonly #virtio = new VirtioPort();
+  /** What it goes on from; null once it does, or without a predecessor. */
+  #state: VfioUserState | null = null;
   #given: VirtioDevice | PciDevice | null = null;
   #attached: Attached | null = null;
 
@@ -89,17 +105,23 @@ class VfioUserTransport implements Transport {
       posted: this.writes,
       virtio: this.#virtio,
     };
+    const { saved } = options;
+    if (saved === undefined) return;
+    this.#state = parseState(saved.state);
+    this.savedDevice = {
+      state: modelState(this.#state.device),
+      bag: saved.bag.at("device"),
+    };
   }
 
   attach(given: VirtioDevice | PciDevice, context: DeviceContext): void {
-    const { memory, log, model, saved } = this.#options;
+    const { memory, log, model } = this.#options;
     const name = describeModel(model);
-    const state = saved?.state.transport as State | undefined;
     this.#given = given;
     let device: PciDevice;
     if (isVirtioDevice(given)) {
       validateVirtioDevice(given, name);
-      const bag = saved?.bag.at("device");
+      const bag = this.savedDevice?.bag;
       device = offerVirtioDevice(given, context, this.#virtio, bag);
     } else {
       validatePciDevice(given, name);
@@ -108,21 +130,17 @@ class VfioUserTransport implements Transport {
     this.#given = device;
     this.#options.onMemory();
     const pci = new PciFunction(device, memory, this.interrupts, log, name);
-    if (state !== undefined) pci.load(state.pci);
-    const server = this.#makeServer(
-      pci,
-      state && { state: state.server, bag: saved!.bag.at("client") },
-    );
-    this.#attached = { device, pci, server };
+    if (this.#state !== null) pci.load(this.#state.pci);
+    this.#attached = { device, pci, server: this.#makeServer(pci) };
   }
 
   start(): void {
     const { device, pci, server } = this.#all;
     server.start();
-    const { saved } = this.#options;
-    if (saved === undefined) return;
+    if (this.#state === null) return;
     // Nothing is received before the next turn, so that all is as it was when the device looks at it.
-    device.load?.(saved.state.device);
+    device.load?.(this.#state.device);
+    this.#state = null;
     pci.release();
   }
 
@@ -147,29 +165,26 @@ class VfioUserTransport implements Transport {
     this.#all.pci.release();
   }
 
-  handOver(bag: ResourceBag): TransportState {
+  save(bag: ResourceBag): DeviceState {
     const { device, pci, server } = this.#all;
-    const deviceState = device.save!();
-    const pciState = pci.save();
-    const serverState = server.save(bag.at("client"));
-    const resources = device.handOver?.(bag.at("device"));
-    server.leave();
-    this.#closeDevice("cannot close what the device left behind");
-    return {
-      transport: { pci: pciState, server: serverState } satisfies State,
-      device: deviceState,
-      model: device instanceof VirtioPci
-        ? (deviceState as VirtioPciState).session.device
-        : deviceState,
-      resources,
-    };
+    return FORM.write({
+      pci: pci.save(),
+      server: server.save(bag.at("client")),
+      device: device.save!(),
+    });
   }
 
-  giveBack(): void {
+  handOver(bag: ResourceBag): void {
+    this.#given?.handOver?.(bag.at("device"));
     this.#attached?.server.leave();
-    using bag = ResourceBag.of();
-    this.#given?.handOver?.(bag);
-    this.#closeDevice("cannot close the device that failed");
+    try {
+      this.#given?.close?.();
+    } catch (error) {
+      // What matters has been given away by now: a leak here must not cost the device.
+      this.#options.log.error("cannot close what the device left behind", {
+        error,
+      });
+    }
   }
 
   close(): void {
@@ -182,20 +197,8 @@ class VfioUserTransport implements Transport {
     return this.#attached;
   }
 
-  /** What matters has been given away by now: a leak here must not cost the device. */
-  #closeDevice(what: string): void {
-    try {
-      this.#given?.close?.();
-    } catch (error) {
-      this.#options.log.error(what, { error });
-    }
-  }
-
-  #makeServer(
-    pci: PciFunction,
-    saved: Saved<ServerState> | undefined,
-  ): VfioUserServer {
-    const { loop, log, listener, memory, helloTimeoutMs, onClient } =
+  #makeServer(pci: PciFunction): VfioUserServer {
+    const { loop, log, listener, memory, helloTimeoutMs, onClient, saved } =
       this.#options;
     return new VfioUserServer({
       ...{ loop, log, listener, memory, helloTimeoutMs, pci },
@@ -204,7 +207,9 @@ class VfioUserTransport implements Transport {
       limits: { maxDmaMaps: dmaMapsMax() },
       onUnsharedMemory: () => log.warn(UNSHARED_ADVICE),
       onClient: (pid, _, reason) => onClient(pid, reason),
-      ...(saved === undefined ? {} : { saved }),
+      ...(saved === undefined ? {} : {
+        saved: { state: this.#state!.server, bag: saved.bag.at("client") },
+      }),
     });
   }
 }

@@ -14,7 +14,7 @@ import type {
 } from "../../pci/device.ts";
 import type { QueueThreads } from "../../pci/queue_threads.ts";
 import type { ResourceBag } from "../../os/resource_bag.ts";
-import { StateReader } from "../../core/state_reader.ts";
+import { type DeviceState, StateForm } from "../../core/state_form.ts";
 import { CommonConfig, type CommonConfigState } from "./common_config.ts";
 import { VIRTIO_PCI_COMMON, VIRTIO_PCI_ISR } from "../../virtio/defs.ts";
 import type {
@@ -35,7 +35,7 @@ import {
   virtioPciSpec,
 } from "./pci_spec.ts";
 import { VirtioSession } from "../../virtio/session/session.ts";
-import type { SessionState } from "../../virtio/session/state.ts";
+import { SESSION_FORM, type SessionState } from "../../virtio/session/state.ts";
 import type { SessionOptions } from "../../virtio/session/types.ts";
 
 export {
@@ -58,18 +58,17 @@ export interface VirtioPciOptions extends SessionOptions {
 
 /** See {@linkcode VirtioPci.save}. */
 export interface VirtioPciState {
-  readonly version: 1;
   /** The ISR status register. */
   readonly isr: number;
   /** Registers of the common configuration. */
   readonly common: CommonConfigState;
   /** Status, features, queues, and the device model. */
-  readonly session: SessionState;
+  readonly session: DeviceState<SessionState>;
   /** What was counted. */
   readonly counters: Readonly<Record<string, number>>;
 }
 
-const STATE_VERSION = 1;
+const FORM = new StateForm<VirtioPciState>("virtio-pci", "the virtio device");
 const LAYOUT = VIRTIO_PCI_MODERN_LAYOUT;
 const MSIX_VECTORS_MAX = 2048;
 
@@ -90,7 +89,7 @@ export class VirtioPci implements PciDevice {
   /** See {@linkcode PciDevice.hold}. Absent, as the next two, when the device model has no save or no load. */
   readonly hold?: () => number;
   /** See {@linkcode PciDevice.save}. */
-  readonly save?: () => unknown;
+  readonly save?: () => DeviceState;
   /** See {@linkcode PciDevice.load}. */
   readonly load?: (state: unknown) => void;
   readonly #vectors: number;
@@ -230,11 +229,10 @@ export class VirtioPci implements PciDevice {
     this.#notify.lookIfRunning();
   }
 
-  handOver(bag: ResourceBag): unknown {
+  handOver(bag: ResourceBag): void {
     this.session.saveKicks(bag.at("kicks"));
-    const given = this.session.device.handOver?.(bag);
+    this.session.device.handOver?.(bag);
     this.session.leave();
-    return given;
   }
 
   counters(): Readonly<Record<string, number>> {
@@ -250,19 +248,17 @@ export class VirtioPci implements PciDevice {
     this.session.close();
   }
 
-  #save(): VirtioPciState {
-    return {
-      version: STATE_VERSION,
+  #save(): DeviceState<VirtioPciState> {
+    return FORM.write({
       isr: this.#isr.value,
       common: this.#common.save(),
       session: this.session.save(),
       counters: this.session.counters(),
-    };
+    });
   }
 
   #load(value: unknown): void {
-    const state = new StateReader(value, "the virtio device");
-    state.version(STATE_VERSION);
+    const state = FORM.read(value);
     this.#isr.load(
       state.integer("isr", VIRTIO_PCI_ISR.QUEUE | VIRTIO_PCI_ISR.CONFIG),
     );
@@ -306,6 +302,13 @@ export function offerVirtioDevice(
       ...(bag === undefined ? {} : { bag }),
     },
   );
+}
+
+/** The model's own part of a device's state, which is all of it for a PCI device. */
+export function modelState(state: DeviceState): DeviceState {
+  if (!FORM.matches(state)) return state;
+  const session = SESSION_FORM.read(FORM.read(state).value("session"));
+  return session.value("device") as DeviceState;
 }
 
 /** The size of the MSI-X table, 0 without one, once it is known that the device has its place. */

@@ -10,11 +10,7 @@ import type { DeviceStatus } from "./device_status.ts";
 import type { Negotiation } from "./negotiation.ts";
 import type { SessionInterrupts } from "./interrupts.ts";
 import type { SessionQueues } from "./queues.ts";
-import {
-  refusedState,
-  SESSION_STATE_VERSION,
-  type SessionState,
-} from "./state.ts";
+import { refusedState, type SessionState } from "./state.ts";
 
 /** Everything of a session that a driver could tell, but for the device model. */
 export interface SessionParts {
@@ -40,7 +36,6 @@ export function saveParts(parts: SessionParts): Omit<SessionState, "device"> {
     );
   }
   return {
-    version: SESSION_STATE_VERSION,
     status: status.value,
     ...parts.negotiation.save(),
     ...parts.config.save(),

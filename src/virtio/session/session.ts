@@ -28,7 +28,13 @@ import { SessionQueues } from "./queues.ts";
 import { loadParts, saveParts, type SessionParts } from "./parts.ts";
 import { QueueKicks } from "./kicks.ts";
 import { RemoteQueues } from "./remote_queues.ts";
-import { parseSessionState, refusedState, type SessionState } from "./state.ts";
+import type { DeviceState } from "../../core/state_form.ts";
+import {
+  parseSessionState,
+  refusedState,
+  SESSION_FORM,
+  type SessionState,
+} from "./state.ts";
 import { SESSION_COUNTERS, type SessionCounters } from "./counters.ts";
 import { KickPath, type SessionOptions, type SessionSignals } from "./types.ts";
 
@@ -396,13 +402,16 @@ export class VirtioSession implements VirtioTransport {
    *
    * @throws {Error} When the device model cannot tell, or {@linkcode hold} has not come to 0
    */
-  save(): SessionState {
+  save(): DeviceState<SessionState> {
     const { device } = this;
     if (device.save === undefined) {
       throw new Error("Cannot save the device: its model has no save");
     }
     this.#collect();
-    return { ...saveParts(this.#parts), device: device.save() };
+    return SESSION_FORM.write({
+      ...saveParts(this.#parts),
+      device: device.save(),
+    });
   }
 
   /**

@@ -5,14 +5,11 @@
  */
 
 import { parseRingState, type RingState } from "../queue/ring_state.ts";
+import { type DeviceState, StateForm } from "../../core/state_form.ts";
 import { StateReader } from "../../core/state_reader.ts";
-
-/** What {@linkcode SessionState} looks like today. */
-export const SESSION_STATE_VERSION = 1;
 
 /** See {@linkcode VirtioSession.save}. */
 export interface SessionState {
-  readonly version: typeof SESSION_STATE_VERSION;
   /** The device status as the driver reads it; whether the device halted follows from it. */
   readonly status: number;
   /** The bits the driver has accepted, 0–31 and 32–63. */
@@ -30,10 +27,17 @@ export interface SessionState {
   /** By number. */
   readonly queues: readonly RingState[];
   /** What the device model said of itself. */
-  readonly device: unknown;
+  readonly device: DeviceState;
 }
 
 const WHAT = "the virtio device";
+
+/** Form of the state of a virtio device, on whatever transport. */
+export const SESSION_FORM: StateForm<SessionState> = new StateForm(
+  "virtio",
+  WHAT,
+);
+
 const U8_MAX = 0xff;
 const U32_MAX = 0xffff_ffff;
 
@@ -47,10 +51,8 @@ export function parseSessionState(
   value: unknown,
   queues: number,
 ): SessionState {
-  const state = new StateReader(value, WHAT);
-  state.version(SESSION_STATE_VERSION);
+  const state = SESSION_FORM.read(value);
   return {
-    version: SESSION_STATE_VERSION,
     status: state.integer("status", U8_MAX),
     accepted: state.integers("accepted", U32_MAX, 2),
     acceptedBeyond: state.flag("acceptedBeyond"),
@@ -61,7 +63,7 @@ export function parseSessionState(
     queues: state.list("queues", queues).map((queue, i) =>
       parseRingState(queue, `queue ${i}`)
     ),
-    device: state.value("device"),
+    device: state.value("device") as DeviceState,
   };
 }
 

@@ -408,9 +408,7 @@ class Hostile implements Disposable {
     this.link.opened(null);
     using bag = ResourceBag.of();
     bag.put("backend", this.ring.eventFd);
-    const state = {
-      version: 1,
-      kind: "backend",
+    const body = {
       description: "store hostile",
       info: {
         sizeBytes: 1 << 20,
@@ -429,6 +427,7 @@ class Hostile implements Disposable {
       abandoned: [],
       counters: new Counters(STORE_COUNTERS).toRecord(),
     };
+    const state = { kind: "backend", version: 1, body };
     this.client = new Controller(this.host, MEMORY, { state, bag });
   }
 

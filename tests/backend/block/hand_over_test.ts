@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import type { DeviceState } from "../../../src/core/state_form.ts";
 import { BlockOp } from "../../../src/backend/block/contract.ts";
 import { openBlockBackend } from "../../../src/backend/block/open.ts";
 import {
@@ -169,7 +170,7 @@ Deno.test("FileBackend hands over the cache mode and the size that the controlle
   assertEquals(first.backend.setWriteCache(false), 0);
   const { info } = first.backend;
   const given = giveAway(first);
-  assert((given.state as { durable: boolean }).durable);
+  assert((given.state as DeviceState<{ durable: boolean }>).body.durable);
   Deno.truncateSync(path, 2 * BYTES);
   using second = succeed(host, options, given);
   assertEquals(second.backend.info, info);

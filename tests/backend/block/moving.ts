@@ -8,6 +8,11 @@
 import { ResourceBag } from "../../../src/os/mod.ts";
 import { createPciDevice } from "../../devices/pci_device.ts";
 import { assertEquals } from "@std/assert";
+import {
+  decodePlainData,
+  encodePlainData,
+} from "../../../src/core/plain_data.ts";
+import type { DeviceState } from "../../../src/core/state_form.ts";
 import type { DeviceModel } from "../../../devices/model.ts";
 import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { EventLoop } from "../../../src/loop/event_loop.ts";
@@ -29,12 +34,6 @@ import { turnUntil } from "./rig.ts";
 
 export const RAM_IOVA = 0x1_0000_0000;
 const RAM_BYTES = 16 << 20;
-
-/** State as it may travel. */
-export const TRAVELS: readonly ((state: unknown) => unknown)[] = [
-  (state) => structuredClone(state),
-  (state) => JSON.parse(JSON.stringify(state)),
-];
 
 /** Options of storage, with every access of a file through its ring: done in a later turn of the loop. */
 export function throughRing(block: BlockOptions): BlockOptions {
@@ -85,11 +84,9 @@ class Place {
 
 /** A device on its way. */
 export interface Left {
-  readonly state: unknown;
-  readonly given: {
-    readonly fds: Readonly<Record<string, number>>;
-    readonly resources: unknown;
-  };
+  readonly state: DeviceState;
+  /** Descriptors by name. */
+  readonly given: Readonly<Record<string, number>>;
 }
 
 /** The device, wherever it is. */
@@ -179,15 +176,14 @@ export class Moving<Options> implements Disposable {
 
   /** State and what was opened, as they arrive; the device is gone from where it was. */
   leave(): Left {
-    const travel = TRAVELS[this.moves++ % TRAVELS.length]!;
+    this.moves++;
     const saved = this.#current.save!();
     assertEquals(timeless(this.#current.save!()), timeless(saved));
-    const state = travel(saved);
+    const state = decodePlainData(encodePlainData(saved)) as DeviceState;
     const bag = ResourceBag.of();
-    const resources = this.#current.handOver!(bag);
+    this.#current.handOver!(bag);
     this.#current.close();
-    const given = structuredClone({ resources, fds: bag.release() });
-    return { state, given };
+    return { state, given: structuredClone(bag.release()) };
   }
 
   /** A place for it to go to; the old one is given up. */
@@ -199,16 +195,16 @@ export class Moving<Options> implements Disposable {
 
   /** Makes the device anew from what it was; a failure leaves what was given. */
   arrive(
-    { fds, resources }: Left["given"],
-    state: unknown,
+    given: Left["given"],
+    state: DeviceState,
     options = this.options,
   ): void {
-    const bag = ResourceBag.of(fds);
+    const bag = ResourceBag.of(given);
     let next: PciDevice | undefined;
     try {
       next = createPciDevice(
         this.model,
-        ...[this.#place.context, options, { state, bag, resources }] as const,
+        ...[this.#place.context, options, { state, bag }] as const,
       );
       next.load!(state);
     } catch (error) {

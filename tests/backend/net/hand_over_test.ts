@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import type { DeviceState } from "../../../src/core/state_form.ts";
 import { Errno } from "../../../src/core/errno.ts";
 import { Access } from "../../../src/memory/guest_memory.ts";
 import type { NetPeer } from "../../../src/backend/net/contract.ts";
@@ -203,7 +204,7 @@ moveTest(
     backend.stop();
     using given = give(backend);
     backend.close();
-    const { stream } = given.state as StreamState;
+    const { stream } = (given.state as DeviceState<StreamState>).body;
     assert(stream!.unsent.length > 0, "a part is left");
     const [, host] = scene.hosts;
     const moved = openNetBackend(
@@ -537,12 +538,12 @@ moveTest("that fails leaves what was given to the giver", (scene) => {
 
 moveTest("refuses what another kind or version gave", ({ far }) => {
   const wrong: [OptionTexts, unknown][] = [
-    [{ net: "none" }, { version: 2, kind: "none" }],
-    [{ net: "none" }, { version: 1, kind: "tap" }],
+    [{ net: "none" }, { kind: "none", version: 2, body: {} }],
+    [{ net: "none" }, { kind: "tap", version: 1, body: {} }],
     [{ net: "tap" }, null],
     [{ net: "stream", path: "/x" }, 7],
     [{ net: "passt" }, {}],
-    [{ net: "user" }, { version: 1, kind: "none" }],
+    [{ net: "user" }, { kind: "none", version: 1, body: {} }],
     [{ net: "dgram", "local-path": "/a", "remote-path": "/b" }, []],
   ];
   using bag = ResourceBag.of();

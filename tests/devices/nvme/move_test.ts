@@ -1,8 +1,8 @@
-import { ResourceBag } from "../../../src/os/mod.ts";
 import { createPciDevice } from "../pci_device.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { nvmeModel } from "../../../devices/nvme/mod.ts";
 import { RecordingInterrupts } from "../../../src/testing/fake_context.ts";
+import type { DeviceState } from "../../../src/core/state_form.ts";
 import type { ManualLoop } from "../../../src/testing/manual_loop.ts";
 import { Folder } from "../../backend/block/rig.ts";
 import { Moving, throughRing } from "../../backend/block/moving.ts";
@@ -308,11 +308,10 @@ Deno.test("an NVMe controller without a write cache has none after a move", () =
   assertEquals(driver.setFeature(6, 0).status, 0);
   moving.move();
   assertEquals(driver.getFeature(6).dw0, 0);
-  using bag = ResourceBag.of();
-  const { namespaces } = moving.current.handOver!(bag) as {
-    namespaces: { state: { durable: boolean } }[];
+  const { namespaces } = moving.current.save!().body as {
+    namespaces: { backend: DeviceState<{ durable: boolean }> }[];
   };
-  assertEquals(namespaces[0]!.state.durable, true);
+  assertEquals(namespaces[0]!.backend.body.durable, true);
 });
 
 Deno.test("completions that no interrupt has told about are told after a move", () => {
@@ -468,13 +467,18 @@ Deno.test("a successor that cannot be made leaves what it was given, and the pre
   const fds = openFds();
   const mappings = sharedMappings();
   // Its first namespace is there by the time that the second turns out to be missing.
-  const { namespaces } = given.resources as { namespaces: object[] };
-  const poor = {
-    namespaces: [namespaces[0], { ...namespaces[0]!, nsid: 2, state: {} }],
-  };
-  for (const resources of [poor, {}, null]) {
-    const wrong = { ...given, resources };
-    assertThrows(() => moving.arrive(wrong, state), Error, "Cannot ");
+  const body = state.body as { namespaces: object[] };
+  const [first, second] = body.namespaces;
+  for (
+    const namespaces of [
+      [first, { ...second, backend: {} }],
+      [first, { ...second, block: null }],
+      {},
+      null,
+    ]
+  ) {
+    const wrong = { ...state, body: { ...body, namespaces } };
+    assertThrows(() => moving.arrive(given, wrong), Error, "Cannot ");
   }
   assertEquals([openFds(), sharedMappings()], [fds, mappings]);
   moving.arrive(given, state);
@@ -492,7 +496,11 @@ Deno.test("a successor that cannot load the state gives everything back", () => 
   moving.settle();
   moving.hold();
   const { state, given } = moving.leave();
-  assertThrows(() => moving.arrive(given, { version: 2 }), Error, "version 2");
+  assertThrows(
+    () => moving.arrive(given, { ...state, version: 2 }),
+    Error,
+    "version 2",
+  );
   moving.arrive(given, state);
   moving.settle();
   load.reap();
@@ -573,8 +581,8 @@ Deno.test("NvmeController.load refuses what is no state of it", () => {
     refuse(state, `${state}`);
   }
   for (const [path, value] of SPOILT) {
-    const state = structuredClone(good) as Record<string, unknown>;
-    const keys = path.split(".");
+    const state = structuredClone<object>(good) as Record<string, unknown>;
+    const keys = path === "version" ? [path] : ["body", ...path.split(".")];
     const last = keys.pop()!;
     let at = state;
     for (const key of keys) at = at[key] as Record<string, unknown>;

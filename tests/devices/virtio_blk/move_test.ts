@@ -1,3 +1,5 @@
+import type { DeviceState } from "../../../src/core/state_form.ts";
+import { modelState } from "../../../src/transport/virtio_pci/virtio_pci.ts";
 import { ResourceBag } from "../../../src/os/mod.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { virtioBlkModel } from "../../../devices/virtio_blk/mod.ts";
@@ -225,11 +227,15 @@ Deno.test("requests that were taken out of flight are in flight for hold, and fi
   assertEquals(rig.take(late).status, S.OK);
 });
 
-/** State of the storage in the state of a disk behind virtio-pci. */
-function backendOf(state: unknown): { durable: boolean; kind: string } {
-  return (state as {
-    session: { device: { backend: { durable: boolean; kind: string } } };
-  }).session.device.backend;
+/** State of the storage, in the state of a disk behind virtio-pci. */
+interface BackendState {
+  kind: string;
+  readonly body: { durable: boolean };
+}
+
+function backendOf(state: DeviceState): BackendState {
+  const disk = modelState(state) as DeviceState<{ backend: BackendState }>;
+  return disk.body.backend;
 }
 
 Deno.test("the cache mode that the driver chose moves with the disk", () => {
@@ -247,7 +253,7 @@ Deno.test("the cache mode that the driver chose moves with the disk", () => {
   assertEquals(rig.writeback, 0);
   moving.hold();
   const { given, state } = moving.leave();
-  assert(backendOf(state).durable);
+  assert(backendOf(state).body.durable);
   moving.arrive(given, state);
   assertEquals(rig.writeback, 0);
 });
@@ -299,10 +305,13 @@ Deno.test("a successor of a disk that cannot be made or loaded leaves what it wa
   const other = structuredClone(state);
   backendOf(other).kind = "memory";
   assertThrows(() => moving.arrive(given, other), Error, "Cannot load storage");
-  const poor = { ...given, fds: {} };
-  assertThrows(() => moving.arrive(poor, state), Error, "was not handed over");
+  assertThrows(() => moving.arrive({}, state), Error, "was not handed over");
   assertEquals(openFds(), fds);
-  assertThrows(() => moving.arrive(given, {}), Error, "Cannot load");
+  assertThrows(
+    () => moving.arrive(given, { ...state, body: {} }),
+    Error,
+    "Cannot load",
+  );
   assertEquals(openFds(), fds);
   moving.arrive(given, state);
   moving.settle();
@@ -313,6 +322,10 @@ Deno.test("a successor of a disk that cannot be made or loaded leaves what it wa
 Deno.test("VirtioBlk.load refuses what is no state of a disk", () => {
   using rig = new Rig();
   const good = rig.disk.save();
+  const spoilt = (fields: object) => ({
+    ...good,
+    body: { ...good.body, ...fields },
+  });
   for (
     const state of [
       undefined,
@@ -320,9 +333,9 @@ Deno.test("VirtioBlk.load refuses what is no state of a disk", () => {
       [],
       {},
       { ...good, version: 2 },
-      { ...good, writeback: 1 },
-      { ...good, sizeBytes: -1 },
-      { ...good, sizeBytes: "1M" },
+      spoilt({ writeback: 1 }),
+      spoilt({ sizeBytes: -1 }),
+      spoilt({ sizeBytes: "1M" }),
     ]
   ) {
     assertThrows(() => rig.disk.load(state), Error, "Cannot load the disk");
@@ -335,7 +348,8 @@ Deno.test("a disk that is loaded on storage of another size tells its driver", (
   using rig = new Rig();
   const good = rig.disk.save();
   const before = rig.driver.configGeneration;
-  rig.disk.load({ ...good, sizeBytes: good.sizeBytes * 2 });
+  const sizeBytes = good.body.sizeBytes * 2;
+  rig.disk.load({ ...good, body: { ...good.body, sizeBytes } });
   assertEquals(rig.interrupts(0), 1);
   rig.driver.readConfig(0, 4);
   assert(rig.driver.configGeneration !== before);
@@ -350,7 +364,7 @@ Deno.test("a disk says that it has another size, unless its twin has said so", (
       return true;
     };
     Object.defineProperty(rig.backend, "rescan", { value: rescan });
-    rig.disk.load({ ...state, sizeBytes: told! });
+    rig.disk.load({ ...state, body: { ...state.body, sizeBytes: told! } });
     // One that is told the size it has already does not look.
     if (told === 1 << 20) rescan();
     assertEquals(rig.driver.readConfig(0, 4), 4096);

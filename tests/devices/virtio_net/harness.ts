@@ -224,7 +224,7 @@ export class Rig {
   move(anew = false): void {
     assertEquals(this.device.hold!(), 0);
     const state = structuredClone(this.device.save!());
-    const script = structuredClone(this.backend.save());
+    const script = structuredClone(this.backend.save().body);
     using bag = ResourceBag.of();
     this.device.handOver(bag);
     const { loop, backend } = this;

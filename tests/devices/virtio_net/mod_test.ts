@@ -80,7 +80,7 @@ Deno.test("virtioNetModel.create goes on with what a card handed over", () => {
   const to = fakeContext({ seed: 8 });
   const second = createPciDevice(
     virtioNetModel,
-    ...[to, options, { state, bag, resources: null }] as const,
+    ...[to, options, { state, bag }] as const,
   );
   try {
     second.load!(state);
@@ -123,9 +123,10 @@ Deno.test("VirtioNet keeps its address in its state", () => {
 Deno.test("virtioNetModel.create refuses what no card handed over", () => {
   const options = virtioNetModel.options!.parse({ net: "none" });
   using bag = ResourceBag.of();
-  const poor = { version: 1, permanentMac: "52:54:00:00:00:00" };
-  for (const state of [null, {}, poor]) {
-    const given = { state, bag, resources: null };
+  const kind = "virtio-net";
+  const poor = { permanentMac: "52:54:00:00:00:00" };
+  for (const body of [null, {}, poor]) {
+    const given = { state: { kind, version: 1, body }, bag };
     assertThrows(
       () => createPciDevice(virtioNetModel, fakeContext(), options, given),
       Error,

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { DeviceState } from "../../../src/core/state_form.ts";
 import { assert, assertEquals } from "@std/assert";
 import { Errno } from "../../../src/core/errno.ts";
 import type { MappableMemory } from "../../../src/memory/array_memory.ts";
@@ -189,10 +190,10 @@ export class ScriptedBackend implements NetBackend {
     return { sent: this.sent.length };
   }
 
-  save(): GivenScript {
+  save(): DeviceState<GivenScript> {
     const { incomingOn, sent, sentOn, sendResults } = this;
     const { givenOffloads, activePairs } = this;
-    return {
+    const body = {
       incomingOn,
       sent,
       sentOn,
@@ -200,6 +201,7 @@ export class ScriptedBackend implements NetBackend {
       givenOffloads,
       activePairs,
     };
+    return { kind: "script", version: 1, body };
   }
 
   handOver(): void {

@@ -552,33 +552,37 @@ Deno.test("VirtioNet.load refuses what cannot be", () => {
   using rig = new Rig({ queuePairs: 2, features: MQ_FEATURES });
   rig.device.hold!();
   const good = rig.card.save();
-  const { filter, coalescing } = good;
+  const { filter, coalescing } = good.body;
+  const spoilt = (fields: object) => ({
+    ...good,
+    body: { ...good.body, ...fields },
+  });
   const bad: [unknown, string][] = [
     [null, "it is no saved state"],
     [[], "it is no saved state"],
     [{ ...good, version: 2 }, "has version 2, 1 can be read"],
-    [{ version: 1 }, "has no permanentMac"],
-    [{ ...good, mac: "52:54:00" }, "its mac is no address"],
-    [{ ...good, mac: 3 }, "its mac cannot be"],
-    [{ ...good, permanentMac: "" }, "its permanentMac is no address"],
-    [{ ...good, linkUp: 1 }, "its linkUp cannot be"],
-    [{ ...good, announce: null }, "its announce cannot be"],
-    [{ ...good, activePairs: 3 }, "its activePairs cannot be"],
-    [{ ...good, activePairs: 0 }, "0 queue pairs are in use"],
-    [{ ...good, guestOffloads: -1 }, "its guestOffloads cannot be"],
-    [{ ...good, filter: { ...filter, modes: [1] } }, "its modes cannot be"],
+    [{ ...good, body: {} }, "has no permanentMac"],
+    [spoilt({ mac: "52:54:00" }), "its mac is no address"],
+    [spoilt({ mac: 3 }), "its mac cannot be"],
+    [spoilt({ permanentMac: "" }), "its permanentMac is no address"],
+    [spoilt({ linkUp: 1 }), "its linkUp cannot be"],
+    [spoilt({ announce: null }), "its announce cannot be"],
+    [spoilt({ activePairs: 3 }), "its activePairs cannot be"],
+    [spoilt({ activePairs: 0 }), "0 queue pairs are in use"],
+    [spoilt({ guestOffloads: -1 }), "its guestOffloads cannot be"],
+    [spoilt({ filter: { ...filter, modes: [1] } }), "its modes cannot be"],
     [
-      { ...good, filter: { ...filter, unicast: ["x"] } },
+      spoilt({ filter: { ...filter, unicast: ["x"] } }),
       "not all of unicast are addresses",
     ],
-    [{ ...good, filter: { ...filter, vlans: [4096] } }, "its vlans cannot be"],
-    [{ ...good, filter: 0 }, "it is no saved state"],
+    [spoilt({ filter: { ...filter, vlans: [4096] } }), "its vlans cannot be"],
+    [spoilt({ filter: 0 }), "it is no saved state"],
     [
-      { ...good, coalescing: { ...coalescing, queues: [] } },
+      spoilt({ coalescing: { ...coalescing, queues: [] } }),
       "has 0 of queues, 4 are wanted",
     ],
     [
-      { ...good, coalescing: { ...coalescing, rx: { maxPackets: 1 } } },
+      spoilt({ coalescing: { ...coalescing, rx: { maxPackets: 1 } } }),
       "has no maxUsecs",
     ],
   ];

@@ -499,7 +499,7 @@ Deno.test("Irqs refuses what belongs to a device with other interrupts", () => {
   const state = make().save(bag);
   assertEquals(state.masked.map(({ length }) => length), [1, 4, 8, 1, 0]);
   make(state).close();
-  const masked = state.masked.with(MSIX, [0]);
+  const masked = state.masked.with(MSIX, new Uint8Array(1));
   assertThrows(
     () => make({ masked }),
     Error,

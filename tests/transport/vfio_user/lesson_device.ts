@@ -1,5 +1,6 @@
 /** A device with one of everything that a client can use. */
 
+import type { DeviceState } from "../../../src/core/state_form.ts";
 import type { BottomHalf } from "../../../src/loop/event_loop.ts";
 import type {
   AccessWidth,
@@ -39,7 +40,6 @@ export const PAGE = 0x1000;
 
 /** State of a lesson device. */
 export interface LessonState {
-  readonly version: 1;
   readonly registers: readonly number[];
   readonly rings: number;
   readonly resets: number;
@@ -160,20 +160,19 @@ export class LessonDevice implements PciDevice {
     if (this.#asked) this.#ask();
   }
 
-  save(): LessonState {
-    return {
-      version: 1,
+  save(): DeviceState<LessonState> {
+    const body = {
       registers: [...this.#registers],
       rings: this.#rings,
       resets: this.#resets,
       result: this.#result,
       asked: this.#asked,
     };
+    return { kind: "lesson", version: 1, body };
   }
 
   load(state: unknown): void {
-    const saved = state as LessonState;
-    if (saved.version !== 1) throw new Error("Cannot load a lesson");
+    const { body: saved } = state as DeviceState<LessonState>;
     this.#held = true;
     this.#registers.set(saved.registers);
     this.#rings = saved.rings;

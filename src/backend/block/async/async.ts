@@ -31,7 +31,8 @@ import {
   PENDING,
 } from "../contract.ts";
 import type { OpenBlock } from "../driver.ts";
-import { readInfo, readState, refuseInFlight } from "../state.ts";
+import type { DeviceState } from "../../../core/state_form.ts";
+import { blockForm, readInfo, refuseInFlight } from "../state.ts";
 import { RequestQueue } from "../request_queue.ts";
 import { SegmentCopy } from "../segments.ts";
 import {
@@ -61,6 +62,7 @@ const CLOSE_TIMEOUT_MS = 4000;
 /** How often requests in flight are looked after. */
 const TICK_MS = 250;
 const KIND = "backend";
+const FORM = blockForm(KIND);
 const { MAX_SAFE_INTEGER } = Number;
 const INDEX_MASK = SLOTS - 1;
 
@@ -153,7 +155,7 @@ export class AsyncBackend implements BlockBackend {
     this.#log = context.log;
     this.#timeoutMs = options.timeoutMs;
     this.#timeoutTicks = Math.ceil(options.timeoutMs / TICK_MS);
-    const state = saved && readState(saved.state, KIND);
+    const state = saved && FORM.read(saved.state);
     if (state === undefined) {
       const { worker, link, ring, opened } = openStore(options);
       this.#worker = worker;
@@ -249,7 +251,7 @@ export class AsyncBackend implements BlockBackend {
     return counters;
   }
 
-  save(): unknown {
+  save(): DeviceState {
     const requests = this.#requests.filter((it) => it !== null);
     refuseInFlight(this, requests.length + this.#waiting.length);
     const abandoned = [...this.#states.keys()]
@@ -262,7 +264,7 @@ export class AsyncBackend implements BlockBackend {
     this.#hasShare = false;
   }
 
-  share(bag: ResourceBag): unknown {
+  share(bag: ResourceBag): DeviceState {
     const ring = this.#link.takeRing();
     bag.put(KIND, ring.eventFd);
     return this.#state(ring, true, [], new Counters(STORE_COUNTERS).toRecord());
@@ -301,10 +303,8 @@ export class AsyncBackend implements BlockBackend {
     shared: boolean,
     abandoned: readonly number[],
     counters: Readonly<Record<string, number>>,
-  ): unknown {
-    return {
-      version: 1,
-      kind: KIND,
+  ): DeviceState {
+    return FORM.write({
       description: this.description,
       info: this.info,
       linkHva: this.#link.hva,
@@ -313,7 +313,7 @@ export class AsyncBackend implements BlockBackend {
       durable: this.#durable,
       abandoned,
       counters,
-    };
+    });
   }
 
   /** @returns {@linkcode PENDING} for a request that the store is to do, else its result */

@@ -44,7 +44,8 @@ import {
   Step,
   ZEROES_BYTES,
 } from "./steps.ts";
-import { readInfo, readState, refuseInFlight } from "../state.ts";
+import type { DeviceState } from "../../../core/state_form.ts";
+import { blockForm, readInfo, refuseInFlight } from "../state.ts";
 import {
   adoptImage,
   closeImage,
@@ -58,6 +59,7 @@ import { FILE_COUNTERS, type FileBlockOptions, FileCounter } from "./driver.ts";
 import { RequestQueue } from "../request_queue.ts";
 
 const KIND = "file";
+const FORM = blockForm(KIND);
 const DEFAULT_DEPTH = 256;
 
 /** Opens an image or a block device. */
@@ -113,7 +115,7 @@ class FileBackend implements BlockBackend {
     this.#options = options;
     this.#loop = context.loop;
     this.description = `file ${options.path}`;
-    const state = saved && readState(saved.state, KIND);
+    const state = saved && FORM.read(saved.state);
     const image = this.#image = undo.adopt(
       saved === undefined
         ? openImage(options, context)
@@ -230,7 +232,7 @@ class FileBackend implements BlockBackend {
     return counters;
   }
 
-  save(): unknown {
+  save(): DeviceState {
     refuseInFlight(this, this.#inFlight + this.#backlog.length);
     return this.#state(false, this.#counts.toRecord());
   }
@@ -240,7 +242,7 @@ class FileBackend implements BlockBackend {
     this.#isLockOurs = false;
   }
 
-  share(bag: ResourceBag): unknown {
+  share(bag: ResourceBag): DeviceState {
     bag.put(KIND, this.#fd);
     return this.#state(true, new Counters(FILE_COUNTERS).toRecord());
   }
@@ -263,9 +265,9 @@ class FileBackend implements BlockBackend {
   #state(
     shared: boolean,
     counters: Readonly<Record<string, number>>,
-  ): unknown {
+  ): DeviceState {
     const [info, durable] = [this.#info, this.#durable];
-    return { version: 1, kind: KIND, info, durable, shared, counters };
+    return FORM.write({ info, durable, shared, counters });
   }
 
   #policy(): AtOncePolicy {

@@ -29,13 +29,15 @@ import { BLOCK_COUNTERS, countRequest } from "../counters.ts";
 import { Counters } from "../../../core/counters.ts";
 import { formatSize } from "../../../core/size.ts";
 import type { OpenBlock } from "../driver.ts";
-import { readInfo, readState } from "../state.ts";
+import type { DeviceState } from "../../../core/state_form.ts";
+import { blockForm, readInfo } from "../state.ts";
 import { SegmentCopy } from "../segments.ts";
 import type { MemoryBlockOptions } from "./driver.ts";
 
 /** Clearing more than this is left to the kernel, which takes the pages away instead. */
 const CLEAR_MAX_BYTES = 64 * 1024;
 const KIND = "memory";
+const FORM = blockForm(KIND);
 const PAGE_BYTES = 4096;
 const HUGE_PAGE_BYTES = 2 * 1024 * 1024;
 const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
@@ -70,7 +72,7 @@ export class MemoryBackend implements BlockBackend {
     saved?: Saved<unknown>,
   ) {
     this.#options = options;
-    const state = saved && readState(saved.state, KIND);
+    const state = saved && FORM.read(saved.state);
     this.#info = state === undefined
       ? this.#describe(options.sizeBytes)
       : readInfo(state.value("info"));
@@ -135,7 +137,7 @@ export class MemoryBackend implements BlockBackend {
     return this.#counts.toRecord();
   }
 
-  save(): unknown {
+  save(): DeviceState {
     return this.#state(this.#counts.toRecord());
   }
 
@@ -143,7 +145,7 @@ export class MemoryBackend implements BlockBackend {
     bag.put(KIND, this.#fd.number);
   }
 
-  share(bag: ResourceBag): unknown {
+  share(bag: ResourceBag): DeviceState {
     bag.put(KIND, this.#fd.number);
     return this.#state(new Counters(BLOCK_COUNTERS).toRecord());
   }
@@ -161,8 +163,8 @@ export class MemoryBackend implements BlockBackend {
     this.#fd.close();
   }
 
-  #state(counters: Readonly<Record<string, number>>): unknown {
-    return { version: 1, kind: KIND, info: this.#info, counters };
+  #state(counters: Readonly<Record<string, number>>): DeviceState {
+    return FORM.write({ info: this.#info, counters });
   }
 
   #remap(sizeBytes: number): void {

@@ -5,6 +5,7 @@
  * @module
  */
 
+import type { StateReader } from "../../../core/state_reader.ts";
 import { bit } from "../../../core/bits.ts";
 import { Errno } from "../../../core/errno.ts";
 import { BlockOp, type BlockRequest } from "../contract.ts";
@@ -124,6 +125,14 @@ export interface NbdWriteState {
   readonly writeThrough: boolean;
   /** Writes that were completed and that no flush has covered. */
   readonly unflushed: number;
+}
+
+/** @throws {import("../../../core/errno.ts").ErrnoError} EINVAL when a saved state has it wrong */
+export function parseWriteState(reader: StateReader): NbdWriteState {
+  return {
+    writeThrough: reader.flag("writeThrough"),
+    unflushed: reader.integer("unflushed", Number.MAX_SAFE_INTEGER),
+  };
 }
 
 /** Makes the commands of one client; outlives connections. */

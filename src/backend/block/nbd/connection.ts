@@ -22,7 +22,9 @@ import {
   socketError,
   startTcp,
 } from "../../../os/mod.ts";
+import type { StateReader } from "../../../core/state_reader.ts";
 import type { BlockContext, BlockInfo } from "../contract.ts";
+import { readInfo } from "../state.ts";
 import { type NbdBlockOptions, NbdCounter } from "./driver.ts";
 import { type NbdExport, NbdHandshake, nbdInfo } from "./handshake.ts";
 import { type NbdLocation, parseNbdUri } from "./uri.ts";
@@ -257,6 +259,39 @@ export interface NbdLinkState {
   readonly info: BlockInfo;
   /** How long to wait after the next failure, in milliseconds. */
   readonly retryMs: number;
+}
+
+/** @throws {ErrnoError} EINVAL when a saved state has it wrong */
+export function parseLinkState(reader: StateReader): NbdLinkState {
+  const target = reader.part("target");
+  const location = target.part("location");
+  const found = reader.part("found");
+  const bytes = (name: string) => found.integer(name, Number.MAX_SAFE_INTEGER);
+  return {
+    target: {
+      text: target.text("text"),
+      location: {
+        path: location.textOrNull("path"),
+        host: location.text("host"),
+        port: location.integer("port", 0xffff),
+        exportName: location.text("exportName"),
+      },
+      addresses: target.parts("addresses", (address) => ({
+        family: address.integer("family", 0xffff),
+        bytes: address.bytes("bytes"),
+      })),
+    },
+    found: {
+      sizeBytes: bytes("sizeBytes"),
+      flags: found.integer("flags", 0xffff),
+      structuredReplies: found.flag("structuredReplies"),
+      minimumBlockBytes: bytes("minimumBlockBytes"),
+      preferredBlockBytes: bytes("preferredBlockBytes"),
+      maximumPayloadBytes: bytes("maximumPayloadBytes"),
+    },
+    info: readInfo(reader.value("info")),
+    retryMs: reader.number("retryMs"),
+  };
 }
 
 /** Whoever a link tells of what happens, and counts for. */

@@ -25,7 +25,8 @@ import {
   PENDING,
 } from "../contract.ts";
 import type { OpenBlock } from "../driver.ts";
-import { readState, refuseInFlight } from "../state.ts";
+import type { DeviceState } from "../../../core/state_form.ts";
+import { blockForm, refuseInFlight } from "../state.ts";
 import { countRequest } from "../counters.ts";
 import {
   errnoOfNbd,
@@ -33,16 +34,16 @@ import {
   type NbdSlot,
   NbdSlots,
   NbdSlotState,
-  type NbdWriteState,
+  parseWriteState,
 } from "./commands.ts";
-import { NbdLink, type NbdLinkState } from "./connection.ts";
+import { NbdLink, parseLinkState } from "./connection.ts";
 import { NBD_COUNTERS, type NbdBlockOptions, NbdCounter } from "./driver.ts";
 import { NBD_CMD, NBD_ERROR } from "./protocol.ts";
 import { NbdReceiver, type NbdReplySink } from "./receiver.ts";
 import { BLOCKED, NbdSender } from "./sender.ts";
 import { RequestQueue } from "../request_queue.ts";
 
-const KIND = "nbd";
+const FORM = blockForm("nbd");
 /** Commands on the wire at once; more requests wait here. */
 const SLOTS = 1024;
 const TICK_MAX_MS = 250;
@@ -90,7 +91,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     saved?: Saved<unknown>,
   ) {
     this.#options = options;
-    const state = saved && readState(saved.state, KIND);
+    const state = saved && FORM.read(saved.state);
     if (state !== undefined) {
       this.#counters.restore(state.value("counters"));
     }
@@ -98,13 +99,13 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
       counters: this.#counters,
       onEvents: (events) => this.#onEvents(events),
       onConnected: (resized) => this.#onConnected(resized),
-    }, saved && { state: saved.state as NbdLinkState, bag: saved.bag });
+    }, state && { state: parseLinkState(state), bag: saved!.bag });
     this.description = this.#link.description;
     const { found, info } = this.#link;
     this.#commands = new NbdCommands(
       found,
       info.maxTransferBytes,
-      (saved?.state ?? null) as NbdWriteState | null,
+      state === undefined ? null : parseWriteState(state),
     );
     this.#sender = new NbdSender(SLOTS);
     this.#receiver = new NbdReceiver(this.#slots, this);
@@ -184,20 +185,18 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     };
   }
 
-  save(): unknown {
+  save(): DeviceState {
     const requests = this.#slots.all.filter((it) => it.request !== null);
     refuseInFlight(this, requests.length + this.#overflow.length);
     if (this.#slots.used > 0 || !this.#receiver.idle || !this.#sender.idle) {
       // Whoever comes next could not tell what the rest of the stream is.
       this.#lose("it moves, and the server owes replies to what was given up");
     }
-    return {
-      version: 1,
-      kind: KIND,
+    return FORM.write({
       ...this.#link.save(),
       ...this.#commands.save(),
       counters: this.#counters.toRecord(),
-    };
+    });
   }
 
   handOver(bag: ResourceBag): void {

@@ -11,7 +11,8 @@ import type { BottomHalf } from "../../../loop/event_loop.ts";
 import type { GuestMemory } from "../../../memory/guest_memory.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
-import { type NetBackendState, takeState } from "../state.ts";
+import type { DeviceState, StateForm } from "../../../core/state_form.ts";
+import { netForm } from "../state.ts";
 import { GatewayReplies } from "./replies.ts";
 import { GATEWAY_COUNTERS, GatewayCounter } from "../user/counters.ts";
 import type { UserNetOptions } from "../user/driver.ts";
@@ -21,14 +22,14 @@ const FRAME_MAX = 65535 + 18;
 /** How many answers wait for the card; a guest that asks without listening loses the rest. */
 const QUEUE_MAX = 64;
 
-/** What marks its state. */
-export const GATEWAY_KIND = "gateway";
-
 /** It leases one address to whoever asks and keeps no table: the answers under way are all that a guest could miss. */
-interface GatewayState extends NetBackendState {
+interface GatewayState {
   readonly frames: readonly Uint8Array<ArrayBuffer>[];
   readonly counters: Readonly<Record<string, number>>;
 }
+
+/** Form of its state. */
+export const GATEWAY_FORM: StateForm<GatewayState> = netForm("gateway");
 
 /**
  * A gateway in TypeScript. It sees a handful of frames in a guest's life, so it allocates as it likes.
@@ -63,9 +64,9 @@ export class GatewayBackend implements NetBackend {
       this.#wake();
     });
     if (saved === undefined) return;
-    const state = takeState<GatewayState>(saved, GATEWAY_KIND);
-    this.#queue.push(...state.frames);
-    this.#counters.restore(state.counters);
+    const state = GATEWAY_FORM.read(saved);
+    this.#queue.push(...state.byteArrays("frames").slice(0, QUEUE_MAX));
+    this.#counters.restore(state.value("counters"));
   }
 
   start(peer: NetPeer): void {
@@ -120,13 +121,11 @@ export class GatewayBackend implements NetBackend {
     return this.#counters.toRecord();
   }
 
-  save(): GatewayState {
-    return {
-      version: 1,
-      kind: GATEWAY_KIND,
+  save(): DeviceState<GatewayState> {
+    return GATEWAY_FORM.write({
       frames: [...this.#queue],
       counters: this.#counters.toRecord(),
-    };
+    });
   }
 
   close(): void {

@@ -10,8 +10,9 @@ import {
   type Saved,
   SyscallError,
 } from "../../../os/mod.ts";
+import { StateReader } from "../../../core/state_reader.ts";
 import type { Log } from "../../../core/log.ts";
-import { Backoff, type BackoffState } from "../backoff.ts";
+import { Backoff, type BackoffState, parseBackoff } from "../backoff.ts";
 import type { NetOffloads } from "../contract.ts";
 import type { Connector, ConnectorContext } from "../socket/stream_backend.ts";
 import {
@@ -20,6 +21,8 @@ import {
   type StartedPeer,
 } from "./process.ts";
 
+/** PID_MAX_LIMIT of Linux on 64 bits. */
+const PID_MAX = 4 * 1024 * 1024;
 const RESTART_MAX_MS = 5000;
 
 /** Program that cards are plugged into. */
@@ -67,6 +70,20 @@ interface PeerState {
   readonly starts: number;
 }
 
+/** @throws {import("../../../core/errno.ts").ErrnoError} EINVAL when it cannot be */
+function parsePeerState(state: unknown): PeerState {
+  const reader = new StateReader(state, "a program");
+  return {
+    program: reader.value("program"),
+    process: reader.partOrNull("process", (process) => ({
+      pid: process.integer("pid", PID_MAX),
+      said: process.text("said"),
+    })),
+    backoff: parseBackoff(reader.part("backoff")),
+    starts: reader.integer("starts", Number.MAX_SAFE_INTEGER),
+  };
+}
+
 /**
  * Starts a program, and again when it ends.
  *
@@ -93,7 +110,7 @@ export class PeerConnector implements Connector {
     context: ConnectorContext,
     saved?: Saved<unknown>,
   ) {
-    const state = saved?.state as PeerState | undefined;
+    const state = saved && parsePeerState(saved.state);
     this.#context = context;
     this.#program = make(
       state && { state: state.program, bag: saved!.bag.at("program") },

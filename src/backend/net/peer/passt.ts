@@ -5,6 +5,7 @@
  */
 
 import { environmentVariable } from "../../../core/environment.ts";
+import { StateReader } from "../../../core/state_reader.ts";
 import { Errno, ErrnoError } from "../../../core/errno.ts";
 import { formatExitStatus, type Saved } from "../../../os/mod.ts";
 import type { NetBackend, NetContext } from "../contract.ts";
@@ -41,7 +42,12 @@ export function openPasst(
 ): NetBackend {
   const { mtu } = context;
   const make = (saved?: Saved<unknown>) =>
-    new Passt(options, mtu, saved?.state as string | undefined, startMs);
+    new Passt(
+      options,
+      mtu,
+      saved && new StateReader(saved.state, "passt").text("program"),
+      startMs,
+    );
   return new StreamBackend(
     PASST_KIND,
     context,
@@ -159,8 +165,8 @@ class Passt implements PeerProgram {
     return telling.slice(-3).join("; ");
   }
 
-  save(): string {
-    return this.#program;
+  save(): unknown {
+    return { program: this.#program };
   }
 
   close(): void {}

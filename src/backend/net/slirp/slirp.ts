@@ -4,6 +4,7 @@
  * @module
  */
 
+import { StateReader } from "../../../core/state_reader.ts";
 import { Errno, ErrnoError, errnoName } from "../../../core/errno.ts";
 import {
   type Fd,
@@ -53,10 +54,6 @@ export class NoLibslirpError extends ErrnoError {
 /** Name of the descriptor of its page. */
 const PAGE = "page";
 
-interface SlirpState {
-  readonly version: string;
-}
-
 /** What of a program's words is fit for a log. */
 function plain(text: string): string {
   // deno-lint-ignore no-control-regex
@@ -85,15 +82,15 @@ export class Slirp implements PeerProgram {
       );
     }
     this.#task = task;
+    if (saved !== undefined) {
+      this.#version = new StateReader(saved.state, "libslirp").text("version");
+    }
     this.#fd = saved?.bag.take(PAGE) ?? createSlirpPage();
     try {
       this.#page = new SlirpPage(this.#fd.number);
     } catch (error) {
       this.#fd.close();
       throw error;
-    }
-    if (saved !== undefined) {
-      this.#version = (saved.state as SlirpState).version;
     }
   }
 
@@ -154,7 +151,7 @@ export class Slirp implements PeerProgram {
     return this.#page.counters();
   }
 
-  save(): SlirpState {
+  save(): unknown {
     return { version: this.#version };
   }
 

@@ -26,12 +26,8 @@ import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
 import { FrameMessage } from "./frame_message.ts";
-import {
-  KEEPING_EVENTS,
-  type NetBackendState,
-  Ownership,
-  takeState,
-} from "../state.ts";
+import type { DeviceState } from "../../../core/state_form.ts";
+import { KEEPING_EVENTS, netForm, Ownership } from "../state.ts";
 import {
   DGRAM_COUNTERS,
   type DgramNetOptions,
@@ -39,6 +35,7 @@ import {
 } from "./drivers.ts";
 import {
   makeSocketFile,
+  parseSocketFile,
   removeSocketFile,
   type SocketFile,
 } from "../../../os/socket/socket_file.ts";
@@ -53,12 +50,14 @@ const KIND = "dgram";
 
 const Count = indicesOf(DGRAM_COUNTERS);
 
-interface DgramState extends NetBackendState {
+interface DgramState {
   /** Of the local address; null for UDP. */
   readonly file: SocketFile | null;
   readonly running: boolean;
   readonly counters: CounterRecord<typeof DGRAM_COUNTERS>;
 }
+
+const FORM = netForm<DgramState>(KIND);
 
 /** Opens a datagram socket. */
 export const openDgram: OpenNet<DgramNetOptions> = (
@@ -110,11 +109,11 @@ class DgramBackend implements NetBackend {
       : null;
     this.#ownership = new Ownership(loop, saved === undefined);
     if (saved !== undefined) {
-      const state = takeState<DgramState>(saved.state, KIND);
+      const state = FORM.read(saved.state);
+      this.#file = state.partOrNull("file", parseSocketFile);
+      this.#keeping = state.flag("running");
+      this.#counters.restore(state.value("counters"));
       this.#fd = saved.bag.take(KIND);
-      this.#file = state.file;
-      this.#keeping = state.running;
-      this.#counters.restore(state.counters);
     } else if (local.family === "unix" && remote.family === "unix") {
       const { made, file } = makeSocketFile(local, bindUnixDatagram);
       this.#fd = made;
@@ -199,14 +198,12 @@ class DgramBackend implements NetBackend {
     return this.#counters.toRecord();
   }
 
-  save(): DgramState {
-    return {
-      version: 1,
-      kind: KIND,
+  save(): DeviceState<DgramState> {
+    return FORM.write({
       file: this.#file,
       running: this.#peer !== null || this.#keeping,
       counters: this.#counters.toRecord(),
-    };
+    });
   }
 
   handOver(bag: ResourceBag): void {

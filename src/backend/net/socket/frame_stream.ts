@@ -5,6 +5,7 @@
  * @module
  */
 
+import type { StateReader } from "../../../core/state_reader.ts";
 import { Errno, errnoName } from "../../../core/errno.ts";
 import type { Fd } from "../../../os/mod.ts";
 import type { Words } from "../../../os/symbols.ts";
@@ -26,7 +27,7 @@ const SEND_BYTES = 256 * 1024;
 /** How often one receive() reads, however many frames without meaning it finds. */
 const READS_MAX = 4;
 
-/** A {@linkcode FrameStream} on its way to another thread. */
+/** State of a {@linkcode FrameStream}. */
 export interface FrameStreamState {
   /** What was read and not taken: frames, and the beginning of one. */
   readonly received: Uint8Array<ArrayBuffer>;
@@ -35,6 +36,18 @@ export interface FrameStreamState {
   readonly endReason: string | null;
   readonly runts: number;
   readonly badLengths: number;
+}
+
+/** @throws {import("../../../core/errno.ts").ErrnoError} EINVAL when a saved state has it wrong */
+export function parseFrameStream(reader: StateReader): FrameStreamState {
+  const { MAX_SAFE_INTEGER } = Number;
+  return {
+    received: reader.bytes("received"),
+    unsent: reader.bytes("unsent"),
+    endReason: reader.textOrNull("endReason"),
+    runts: reader.integer("runts", MAX_SAFE_INTEGER),
+    badLengths: reader.integer("badLengths", MAX_SAFE_INTEGER),
+  };
 }
 
 /**

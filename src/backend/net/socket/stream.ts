@@ -5,6 +5,7 @@
  */
 
 import { Errno, ErrnoError, errnoName } from "../../../core/errno.ts";
+import { StateReader } from "../../../core/state_reader.ts";
 import type { FdWatch } from "../../../loop/event_loop.ts";
 import {
   acceptUnix,
@@ -23,10 +24,11 @@ import {
 } from "../../../os/mod.ts";
 import {
   makeSocketFile,
+  parseSocketFile,
   removeSocketFile,
   type SocketFile,
 } from "../../../os/socket/socket_file.ts";
-import { Backoff, type BackoffState } from "../backoff.ts";
+import { Backoff, type BackoffState, parseBackoff } from "../backoff.ts";
 import type { OpenNet } from "../driver.ts";
 import { formatEndpoint, type StreamNetOptions } from "./drivers.ts";
 import {
@@ -51,8 +53,8 @@ export const openStream: OpenNet<StreamNetOptions> = (
     context,
     (context, saved) =>
       options.server
-        ? new Server(options, context, saved as Saved<ServerState>)
-        : new Client(options, context, saved as Saved<ClientState>),
+        ? new Server(options, context, saved)
+        : new Client(options, context, saved),
     saved,
   );
 
@@ -78,15 +80,18 @@ class Server implements Connector {
   constructor(
     { endpoint }: StreamNetOptions,
     context: ConnectorContext,
-    saved?: Saved<ServerState>,
+    saved?: Saved<unknown>,
   ) {
     this.#context = context;
     this.#where = formatEndpoint(endpoint);
     this.description = `stream, server at ${this.#where}`;
     this.#isTcp = endpoint.family === "inet";
+    this.#accepting = false;
     if (saved !== undefined) {
+      const state = new StateReader(saved.state, "a server");
+      this.#accepting = state.flag("accepting");
+      this.#file = state.partOrNull("file", parseSocketFile);
       this.#fd = saved.bag.take(SOCKET);
-      this.#file = saved.state.file;
     } else if (endpoint.family === "unix") {
       const { made, file } = makeSocketFile(endpoint, listenUnix);
       this.#fd = made;
@@ -95,7 +100,6 @@ class Server implements Connector {
       this.#fd = listenTcp(endpoint.address);
       this.#file = null;
     }
-    this.#accepting = saved?.state.accepting ?? false;
     try {
       this.#watch = context.loop.watch(
         this.#fd.number,
@@ -178,19 +182,21 @@ class Client implements Connector {
   constructor(
     options: StreamNetOptions,
     context: ConnectorContext,
-    saved?: Saved<ClientState>,
+    saved?: Saved<unknown>,
   ) {
     this.#options = options;
     this.#context = context;
     this.#where = formatEndpoint(options.endpoint);
     this.description = `stream to ${this.#where}`;
+    const backoff = saved &&
+      new StateReader(saved.state, "a client").part("backoff");
     // Before the backoff, which would go on by itself when this throws.
     if (saved?.bag.has(SOCKET)) this.#await(saved.bag.take(SOCKET));
     this.#backoff = new Backoff(
       context.loop,
       options.reconnectMs,
       () => this.begin(),
-      saved?.state.backoff,
+      backoff && parseBackoff(backoff),
     );
   }
 

@@ -23,16 +23,19 @@ import type {
   NetPeer,
 } from "../contract.ts";
 import { VIRTIO_NET_HDR } from "../frame/vnet_header.ts";
+import type { DeviceState, StateForm } from "../../../core/state_form.ts";
+import type { StateReader } from "../../../core/state_reader.ts";
+import { KEEPING_EVENTS, netForm, Ownership } from "../state.ts";
 import {
-  KEEPING_EVENTS,
-  type NetBackendState,
-  Ownership,
-  takeState,
-} from "../state.ts";
-import { FrameStream, type FrameStreamState } from "./frame_stream.ts";
+  FrameStream,
+  type FrameStreamState,
+  parseFrameStream,
+} from "./frame_stream.ts";
 
 /** Name of the socket's descriptor. */
 const SOCKET = "socket";
+
+const ERRNO_MAX = 4095;
 
 const Count = indicesOf(STREAM_COUNTERS);
 
@@ -75,7 +78,7 @@ export interface ConnectorContext {
 }
 
 /** State of a {@linkcode StreamBackend}. */
-export interface StreamState extends NetBackendState {
+export interface StreamState {
   /** The connection; null when there is none. */
   readonly stream: FrameStreamState | null;
   readonly sendError: number;
@@ -98,7 +101,7 @@ export interface StreamState extends NetBackendState {
 export class StreamBackend implements NetBackend {
   readonly hasVnetHeader: boolean;
   readonly offloads?: NetOffloads;
-  readonly #kind: string;
+  readonly #form: StateForm<StreamState>;
   readonly #loop: Loop;
   readonly #connector: Connector;
   readonly #ownership: Ownership;
@@ -131,18 +134,22 @@ export class StreamBackend implements NetBackend {
     connect: (context: ConnectorContext, saved?: Saved<unknown>) => Connector,
     saved?: Saved<unknown>,
   ) {
-    const state = saved && takeState<StreamState>(saved.state, kind);
+    this.#form = netForm(kind);
+    const state = saved && this.#form.read(saved.state);
     const { loop, log } = context;
-    this.#kind = kind;
     this.#loop = loop;
     this.#more = loop.bottomHalf(() => this.#serveMore());
     const ownership = new Ownership(loop, saved === undefined);
     this.#ownership = ownership;
-    this.#connector = connect({
-      ...{ loop, log, ownership },
-      attach: (fd) => this.#attach(fd),
-      detach: () => this.#detach(),
-    }, state && { state: state.connector, bag: saved!.bag.at("connector") });
+    this.#connector = connect(
+      {
+        ...{ loop, log, ownership },
+        attach: (fd) => this.#attach(fd),
+        detach: () => this.#detach(),
+      },
+      state &&
+        { state: state.value("connector"), bag: saved!.bag.at("connector") },
+    );
     const { offloads } = this.#connector;
     this.hasVnetHeader = offloads !== undefined;
     if (offloads !== undefined) this.offloads = offloads;
@@ -250,16 +257,14 @@ export class StreamBackend implements NetBackend {
     return { ...counters, ...this.#connector.counters?.() };
   }
 
-  save(): StreamState {
-    return {
-      version: 1,
-      kind: this.#kind,
+  save(): DeviceState<StreamState> {
+    return this.#form.write({
       stream: this.#stream?.save() ?? null,
       sendError: this.#sendError,
       running: this.#peer !== null || this.#keeping,
       counters: this.#counters.toRecord(),
       connector: this.#connector.save(),
-    };
+    });
   }
 
   handOver(bag: ResourceBag): void {
@@ -281,13 +286,14 @@ export class StreamBackend implements NetBackend {
     this.#peer?.onLinkChange?.();
   }
 
-  #load(state: StreamState, bag: ResourceBag): void {
-    this.#keeping = state.running;
-    this.#sendError = state.sendError;
-    this.#counters.restore(state.counters);
-    if (state.stream !== null) this.#plug(bag.take(SOCKET), state.stream);
-    // The rest of a frame, and an end that was noticed on the other thread and not told yet.
-    if (!state.running) this.#more.schedule();
+  #load(state: StateReader, bag: ResourceBag): void {
+    this.#keeping = state.flag("running");
+    this.#sendError = state.integer("sendError", ERRNO_MAX);
+    this.#counters.restore(state.value("counters"));
+    const stream = state.partOrNull("stream", parseFrameStream);
+    if (stream !== null) this.#plug(bag.take(SOCKET), stream);
+    // The rest of a frame, and an end that the predecessor noticed and had not told yet.
+    if (!this.#keeping) this.#more.schedule();
   }
 
   #plug(fd: Fd, state?: FrameStreamState): void {

@@ -47,7 +47,7 @@ const OPTIONS = options({
 });
 
 /** Counters of a TAP. */
-const TAP_COUNTERS = {
+export const TAP_COUNTERS = {
   ...TX_DROPPED,
   txBatches: null,
   ...RX_ERRORS,

@@ -22,19 +22,23 @@ import type {
   NetPeer,
 } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
-import { type NetBackendState, Ownership, takeState } from "../state.ts";
-import type { TapCounters, TapNetOptions } from "./driver.ts";
+import type { DeviceState } from "../../../core/state_form.ts";
+import { parseCounters } from "../../../core/counters.ts";
+import { netForm, Ownership } from "../state.ts";
+import {
+  TAP_COUNTERS,
+  type TapCounters,
+  type TapNetOptions,
+} from "./driver.ts";
 import { openInterface, probeTapOffloads } from "./interface.ts";
 import { TapQueue } from "./queue.ts";
 import { TapSender } from "./sender.ts";
-
-const KIND = "tap";
 
 /**
  * The interface is the descriptors', which are in a bag by pair: the kernel deletes one that was made here with the last
  * of them.
  */
-interface TapState extends NetBackendState {
+interface TapState {
   readonly ifname: string;
   /** By pair: true where the kernel gives and takes frames; null for a pair that is not in the bag. */
   readonly attached: readonly (boolean | null)[];
@@ -45,6 +49,29 @@ interface TapState extends NetBackendState {
   readonly running: boolean;
   readonly gone: boolean;
   readonly counters: TapCounters;
+}
+
+const FORM = netForm<TapState>("tap");
+
+/** @throws {import("../../../core/errno.ts").ErrnoError} EINVAL when it cannot be */
+function parseTapState(state: unknown): TapState {
+  const reader = FORM.read(state);
+  const offloads = reader.part("offloads");
+  return {
+    ifname: reader.text("ifname"),
+    attached: reader.list("attached").map((on) => {
+      if (on === null || typeof on === "boolean") return on;
+      throw reader.refused("its attached cannot be");
+    }),
+    offloads: {
+      take: offloads.integer("take", 0xffff_ffff),
+      give: offloads.integer("give", 0xffff_ffff),
+    },
+    shared: reader.flag("shared"),
+    running: reader.flag("running"),
+    gone: reader.flag("gone"),
+    counters: parseCounters(TAP_COUNTERS, reader.value("counters")),
+  };
 }
 
 /** Opens a TAP, or goes on with one, or with some of its pairs. */
@@ -99,7 +126,7 @@ export class TapBackend implements NetBackend {
     this.#log = context.log;
     this.queuePairs = context.queuePairs ?? 1;
     this.#ownership = new Ownership(context.loop, saved === undefined);
-    const state = saved && takeState<TapState>(saved.state, KIND);
+    const state = saved && parseTapState(saved.state);
     const taps = state === undefined
       ? openInterface(
         options.ifname,
@@ -218,10 +245,8 @@ export class TapBackend implements NetBackend {
     };
   }
 
-  save(): TapState {
-    return {
-      version: 1,
-      kind: KIND,
+  save(): DeviceState<TapState> {
+    return FORM.write({
       ifname: this.ifname,
       attached: this.#queues.map((queue) => queue!.attached),
       offloads: this.offloads,
@@ -229,7 +254,7 @@ export class TapBackend implements NetBackend {
       running: this.#peer !== null || this.#keeping,
       gone: this.#gone,
       counters: this.counters(),
-    };
+    });
   }
 
   handOver(bag: ResourceBag): void {
@@ -237,18 +262,18 @@ export class TapBackend implements NetBackend {
     this.#ownership.giveAway();
   }
 
-  share(pairs: readonly number[], bag: ResourceBag): TapState {
+  share(pairs: readonly number[], bag: ResourceBag): DeviceState<TapState> {
     this.#put(pairs, bag);
     for (const pair of pairs) this.#shared.add(pair);
-    return {
-      ...this.save(),
+    return FORM.write({
+      ...this.save().body,
       attached: this.#queues.map((_, pair) =>
         pairs.includes(pair) ? pair < this.#wantedPairs : null
       ),
       shared: true,
       running: false,
       counters: { txDropped: 0, txBatches: 0, rxErrors: 0 },
-    };
+    });
   }
 
   reclaim(): void {

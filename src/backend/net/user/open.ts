@@ -9,12 +9,11 @@ import { Errno, ErrnoError } from "../../../core/errno.ts";
 import type { NetBackend, NetContext } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
 import {
-  GATEWAY_KIND,
+  GATEWAY_FORM,
   GatewayBackend,
   INSTALL_LIBSLIRP,
 } from "../gateway/gateway.ts";
 import type { Saved } from "../../../os/resource_bag.ts";
-import type { NetBackendState } from "../state.ts";
 import { PeerConnector } from "../peer/connector.ts";
 import { NoLibslirpError, Slirp, SLIRP_KIND } from "../slirp/slirp.ts";
 import { StreamBackend } from "../socket/stream_backend.ts";
@@ -30,8 +29,7 @@ export const LIBSLIRP_VARIABLE = "OUTBOARD_LIBSLIRP";
 export const openUser: OpenNet<UserNetOptions> = (options, context, saved) => {
   if (saved === undefined) return openFirst(options, context);
   // What was chosen at first stays: a guest does not lose its connections because a variable has changed.
-  const { kind } = (saved.state ?? {}) as Partial<NetBackendState>;
-  return kind === GATEWAY_KIND
+  return GATEWAY_FORM.matches(saved.state)
     ? new GatewayBackend(options, context, saved.state)
     : openSlirp(options, context, saved);
 };
