@@ -20,5 +20,6 @@ export * from "./mapping.ts";
 export * from "./wait/poll.ts";
 export * from "./process.ts";
 export * from "./seccomp.ts";
+export * from "./socket/saved.ts";
 export * from "./socket/socket.ts";
 export * from "./tap.ts";

@@ -73,6 +73,11 @@ export class ResourceBag implements Disposable {
     return dupFd(fd.number);
   }
 
+  /** Names and numbers of all descriptors, which stay the bag's. */
+  entries(): readonly (readonly [string, number])[] {
+    return [...this.#fds].map(([name, fd]) => [name, fd.number]);
+  }
+
   /** Gives the descriptors away, by name; the bag is empty afterwards. */
   release(): Record<string, number> {
     const numbers: Record<string, number> = {};
