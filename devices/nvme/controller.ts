@@ -281,6 +281,7 @@ export class NvmeController implements PciDevice {
     const { engine, doorbells, counters, set, namespaces } = this.#queues;
     const state = parseNvmeState(value, {
       ...{ pairs, mapDoorbells },
+      vectors: interruptVectors(this.#options),
       maxEntries: queueEntries,
       namespaces: namespaces.all,
     });

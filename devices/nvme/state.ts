@@ -94,7 +94,7 @@ export function parseNvmeState(
       pairs * 2,
       limits.mapDoorbells,
     ),
-    features: parseFeaturesState(reader.value("features"), pairs),
+    features: parseFeaturesState(reader.value("features"), limits.vectors),
     events: parseEventsState(reader.value("events")),
     logs: parseLogPagesState(reader.value("logs")),
     counters: parseCounters(NVME_COUNTERS, reader.value("counters")),

@@ -58,6 +58,8 @@ export interface QueueSetState {
 export interface QueueLimits {
   /** I/O queue pairs. */
   readonly pairs: number;
+  /** Interrupt vectors. */
+  readonly vectors: number;
   /** The largest size of an I/O queue. */
   readonly maxEntries: number;
 }
@@ -76,7 +78,7 @@ export function parseQueueSetState(
     const each = new StateReader(value, "a completion queue");
     return {
       ...parseQueue(each, limits),
-      vector: each.integer("vector", limits.pairs),
+      vector: each.integer("vector", limits.vectors - 1),
       interrupts: each.flag("interrupts"),
       phase: each.integer("phase", 1),
       untold: each.integer("untold", U32_MAX),

@@ -334,21 +334,23 @@ Deno.test("completions that no interrupt has told about are told after a move", 
   assertEquals(interrupts.take(), [1]);
 });
 
-Deno.test("the pin of an NVMe controller follows what the driver consumes before and after a move", () => {
-  using rig = new MovingRig({ memory: "1M" });
-  const { driver, moving, interrupts } = rig;
-  interrupts.mode = "intx";
-  const pair = driver.createPair(1, 16, 0);
-  driver.put(pair, FLUSH);
-  driver.ring(pair);
-  moving.settle();
-  assertEquals(interrupts.level, true);
-  moving.move();
-  moving.settle();
-  assertEquals(interrupts.level, true);
-  assertEquals(driver.reap(pair).length, 1);
-  assertEquals(interrupts.level, false);
-});
+for (const msix of ["on", "off"]) {
+  Deno.test(`the pin of an NVMe controller with msix=${msix} follows what the driver consumes before and after a move`, () => {
+    using rig = new MovingRig({ memory: "1M", msix });
+    const { driver, moving, interrupts } = rig;
+    interrupts.mode = "intx";
+    const pair = driver.createPair(1, 16, 0);
+    driver.put(pair, FLUSH);
+    driver.ring(pair);
+    moving.settle();
+    assertEquals(interrupts.level, true);
+    moving.move();
+    moving.settle();
+    assertEquals(interrupts.level, true);
+    assertEquals(driver.reap(pair).length, 1);
+    assertEquals(interrupts.level, false);
+  });
+}
 
 Deno.test("a full completion queue is as full after a move", () => {
   using rig = new MovingRig({ memory: "1M" });
