@@ -14,7 +14,7 @@ import type { CommandAnswer, DeviceCommand } from "../../src/pci/device.ts";
 import { parseOptionParts, splitAtCommas } from "../../src/core/options.ts";
 import { type Namespace, type NamespaceSet, NSID_MAX } from "./io/namespace.ts";
 
-/** What the commands act on. */
+/** Side of the controller that the commands see. */
 export interface NamespaceHost {
   readonly namespaces: NamespaceSet;
   /** Opens storage as a namespace and tells the driver. @throws {Error} With the reason */
@@ -35,104 +35,83 @@ function describe(namespaces: readonly Namespace[]): CommandAnswer {
   return { text: lines.join("\n"), data: { namespaces: data } };
 }
 
-function find(
-  { namespaces }: NamespaceHost,
-  action: string,
-  text: string,
-): Namespace {
-  const ns = /^\d+$/.test(text) ? namespaces.get(Number(text)) : null;
-  if (ns === null) {
+/** The commands of a controller about its namespaces. */
+export function namespaceCommands(
+  { namespaces, add, remove }: NamespaceHost,
+): Record<string, DeviceCommand> {
+  const find = (action: string, text: string): Namespace => {
+    const ns = /^\d+$/.test(text) ? namespaces.get(Number(text)) : null;
+    if (ns !== null) return ns;
     const known = namespaces.all.map(({ nsid }) => nsid).join(", ");
     throw new Error(
       `Cannot ${action} namespace ${text}: there is ${
         known === "" ? "none" : `none of that number, only ${known}`
       }`,
     );
-  }
-  return ns;
-}
-
-/** The commands of a controller about its namespaces. */
-export function namespaceCommands(
-  host: NamespaceHost,
-): Record<string, DeviceCommand> {
-  return {
-    resize: resizeCommand(host),
-    add: addCommand(host),
-    remove: removeCommand(host),
   };
-}
-
-/** The `add` command: storage comes as a namespace. */
-function addCommand(host: NamespaceHost): DeviceCommand {
   return {
-    help:
-      "add NSID OPTION=VALUE...: add a namespace, with storage options as at the start, such as: add 2 file=b.img,create=10G",
-    run([text = "", ...words]) {
-      // As on the command line, or a word each.
-      const parts = words.flatMap(splitAtCommas);
-      const nsid = Number(text);
-      if (!/^\d+$/.test(text) || nsid < 1 || nsid > NSID_MAX) {
-        throw new Error(
-          `Cannot add namespace ${text}: say add NSID OPTION=VALUE..., with a number from 1 to ${NSID_MAX}`,
-        );
-      }
-      if (host.namespaces.get(nsid) !== null) {
-        throw new Error(
-          `Cannot add namespace ${nsid}: there is one, remove it first`,
-        );
-      }
-      return describe([
-        host.add(nsid, BLOCK_OPTIONS.parse(parseOptionParts(parts))),
-      ]);
+    resize: {
+      help:
+        "resize [NSID] SIZE [--shrink]: change the size of a namespace; without a word, tell",
+      run(args) {
+        if (args.length === 0) return describe(namespaces.all);
+        const words = args.filter((word) => word !== SHRINK);
+        const isOnly = namespaces.all.length === 1;
+        if (words.length > 2 || (words.length < 2 && !isOnly)) {
+          throw new Error(
+            `Cannot resize ${
+              args.join(" ")
+            }: say resize NSID SIZE, such as resize 1 10G`,
+          );
+        }
+        const ns = words.length === 2
+          ? find("resize", words[0]!)
+          : namespaces.all[0]!;
+        const [size = ""] = words.slice(-1);
+        resizeStorage(ns.backend, [
+          size,
+          ...args.filter((word) => word === SHRINK),
+        ]);
+        return describe([ns]);
+      },
     },
-  };
-}
-
-/** The `remove` command: a namespace goes, and commands that are under way there with it. */
-function removeCommand(host: NamespaceHost): DeviceCommand {
-  return {
-    help:
-      "remove NSID: take a namespace away; what the driver has not flushed there may be lost",
-    run(args) {
-      if (args.length !== 1) {
-        throw new Error(
-          `Cannot remove ${args.join(" ")}: say remove NSID, such as remove 2`,
-        );
-      }
-      const ns = find(host, "remove", args[0]!);
-      host.remove(ns);
-      return `namespace ${ns.nsid} is gone`;
+    add: {
+      help:
+        "add NSID OPTION=VALUE...: add a namespace, with storage options as at the start, such as: add 2 file=b.img,create=10G",
+      run([text = "", ...words]) {
+        // As on the command line, or a word each.
+        const parts = words.flatMap(splitAtCommas);
+        const nsid = Number(text);
+        if (!/^\d+$/.test(text) || nsid < 1 || nsid > NSID_MAX) {
+          throw new Error(
+            `Cannot add namespace ${text}: say add NSID OPTION=VALUE..., with a number from 1 to ${NSID_MAX}`,
+          );
+        }
+        if (namespaces.get(nsid) !== null) {
+          throw new Error(
+            `Cannot add namespace ${nsid}: there is one, remove it first`,
+          );
+        }
+        return describe([
+          add(nsid, BLOCK_OPTIONS.parse(parseOptionParts(parts))),
+        ]);
+      },
     },
-  };
-}
-
-/** The `resize` command: changes the size of a namespace's storage, or tells the sizes. */
-function resizeCommand(host: NamespaceHost): DeviceCommand {
-  const { namespaces } = host;
-  return {
-    help:
-      "resize [NSID] SIZE [--shrink]: change the size of a namespace; without a word, tell",
-    run(args) {
-      if (args.length === 0) return describe(namespaces.all);
-      const words = args.filter((word) => word !== SHRINK);
-      const isOnly = namespaces.all.length === 1;
-      if (words.length > 2 || (words.length < 2 && !isOnly)) {
-        throw new Error(
-          `Cannot resize ${
-            args.join(" ")
-          }: say resize NSID SIZE, such as resize 1 10G`,
-        );
-      }
-      const ns = words.length === 2
-        ? find(host, "resize", words[0]!)
-        : namespaces.all[0]!;
-      const [size = ""] = words.slice(-1);
-      resizeStorage(ns.backend, [
-        size,
-        ...args.filter((word) => word === SHRINK),
-      ]);
-      return describe([ns]);
+    remove: {
+      help:
+        "remove NSID: take a namespace away; what the driver has not flushed there may be lost",
+      run(args) {
+        if (args.length !== 1) {
+          throw new Error(
+            `Cannot remove ${
+              args.join(" ")
+            }: say remove NSID, such as remove 2`,
+          );
+        }
+        const ns = find("remove", args[0]!);
+        remove(ns);
+        return `namespace ${ns.nsid} is gone`;
+      },
     },
   };
 }

@@ -46,11 +46,11 @@ import { DOORBELL_PAGE_BYTES, interruptVectors, makeSpec } from "./pci_spec.ts";
 import type { NamespaceGrant, QueueGrant } from "./threads/queue_service.ts";
 import { groupOf, QueueTable } from "./admin/queue_table.ts";
 import { NvmeQueues, type QueueSettings } from "./io/queues.ts";
-import { NvmeRegisters, RegisterEffect } from "./registers.ts";
+import { NvmeRegisters } from "./registers.ts";
 import { SharedWords } from "./threads/shared_words.ts";
 import { NVME_FORM, type NvmeState, parseNvmeState } from "./state.ts";
 
-/** What a controller is like. */
+/** Properties of a controller. */
 export interface NvmeControllerOptions extends
   Pick<
     NvmeOptions,
@@ -103,7 +103,7 @@ export class NvmeController implements PciDevice {
   /** CC.MPS as it was when the controller was enabled. */
   #pageShift = NVME_PAGE_SHIFT_MIN;
   #resetAsked = false;
-  /** What the driver did that the controller cannot go on from. */
+  /** Mistake of the driver that the controller cannot go on from. */
   #failure: string | null = null;
   #warned = false;
 
@@ -113,7 +113,6 @@ export class NvmeController implements PciDevice {
     options: NvmeControllerOptions,
     storage: readonly NamespaceStorage[],
   ) {
-    const { memory, loop } = context;
     const { identity, queues: pairs, queueEntries, mapDoorbells } = options;
     const mdts = transferShift(storage);
     const vectors = interruptVectors(options);
@@ -128,7 +127,7 @@ export class NvmeController implements PciDevice {
     this.spec = makeSpec(options, page);
     this.#words = words;
     this.#registers = new NvmeRegisters(queueEntries);
-    this.#work = loop.bottomHalf(() => this.#run());
+    this.#work = context.loop.bottomHalf(() => this.#run());
     const queues = this.#queues = new NvmeQueues({
       ...{ context, words, pairs, vectors, maxTransferBytes },
       remote: false,
@@ -144,28 +143,27 @@ export class NvmeController implements PciDevice {
         cancelAdmin: (command) => this.#events.cancel(command),
       },
     });
-    const { namespaces, data, errors, counters } = queues;
-    const table = this.#table = new QueueTable({
-      ...{ memory, queues, words, pairs, vectors },
-      registers: this.#registers,
-      maxEntries: queueEntries,
-      pageBytes: () => 2 ** this.#pageShift,
-    });
+    const { namespaces } = queues;
+    const table = this.#table = new QueueTable(
+      queues,
+      this.#registers,
+      queueEntries,
+    );
     const features = this.#features = new Features(
-      { namespaces, hasIoQueues: () => table.hasIoQueues },
+      namespaces,
+      () => table.hasIoQueues,
       pairs,
       vectors,
     );
     const logs = this.#logs = new LogPages({
-      ...{ loop, words, errors, counters, features },
+      ...{ queues, features },
       firmware: identity.firmware,
       gather: () => this.#gather(),
     });
     const identify = this.#identify = new Identify(identity, namespaces, mdts);
     this.#admin = new AdminCommands({
-      ...{ memory, data, table, identify, features, logs, maxTransferBytes },
+      ...{ queues, table, identify, features, logs },
       events: this.#events,
-      pageBytes: () => 2 ** this.#pageShift,
       onFeatures: () => this.#configure(),
     });
     this.commands = this.#makeCommands();
@@ -190,12 +188,13 @@ export class NvmeController implements PciDevice {
   ): void {
     if (bar !== 0) return;
     if (offset >= NVME_REG_DBS) return this.#ring(offset, width, value);
-    const before = this.#registers.cc;
-    const effect = this.#registers.write(offset, width, value);
-    if (effect === RegisterEffect.MASK) {
+    const registers = this.#registers;
+    const { cc, interruptMask } = registers;
+    registers.write(offset, width, value);
+    if (registers.interruptMask !== interruptMask) {
       this.#configure();
       this.#updateLine();
-    } else if (effect === RegisterEffect.CC) this.#onConfiguration(before);
+    } else if (registers.cc !== cc) this.#onConfiguration(cc);
   }
 
   reset(reason: ResetReason): void {
@@ -733,7 +732,7 @@ export class NvmeController implements PciDevice {
   }
 }
 
-/** What another thread needs of a namespace. */
+/** Makes what another thread needs of a namespace. */
 function shareOf(
   { nsid, block, backend }: Namespace,
   bag: ResourceBag,

@@ -1,5 +1,5 @@
 /**
- * What a controller counts.
+ * Counters of a controller, as a table.
  *
  * @module
  */
@@ -42,7 +42,7 @@ export const NVME_COUNTERS = {
   invalidDoorbells: [ERRORS, { kind: "doorbell" }],
   /** Interrupts, batches of completions told. */
   interrupts: [INTERRUPTS, { kind: "queue" }],
-  /** How often fetching stopped because a completion queue was full. */
+  /** Times that fetching stopped because a completion queue was full. */
   completionQueueFull: [STALLS, { reason: "completion_queue_full" }],
   /** Resets by CC.EN. */
   controllerResets: [RESETS, { kind: "controller" }],

@@ -129,7 +129,7 @@ export const NVME_SC_DNR = 0x4000;
 /** "More": the error log has an entry about it. */
 export const NVME_SC_MORE = 0x2000;
 
-/** What {@linkcode withDnr} leaves alone: what may succeed when it is tried again. */
+/** Statuses that {@linkcode withDnr} leaves alone: the command may succeed when it is tried again. */
 const TRANSIENT: ReadonlySet<number> = new Set([
   NvmeSc.SUCCESS,
   NvmeSc.CMDID_CONFLICT,
@@ -253,7 +253,7 @@ export const NVME_SGL_DESC = {
   SIZE: 16,
 } as const;
 
-/** Where doorbells begin in BAR 0 (section 3.1). */
+/** Offset of the doorbells in BAR 0 (section 3.1). */
 export const NVME_REG_DBS = 0x1000;
 
 /** The page size that CAP.MPSMIN tells, as a power of two. */

@@ -74,7 +74,7 @@ interface WantedStorage extends NamespaceOptions {
   readonly given?: Saved<unknown>;
 }
 
-/** What the options ask for, or what a predecessor had in the end: namespaces come and go at run time. */
+/** Storage that the options ask for, or that a predecessor had in the end: namespaces come and go at run time. */
 function wantedStorage(
   options: NvmeOptions,
   saved: SavedDevice | undefined,

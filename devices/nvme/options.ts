@@ -104,7 +104,7 @@ export const NVME_OPTIONS = options({
 export type NvmeOptions = Infer<typeof NVME_OPTIONS>;
 
 /**
- * What a controller's storage is known by, so that its names are the same in every run; null when it does not outlive
+ * Name of a controller's storage, so that its own names are the same in every run; null when it does not outlive
  * the process, and its names need not either.
  */
 export function storageName(

@@ -4,7 +4,12 @@
  * @module
  */
 
-import type { BarSpec, PciSpec, SharedMemory } from "../../src/pci/device.ts";
+import type {
+  BarSpec,
+  CapabilitySpec,
+  PciSpec,
+  SharedMemory,
+} from "../../src/pci/device.ts";
 import {
   NVME_REG_DBS,
   PCI_CLASS_STORAGE_EXPRESS,
@@ -12,6 +17,7 @@ import {
   PCI_SUBDEVICE_ID_QEMU,
   PCI_VENDOR_ID_REDHAT_QUMRANET,
 } from "./defs.ts";
+import type { NvmeOptions } from "./options.ts";
 
 /** MSI vectors. */
 const MSI_VECTORS = 1;
@@ -25,16 +31,10 @@ const MSIX_BAR = 4;
 const MSIX_BAR_BYTES = 0x1000;
 const MSIX_PBA_OFFSET = 0x800;
 
-/** What a controller's interrupts depend on. */
-export interface InterruptShape {
-  /** I/O queue pairs, at most 64. */
-  readonly queues: number;
-  /** Whether there is MSI-X beside MSI. */
-  readonly msix: boolean;
-}
-
 /** The interrupt vectors that a completion queue may name: one for each queue, or the only one of MSI and the pin. */
-export function interruptVectors({ queues, msix }: InterruptShape): number {
+export function interruptVectors(
+  { queues, msix }: Pick<NvmeOptions, "queues" | "msix">,
+): number {
   return msix ? queues + 1 : MSI_VECTORS;
 }
 
@@ -44,7 +44,7 @@ export function interruptVectors({ queues, msix }: InterruptShape): number {
  * @param doorbells Memory for the doorbell page when clients may map it
  */
 export function makeSpec(
-  shape: InterruptShape,
+  options: Pick<NvmeOptions, "queues" | "msix">,
   doorbells: SharedMemory | null,
 ): PciSpec {
   const registers: BarSpec = {
@@ -55,7 +55,19 @@ export function makeSpec(
       ? {}
       : { mmap: [{ offset: NVME_REG_DBS, memory: doorbells }] }),
   };
-  const msix = msixParts(shape);
+  const table: BarSpec = {
+    index: MSIX_BAR,
+    sizeBytes: MSIX_BAR_BYTES,
+    kind: "memory32",
+  };
+  const msix: CapabilitySpec = {
+    kind: "msix",
+    vectors: interruptVectors(options),
+    tableBar: MSIX_BAR,
+    tableOffset: 0,
+    pbaBar: MSIX_BAR,
+    pbaOffset: MSIX_PBA_OFFSET,
+  };
   return {
     vendorId: PCI_VENDOR_ID_REDHAT_QUMRANET,
     deviceId: PCI_DEVICE_ID_EXPERIMENTAL_NVME,
@@ -64,29 +76,12 @@ export function makeSpec(
     subsystemVendorId: PCI_VENDOR_ID_REDHAT_QUMRANET,
     subsystemId: PCI_SUBDEVICE_ID_QEMU,
     intx: true,
-    bars: [registers, ...msix.bars],
+    bars: options.msix ? [registers, table] : [registers],
     capabilities: [
       { kind: "pm" },
       { kind: "pcie" },
       { kind: "msi", vectors: MSI_VECTORS },
-      ...msix.capabilities,
+      ...(options.msix ? [msix] : []),
     ],
-  };
-}
-
-function msixParts(
-  shape: InterruptShape,
-): Pick<PciSpec, "bars" | "capabilities"> {
-  if (!shape.msix) return { bars: [], capabilities: [] };
-  return {
-    bars: [{ index: MSIX_BAR, sizeBytes: MSIX_BAR_BYTES, kind: "memory32" }],
-    capabilities: [{
-      kind: "msix",
-      vectors: interruptVectors(shape),
-      tableBar: MSIX_BAR,
-      tableOffset: 0,
-      pbaBar: MSIX_BAR,
-      pbaOffset: MSIX_PBA_OFFSET,
-    }],
   };
 }

@@ -83,18 +83,6 @@ const CHANGING = {
 
 const NAMES = Object.keys(CHANGING) as (keyof typeof CHANGING)[];
 
-/** What a write asks of the controller. */
-export const RegisterEffect = {
-  NONE: 0,
-  /** CC changed. */
-  CC: 1,
-  /** The interrupt mask changed. */
-  MASK: 2,
-} as const;
-
-/** An effect of {@linkcode RegisterEffect}. */
-export type RegisterEffect = typeof RegisterEffect[keyof typeof RegisterEffect];
-
 /** Registers as they are saved, word by word. */
 export type RegistersState = Readonly<Record<keyof typeof CHANGING, number>>;
 
@@ -197,7 +185,7 @@ export class NvmeRegisters {
     this.#set(OFFSET.CSTS, others | shst << NVME_CSTS.SHST);
   }
 
-  /** What a controller reset clears: everything but the admin queue's registers (section 7.3.2). */
+  /** Clears what a controller reset clears: everything but the admin queue's registers (section 7.3.2). */
   resetController(): void {
     this.#set(OFFSET.CSTS, 0);
     this.#set(OFFSET.INTMS, 0);
@@ -208,7 +196,7 @@ export class NvmeRegisters {
     for (const name of NAMES) this.#set(CHANGING[name], 0);
   }
 
-  /** What can change. */
+  /** State of the registers. */
   save(): RegistersState {
     return Object.fromEntries(
       NAMES.map((name) => [name, this.#get(CHANGING[name])]),
@@ -230,25 +218,14 @@ export class NvmeRegisters {
     return (word >>> shift) & (width === 2 ? 0xffff : 0xff);
   }
 
-  /**
-   * Writes a register. A driver writes whole words (section 3.1); anything narrower is ignored.
-   *
-   * @returns What is to be done now
-   */
-  write(offset: number, width: AccessWidth, value: number): RegisterEffect {
-    if (width !== 4) return RegisterEffect.NONE;
+  /** Writes a register. A driver writes whole words (section 3.1); anything narrower is ignored. */
+  write(offset: number, width: AccessWidth, value: number): void {
+    if (width !== 4) return;
     const mask = this.interruptMask;
-    switch (offset) {
-      case OFFSET.INTMS:
-        this.#set(OFFSET.INTMS, mask | value);
-        return RegisterEffect.MASK;
-      case OFFSET.INTMC:
-        this.#set(OFFSET.INTMS, mask & ~value);
-        return RegisterEffect.MASK;
-    }
     const bits = WRITABLE.get(offset);
     if (bits !== undefined) this.#set(offset, value & bits);
-    return offset === OFFSET.CC ? RegisterEffect.CC : RegisterEffect.NONE;
+    else if (offset === OFFSET.INTMS) this.#set(OFFSET.INTMS, mask | value);
+    else if (offset === OFFSET.INTMC) this.#set(OFFSET.INTMS, mask & ~value);
   }
 
   /** True for a write that takes an enabled controller down, by CC.EN or CC.SHN. */

@@ -40,9 +40,9 @@ export interface NvmeState {
   /** Serial number, and qualified name of the subsystem; those of the namespaces follow from the first. */
   readonly serial: string;
   readonly subnqn: string;
-  /** Whether commands are fetched: ready, and no reset asked for. */
+  /** True while commands are fetched: ready, and no reset asked for. */
   readonly running: boolean;
-  /** Whether CC.EN was cleared, and what that asks for is not done yet. */
+  /** True from when CC.EN was cleared until the controller is reset. */
   readonly resetAsked: boolean;
   readonly registers: RegistersState;
   readonly queues: QueueSetState;
@@ -60,9 +60,9 @@ export const NVME_FORM: StateForm<NvmeState> = new StateForm(
   "the NVMe controller",
 );
 
-/** What a controller is like that a state is loaded into. */
+/** Limits of the controller that a state is loaded into. */
 export interface NvmeStateLimits extends QueueLimits {
-  /** Whether clients map its doorbells. */
+  /** True when clients map its doorbells. */
   readonly mapDoorbells: boolean;
   /** Its namespaces, in order. */
   readonly namespaces: readonly {

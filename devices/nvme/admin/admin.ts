@@ -5,9 +5,8 @@
  */
 
 import { bit, field, u64 } from "../../../src/core/bits.ts";
-import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
+import { Access } from "../../../src/memory/guest_memory.ts";
 import type { Command } from "../command/engine.ts";
-import type { DataPointer } from "../command/data_pointer.ts";
 import {
   NVME_NSID_ALL,
   NvmeAdmin,
@@ -16,6 +15,7 @@ import {
   NvmeSc,
   SQE,
 } from "../defs.ts";
+import type { NvmeQueues } from "../io/queues.ts";
 import type { QueueTable } from "./queue_table.ts";
 import { type AsyncEvents, NvmeEvent } from "./events.ts";
 import { type Features, HOST_BEHAVIOR_BYTES } from "./features.ts";
@@ -25,19 +25,15 @@ import type { LogPages } from "./log_pages.ts";
 /** Get Log Page, cdw10: retain asynchronous event. */
 const RAE_BIT = 15;
 
-/** What {@linkcode AdminCommands} work with. */
+/** Parts of {@linkcode AdminCommands}. */
 export interface AdminOptions {
-  readonly memory: GuestMemory;
-  readonly data: DataPointer;
+  /** Those of the control thread. */
+  readonly queues: NvmeQueues;
   readonly table: QueueTable;
   readonly identify: Identify;
   readonly features: Features;
   readonly logs: LogPages;
   readonly events: AsyncEvents;
-  /** The most bytes a command may transfer: MDTS. */
-  readonly maxTransferBytes: number;
-  /** The memory page size in bytes. */
-  readonly pageBytes: () => number;
   /** Features have changed. */
   readonly onFeatures: () => void;
 }
@@ -95,13 +91,13 @@ export class AdminCommands {
   }
 
   #getLogPage(command: Command, sqe: Uint32Array): number {
-    const { logs, events, maxTransferBytes } = this.#options;
+    const { logs, events, queues: { parts } } = this.#options;
     const cdw10 = sqe[SQE.CDW10]!;
     const lid = cdw10 & 0xff;
     const nsid = sqe[SQE.NSID]!;
     const dwords = (cdw10 >>> 16) + (sqe[SQE.CDW11]! & 0xffff) * 0x1_0000 + 1;
     const offset = u64(sqe[SQE.CDW12]!, sqe[SQE.CDW13]!);
-    if (dwords * 4 > maxTransferBytes) return NvmeSc.INVALID_FIELD;
+    if (dwords * 4 > parts.maxTransferBytes) return NvmeSc.INVALID_FIELD;
     // Whole words only (figure 190).
     if (offset % 4 !== 0) return NvmeSc.INVALID_FIELD;
     // No page is about one namespace.
@@ -150,11 +146,12 @@ export class AdminCommands {
   }
 
   #setHostBehavior(command: Command, sqe: Uint32Array): number {
-    const { data, memory, features } = this.#options;
+    const { queues: { data, parts }, features } = this.#options;
     const list = command.request.buffers;
     const bytes = new Uint8Array(HOST_BEHAVIOR_BYTES);
     const status = data.map(sqe, bytes.length, Access.READ, list);
     if (status !== NvmeSc.SUCCESS) return status;
+    const { memory } = parts.context;
     return memory.gather(list, bytes, bytes.length) < bytes.length
       ? NvmeSc.DATA_XFER_ERROR
       : features.setHostBehavior(bytes);
@@ -169,8 +166,8 @@ export class AdminCommands {
   }
 
   #doorbellBufferConfig(sqe: Uint32Array): number {
-    const { pageBytes, table } = this.#options;
-    const mask = pageBytes() - 1;
+    const { queues, table } = this.#options;
+    const mask = queues.data.pageBytes - 1;
     if (((sqe[SQE.PRP1]! | sqe[SQE.PRP2]!) & mask) !== 0) {
       return NvmeSc.PRP_INVALID_OFFSET;
     }
@@ -191,11 +188,11 @@ export class AdminCommands {
     bytes: Uint8Array,
     lengthBytes: number,
   ): number {
-    const { data, memory } = this.#options;
+    const { data, parts } = this.#options.queues;
     const list = command.request.buffers;
     const status = data.map(sqe, lengthBytes, Access.WRITE, list);
     if (status !== NvmeSc.SUCCESS) return status;
-    memory.scatter(list, bytes, lengthBytes);
+    parts.context.memory.scatter(list, bytes, lengthBytes);
     return NvmeSc.SUCCESS;
   }
 }

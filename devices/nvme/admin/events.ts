@@ -20,14 +20,6 @@ import {
 /** Async Event Request commands that may be outstanding; AERL is one less. */
 export const ASYNC_EVENTS_MAX = 4;
 
-/** An event that can happen. */
-interface EventKind {
-  readonly type: number;
-  readonly info: number;
-  /** The log page that tells more; reading it lets events of the type through again. */
-  readonly log: number;
-}
-
 /** Every event, in the order in which they are told. */
 export const NvmeEvent = {
   INVALID_DOORBELL_REGISTER: 0,
@@ -39,28 +31,13 @@ export const NvmeEvent = {
 /** An event of {@linkcode NvmeEvent}. */
 export type NvmeEvent = typeof NvmeEvent[keyof typeof NvmeEvent];
 
-const KINDS: readonly EventKind[] = [
-  {
-    type: NvmeAer.ERROR,
-    info: NVME_AER_ERROR_INVALID_DB_REG,
-    log: NvmeLog.ERROR,
-  },
-  {
-    type: NvmeAer.ERROR,
-    info: NVME_AER_ERROR_INVALID_DB_VALUE,
-    log: NvmeLog.ERROR,
-  },
-  {
-    type: NvmeAer.SMART,
-    info: NVME_AER_SMART_TEMPERATURE,
-    log: NvmeLog.SMART,
-  },
-  {
-    type: NvmeAer.NOTICE,
-    info: NVME_AER_NOTICE_NS_CHANGED,
-    log: NvmeLog.CHANGED_NS,
-  },
-];
+/** Of each event its type, information, and the log page that tells more: reading that lets the type through again. */
+const KINDS = [
+  [NvmeAer.ERROR, NVME_AER_ERROR_INVALID_DB_REG, NvmeLog.ERROR],
+  [NvmeAer.ERROR, NVME_AER_ERROR_INVALID_DB_VALUE, NvmeLog.ERROR],
+  [NvmeAer.SMART, NVME_AER_SMART_TEMPERATURE, NvmeLog.SMART],
+  [NvmeAer.NOTICE, NVME_AER_NOTICE_NS_CHANGED, NvmeLog.CHANGED_NS],
+] as const;
 
 /** A command that waits for an event, as it is saved. */
 export interface HeldState {
@@ -119,12 +96,12 @@ export class AsyncEvents {
   /** Types that were told, and whose log page was not read since. */
   readonly #heldBack = new Set<number>();
 
-  /** Whether {@linkcode AsyncEvents.next} has something. */
+  /** True while {@linkcode AsyncEvents.next} has something. */
   get deliverable(): boolean {
     return this.#held.length > 0 && this.#nextKind() >= 0;
   }
 
-  /** How many commands wait for an event. */
+  /** Number of commands that wait for an event. */
   get waiting(): number {
     return this.#held.length;
   }
@@ -160,7 +137,7 @@ export class AsyncEvents {
     return IN_FLIGHT;
   }
 
-  /** Whether the command waits here for an event. */
+  /** Tells whether a command waits here for an event. */
   holds(command: Command): boolean {
     return this.#held.includes(command);
   }
@@ -168,7 +145,7 @@ export class AsyncEvents {
   /**
    * Takes a command away.
    *
-   * @returns Whether it was here
+   * @returns True when it was here
    */
   cancel(command: Command): boolean {
     const at = this.#held.indexOf(command);
@@ -179,7 +156,7 @@ export class AsyncEvents {
   /** The command that tells the next event, with the event as its result; see {@linkcode AsyncEvents.deliverable}. */
   next(): Command {
     const at = this.#nextKind();
-    const { type, info, log } = KINDS[at]!;
+    const [type, info, log] = KINDS[at]!;
     this.#pending.delete(at);
     this.#heldBack.add(type);
     const command = this.#held.shift()!;
@@ -189,9 +166,9 @@ export class AsyncEvents {
 
   /** A log page was read: events that it tells about are known. */
   acknowledge(log: number): void {
-    for (const [at, kind] of KINDS.entries()) {
-      if (kind.log !== log) continue;
-      this.#heldBack.delete(kind.type);
+    for (const [at, [type, , its]] of KINDS.entries()) {
+      if (its !== log) continue;
+      this.#heldBack.delete(type);
       // The page held whatever changed since the event was told.
       if (at === NvmeEvent.NAMESPACE_CHANGED) this.#pending.delete(at);
     }
@@ -205,7 +182,7 @@ export class AsyncEvents {
   }
 
   #nextKind(): number {
-    return KINDS.findIndex(({ type }, event) =>
+    return KINDS.findIndex(([type], event) =>
       this.#pending.has(event) && !this.#heldBack.has(type)
     );
   }

@@ -14,8 +14,14 @@ import {
   NvmeSc,
   SQE,
 } from "../defs.ts";
-import { TEMPERATURE_KELVIN } from "./log_pages.ts";
-import { type NamespaceSet, NSID_MAX } from "../io/namespace.ts";
+import {
+  type Namespace,
+  type NamespaceSet,
+  NSID_MAX,
+} from "../io/namespace.ts";
+
+/** The temperature, which is nothing to worry about, in kelvins. */
+export const TEMPERATURE_KELVIN = 308;
 
 /** Select field of Get Features. */
 const Select = { CURRENT: 0, DEFAULT: 1, SAVED: 2, SUPPORTED: 3 } as const;
@@ -37,7 +43,7 @@ const ARBITRATION_DEFAULT = 3;
 const TEMPERATURE_OVER_DEFAULT = 343;
 /** Temperature threshold: sensor "all". */
 const TMPSEL_ALL = 0xf;
-/** What no queue count may be (section 5.21.1.7). */
+/** Queue count that is not allowed (section 5.21.1.7). */
 const QUEUES_INVALID = 0xffff;
 /** Vector configuration: no coalescing, which the admin vector starts with. */
 const COALESCING_DISABLED = 1 << 16;
@@ -57,7 +63,7 @@ const PLAIN = {
 type PlainName = keyof typeof PLAIN;
 const PLAIN_NAMES = Object.keys(PLAIN) as PlainName[];
 
-/** What the driver has chosen, also as it is saved. */
+/** Choices of the driver, also as they are saved. */
 export interface FeaturesState {
   readonly values: Record<PlainName, number>;
   /** Interrupt vector configuration, by vector. */
@@ -99,14 +105,7 @@ export function parseFeaturesState(
   };
 }
 
-/** What features have an effect on. */
-export interface FeatureEffects {
-  /** Whether I/O queues exist. */
-  readonly hasIoQueues: () => boolean;
-  readonly namespaces: NamespaceSet;
-}
-
-/** What serves queues is to know of the features. Plain data. */
+/** Features as they concern whoever serves queues. Plain data. */
 export interface QueueFeatures {
   /** Commands that are fetched from a queue before it is the next one's turn. */
   readonly burst: number;
@@ -119,28 +118,47 @@ export interface QueueFeatures {
   readonly coalescingMs: number;
   /** By vector: whether completions may wait for others. */
   readonly coalesces: readonly boolean[];
-  /** Whether completed writes may wait for a Flush. */
+  /** True while completed writes may wait for a Flush. */
   readonly writeCache: boolean;
 }
 
 /** The features of a controller. */
 export class Features {
-  readonly #effects: FeatureEffects;
+  readonly #namespaces: NamespaceSet;
+  readonly #hasIoQueues: () => boolean;
   readonly #queues: number;
-  readonly #vectors: number;
+  /** As it is at first. */
+  readonly #initial: FeaturesState;
   #state: FeaturesState;
   /** Result of the last {@linkcode Features.get} or {@linkcode Features.set}. */
   dw0 = 0;
 
-  /** @param queues I/O queue pairs @param vectors Interrupt vectors */
-  constructor(effects: FeatureEffects, queues: number, vectors: number) {
-    this.#effects = effects;
+  /** @param hasIoQueues Tells that I/O queues exist @param queues I/O queue pairs @param vectors Interrupt vectors */
+  constructor(
+    namespaces: NamespaceSet,
+    hasIoQueues: () => boolean,
+    queues: number,
+    vectors: number,
+  ) {
+    this.#namespaces = namespaces;
+    this.#hasIoQueues = hasIoQueues;
     this.#queues = queues;
-    this.#vectors = vectors;
-    this.#state = defaults(vectors);
+    this.#initial = {
+      values: { ...PLAIN },
+      vectors: Array.from(
+        { length: vectors },
+        (_, i) => i === 0 ? COALESCING_DISABLED : i,
+      ),
+      errorRecovery: new Array(NSID_MAX + 1).fill(0),
+      writeCache: true,
+      commandRetry: false,
+      temperatureOver: TEMPERATURE_OVER_DEFAULT,
+      temperatureUnder: 0,
+    };
+    this.#state = structuredClone(this.#initial);
   }
 
-  /** What serves queues is to know. */
+  /** Returns what concerns whoever serves queues. */
   forQueues(): QueueFeatures {
     const { values, vectors, writeCache } = this.#state;
     const ab = values.ARBITRATION & 7;
@@ -156,22 +174,22 @@ export class Features {
     };
   }
 
-  /** Whether completed writes may wait for a Flush. */
+  /** True while completed writes may wait for a Flush. */
   get writeCache(): boolean {
     return this.#state.writeCache;
   }
 
-  /** Whether the driver wants to know that namespaces change. */
+  /** True when the driver wants to know that namespaces change. */
   get namespaceNotices(): boolean {
     return bit(this.#state.values.ASYNC_EVENT, NVME_AEN_BIT_NS_ATTR);
   }
 
-  /** Whether the driver wants to know of temperatures. */
+  /** True when the driver wants to know of temperatures. */
   get temperatureNotices(): boolean {
     return bit(this.#state.values.ASYNC_EVENT, NVME_AEN_CFG_TEMPERATURE);
   }
 
-  /** Whether the temperature is past a threshold. */
+  /** True while the temperature is past a threshold. */
   get temperatureAlarm(): boolean {
     const { temperatureOver, temperatureUnder } = this.#state;
     return TEMPERATURE_KELVIN >= temperatureOver ||
@@ -180,7 +198,7 @@ export class Features {
 
   /** A controller reset: nothing is saved, so everything is as at first. */
   reset(): void {
-    this.load(defaults(this.#vectors));
+    this.load(this.#initial);
   }
 
   /** Get Features. @returns A status; the value is {@linkcode Features.dw0} */
@@ -189,16 +207,15 @@ export class Features {
     const fid = cdw10 & 0xff;
     const select = field(cdw10, 10, 8);
     if (select > Select.SUPPORTED) return NvmeSc.INVALID_FIELD;
-    if (fid === NvmeFeat.ERR_RECOVERY) {
-      return this.#getErrorRecovery(sqe[SQE.NSID]!, select);
-    }
-    const value = select === Select.CURRENT
-      ? this.#current(fid, sqe[SQE.CDW11]!)
-      : this.#default(fid, sqe[SQE.CDW11]!);
+    const isRecovery = fid === NvmeFeat.ERR_RECOVERY;
+    const nsid = sqe[SQE.NSID]!;
+    if (isRecovery && this.#named(nsid) === null) return this.#missing(nsid);
+    const state = select === Select.CURRENT ? this.#state : this.#initial;
+    const value = this.#valueIn(state, fid, sqe[SQE.CDW11]!, nsid);
     if (value === null) return NvmeSc.INVALID_FIELD;
-    if (select === Select.SUPPORTED) {
-      this.dw0 = fid === NvmeFeat.KATO ? 0 : CHANGEABLE;
-    } else this.dw0 = value;
+    if (select !== Select.SUPPORTED) this.dw0 = value;
+    else if (isRecovery) this.dw0 = CHANGEABLE | NAMESPACE_SPECIFIC;
+    else this.dw0 = fid === NvmeFeat.KATO ? 0 : CHANGEABLE;
     return NvmeSc.SUCCESS;
   }
 
@@ -232,7 +249,9 @@ export class Features {
     const nsid = sqe[SQE.NSID]!;
     const fid = cdw10 & 0xff;
     this.dw0 = 0;
-    if (this.#current(fid, cdw11) === null) return NvmeSc.INVALID_FIELD;
+    if (this.#valueIn(this.#state, fid, cdw11, 0) === null) {
+      return NvmeSc.INVALID_FIELD;
+    }
     if (bit(cdw10, SAVE_BIT)) return NvmeSc.FEATURE_NOT_SAVEABLE;
     if (fid === NvmeFeat.ERR_RECOVERY) {
       return this.#setErrorRecovery(nsid, cdw11);
@@ -242,10 +261,20 @@ export class Features {
       case NvmeFeat.POWER_MGMT:
         // There is one power state, 0.
         return field(cdw11, 4, 0) === 0 ? NvmeSc.SUCCESS : NvmeSc.INVALID_FIELD;
-      case NvmeFeat.TEMP_THRESH:
-        return this.#setThreshold(cdw11);
-      case NvmeFeat.VOLATILE_WC:
-        return this.#setWriteCache(bit(cdw11, 0));
+      case NvmeFeat.TEMP_THRESH: {
+        const kelvin = cdw11 & 0xffff;
+        if (isOverThreshold(cdw11)) this.#state.temperatureOver = kelvin;
+        else this.#state.temperatureUnder = kelvin;
+        return NvmeSc.SUCCESS;
+      }
+      case NvmeFeat.VOLATILE_WC: {
+        const on = bit(cdw11, 0);
+        if (!this.#namespaces.setWriteCache(on)) {
+          return NvmeSc.FEATURE_NOT_CHANGEABLE;
+        }
+        this.#state.writeCache = on;
+        return NvmeSc.SUCCESS;
+      }
       case NvmeFeat.NUM_QUEUES:
         return this.#setQueues(cdw11);
       case NvmeFeat.KATO:
@@ -263,113 +292,77 @@ export class Features {
     }
   }
 
-  /** What the driver has chosen. */
+  /** Choices of the driver. */
   save(): FeaturesState {
-    return copy(this.#state);
+    return structuredClone(this.#state);
   }
 
   /** Takes over what a driver has chosen. */
   load(state: FeaturesState): void {
-    this.#state = copy(state);
-    this.#effects.namespaces.setWriteCache(state.writeCache);
+    this.#state = structuredClone(state);
+    this.#namespaces.setWriteCache(state.writeCache);
   }
 
-  /** The value now, or null for a feature or a part of one that there is not. */
-  #current(fid: number, cdw11: number): number | null {
+  /** The value of a feature in a state, or null for a feature or a part of one that there is not. */
+  #valueIn(
+    state: FeaturesState,
+    fid: number,
+    cdw11: number,
+    nsid: number,
+  ): number | null {
     switch (fid) {
       case NvmeFeat.POWER_MGMT:
-      case NvmeFeat.ERR_RECOVERY:
       case NvmeFeat.KATO:
       case NvmeFeat.HOST_BEHAVIOR:
         return 0;
+      case NvmeFeat.ERR_RECOVERY:
+        return state.errorRecovery[this.#named(nsid)?.[0]?.nsid ?? 0]!;
       case NvmeFeat.TEMP_THRESH: {
         const sensor = field(cdw11, 19, 16);
         if (sensor !== 0 && sensor !== TMPSEL_ALL) return null;
-        const kind = field(cdw11, 21, 20);
-        if (kind > 1) return null;
-        const { temperatureOver, temperatureUnder } = this.#state;
-        return kind === 0 ? temperatureOver : temperatureUnder;
+        if (field(cdw11, 21, 20) > 1) return null;
+        const { temperatureOver, temperatureUnder } = state;
+        return isOverThreshold(cdw11) ? temperatureOver : temperatureUnder;
       }
       case NvmeFeat.VOLATILE_WC:
-        if (!this.#effects.namespaces.volatileCache) return null;
-        return this.#state.writeCache ? 1 : 0;
+        if (!this.#namespaces.volatileCache) return null;
+        return state.writeCache ? 1 : 0;
       case NvmeFeat.NUM_QUEUES:
         return this.#queueCounts();
       case NvmeFeat.IRQ_CONFIG:
-        return this.#state.vectors[cdw11 & 0xffff] ?? null;
+        return state.vectors[cdw11 & 0xffff] ?? null;
       default: {
         const name = plainName(fid);
-        return name === undefined ? null : this.#state.values[name];
-      }
-    }
-  }
-
-  #default(fid: number, cdw11: number): number | null {
-    const current = this.#current(fid, cdw11);
-    if (current === null) return null;
-    switch (fid) {
-      case NvmeFeat.TEMP_THRESH:
-        return field(cdw11, 21, 20) === 0 ? TEMPERATURE_OVER_DEFAULT : 0;
-      case NvmeFeat.VOLATILE_WC:
-        return 1;
-      case NvmeFeat.IRQ_CONFIG:
-        return defaultVectorConfig(cdw11 & 0xffff);
-      default: {
-        const name = plainName(fid);
-        return name === undefined ? current : PLAIN[name];
+        return name === undefined ? null : state.values[name];
       }
     }
   }
 
   /** Error recovery is each namespace's; without one it is that of the first. */
-  #getErrorRecovery(nsid: number, select: number): number {
-    const { namespaces } = this.#effects;
-    const isAny = nsid === 0 || nsid === NVME_NSID_ALL;
-    const its = isAny ? namespaces.all[0]?.nsid ?? 0 : nsid;
-    if (!isAny && namespaces.get(nsid) === null) return this.#missing(nsid);
-    if (select === Select.SUPPORTED) {
-      this.dw0 = CHANGEABLE | NAMESPACE_SPECIFIC;
-    } else {
-      const value = this.#state.errorRecovery[its]!;
-      this.dw0 = select === Select.CURRENT ? value : 0;
-    }
+  #setErrorRecovery(nsid: number, cdw11: number): number {
+    if (bit(cdw11, DULBE_BIT)) return NvmeSc.INVALID_FIELD;
+    const named = this.#named(nsid);
+    if (named === null) return this.#missing(nsid);
+    for (const { nsid } of named) this.#state.errorRecovery[nsid] = cdw11;
     return NvmeSc.SUCCESS;
   }
 
-  #setErrorRecovery(nsid: number, cdw11: number): number {
-    if (bit(cdw11, DULBE_BIT)) return NvmeSc.INVALID_FIELD;
-    const { namespaces } = this.#effects;
-    const isAll = nsid === 0 || nsid === NVME_NSID_ALL;
-    const those = namespaces.all.filter((ns) => isAll || ns.nsid === nsid);
-    if (those.length === 0 && !isAll) return this.#missing(nsid);
-    for (const { nsid } of those) this.#state.errorRecovery[nsid] = cdw11;
-    return NvmeSc.SUCCESS;
+  /** The namespaces that a number names: one, or all; null when it names one that there is not. */
+  #named(nsid: number): readonly Namespace[] | null {
+    if (nsid === 0 || nsid === NVME_NSID_ALL) return this.#namespaces.all;
+    const ns = this.#namespaces.get(nsid);
+    return ns === null ? null : [ns];
   }
 
   #missing(nsid: number): number {
-    return this.#effects.namespaces.isValid(nsid)
+    return this.#namespaces.isValid(nsid)
       ? NvmeSc.INVALID_FIELD
       : NvmeSc.INVALID_NS;
   }
 
-  #setThreshold(cdw11: number): number {
-    const kelvin = cdw11 & 0xffff;
-    if (field(cdw11, 21, 20) === 0) this.#state.temperatureOver = kelvin;
-    else this.#state.temperatureUnder = kelvin;
-    return NvmeSc.SUCCESS;
-  }
-
-  #setWriteCache(on: boolean): number {
-    if (!this.#effects.namespaces.setWriteCache(on)) {
-      return NvmeSc.FEATURE_NOT_CHANGEABLE;
-    }
-    this.#state.writeCache = on;
-    return NvmeSc.SUCCESS;
-  }
-
   /** The driver asks for so many queues, and is told how many it gets: all there are, whatever it asked for. */
   #setQueues(cdw11: number): number {
-    if (this.#effects.hasIoQueues()) return NvmeSc.CMD_SEQ_ERROR;
+    if (this.#hasIoQueues()) return NvmeSc.CMD_SEQ_ERROR;
     if ((cdw11 & 0xffff) === QUEUES_INVALID) return NvmeSc.INVALID_FIELD;
     if (cdw11 >>> 16 === QUEUES_INVALID) return NvmeSc.INVALID_FIELD;
     this.dw0 = this.#queueCounts();
@@ -381,32 +374,11 @@ export class Features {
   }
 }
 
-function copy(state: FeaturesState): FeaturesState {
-  const { values, vectors, errorRecovery } = state;
-  return {
-    ...state,
-    values: { ...values },
-    vectors: [...vectors],
-    errorRecovery: [...errorRecovery],
-  };
-}
-
 function plainName(fid: number): PlainName | undefined {
   return PLAIN_NAMES.find((name) => NvmeFeat[name] === fid);
 }
 
-function defaults(vectors: number): FeaturesState {
-  return {
-    values: { ...PLAIN },
-    vectors: Array.from({ length: vectors }, (_, i) => defaultVectorConfig(i)),
-    errorRecovery: new Array(NSID_MAX + 1).fill(0),
-    writeCache: true,
-    commandRetry: false,
-    temperatureOver: TEMPERATURE_OVER_DEFAULT,
-    temperatureUnder: 0,
-  };
-}
-
-function defaultVectorConfig(vector: number): number {
-  return vector === 0 ? COALESCING_DISABLED : vector;
+/** THSEL of a temperature threshold, the other being under it. */
+function isOverThreshold(cdw11: number): boolean {
+  return field(cdw11, 21, 20) === 0;
 }

@@ -27,7 +27,7 @@ import {
 /** Bytes of every Identify structure. */
 export const IDENTIFY_BYTES = 4096;
 
-/** What a controller says about itself. */
+/** Names of a controller. */
 export interface ControllerIdentity {
   /** At most 20 ASCII characters. */
   readonly serial: string;
@@ -159,7 +159,7 @@ export class Identify {
     this.#mdts = mdts;
   }
 
-  /** What the controller says about itself. */
+  /** Names of the controller. */
   get identity(): ControllerIdentity {
     return this.#identity;
   }
@@ -189,12 +189,15 @@ export class Identify {
         return this.#controller();
       case NvmeIdCns.NS:
         return nsid === NVME_NSID_ALL
-          ? this.#common()
+          // What namespaces have in common is told where they can be managed.
+          ? NvmeSc.INVALID_NS
           : this.#withNamespace(nsid, (ns) => this.#namespace(ns));
       case NvmeIdCns.NS_ACTIVE_LIST:
         return this.#activeList(nsid);
       case NvmeIdCns.NS_DESC_LIST:
-        return this.#withExisting(nsid, (ns) => this.#descriptors(ns));
+        return this.#namespaces.get(nsid) === null
+          ? NvmeSc.INVALID_NS
+          : this.#withNamespace(nsid, (ns) => this.#descriptors(ns));
       case NvmeIdCns.NS_CS_INDEP:
         return this.#withNamespace(nsid, (ns) => this.#independent(ns));
       case NvmeIdCns.CS_NS:
@@ -219,15 +222,6 @@ export class Identify {
     if (!this.#namespaces.isValid(nsid)) return NvmeSc.INVALID_NS;
     const ns = this.#namespaces.get(nsid);
     if (ns !== null) fill(ns);
-    return NvmeSc.SUCCESS;
-  }
-
-  #withExisting(nsid: number, fill: (ns: Namespace) => void): number {
-    const ns = this.#namespaces.isValid(nsid)
-      ? this.#namespaces.get(nsid)
-      : null;
-    if (ns === null) return NvmeSc.INVALID_NS;
-    fill(ns);
     return NvmeSc.SUCCESS;
   }
 
@@ -265,11 +259,6 @@ export class Identify {
     bytes.set(new TextEncoder().encode(subnqn), ID_CTRL.SUBNQN);
     view.setUint16(ID_CTRL.PSD0, POWER_CENTIWATTS, true);
     return NvmeSc.SUCCESS;
-  }
-
-  /** What namespaces have in common: nothing, without namespace management. */
-  #common(): number {
-    return NvmeSc.INVALID_NS;
   }
 
   #namespace(ns: Namespace): void {

@@ -4,20 +4,17 @@
  * @module
  */
 
-import type { Counters } from "../../../src/core/counters.ts";
 import { setU64 } from "../../../src/core/bits.ts";
 import { StateReader } from "../../../src/core/state_reader.ts";
-import type { Loop } from "../../../src/loop/event_loop.ts";
 import { NvmeCounter } from "../counters.ts";
 import { NvmeAdmin, NvmeCmd, NvmeLog } from "../defs.ts";
 import {
   ERROR_LOG_ENTRIES,
   type ErrorEntry,
-  type ErrorLog,
   parseErrorEntries,
 } from "../io/error_log.ts";
-import type { SharedWords } from "../threads/shared_words.ts";
-import type { Features } from "./features.ts";
+import type { NvmeQueues } from "../io/queues.ts";
+import { type Features, TEMPERATURE_KELVIN } from "./features.ts";
 
 /** `struct nvme_error_log_page`, an entry of the error information log (figure 193). */
 const ERROR_LOG_ENTRY = {
@@ -64,9 +61,6 @@ const NVME_CMD_EFFECTS_CSUPP = 1;
 /** The command may change what blocks hold. */
 const NVME_CMD_EFFECTS_LBCC = 2;
 
-/** A temperature that is nothing to worry about, in kelvins. */
-export const TEMPERATURE_KELVIN = 308;
-
 const HOUR_MS = 3_600_000;
 /** Data units of the SMART log are thousands of 512 bytes. */
 const DATA_UNIT_BYTES = 512_000;
@@ -74,39 +68,37 @@ const DATA_UNIT_BYTES = 512_000;
 const SMART_CRIT_TEMPERATURE = 1 << 1;
 const CHANGED_MANY = 0xffff_ffff;
 
-/** Which commands change what blocks hold. */
+/** Commands that change the contents of blocks. */
 const CHANGING: readonly number[] = [
   NvmeCmd.WRITE,
   NvmeCmd.WRITE_ZEROES,
   NvmeCmd.DSM,
 ];
 
-/** What {@linkcode LogPages} are built from. */
+/** Sources of {@linkcode LogPages}. */
 export interface LogPagesOptions {
-  readonly loop: Loop;
-  readonly words: SharedWords;
-  readonly errors: ErrorLog;
-  readonly counters: Counters;
+  /** Those of the control thread. */
+  readonly queues: NvmeQueues;
   readonly features: Features;
   /** Firmware revision. */
   readonly firmware: string;
-  /** Brings what other threads have found and counted into `errors` and `counters`. */
+  /** Brings what other threads have found and counted into those. */
   readonly gather: () => void;
 }
 
 /** Log pages as they are saved. */
 export interface LogPagesState {
-  /** How many errors there were. */
+  /** Number of errors so far. */
   readonly errorCount: number;
   /** The last of them, the newest first. */
   readonly errors: readonly ErrorEntry[];
   /** Namespaces that changed since the page was read. */
   readonly changed: readonly number[];
-  /** Whether a loss of power now would be one of those. */
+  /** True while a loss of power would count as an unsafe shutdown. */
   readonly inUse: boolean;
   readonly powerCycles: number;
   readonly unsafeShutdowns: number;
-  /** How long there has been power, in milliseconds. */
+  /** Time since power-on, in milliseconds. */
   readonly poweredMs: number;
 }
 
@@ -134,10 +126,10 @@ export function parseLogPagesState(value: unknown): LogPagesState {
 /** The log pages of a controller. */
 export class LogPages {
   readonly #options: LogPagesOptions;
-  /** When the power came, on the loop's clock. */
+  /** Time of power-on, on the loop's clock. */
   #poweredMs: number;
   readonly #changed: number[] = [];
-  /** Whether the controller was enabled since the driver has last announced a shutdown (CC.SHN). */
+  /** True from when the controller is enabled until the driver announces a shutdown (CC.SHN). */
   inUse = false;
   /** Times that the power came. */
   #powerCycles = 1;
@@ -146,7 +138,7 @@ export class LogPages {
 
   constructor(options: LogPagesOptions) {
     this.#options = options;
-    this.#poweredMs = options.loop.now();
+    this.#poweredMs = options.queues.parts.context.loop.now();
   }
 
   /** The power goes, and comes again with whoever looks next; the SMART log tells whether the driver has announced it. */
@@ -166,9 +158,10 @@ export class LogPages {
     this.#changed.length = 0;
   }
 
-  /** What the pages are built from, counters apart. */
+  /** Contents of the pages, counters apart. */
   save(): LogPagesState {
-    const { words, errors, loop } = this.#options;
+    const { parts: { context: { loop }, words }, errors } =
+      this.#options.queues;
     return {
       errorCount: words.errors,
       errors: errors.newest(),
@@ -182,7 +175,8 @@ export class LogPages {
 
   /** Takes over what other pages were built from. */
   load(state: LogPagesState): void {
-    const { words, errors, loop } = this.#options;
+    const { parts: { context: { loop }, words }, errors } =
+      this.#options.queues;
     words.errors = state.errorCount;
     errors.merge(state.errors);
     this.#changed.push(...state.changed);
@@ -223,7 +217,7 @@ export class LogPages {
   #error(): Uint8Array {
     this.#options.gather();
     const page = new Uint8Array(ERROR_LOG_ENTRIES * ERROR_LOG_ENTRY.SIZE);
-    this.#options.errors.newest().forEach((entry, i) => {
+    this.#options.queues.errors.newest().forEach((entry, i) => {
       const at = i * ERROR_LOG_ENTRY.SIZE;
       const view = new DataView(page.buffer, at, ERROR_LOG_ENTRY.SIZE);
       setU64(view, ERROR_LOG_ENTRY.ERROR_COUNT, entry.number);
@@ -239,7 +233,9 @@ export class LogPages {
   }
 
   #smart(): Uint8Array {
-    const { loop, words, counters: { values }, features } = this.#options;
+    const { queues, features } = this.#options;
+    const { context: { loop }, words } = queues.parts;
+    const { values } = queues.counters;
     this.#options.gather();
     const page = new Uint8Array(SMART_LOG.SIZE);
     const view = new DataView(page.buffer);

@@ -1,12 +1,12 @@
 /**
- * Which queues a controller has, and which thread serves them: the commands that create and delete queues and that find a
+ * Queues of a controller and the threads that serve them: the commands that create and delete queues and that find a
  * command in one (NVM Express 1.4, sections 5.1 and 5.3 to 5.6), and whatever else reaches all threads.
  *
  * @module
  */
 
 import { bit, field, u64 } from "../../../src/core/bits.ts";
-import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
+import { Access } from "../../../src/memory/guest_memory.ts";
 import { ResourceBag } from "../../../src/os/resource_bag.ts";
 import {
   CONTROL_THREAD,
@@ -35,24 +35,7 @@ import type {
   QueueReport,
   ServiceMessage,
 } from "../threads/queue_service.ts";
-import { sharedWordCount, type SharedWords } from "../threads/shared_words.ts";
-
-/** What a {@linkcode QueueTable} works with. */
-export interface QueueTableParts {
-  readonly memory: GuestMemory;
-  /** Those of the control thread. */
-  readonly queues: NvmeQueues;
-  readonly words: SharedWords;
-  readonly registers: NvmeRegisters;
-  /** I/O queue pairs there can be. */
-  readonly pairs: number;
-  /** The largest size of an I/O queue. */
-  readonly maxEntries: number;
-  /** How many interrupt vectors the controller has. */
-  readonly vectors: number;
-  /** The memory page size in bytes. */
-  readonly pageBytes: () => number;
-}
+import { sharedWordCount } from "../threads/shared_words.ts";
 
 /** A completion queue that there is. */
 export interface CqEntry {
@@ -67,9 +50,9 @@ export interface SqEntry extends CqEntry {
   deletion: Command | null;
 }
 
-/** What queue threads need of the controller, and tell it. */
+/** Side of the controller that queue threads see. */
 export interface ThreadsListener {
-  /** What the service of a thread is made of: each has one of its own. @throws {Error} When that cannot be had */
+  /** Makes the grant of a thread's service, one for each. @throws {Error} When it cannot be made */
   grant(bag: ResourceBag): QueueGrant;
   /** A thread wants the INTA# line up, or does not any more. */
   onLine(): void;
@@ -89,19 +72,28 @@ export function groupOf(cqid: number): number {
  * is woken up.
  */
 export class QueueTable {
-  readonly #parts: QueueTableParts;
+  readonly #queues: NvmeQueues;
+  readonly #registers: NvmeRegisters;
+  readonly #maxEntries: number;
   readonly #sqs = new Map<number, SqEntry>();
   readonly #cqs = new Map<number, CqEntry>();
   /** Null where this thread serves all queues. */
   #threads: QueueThreads | null = null;
-  /** Which of them serve queues. */
+  /** Those of them that serve queues. */
   #serving: readonly number[] = [];
 
-  constructor(parts: QueueTableParts) {
-    this.#parts = parts;
+  /** @param queues Those of the control thread @param maxEntries The largest size of an I/O queue */
+  constructor(
+    queues: NvmeQueues,
+    registers: NvmeRegisters,
+    maxEntries: number,
+  ) {
+    this.#queues = queues;
+    this.#registers = registers;
+    this.#maxEntries = maxEntries;
   }
 
-  /** Whether I/O queues exist. */
+  /** True while I/O queues exist. */
   get hasIoQueues(): boolean {
     return [...this.#cqs.keys(), ...this.#sqs.keys()].some((qid) => qid !== 0);
   }
@@ -119,11 +111,12 @@ export class QueueTable {
   /**
    * Makes the admin queues.
    *
-   * @returns What is wrong with them, or null
+   * @returns A reason for which they cannot be used, or null
    */
   createAdmin(): string | null {
-    const { memory, registers: { aqa, asq, acq } } = this.#parts;
-    const pageBytes = this.#parts.pageBytes();
+    const { aqa, asq, acq, pageShift } = this.#registers;
+    const { memory } = this.#queues.parts.context;
+    const pageBytes = 2 ** pageShift;
     const sqSize = field(aqa, 11, 0) + 1;
     const cqSize = field(aqa, 27, 16) + 1;
     if (sqSize < 2 || cqSize < 2) return "an admin queue has one entry (AQA)";
@@ -142,7 +135,7 @@ export class QueueTable {
 
   /** Create I/O Completion Queue (section 5.3). @returns A status */
   createCq(sqe: Uint32Array): number {
-    const { memory, pairs, vectors, registers: { cc } } = this.#parts;
+    const { context: { memory }, pairs, vectors } = this.#queues.parts;
     const qid = sqe[SQE.CDW10]! & 0xffff;
     const size = (sqe[SQE.CDW10]! >>> 16) + 1;
     const flags = sqe[SQE.CDW11]!;
@@ -150,7 +143,7 @@ export class QueueTable {
     if (qid === 0 || qid > pairs || this.#cqs.has(qid)) {
       return NvmeSc.QID_INVALID;
     }
-    if (field(cc, ...NVME_CC.IOCQES) !== NVME_NVM_IOCQES) {
+    if (field(this.#registers.cc, ...NVME_CC.IOCQES) !== NVME_NVM_IOCQES) {
       return NvmeSc.QUEUE_SIZE;
     }
     const status = this.#checkRing(sqe, size);
@@ -167,14 +160,14 @@ export class QueueTable {
 
   /** Create I/O Submission Queue (section 5.4). @returns A status */
   createSq(sqe: Uint32Array): number {
-    const { memory, pairs, registers: { cc } } = this.#parts;
+    const { context: { memory }, pairs } = this.#queues.parts;
     const qid = sqe[SQE.CDW10]! & 0xffff;
     const size = (sqe[SQE.CDW10]! >>> 16) + 1;
     const cqid = sqe[SQE.CDW11]! >>> 16;
     if (qid === 0 || qid > pairs || this.#sqs.has(qid)) {
       return NvmeSc.QID_INVALID;
     }
-    if (field(cc, ...NVME_CC.IOSQES) !== NVME_NVM_IOSQES) {
+    if (field(this.#registers.cc, ...NVME_CC.IOSQES) !== NVME_NVM_IOSQES) {
       return NvmeSc.QUEUE_SIZE;
     }
     const status = this.#checkRing(sqe, size);
@@ -230,7 +223,7 @@ export class QueueTable {
     return deletion;
   }
 
-  /** Abort (section 5.1) of a command that waits. @returns Whether there was one */
+  /** Abort (section 5.1) of a command that waits. @returns True when there was one */
   abort(sqid: number, cid: number): boolean {
     const cqid = this.#sqs.get(sqid)?.cqid;
     return cqid !== undefined &&
@@ -241,7 +234,7 @@ export class QueueTable {
   call(cqid: number, message: QueueMessage): unknown {
     const thread = this.#threadOf(cqid);
     return thread === CONTROL_THREAD
-      ? this.#parts.queues.handle(message)
+      ? this.#queues.handle(message)
       : this.#threads!.call(thread, message);
   }
 
@@ -257,7 +250,7 @@ export class QueueTable {
     try {
       others = this.callOthers(message);
     } finally {
-      own = this.#parts.queues.handle(message);
+      own = this.#queues.handle(message);
     }
     return [...others, own];
   }
@@ -278,7 +271,7 @@ export class QueueTable {
     this.#threads!.wake(this.#threadOf(cqid));
   }
 
-  /** What has happened on other threads. */
+  /** Events on other threads since the last call. */
   reports(): QueueReport[] {
     return this.callOthers({ op: "report" }) as QueueReport[];
   }
@@ -301,7 +294,7 @@ export class QueueTable {
       this.callAll({ op: "reset" });
     } finally {
       this.#threads?.forget();
-      this.#parts.queues.doorbells.clear();
+      this.#queues.doorbells.clear();
       this.#sqs.clear();
       this.#cqs.clear();
     }
@@ -313,15 +306,15 @@ export class QueueTable {
    * @throws {Error} When one of them cannot make its service; this thread then serves every queue
    */
   attach(threads: QueueThreads, listener: ThreadsListener): void {
-    const { words, pairs, vectors, queues } = this.#parts;
-    const count = sharedWordCount(pairs + 1);
+    const queues = this.#queues;
+    const { words, pairs, vectors } = queues.parts;
     const all = Array.from(
       { length: pairs },
       (_, i) => threads.threadOf(groupOf(i + 1)),
     );
     words.moveTo(
       threads.attach({
-        ...{ vectors, words: count },
+        ...{ vectors, words: sharedWordCount(pairs + 1) },
         onLine: () => listener.onLine(),
         onReport: () => listener.onReport(),
       }),
@@ -349,7 +342,7 @@ export class QueueTable {
 
   /** Serves all queues on this thread again, while nothing is in flight. */
   detach(): void {
-    const { set, lines } = this.#parts.queues;
+    const { set, lines } = this.#queues;
     for (const positions of this.callOthers({ op: "positions" })) {
       set.add(positions as QueueSetState);
     }
@@ -361,12 +354,12 @@ export class QueueTable {
   /** Ends what other threads do. */
   close(): void {
     for (const thread of this.#serving) this.#threads!.close(thread);
-    if (this.#threads !== null) this.#parts.words.moveTo();
+    if (this.#threads !== null) this.#queues.parts.words.moveTo();
     this.#threads = null;
     this.#serving = [];
   }
 
-  /** Whether other threads serve queues. */
+  /** True while other threads serve queues. */
   get isShared(): boolean {
     return this.#threads !== null;
   }
@@ -399,17 +392,16 @@ export class QueueTable {
     for (const { qid, size, cqid } of state.submission) {
       this.#sqs.set(qid, { qid, size, cqid, deletion: null });
     }
-    this.#parts.queues.set.add(state);
+    this.#queues.set.add(state);
   }
 
   #checkRing(sqe: Uint32Array, size: number): number {
-    const { maxEntries, pageBytes } = this.#parts;
-    if (size < 2 || size > maxEntries) return NvmeSc.QUEUE_SIZE;
+    if (size < 2 || size > this.#maxEntries) return NvmeSc.QUEUE_SIZE;
     // Queues are contiguous (CAP.CQR), so PRP1 is the ring's address and no list.
     if (!bit(sqe[SQE.CDW11]!, NVME_QUEUE_PHYS_CONTIG)) {
       return NvmeSc.INVALID_FIELD;
     }
-    return sqe[SQE.PRP1]! % pageBytes() !== 0
+    return sqe[SQE.PRP1]! % this.#queues.data.pageBytes !== 0
       ? NvmeSc.PRP_INVALID_OFFSET
       : NvmeSc.SUCCESS;
   }
@@ -421,7 +413,7 @@ export class QueueTable {
     vector: number,
     interrupts: boolean,
   ): void {
-    this.#parts.queues.doorbells.create(headDoorbell(qid));
+    this.#queues.doorbells.create(headDoorbell(qid));
     this.#cqs.set(qid, { qid, size });
     const cq = {
       ...{ qid, size, iova, vector, interrupts, rejected: null },
@@ -432,7 +424,7 @@ export class QueueTable {
   }
 
   #addSq(qid: number, size: number, iova: number, cqid: number): void {
-    this.#parts.queues.doorbells.create(tailDoorbell(qid));
+    this.#queues.doorbells.create(tailDoorbell(qid));
     this.#sqs.set(qid, { qid, size, cqid, deletion: null });
     const sq = { qid, size, iova, cqid, head: 0, tail: 0, rejected: null };
     const queues = { completion: [], submission: [sq] };

@@ -26,7 +26,7 @@ import type { Namespace } from "../io/namespace.ts";
 import type { SubmissionQueue } from "../queue/queue.ts";
 import type { QueueSet } from "../queue/queue_set.ts";
 
-/** Where a command is. */
+/** Stages of a command. */
 export const CommandState = {
   FREE: 0,
   /** Fetched; with the controller or a back end. */
@@ -48,36 +48,36 @@ export type CommandState = typeof CommandState[keyof typeof CommandState];
  *                    ↑ ↓ result       ↑
  *                  returned ──status──╯
  * ```
- * What it needs beyond its request is kept here, so that commands of several steps can go on from a completion.
+ * It keeps whatever it needs beyond its request, so that commands of several steps can go on from a completion.
  */
 export class Command {
-  /** What goes to the back end; its tag is this command's index. */
+  /** Request for the back end; its tag is this command's index. */
   readonly request: BlockRequest;
   state: CommandState = CommandState.FREE;
-  /** Where it came from; null for what the controller does on its own account. */
+  /** Submission queue that it came from; null for the controller's own command. */
   sq: SubmissionQueue | null = null;
   cid = 0;
   opcode = 0;
-  /** What it works on. */
+  /** Namespace that it works on. */
   namespace: Namespace | null = null;
   /** Namespace id of the entry, for the error log. */
   nsid = 0;
   /** First block that the error is about, for the error log: low and high word. */
   lbaLow = 0;
   lbaHigh = 0;
-  /** What the back end said, when returned. */
+  /** Result of the back end, when returned. */
   result = 0;
   /** Of the completion, when done. */
   status = 0;
   /** Of the completion. */
   dw0 = 0;
-  /** How much its buffers are given when it succeeds, and are not released yet; only of a Read. */
+  /** Bytes that its buffers receive when it succeeds, as long as they are not released; only of a Read. */
   readBytes = 0;
-  /** Whether it holds a reservation in its completion queue. */
+  /** True while it holds a reservation in its completion queue. */
   reserved = false;
-  /** Whether its identifier is its own: not one that another command in flight has. */
+  /** True when no other command in flight has its identifier. */
   ownsCid = false;
-  /** Which step of how many, for commands of several. */
+  /** Step and number of steps, for commands of several. */
   step = 0;
   steps = 0;
   #ranges: Uint32Array<ArrayBuffer> | null = null;
@@ -88,7 +88,7 @@ export class Command {
     this.request = new BlockRequest(memory, segments, tag);
   }
 
-  /** What it ends with is about the block in which this byte of its namespace is. */
+  /** Records the block of its namespace that an error at this byte is about. */
   blame(offset: number): void {
     const lba = Math.floor(offset / 2 ** this.namespace!.lbaShift);
     this.lbaLow = lba >>> 0;
@@ -119,7 +119,7 @@ export class CommandPool {
     this.#count = commands.length;
   }
 
-  /** How many are free. */
+  /** Number of free commands. */
   get available(): number {
     return this.#count;
   }
@@ -150,20 +150,20 @@ export const ADMIN_COMMANDS = 32;
 /** Commands that are fetched before the loop gets its turn. */
 const BUDGET = 128;
 
-/** What an {@linkcode Engine} works with. */
+/** Parts of an {@linkcode Engine}. */
 export interface EngineOptions {
   readonly memory: GuestMemory;
   readonly queues: QueueSet;
   readonly counters: Counters;
   /** The most segments of a command. */
   readonly segments: number;
-  /** Executes commands; each returns a status or IN_FLIGHT, or, to begin with, MEMORY_PENDING when it has done nothing. */
-  readonly startAdmin: (command: Command, sqe: Uint32Array) => number;
-  readonly startIo: (command: Command, sqe: Uint32Array) => number;
-  readonly resumeIo: (command: Command, result: number) => number;
+  /** Begins a command. @returns A status, IN_FLIGHT, or MEMORY_PENDING when it has done nothing */
+  readonly start: (command: Command, sqe: Uint32Array) => number;
+  /** Goes on with one whose request is done. @returns A status or IN_FLIGHT */
+  readonly resume: (command: Command, result: number) => number;
   /** A command failed. */
   readonly onError: (command: Command) => void;
-  /** What the controller began on its own account has ended. */
+  /** The controller's own command has ended. */
   readonly onInternal: (command: Command) => void;
   /** Something is to be done in a bottom half. */
   readonly wake: () => void;
@@ -192,9 +192,9 @@ export class Engine {
   #turn = 0;
   /** Commands that a queue may have fetched before it is the next one's turn. */
   burst = 1;
-  /** Whether a queue that is wanted was found out of reach, since somebody set it to false. */
+  /** True once a queue that is wanted was found not to be mapped; the owner sets it to false. */
   awaitsMemory = false;
-  /** Whether something was not in reach when commands were fetched last. */
+  /** True when something was not in reach at the last fetch. */
   awaitsReach = false;
 
   constructor(options: EngineOptions) {
@@ -223,7 +223,7 @@ export class Engine {
     ) ?? null;
   }
 
-  /** How many commands are not free. */
+  /** Number of commands that are not free. */
   get busy(): number {
     let count = 0;
     for (const { state } of this.#commands) {
@@ -290,7 +290,7 @@ export class Engine {
   /**
    * Fetches and starts commands, queue by queue.
    *
-   * @returns Whether the budget ran out while there may be more
+   * @returns True when the budget ran out while there may be more
    */
   fetch(): boolean {
     this.awaitsReach = false;
@@ -328,26 +328,20 @@ export class Engine {
         continue;
       }
       this.#pop();
-      command.state = CommandState.BUSY;
-      const status = this.#options.resumeIo(command, command.result);
-      if (status !== IN_FLIGHT) this.finish(command, status);
+      this.#resume(command);
     }
   }
 
   /** Goes on with what the controller began on its own account, which takes no guest memory. */
   settleInternal(): void {
     const command = this.#internal;
-    if (command.state === CommandState.RETURNED) {
-      command.state = CommandState.BUSY;
-      const status = this.#options.resumeIo(command, command.result);
-      if (status !== IN_FLIGHT) this.finish(command, status);
-    }
+    if (command.state === CommandState.RETURNED) this.#resume(command);
     if (command.state !== CommandState.DONE) return;
     this.#free(command);
     this.#options.onInternal(command);
   }
 
-  /** Whether requests of the back ends use a part of a range of guest memory. */
+  /** Tells whether requests of the back ends use a part of a range of guest memory. */
   uses(iova: number, lengthBytes: number): boolean {
     for (const { state, request } of this.#commands) {
       if (
@@ -396,7 +390,7 @@ export class Engine {
     return count;
   }
 
-  /** @returns Whether it was; not while memory is not in reach that it needs, and then nothing was done */
+  /** Starts a command. @returns False while memory is not in reach that it needs; nothing was done then */
   #start(sq: SubmissionQueue, command: Command): boolean {
     const sqe = this.#sqe;
     const cid = sqe[SQE.CDW0]! >>> 16;
@@ -408,7 +402,7 @@ export class Engine {
     sq.inFlight++;
     command.ownsCid = sq.takeCid(cid);
     const status = command.ownsCid
-      ? this.#execute(sq, command)
+      ? this.#options.start(command, sqe)
       : NvmeSc.CMDID_CONFLICT;
     if (status === MEMORY_PENDING) {
       this.#release(command, MEMORY_PENDING);
@@ -424,13 +418,13 @@ export class Engine {
     return true;
   }
 
-  #execute(sq: SubmissionQueue, command: Command): number {
-    return sq.qid === 0
-      ? this.#options.startAdmin(command, this.#sqe)
-      : this.#options.startIo(command, this.#sqe);
+  #resume(command: Command): void {
+    command.state = CommandState.BUSY;
+    const status = this.#options.resume(command, command.result);
+    if (status !== IN_FLIGHT) this.finish(command, status);
   }
 
-  /** Posts a completion. @returns Whether it could be posted */
+  /** Posts a completion. @returns False while the completion queue is not mapped */
   #complete(command: Command): boolean {
     const sq = command.sq!;
     const { cq } = sq;

@@ -5,53 +5,39 @@
  */
 
 import { Errno } from "../../../src/core/errno.ts";
-import {
-  Access,
-  type GuestMemory,
-  MEMORY_PENDING,
-} from "../../../src/memory/guest_memory.ts";
+import type { Access } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import { NvmeSc, SQE } from "../defs.ts";
+import type { PointerMemory } from "./pointer_memory.ts";
 
 /** Entries of a PRP list that are copied at once. */
 const BATCH = 64;
 const ENTRY_BYTES = 8;
-/** Pieces of a list that are read at most, each at least an entry. */
-const READS_MAX = 1024;
 
 /**
  * Walks PRPs. Every entry is copied once and only the copy is looked at, so that a driver cannot change it between
  * the check and the use.
  */
 export class PrpWalker {
-  readonly #memory: GuestMemory;
+  readonly #memory: PointerMemory;
   readonly #entries = new Uint32Array(BATCH * 2);
   /** Address of the next entry of the list: low word, high word. */
   readonly #list = new Uint32Array(2);
-  /** The parts of the list that were read. */
-  readonly #read: ScatterGather;
-  #pending = false;
   /** CC.MPS in bytes. */
-  #pageBytes = 4096;
+  pageBytes = 4096;
 
   /** @param memory Whose addresses PRPs are */
-  constructor(memory: GuestMemory) {
+  constructor(memory: PointerMemory) {
     this.#memory = memory;
-    this.#read = memory.createScatterGather(READS_MAX);
-  }
-
-  /** Sets the memory page size, as a power of two. */
-  setPageShift(shift: number): void {
-    this.#pageBytes = 2 ** shift;
   }
 
   /**
    * Appends what a command's PRPs describe.
    *
    * @param sqe The command
-   * @param lengthBytes How much it transfers, at least 1
+   * @param lengthBytes Length of its transfer, at least 1
    * @returns A status: SUCCESS, PRP_INVALID_OFFSET, DATA_XFER_ERROR when a part is not guest memory, or
-   * INVALID_FIELD when an entry is missing that is needed, or the list is full; MEMORY_PENDING when a part is not in reach
+   * INVALID_FIELD when an entry is missing that is needed, or the list is full
    */
   map(
     sqe: Uint32Array,
@@ -59,31 +45,17 @@ export class PrpWalker {
     access: Access,
     into: ScatterGather,
   ): number {
-    this.#pending = false;
-    const status = this.#map(sqe, lengthBytes, access, into);
-    const final = this.#pending ? MEMORY_PENDING : status;
-    this.#memory.release(this.#read, final === MEMORY_PENDING ? final : 0);
-    this.#read.clear();
-    return final;
-  }
-
-  #map(
-    sqe: Uint32Array,
-    lengthBytes: number,
-    access: Access,
-    into: ScatterGather,
-  ): number {
     const prp1 = sqe[SQE.PRP1]!;
     if ((prp1 & 3) !== 0) return NvmeSc.PRP_INVALID_OFFSET;
-    const room = this.#pageBytes - (prp1 & (this.#pageBytes - 1));
+    const room = this.pageBytes - (prp1 & (this.pageBytes - 1));
     const first = lengthBytes < room ? lengthBytes : room;
     const status = this.#page(sqe, SQE.PRP1, first, access, into);
     const rest = lengthBytes - first;
     if (status !== NvmeSc.SUCCESS || rest === 0) return status;
     const prp2 = sqe[SQE.PRP2]!;
     if (isMissing(sqe, SQE.PRP2)) return NvmeSc.INVALID_FIELD;
-    if (rest <= this.#pageBytes) {
-      if ((prp2 & (this.#pageBytes - 1)) !== 0) {
+    if (rest <= this.pageBytes) {
+      if ((prp2 & (this.pageBytes - 1)) !== 0) {
         return NvmeSc.PRP_INVALID_OFFSET;
       }
       return this.#page(sqe, SQE.PRP2, rest, access, into);
@@ -101,41 +73,16 @@ export class PrpWalker {
     access: Access,
     into: ScatterGather,
   ): number {
-    const result = this.#memory.translateWords(
-      words,
-      at,
-      lengthBytes,
-      access,
-      into,
-    );
-    // The others are asked for as well: all are mapped anew when they are there.
-    if (result === MEMORY_PENDING) this.#pending = true;
-    if (result === 0 || result === MEMORY_PENDING) return NvmeSc.SUCCESS;
+    const result = this.#memory.map(words, at, lengthBytes, access, into);
+    if (result === 0) return NvmeSc.SUCCESS;
     return result === -Errno.E2BIG
       ? NvmeSc.INVALID_FIELD
       : NvmeSc.DATA_XFER_ERROR;
   }
 
-  /** Reads the next entries of the list. @returns 0 or −errno */
-  #readEntries(count: number): number {
-    const memory = this.#memory;
-    const read = this.#read;
-    const before = read.lengthBytes;
-    const result = memory.translateWords(
-      this.#list,
-      0,
-      count * ENTRY_BYTES,
-      Access.READ,
-      read,
-    );
-    return result < 0
-      ? result
-      : memory.gatherWords(read, before, this.#entries, 0, count * 2);
-  }
-
   /** Follows the list; each turn takes off data or, once per page, follows a pointer, so it ends. */
   #walk(lengthBytes: number, access: Access, into: ScatterGather): number {
-    const page = this.#pageBytes;
+    const page = this.pageBytes;
     const mask = page - 1;
     const entries = this.#entries;
     let left = lengthBytes;
@@ -146,9 +93,8 @@ export class PrpWalker {
       const chained = wanted > inPage;
       const here = chained ? inPage : wanted;
       const count = here < BATCH ? here : BATCH;
-      const result = this.#readEntries(count);
-      if (result < 0) {
-        return result === MEMORY_PENDING ? result : NvmeSc.DATA_XFER_ERROR;
+      if (this.#memory.readWords(this.#list, entries, count * 2) < 0) {
+        return NvmeSc.DATA_XFER_ERROR;
       }
       const follow = chained && count === inPage;
       const data = follow ? count - 1 : count;
@@ -174,7 +120,7 @@ export class PrpWalker {
   }
 }
 
-/** Whether an entry behind the first is 0: the driver gave none, and does not mean the page at address 0. */
+/** Tells whether an entry behind the first is 0: the driver gave none, and does not mean the page at address 0. */
 function isMissing(words: Uint32Array, at: number): boolean {
   return words[at] === 0 && words[at + 1] === 0;
 }

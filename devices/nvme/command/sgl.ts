@@ -6,66 +6,42 @@
  */
 
 import { Errno } from "../../../src/core/errno.ts";
-import {
-  Access,
-  type GuestMemory,
-  MEMORY_PENDING,
-} from "../../../src/memory/guest_memory.ts";
+import type { Access } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import { NVME_SGL_DESC, NvmeSc, NvmeSgl, SQE } from "../defs.ts";
+import type { PointerMemory } from "./pointer_memory.ts";
 
 /** Descriptors that are copied at once. */
 const BATCH = 32;
 /** Descriptors of one command, at most: more than segments fit a request, empty ones included. */
 const DESCRIPTORS_MAX = 2048;
 const WORDS = NVME_SGL_DESC.WORDS;
-/** Pieces of segments that are read at most, each at least a descriptor. */
-const READS_MAX = 1024;
 
 /** Walks SGLs; every descriptor is copied once and only the copy is looked at. */
 export class SglWalker {
-  readonly #memory: GuestMemory;
+  readonly #memory: PointerMemory;
   readonly #words = new Uint32Array(BATCH * WORDS);
-  /** The parts of segments that were read. */
-  readonly #read: ScatterGather;
-  #pending = false;
   /** Address of the next descriptor of the segment: low word, high word. */
   readonly #segment = new Uint32Array(2);
   /** Descriptors left in the segment, and whether it is the last. */
   #left = 0;
   #last = false;
-  /** How much the descriptors are still to describe, in bytes. */
+  /** Bytes that the descriptors are still to describe. */
   #wanted = 0;
 
   /** @param memory Whose addresses descriptors hold */
-  constructor(memory: GuestMemory) {
+  constructor(memory: PointerMemory) {
     this.#memory = memory;
-    this.#read = memory.createScatterGather(READS_MAX);
   }
 
   /**
    * Appends what a command's SGL describes.
    *
    * @param sqe The command; its SGL1 is where PRP1 and PRP2 are otherwise
-   * @param lengthBytes How much it transfers: the descriptors must sum up to it exactly
-   * @returns A status: SUCCESS, SGL_INVALID_*, or DATA_XFER_ERROR when a part is not guest memory; MEMORY_PENDING when a
-   * part is not in reach
+   * @param lengthBytes Length of its transfer: the descriptors must sum up to it exactly
+   * @returns A status: SUCCESS, SGL_INVALID_*, or DATA_XFER_ERROR when a part is not guest memory
    */
   map(
-    sqe: Uint32Array,
-    lengthBytes: number,
-    access: Access,
-    into: ScatterGather,
-  ): number {
-    this.#pending = false;
-    const status = this.#map(sqe, lengthBytes, access, into);
-    const final = this.#pending ? MEMORY_PENDING : status;
-    this.#memory.release(this.#read, final === MEMORY_PENDING ? final : 0);
-    this.#read.clear();
-    return final;
-  }
-
-  #map(
     sqe: Uint32Array,
     lengthBytes: number,
     access: Access,
@@ -80,8 +56,11 @@ export class SglWalker {
     let count = 0;
     while (status === NvmeSc.SUCCESS && this.#left > 0) {
       const batch = this.#left < BATCH ? this.#left : BATCH;
-      const result = this.#readDescriptors(batch);
-      if (result === MEMORY_PENDING) return result;
+      const result = this.#memory.readWords(
+        this.#segment,
+        this.#words,
+        batch * WORDS,
+      );
       if (result < 0) return statusOf(result);
       this.#advance(batch);
       count += batch;
@@ -90,23 +69,6 @@ export class SglWalker {
     }
     if (status !== NvmeSc.SUCCESS) return status;
     return this.#wanted === 0 ? NvmeSc.SUCCESS : NvmeSc.SGL_INVALID_DATA;
-  }
-
-  /** Reads the next descriptors of the segment. @returns 0 or −errno */
-  #readDescriptors(count: number): number {
-    const memory = this.#memory;
-    const read = this.#read;
-    const before = read.lengthBytes;
-    const result = memory.translateWords(
-      this.#segment,
-      0,
-      count * NVME_SGL_DESC.SIZE,
-      Access.READ,
-      read,
-    );
-    return result < 0
-      ? result
-      : memory.gatherWords(read, before, this.#words, 0, count * WORDS);
   }
 
   /** Follows descriptors that were copied; `#left` more of their segment were not. */
@@ -166,17 +128,9 @@ export class SglWalker {
     const length = words[at + NVME_SGL_DESC.LENGTH]!;
     if (length > this.#wanted) return NvmeSc.SGL_INVALID_DATA;
     this.#wanted -= length;
-    const result = this.#memory.translateWords(
-      words,
-      at + NVME_SGL_DESC.ADDR,
-      length,
-      access,
-      into,
-    );
-    // The others are asked for as well: all are mapped anew when they are there.
-    if (result === MEMORY_PENDING) this.#pending = true;
-    if (result === 0 || result === MEMORY_PENDING) return NvmeSc.SUCCESS;
-    return statusOf(result);
+    const from = at + NVME_SGL_DESC.ADDR;
+    const result = this.#memory.map(words, from, length, access, into);
+    return result === 0 ? NvmeSc.SUCCESS : statusOf(result);
   }
 }
 
@@ -187,7 +141,7 @@ function statusOf(result: number): number {
     : NvmeSc.DATA_XFER_ERROR;
 }
 
-/** Whether a descriptor leads to a segment; the sub-type must be "address". */
+/** Tells whether a descriptor leads to a segment; the sub-type must be "address". */
 function isSegment(type: number): boolean {
   return type === NvmeSgl.SEG_DESC << 4 || type === NvmeSgl.LAST_SEG_DESC << 4;
 }

@@ -25,7 +25,7 @@ export interface ErrorEntry {
   cid: number;
   /** 15 bits. */
   status: number;
-  /** Where in the command the error is: byte in 7:0, bit in 10:8; {@linkcode NO_LOCATION} for no single place. */
+  /** Place of the error in the command: byte in 7:0, bit in 10:8; {@linkcode NO_LOCATION} for no single place. */
   location: number;
   /** The first block that it is about: low and high word. */
   lbaLow: number;
@@ -45,12 +45,12 @@ const FIELD_MAX: Readonly<Record<keyof ErrorEntry, number>> = {
   nsid: 0xffff_ffff,
 };
 
-/** What an error is about that no command made (figure 193). */
-export const NO_COMMAND = 0xffff;
+/** Stands for the queue and the command of an error that no command made (figure 193). */
+const NO_COMMAND = 0xffff;
 /** An error that is not about one place in a command. */
-export const NO_LOCATION = 0xffff;
+const NO_LOCATION = 0xffff;
 
-/** Where in a command lies what a status is about, in bytes from its start. */
+/** Places in a command that statuses are about, in bytes from its start. */
 const LOCATIONS: ReadonlyMap<number, number> = new Map([
   [NvmeSc.INVALID_OPCODE, 0],
   [NvmeSc.CMDID_CONFLICT, 2],
@@ -63,21 +63,21 @@ const LOCATIONS: ReadonlyMap<number, number> = new Map([
   [NvmeSc.INVALID_VECTOR, SQE.CDW11 * 4 + 2],
 ]);
 
-/** Where in a command the error is that a status tells, as {@linkcode ErrorEntry.location} has it. */
-export function errorLocation(opcode: number, status: number): number {
+/** The place in a command of the error that a status tells, as {@linkcode ErrorEntry.location} has it. */
+function errorLocation({ opcode, status }: Command): number {
   const code = status & STATUS_CODE;
   // Its ranges are in memory, and not in the command.
   if (opcode === NvmeCmd.DSM && code === NvmeSc.LBA_RANGE) return NO_LOCATION;
   return LOCATIONS.get(code) ?? NO_LOCATION;
 }
 
-/** By which drivers ask what there is. */
+/** Commands by which drivers ask what there is. */
 const QUESTIONS: readonly number[] = [
   NvmeAdmin.IDENTIFY,
   NvmeAdmin.GET_FEATURES,
   NvmeAdmin.GET_LOG_PAGE,
 ];
-/** By which they are told that it is not there. */
+/** Statuses by which they are told that it is not there. */
 const REFUSALS: readonly number[] = [
   NvmeSc.INVALID_OPCODE,
   NvmeSc.INVALID_FIELD,
@@ -86,7 +86,7 @@ const REFUSALS: readonly number[] = [
 ];
 
 /**
- * Whether an admin command merely found that something optional is not there. That is no error to be looked into: drivers
+ * Tells whether an admin command merely found that something optional is not there. That is no error to be looked into: drivers
  * ask at every start, and a log that fills with their questions alarms people (smartd mails each new entry).
  */
 export function isUnmetQuestion(opcode: number, status: number): boolean {
@@ -120,24 +120,35 @@ export class ErrorLog {
       ...{ lbaLow: 0, lbaHigh: 0, nsid: 0 },
     }),
   );
-  /** Which entry the next error takes. */
+  /** Index of the entry that the next error takes. */
   #next = 0;
 
-  /** @param words Where errors of all threads are numbered */
+  /** @param words Numbers the errors of all threads */
   constructor(words: SharedWords) {
     this.#words = words;
   }
 
-  /** A command failed; allocates nothing. */
+  /** Adds the error of a command; allocates nothing. */
   addCommand(sqid: number, command: Command): void {
-    const { cid, opcode, status, nsid, lbaLow, lbaHigh } = command;
-    const location = errorLocation(opcode, status);
-    this.#add(sqid, cid, status, location, lbaLow, lbaHigh, nsid);
+    const entry = this.add(command.status);
+    entry.sqid = sqid;
+    entry.cid = command.cid;
+    entry.location = errorLocation(command);
+    entry.lbaLow = command.lbaLow;
+    entry.lbaHigh = command.lbaHigh;
+    entry.nsid = command.nsid;
   }
 
-  /** There was an error that no command made. */
-  add(status: number): void {
-    this.#add(NO_COMMAND, NO_COMMAND, status, NO_LOCATION, 0, 0, 0);
+  /** Adds an error that no command made. @returns Its entry */
+  add(status: number): ErrorEntry {
+    const entry = this.#entries[this.#next]!;
+    this.#next = (this.#next + 1) % ERROR_LOG_ENTRIES;
+    entry.number = this.#words.nextError();
+    entry.status = status;
+    entry.sqid = entry.cid = NO_COMMAND;
+    entry.location = NO_LOCATION;
+    entry.lbaLow = entry.lbaHigh = entry.nsid = 0;
+    return entry;
   }
 
   /** The last errors, the newest first. */
@@ -162,26 +173,5 @@ export class ErrorLog {
       Object.assign(this.#entries[i]!, entry)
     );
     this.#next = all.length % ERROR_LOG_ENTRIES;
-  }
-
-  #add(
-    sqid: number,
-    cid: number,
-    status: number,
-    location: number,
-    lbaLow: number,
-    lbaHigh: number,
-    nsid: number,
-  ): void {
-    const entry = this.#entries[this.#next]!;
-    this.#next = (this.#next + 1) % ERROR_LOG_ENTRIES;
-    entry.number = this.#words.nextError();
-    entry.sqid = sqid;
-    entry.cid = cid;
-    entry.status = status;
-    entry.location = location;
-    entry.lbaLow = lbaLow;
-    entry.lbaHigh = lbaHigh;
-    entry.nsid = nsid;
   }
 }

@@ -61,7 +61,7 @@ class Comparer {
     this.#left = memory.createScatterGather(segments);
   }
 
-  /** Whether a command is being compared. */
+  /** True while a command is being compared. */
   get busy(): boolean {
     return this.#active !== null;
   }
@@ -124,7 +124,7 @@ class Comparer {
     this.#active = null;
   }
 
-  /** Whether the driver's side is where it was. */
+  /** True while the driver's side is where it was. */
   get #isMapped(): boolean {
     return this.#memory.holds(this.#guest, Access.READ);
   }
@@ -140,7 +140,7 @@ class Comparer {
   }
 }
 
-/** What {@linkcode IoCommands} work with. */
+/** Parts of {@linkcode IoCommands}. */
 export interface IoOptions {
   readonly memory: GuestMemory;
   readonly namespaces: NamespaceSet;
@@ -218,7 +218,7 @@ export class IoCommands {
   /**
    * Takes a command away that waits for another one.
    *
-   * @returns Whether it did
+   * @returns True when it was here
    */
   cancel(command: Command): boolean {
     const at = this.#waiting.indexOf(command);
@@ -278,7 +278,7 @@ export class IoCommands {
     return this.#drive(command);
   }
 
-  /** What a Read with FUA wants is durable: now it is read. */
+  /** Goes on with a Read with FUA when what it reads is durable. */
   #readFlushed({ request, step, steps }: Command): number {
     request.op = BlockOp.READ;
     request.offset = step;
@@ -408,7 +408,7 @@ export class IoCommands {
     );
   }
 
-  /** When a Compare has its status, those that wait have their turn. */
+  /** Lets the Compare commands that wait have their turn when one has its status. */
   #settleCompare(command: Command, status: number): number {
     if (command.opcode !== NvmeCmd.COMPARE || status === IN_FLIGHT) {
       return status;
@@ -429,7 +429,7 @@ export class IoCommands {
    * Puts the next namespace of Flush into the request: of one, or of all that are there by now. `step` is the number of the
    * one before, `steps` the last number.
    *
-   * @returns Whether there is one
+   * @returns False when there is none
    */
   #nextFlush(command: Command): boolean {
     const { all } = this.#options.namespaces;

@@ -6,14 +6,12 @@
 
 import type {
   BlockBackend,
-  BlockClient,
   BlockRequest,
 } from "../../../src/backend/block/contract.ts";
 import type { BlockOptions } from "../../../src/backend/block/options.ts";
 
 /** The largest namespace id: NN of Identify Controller, whichever namespaces there are by now. */
 export const NSID_MAX = 32;
-const SECTOR_SHIFT = 9;
 
 /** Storage and the namespace id it gets. */
 export interface NamespaceStorage {
@@ -21,48 +19,36 @@ export interface NamespaceStorage {
   readonly nsid: number;
   /** The controller closes it. */
   readonly backend: BlockBackend;
-  /** What it was opened with; a controller whose storage does not say so cannot be moved. */
+  /** Options that it was opened with; a controller whose storage does not tell them cannot be moved. */
   readonly block?: BlockOptions;
 }
 
-/** Who serves namespaces, as they know it. */
-export interface NamespaceOwner {
-  /** As {@linkcode BlockClient.onComplete}. */
-  onComplete(request: BlockRequest, result: number): void;
-  /** A namespace has another size. */
-  onNamespaceChanged(ns: Namespace): void;
-}
-
 /** Storage with a namespace id. */
-export class Namespace implements BlockClient {
+export class Namespace {
   /** 1 and up. */
   readonly nsid: number;
   readonly backend: BlockBackend;
-  /** What its storage was opened with. */
+  /** Options that its storage was opened with. */
   readonly block: BlockOptions | undefined;
-  /** Whether it was taken away: commands that have got it end as if there were none. */
+  /** True once it was taken away: commands that have got it end as if there were none. */
   removed = false;
   /** Bytes of a logical block, as a power of two. */
   readonly lbaShift: number;
   /** Logical blocks. */
   blocks: number;
-  readonly #owner: NamespaceOwner;
   #uncommitted = false;
 
-  /** @param owner Told of completions and changes */
-  constructor(
-    { nsid, backend, block }: NamespaceStorage,
-    owner: NamespaceOwner,
-  ) {
+  constructor({ nsid, backend, block }: NamespaceStorage) {
     this.nsid = nsid;
     this.backend = backend;
     this.block = block;
-    this.#owner = owner;
-    const { logicalBlockBytes, sizeBytes } = backend.info;
-    let shift = SECTOR_SHIFT;
-    while (2 ** shift < logicalBlockBytes) shift++;
-    this.lbaShift = shift;
-    this.blocks = Math.floor(sizeBytes / logicalBlockBytes);
+    this.lbaShift = Math.log2(backend.info.logicalBlockBytes);
+    this.blocks = this.storedBlocks;
+  }
+
+  /** Logical blocks that the storage has by now. */
+  get storedBlocks(): number {
+    return Math.floor(this.backend.info.sizeBytes / 2 ** this.lbaShift);
   }
 
   /** Length of all of its blocks. */
@@ -71,10 +57,10 @@ export class Namespace implements BlockClient {
   }
 
   /**
-   * Whether blocks lie inside, without rounding: the start is 64 bits wide.
+   * Tells whether blocks lie inside, without rounding: the start is 64 bits wide.
    *
    * @param slbaLow Low word of the first block @param slbaHigh High word
-   * @param count How many
+   * @param count Number of blocks
    */
   contains(slbaLow: number, slbaHigh: number, count: number): boolean {
     // Exact below 2^53; from there on rounded, but not down to the size of any storage, and nothing wraps.
@@ -92,17 +78,6 @@ export class Namespace implements BlockClient {
     if (!this.#uncommitted) return;
     this.#uncommitted = false;
     this.backend.commit();
-  }
-
-  onComplete(request: BlockRequest, result: number): void {
-    this.#owner.onComplete(request, result);
-  }
-
-  onResize(): void {
-    this.blocks = Math.floor(
-      this.backend.info.sizeBytes / 2 ** this.lbaShift,
-    );
-    this.#owner.onNamespaceChanged(this);
   }
 }
 
@@ -122,7 +97,7 @@ export class NamespaceSet {
     return this.#byId[nsid] ?? null;
   }
 
-  /** Whether the number could be a namespace's (section 6.1.2). */
+  /** Tells whether a number could be a namespace's (section 6.1.2). */
   isValid(nsid: number): boolean {
     return nsid >= 1 && nsid <= NSID_MAX;
   }
@@ -146,7 +121,7 @@ export class NamespaceSet {
     ns.backend.close();
   }
 
-  /** Whether any of them may lose completed writes until a flush. */
+  /** True while any of them may lose completed writes until a flush. */
   get volatileCache(): boolean {
     return this.all.some((ns) => ns.backend.info.volatileCache);
   }
@@ -154,7 +129,7 @@ export class NamespaceSet {
   /**
    * Switches the write cache of all that have one.
    *
-   * @returns Whether it could be done
+   * @returns False when one could not be switched
    */
   setWriteCache(on: boolean): boolean {
     if (on === this.#writeCache) return true;
@@ -172,7 +147,7 @@ export class NamespaceSet {
     for (let i = 0; i < this.all.length; i++) this.all[i]!.commit();
   }
 
-  /** How many requests {@linkcode NamespaceSet.drain} would wait for. */
+  /** Number of requests that {@linkcode NamespaceSet.drain} would wait for. */
   get unfinished(): number {
     return this.all.reduce(
       (sum, { backend }) => sum + (backend.unfinished?.() ?? 0),

@@ -5,7 +5,6 @@
  * @module
  */
 
-import type { BlockRequest } from "../../../src/backend/block/contract.ts";
 import type { Poller, Timer } from "../../../src/loop/event_loop.ts";
 import { LookTimer } from "../../../src/loop/look_timer.ts";
 import { RING_ABSENCE_MS } from "../../../src/memory/guest_memory.ts";
@@ -19,21 +18,16 @@ import { NVME_COUNTERS, NvmeCounter } from "../counters.ts";
 import { NVME_SC_MORE, NvmeSc } from "../defs.ts";
 import { ErrorLog, isUnmetQuestion } from "./error_log.ts";
 import { IoCommands } from "./io.ts";
-import {
-  Namespace,
-  type NamespaceOwner,
-  NamespaceSet,
-  type NamespaceStorage,
-} from "./namespace.ts";
+import { Namespace, NamespaceSet, type NamespaceStorage } from "./namespace.ts";
 import { type DoorbellBuffers, Doorbells } from "../queue/doorbells.ts";
 import { InterruptLines } from "../queue/interrupt_lines.ts";
 import type { QueueSetState } from "../queue/queue.ts";
 import { QueueSet } from "../queue/queue_set.ts";
 import type { SharedWords } from "../threads/shared_words.ts";
 
-/** What the control thread has decided about all queues. Plain data. */
+/** Decisions of the control thread about all queues. Plain data. */
 export interface QueueSettings {
-  /** Whether commands may be fetched and completions posted: CSTS.RDY, and no reset asked for. */
+  /** True while commands may be fetched and completions posted: CSTS.RDY, and no reset asked for. */
   readonly running: boolean;
   /** The memory page size, as a power of two. */
   readonly pageShift: number;
@@ -42,14 +36,14 @@ export interface QueueSettings {
   readonly features: QueueFeatures;
   /** Those of Doorbell Buffer Config; null without. */
   readonly buffers: DoorbellBuffers | null;
-  /** Which there are, and how large. */
+  /** Numbers and sizes of all namespaces. */
   readonly namespaces: readonly {
     readonly nsid: number;
     readonly blocks: number;
   }[];
 }
 
-/** What the control thread has the queues of a thread do. Plain data. */
+/** Orders of the control thread to the queues of a thread. Plain data. */
 export type QueueMessage =
   | { readonly op: "configure"; readonly settings: QueueSettings }
   /** Everything as after a controller reset, but the settings. */
@@ -60,9 +54,9 @@ export type QueueMessage =
   | { readonly op: "stop" }
   /** Goes on after stop and hold. */
   | { readonly op: "start" }
-  /** Fetches nothing, though all else goes on. Answered with how many commands were fetched and are not completed. */
+  /** Fetches nothing, though all else goes on. Answered with the number of commands that were fetched and are not completed. */
   | { readonly op: "hold" }
-  /** Answered with how many requests are unfinished, see {@linkcode PciDevice.unfinished}. */
+  /** Answered with the number of unfinished requests, see {@linkcode PciDevice.unfinished}. */
   | {
     readonly op: "unfinished";
     readonly iova: number | undefined;
@@ -70,18 +64,18 @@ export type QueueMessage =
   }
   | { readonly op: "add"; readonly queues: QueueSetState }
   | { readonly op: "endCq"; readonly qid: number }
-  /** Answered with whether it is gone; if not, {@linkcode QueuesListener.onQueueEnded} tells when it is. */
+  /** Answered with true when it is gone; if not, {@linkcode QueuesListener.onQueueEnded} tells when it is. */
   | { readonly op: "endSq"; readonly qid: number }
-  /** Ends a command that waits. Answered with whether there was one. */
+  /** Ends a command that waits. Answered with true when there was one. */
   | { readonly op: "abort"; readonly sqid: number; readonly cid: number }
   /** A completion queue's head has moved: whether the INTA# line stays up is to be known at once. */
   | { readonly op: "look" }
-  /** Doorbell Buffer Config. Answered with whether the buffers can be reached. */
+  /** Doorbell Buffer Config. Answered with true when the buffers are mapped. */
   | { readonly op: "buffers"; readonly buffers: DoorbellBuffers }
   /** Answered with a {@linkcode QueueSetState} of all queues. */
   | { readonly op: "positions" };
 
-/** Who is told of what {@linkcode NvmeQueues} come upon. */
+/** Listener of {@linkcode NvmeQueues}. */
 export interface QueuesListener {
   /** A doorbell was written with a value that cannot be. */
   onInvalidDoorbell(): void;
@@ -97,11 +91,11 @@ export interface QueuesListener {
   onInternal?(): void;
   /** Executes an admin command. @returns A status, or IN_FLIGHT */
   startAdmin?(command: Command, sqe: Uint32Array): number;
-  /** Takes an admin command away that waits. @returns Whether it did */
+  /** Takes an admin command away that waits. @returns True when it waited */
   cancelAdmin?(command: Command): boolean;
 }
 
-/** What {@linkcode NvmeQueues} are made with. */
+/** Parts of {@linkcode NvmeQueues}. */
 export interface NvmeQueuesParts {
   readonly context: Pick<
     DeviceContext,
@@ -113,7 +107,7 @@ export interface NvmeQueuesParts {
   /** Interrupt vectors that the controller has. */
   readonly vectors: number;
   readonly maxTransferBytes: number;
-  /** Whether another thread writes the doorbell registers. */
+  /** True when another thread writes the doorbell registers. */
   readonly remote: boolean;
   /** Schedules {@linkcode NvmeQueues.run}. */
   readonly wake: () => void;
@@ -133,7 +127,7 @@ const SEGMENTS = 512;
  * The thread's namespaces are here too, each with an opening of its own of the storage. All commands are fetched, executed
  * and completed in {@linkcode NvmeQueues.run}, in a bottom half or when polling finds something.
  */
-export class NvmeQueues implements NamespaceOwner {
+export class NvmeQueues {
   readonly set: QueueSet;
   readonly doorbells: Doorbells;
   readonly namespaces: NamespaceSet = new NamespaceSet();
@@ -145,7 +139,7 @@ export class NvmeQueues implements NamespaceOwner {
     NVME_COUNTERS,
   );
   readonly errors: ErrorLog;
-  readonly #parts: NvmeQueuesParts;
+  readonly parts: NvmeQueuesParts;
   readonly #poller: Poller;
   /** Looks at mapped doorbells. */
   readonly #doorbellTimer: LookTimer | null;
@@ -162,7 +156,7 @@ export class NvmeQueues implements NamespaceOwner {
     const { context, words, listener, wake } = parts;
     const { memory, loop } = context;
     const { counters, namespaces } = this;
-    this.#parts = parts;
+    this.parts = parts;
     this.errors = new ErrorLog(words);
     this.data = new DataPointer(memory);
     this.doorbells = new Doorbells(memory, words);
@@ -190,10 +184,11 @@ export class NvmeQueues implements NamespaceOwner {
       queues: this.set,
       counters,
       segments: SEGMENTS,
-      startAdmin: (command, sqe) =>
-        listener.startAdmin?.(command, sqe) ?? NvmeSc.INVALID_OPCODE,
-      startIo: (command, sqe) => this.io.start(command, sqe),
-      resumeIo: (command, result) => this.io.resume(command, result),
+      start: (command, sqe) =>
+        command.sq!.qid === 0
+          ? listener.startAdmin!(command, sqe)
+          : this.io.start(command, sqe),
+      resume: (command, result) => this.io.resume(command, result),
       onError: (command) => this.#onCommandError(command),
       onInternal: () => listener.onInternal?.(),
       wake,
@@ -237,12 +232,12 @@ export class NvmeQueues implements NamespaceOwner {
     return this.#holding;
   }
 
-  /** Whether guest memory may be touched. */
+  /** True while guest memory may be touched. */
   get live(): boolean {
     return this.#running && !this.#stopped;
   }
 
-  /** Carries out what the control thread wants. @returns What it is answered with */
+  /** Carries out an order of the control thread. @returns The answer */
   handle(message: QueueMessage): unknown {
     const { set } = this;
     switch (message.op) {
@@ -288,8 +283,14 @@ export class NvmeQueues implements NamespaceOwner {
 
   /** Takes storage in as a namespace, under a number that is free; the namespace closes it. */
   addNamespace(storage: NamespaceStorage): Namespace {
-    const ns = new Namespace(storage, this);
-    ns.backend.start(ns);
+    const ns = new Namespace(storage);
+    ns.backend.start({
+      onComplete: (request, result) => this.engine.returned(request, result),
+      onResize: () => {
+        ns.blocks = ns.storedBlocks;
+        this.parts.listener.onNamespaceChanged?.(ns);
+      },
+    });
     this.namespaces.add(ns);
     return ns;
   }
@@ -301,7 +302,7 @@ export class NvmeQueues implements NamespaceOwner {
     namespaces.commit();
     if (!this.live) return;
     engine.settle();
-    if (!this.#holding && engine.fetch()) this.#parts.wake();
+    if (!this.#holding && engine.fetch()) this.parts.wake();
     namespaces.commit();
     engine.settle();
     if (!this.#running) return;
@@ -318,14 +319,14 @@ export class NvmeQueues implements NamespaceOwner {
   look(): void {
     if (!this.live) return;
     this.set.update();
-    this.#parts.wake();
+    this.parts.wake();
   }
 
   /** A doorbell was written with a value that cannot be. */
   refuseDoorbell(): void {
     this.counters.add(NvmeCounter.invalidDoorbells, 1);
     this.errors.add(NvmeSc.INVALID_FIELD);
-    this.#parts.listener.onInvalidDoorbell();
+    this.parts.listener.onInvalidDoorbell();
   }
 
   close(): void {
@@ -340,7 +341,7 @@ export class NvmeQueues implements NamespaceOwner {
     this.engine.reset();
   }
 
-  /** What was counted here, by name, storage included. */
+  /** Counters by name, storage included. */
   record(): Record<string, number> {
     return Object.assign(
       this.counters.toRecord(),
@@ -348,14 +349,6 @@ export class NvmeQueues implements NamespaceOwner {
         countersOf(`ns${nsid}`, backend.counters?.())
       ),
     );
-  }
-
-  onComplete(request: BlockRequest, result: number): void {
-    this.engine.returned(request, result);
-  }
-
-  onNamespaceChanged(ns: Namespace): void {
-    this.#parts.listener.onNamespaceChanged?.(ns);
   }
 
   #configure(settings: QueueSettings): void {
@@ -377,7 +370,7 @@ export class NvmeQueues implements NamespaceOwner {
     if (!this.live) return;
     if (masks) this.lines.maskChanged(interruptMask);
     this.#doorbellTimer?.start();
-    this.#parts.wake();
+    this.parts.wake();
   }
 
   #abort(sqid: number, cid: number): boolean {
@@ -386,7 +379,7 @@ export class NvmeQueues implements NamespaceOwner {
     // A command that waits for an event has no room of its own for its completion.
     const { cq } = command.sq!;
     if (!command.reserved && !this.set.hasRoom(cq)) return false;
-    const { listener, wake } = this.#parts;
+    const { listener, wake } = this.parts;
     if (!listener.cancelAdmin?.(command) && !this.io.cancel(command)) {
       return false;
     }
@@ -406,7 +399,7 @@ export class NvmeQueues implements NamespaceOwner {
   #start(): void {
     this.#stopped = this.#holding = false;
     this.look();
-    this.#parts.wake();
+    this.parts.wake();
     if (this.#running) this.#doorbellTimer?.start();
   }
 
@@ -459,7 +452,7 @@ export class NvmeQueues implements NamespaceOwner {
     const missing = this.set.missing();
     if (missing === null) return;
     this.#running = false;
-    this.#parts.listener.onFailure(missing);
+    this.parts.listener.onFailure(missing);
   }
 
   /** Looks for commands without being told. */
@@ -473,7 +466,7 @@ export class NvmeQueues implements NamespaceOwner {
     }
     const { shadowed } = this.doorbells;
     const isMapped = this.#doorbellTimer !== null;
-    if (!isMapped && !shadowed && !this.#parts.remote) return false;
+    if (!isMapped && !shadowed && !this.parts.remote) return false;
     if (!this.set.hasNews(usesPin)) return false;
     const { pageKicks, polledKicks } = NvmeCounter;
     if (isMapped) this.counters.add(pageKicks, 1);
@@ -486,7 +479,7 @@ export class NvmeQueues implements NamespaceOwner {
     this.#doorbellTimer?.endPolling();
     // What does not run touches no guest memory: it asks for doorbells when it runs.
     const found = this.set.endPolling(this.live) && !this.#holding;
-    if (found) this.#parts.wake();
+    if (found) this.parts.wake();
     return found;
   }
 

@@ -1,5 +1,5 @@
 /**
- * Where doorbell values come from: messages, a page that clients map, or shadow doorbells in guest memory.
+ * Doorbell values from messages, a page that clients map, or shadow doorbells in guest memory.
  *
  * @module
  */
@@ -23,11 +23,11 @@ export interface DoorbellBuffers {
 
 /** Doorbells as they are saved, numbered as they lie in the BAR. */
 export interface DoorbellsState {
-  /** What the registers hold; null when clients map them: that page travels with what is in it, which may be newer. */
+  /** Values of the registers; null when clients map them: that page travels with its contents, which may be newer. */
   readonly registers: readonly number[] | null;
   /** After Doorbell Buffer Config; null before. */
   readonly buffers: DoorbellBuffers | null;
-  /** What each shadow doorbell was set to, whether (1) it has had another value since, and what EventIdx was set to. */
+  /** Value that each shadow doorbell was set to, 1 once it has had another, and value that EventIdx was set to. */
   readonly initial: readonly number[];
   readonly inUse: readonly number[];
   readonly armed: readonly number[];
@@ -36,8 +36,8 @@ export interface DoorbellsState {
 /**
  * Checks the state of doorbells.
  *
- * @param count How many there are
- * @param mapped Whether clients map them
+ * @param count Number of doorbells
+ * @param mapped Clients map them
  * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
  */
 export function parseDoorbellsState(
@@ -95,9 +95,9 @@ export class Doorbells {
   /** The buffers of Doorbell Buffer Config. */
   #shadow: RangeWindow | null = null;
   #event: RangeWindow | null = null;
-  /** Whether the shadow buffer was not in reach when it was looked at last. */
+  /** True when the shadow buffer was not in reach at the last look. */
   awaitsReach = false;
-  /** What of the shadow buffer was refreshed last. */
+  /** Window of the shadow buffer that was refreshed last. */
   #refreshed = NO_WINDOW;
 
   /** @param words With the registers, which may be written by others */
@@ -113,12 +113,12 @@ export class Doorbells {
       { shadowIova: this.#shadow.iova, eventIova: this.#event!.iova };
   }
 
-  /** Whether Doorbell Buffer Config was done. */
+  /** True after Doorbell Buffer Config. */
   get shadowed(): boolean {
     return this.#shadow !== null;
   }
 
-  /** Whether the buffers of Doorbell Buffer Config are in use and not mapped. */
+  /** True while the buffers of Doorbell Buffer Config are in use and not mapped. */
   get missing(): boolean {
     return this.shadowed && !this.#ready();
   }
@@ -130,7 +130,7 @@ export class Doorbells {
     for (let i = 0; i < doorbells.length; i++) Atomics.store(doorbells, i, 0);
   }
 
-  /** What is to be known of them elsewhere; guest memory is not looked at. */
+  /** State of the doorbells; guest memory is not looked at. */
   save(): DoorbellsState {
     const { mapped, doorbells, initial, inUse, armed } = this.#words;
     return {
@@ -165,7 +165,7 @@ export class Doorbells {
   /**
    * Takes buffers into use, or none, and leaves what is in them; see {@linkcode Doorbells.set}.
    *
-   * @returns Whether they can be read and written
+   * @returns True when they can be read and written
    */
   use(buffers: DoorbellBuffers | null): boolean {
     const both = Access.READ | Access.WRITE;
@@ -198,10 +198,10 @@ export class Doorbells {
 
   /** The value of a doorbell, or {@linkcode NO_DOORBELL} while the shadow buffer cannot be reached. */
   read(index: number): number {
-    if (this.shadowed) {
-      if (!this.#ready()) return NO_DOORBELL;
-      const { window } = this.#shadow!;
-      if (window !== this.#refreshed) return NO_DOORBELL;
+    const shadow = this.#shadow;
+    if (shadow !== null) {
+      const { window } = shadow;
+      if (!shadow.ready() || window !== this.#refreshed) return NO_DOORBELL;
       const value = window.loadU32(index * WORD);
       if (this.#words.inUse[index] !== 0) return value;
       if (value !== this.#words.initial[index]) {
@@ -215,7 +215,7 @@ export class Doorbells {
   /**
    * Asks the driver to ring when it passes `value`; it need not be asked without shadow doorbells.
    *
-   * @returns Whether it was asked anew: then {@linkcode Doorbells.read} once more
+   * @returns True when it was asked anew: then {@linkcode Doorbells.read} once more
    */
   arm(index: number, value: number): boolean {
     if (this.#words.armed[index] === value || !this.#ready()) return false;

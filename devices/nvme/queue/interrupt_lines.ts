@@ -18,27 +18,18 @@ import type { QueueSet } from "./queue_set.ts";
 /** The only vector of the pin and of MSI. */
 const SHARED_VECTOR = 0;
 
-/** Features until the first are told. */
-const NO_FEATURES: QueueFeatures = {
-  burst: 1,
-  coalescedEntries: 0,
-  coalescingMs: 0,
-  coalesces: [],
-  writeCache: true,
-};
-
-/** What {@linkcode InterruptLines} work with. */
+/** Parts of {@linkcode InterruptLines}. */
 export interface InterruptLinesOptions {
   readonly interrupts: Pick<Interrupts, "mode" | "raise">;
   readonly loop: Loop;
   readonly words: SharedWords;
   readonly queues: QueueSet;
   readonly counters: Counters;
-  /** How many vectors there are. */
+  /** Number of vectors. */
   readonly vectors: number;
   /** Completions have waited long enough: {@linkcode InterruptLines.flush} is to be called. */
   readonly wake: () => void;
-  /** What this thread wants of the INTA# line may have changed, in the words. */
+  /** The level of the INTA# line that this thread wants may have changed, in the words. */
   readonly onLine: () => void;
 }
 
@@ -58,14 +49,15 @@ export interface InterruptLinesOptions {
  */
 export class InterruptLines {
   readonly #options: InterruptLinesOptions;
-  features: QueueFeatures = NO_FEATURES;
+  /** To be set before anything is told. */
+  features!: QueueFeatures;
   /** By vector: completions that wait to be told. */
   readonly #waiting: Uint32Array<ArrayBuffer>;
   readonly #timer: Timer;
   #armed = false;
-  /** Whether nothing may wait any longer. */
+  /** True when nothing may wait any longer. */
   #due = false;
-  /** Whether this thread wants the INTA# line up; null when that is to be said anew. */
+  /** Level of the INTA# line that this thread wants; null when that is to be said anew. */
   #isUp: boolean | null = null;
 
   constructor(options: InterruptLinesOptions) {
@@ -95,7 +87,7 @@ export class InterruptLines {
     this.#timer.arm(this.features.coalescingMs);
   }
 
-  /** Whether the line follows what drivers consume, so that they must tell. */
+  /** True with the INTA# line, which follows what drivers consume, so that they must tell. */
   get usesPin(): boolean {
     return this.#options.interrupts.mode === "intx";
   }
@@ -106,7 +98,7 @@ export class InterruptLines {
     if (this.#options.interrupts.mode !== "msix") this.flush(mask);
   }
 
-  /** What waits is to be told soon. */
+  /** Has everything told soon that waits. */
   hurry(): void {
     this.#due = true;
     this.#options.wake();
@@ -119,7 +111,7 @@ export class InterruptLines {
     this.#setLevel(false);
   }
 
-  /** What this thread wants of the INTA# line is to be said anew. */
+  /** Forgets the level of the INTA# line that this thread wanted. */
   forget(): void {
     if (this.#isUp === true) this.#options.words.changeLine(false);
     this.#isUp = null;
@@ -131,7 +123,7 @@ export class InterruptLines {
     this.forget();
   }
 
-  /** @returns Whether completions are kept for later */
+  /** @returns True when completions are kept for later */
   #sendMessages(
     queues: readonly CompletionQueue[],
     masked: boolean,
@@ -171,7 +163,7 @@ export class InterruptLines {
     counters.add(NvmeCounter.coalescedInterrupts, completions - 1);
   }
 
-  /** @returns Whether completions are kept for later */
+  /** @returns True when completions are kept for later */
   #updateLine(queues: readonly CompletionQueue[], masked: boolean): boolean {
     let level = false;
     let anyKept = false;
@@ -212,7 +204,7 @@ export class InterruptLines {
       this.features.coalesces[cq.vector]!;
   }
 
-  /** Whether the completions of a queue wait for more, or for the time to pass. */
+  /** Tells whether the completions of a queue wait for more, or for the time to pass. */
   #keeps(cq: CompletionQueue): boolean {
     const { coalescedEntries } = this.features;
     return coalescedEntries > 0 && !this.#due && !cq.urgent &&

@@ -33,11 +33,11 @@ interface QueueState {
 /** A completion queue. */
 export interface CompletionQueueState extends QueueState {
   readonly vector: number;
-  /** Whether completions interrupt. */
+  /** True when completions interrupt. */
   readonly interrupts: boolean;
   /** Of the next entry: 0 or 1. */
   readonly phase: number;
-  /** Entries that no interrupt has told about, and whether one of them is of a command that failed. */
+  /** Number of entries that no interrupt has told about, and true when one of them is of a command that failed. */
   readonly untold: number;
   readonly urgent: boolean;
 }
@@ -54,7 +54,7 @@ export interface QueueSetState {
   readonly submission: readonly SubmissionQueueState[];
 }
 
-/** What there can be. */
+/** Limits of a controller. */
 export interface QueueLimits {
   /** I/O queue pairs. */
   readonly pairs: number;
@@ -141,24 +141,24 @@ export class CompletionQueue {
   readonly size: number;
   /** Interrupt vector. */
   readonly vector: number;
-  /** Whether completions interrupt. */
+  /** True when completions interrupt. */
   readonly interrupts: boolean;
-  /** Where the driver is, as far as it has told. */
+  /** Next entry for the driver to consume, as far as it has told. */
   head: number;
-  /** Where the next entry goes. */
+  /** Index of the next entry to post. */
   tail: number;
   /** Entries that commands in flight will need. */
   reserved = 0;
   /** Entries that were posted and that no interrupt has told about. */
   untold: number;
-  /** Whether one of those is of a command that failed. */
+  /** True when one of those is of a command that failed. */
   urgent: boolean;
   /** The doorbell value that was refused last. */
   rejected: number;
   readonly #ring: RangeWindow;
   #phase: number;
 
-  /** @param memory Where the ring is */
+  /** @param memory Holds the ring */
   constructor(memory: GuestMemory, state: CompletionQueueState) {
     this.qid = state.qid;
     this.size = state.size;
@@ -189,7 +189,7 @@ export class CompletionQueue {
     return this.size - 1 - this.occupied - this.reserved;
   }
 
-  /** Whether the ring can be reached. */
+  /** Tells whether the ring is mapped. */
   ready(): boolean {
     return this.#ring.ready();
   }
@@ -197,7 +197,7 @@ export class CompletionQueue {
   /**
    * The driver has consumed entries up to `head`.
    *
-   * @returns Whether that can be
+   * @returns False when that cannot be
    */
   consumeTo(head: number): boolean {
     if (head >= this.size) return false;
@@ -237,7 +237,7 @@ export class CompletionQueue {
     this.urgent = false;
   }
 
-  /** What it is and where it is; nothing may be reserved. */
+  /** State of the queue; nothing may be reserved. */
   save(): CompletionQueueState {
     return {
       qid: this.qid,
@@ -259,7 +259,7 @@ export class CompletionQueue {
 export class SubmissionQueue {
   readonly qid: number;
   readonly size: number;
-  /** Where its completions go. */
+  /** Queue of its completions. */
   readonly cq: CompletionQueue;
   /** The next entry to fetch. */
   head: number;
@@ -269,17 +269,17 @@ export class SubmissionQueue {
   waitingTail = 0;
   /** Commands that were fetched and are not completed. */
   inFlight = 0;
-  /** Whether it is being deleted: nothing is fetched any more. */
+  /** True while it is being deleted: nothing is fetched any more. */
   ending = false;
   /** The doorbell value that was refused last. */
   rejected: number;
   readonly #ring: RangeWindow;
-  /** How many entries from `head` on were refreshed since they were submitted. */
+  /** Number of entries from `head` on that were refreshed since they were submitted. */
   #fresh = 0;
   /** A bit for each command identifier that is in use. */
   readonly #cids = new Uint32Array(CIDS / 32);
 
-  /** @param memory Where the ring is */
+  /** @param memory Holds the ring */
   constructor(
     memory: GuestMemory,
     state: SubmissionQueueState,
@@ -299,7 +299,7 @@ export class SubmissionQueue {
     this.rejected = state.rejected ?? NOTHING;
   }
 
-  /** Whether nothing is to be fetched, as far as the driver has told. */
+  /** True when nothing is to be fetched, as far as the driver has told. */
   get empty(): boolean {
     return this.head === this.tail;
   }
@@ -307,7 +307,7 @@ export class SubmissionQueue {
   /**
    * The driver has submitted entries up to `tail`.
    *
-   * @returns Whether that can be
+   * @returns False when that cannot be
    */
   submitTo(tail: number): boolean {
     if (tail >= this.size) return false;
@@ -352,7 +352,7 @@ export class SubmissionQueue {
   /**
    * Marks a command identifier as used.
    *
-   * @returns Whether it was free
+   * @returns True when it was free
    */
   takeCid(cid: number): boolean {
     const mask = 1 << (cid & 31);
@@ -366,7 +366,7 @@ export class SubmissionQueue {
     this.#cids[cid >>> 5]! &= ~(1 << (cid & 31));
   }
 
-  /** Whether the ring can be reached. */
+  /** Tells whether the ring is mapped. */
   ready(): boolean {
     const { window } = this.#ring;
     const isThere = this.#ring.ready();
@@ -374,7 +374,7 @@ export class SubmissionQueue {
     return isThere;
   }
 
-  /** What it is and where it is, apart from commands that wait for an event. */
+  /** State of the queue, apart from commands that wait for an event. */
   save(): SubmissionQueueState {
     return {
       qid: this.qid,

@@ -19,14 +19,14 @@ import {
 import { CompletionQueue, SubmissionQueue } from "./queue.ts";
 import type { QueueSetState } from "./queue.ts";
 
-/** What a {@linkcode QueueSet} works with. */
+/** Parts of a {@linkcode QueueSet}. */
 export interface QueueSetOptions {
   readonly memory: GuestMemory;
   readonly doorbells: Doorbells;
   /** I/O queue pairs there can be. */
   readonly pairs: number;
   readonly posted: PostedWrites;
-  /** Whether the pin, or a message that INTMS may mask, tells about completions. */
+  /** Tells whether the pin, or a message that INTMS may mask, announces completions. */
   readonly maskable: () => boolean;
   /** Something is to be done in a bottom half. */
   readonly wake: () => void;
@@ -102,7 +102,7 @@ export class QueueSet {
   /**
    * Ends a submission queue: what was not fetched is dropped.
    *
-   * @returns Whether it is gone; if not, onEnded is called when the commands in flight are completed
+   * @returns True when it is gone; if not, onEnded is called when the commands in flight are completed
    */
   endSq(qid: number): boolean {
     const sq = this.#sqs[qid]!;
@@ -122,7 +122,7 @@ export class QueueSet {
   /**
    * Does not serve a completion queue any more, nor those that complete there; nothing may be in flight on them.
    *
-   * @returns Where they are, for another thread's {@linkcode QueueSet.add}
+   * @returns Their positions, for another thread's {@linkcode QueueSet.add}
    */
   release(cqid: number): QueueSetState {
     const state = this.save(cqid);
@@ -141,7 +141,7 @@ export class QueueSet {
     this.#options.doorbells.use(null);
   }
 
-  /** Where queues are: all, or one with those that complete there. Only what waits for an event may be in flight. */
+  /** Positions of all queues, or of one with those that complete there. Only what waits for an event may be in flight. */
   save(cqid?: number): QueueSetState {
     const isWanted = (qid: number) => cqid === undefined || qid === cqid;
     return {
@@ -155,7 +155,7 @@ export class QueueSet {
   /**
    * Doorbell Buffer Config: the buffers hold whatever the queues are at from here on.
    *
-   * @returns Whether the buffers can be read and written
+   * @returns True when the buffers can be read and written
    */
   configureDoorbells(buffers: DoorbellBuffers): boolean {
     const { doorbells } = this.#options;
@@ -188,7 +188,7 @@ export class QueueSet {
   /**
    * A tail was found, maybe in memory: the register writes that were sent before it come first, where they matter.
    *
-   * @returns How far the queue may be fetched from now: what has come since does not keep waiting what was found before
+   * @returns Tail up to which the queue may be fetched from now: later entries do not keep earlier ones waiting
    */
   #admit(sq: SubmissionQueue, tail: number): number {
     if (sq.qid !== 0 && !(sq.cq.interrupts && this.#options.maskable())) {
@@ -225,7 +225,7 @@ export class QueueSet {
     }
   }
 
-  /** What of the queues is not mapped, for messages; null when all is. */
+  /** Describes a queue that is not mapped; null when all are. */
   missing(): string | null {
     // What a function may not access is there all the same.
     if (!this.#options.memory.accessible) return null;
@@ -245,7 +245,7 @@ export class QueueSet {
     this.#options.doorbells.refresh();
   }
 
-  /** Whether a submission queue has entries; when not, the driver is asked to ring for the next one. */
+  /** Tells whether a submission queue has entries; when not, the driver is asked to ring for the next one. */
   hasEntries(sq: SubmissionQueue): boolean {
     if (!sq.empty) return true;
     this.updateTail(sq);
@@ -268,8 +268,8 @@ export class QueueSet {
   /**
    * The tails are not polled any more: asks drivers to ring.
    *
-   * @param live Whether guest memory may be touched; nobody is asked otherwise
-   * @returns Whether a submission queue got entries meanwhile
+   * @param live Guest memory may be touched; nobody is asked otherwise
+   * @returns True when a submission queue got entries meanwhile
    */
   endPolling(live: boolean): boolean {
     this.#polled = false;
@@ -281,7 +281,7 @@ export class QueueSet {
     return found;
   }
 
-  /** Whether a completion queue has room; when not, the driver is asked to ring when it makes some. */
+  /** Tells whether a completion queue has room; when not, the driver is asked to ring when it makes some. */
   hasRoom(cq: CompletionQueue): boolean {
     if (cq.room > 0) return true;
     const { doorbells } = this.#options;
@@ -295,9 +295,9 @@ export class QueueSet {
   }
 
   /**
-   * Whether doorbells tell something new, for polling.
+   * Tells whether a doorbell has a new value, for polling.
    *
-   * @param heads Whether the heads of all completion queues matter, not just of those that are full
+   * @param heads The heads of all completion queues matter, not just those of queues with commands to fetch
    */
   hasNews(heads: boolean): boolean {
     const { doorbells } = this.#options;

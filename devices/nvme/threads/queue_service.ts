@@ -23,13 +23,13 @@ import { SharedWords } from "./shared_words.ts";
 /** A namespace that goes on elsewhere, or there too. Plain data; its descriptors are `nsN` of a bag. */
 export interface NamespaceGrant {
   readonly nsid: number;
-  /** What its storage was opened with. */
+  /** Options that its storage was opened with. */
   readonly block: BlockOptions | undefined;
-  /** What {@linkcode BlockBackend.share} of it, or save, gave. */
+  /** State from {@linkcode BlockBackend.share} or save. */
   readonly state: unknown;
 }
 
-/** What a {@linkcode NvmeQueueService} is made of. Plain data. */
+/** Parts of a {@linkcode NvmeQueueService}. Plain data. */
 export interface QueueGrant {
   /** I/O queue pairs that the controller has. */
   readonly pairs: number;
@@ -41,7 +41,7 @@ export interface QueueGrant {
   readonly settings: QueueSettings;
 }
 
-/** What the control thread tells a queue thread. Plain data. */
+/** Orders of the control thread to a queue thread. Plain data. */
 export type ServiceMessage =
   | QueueMessage
   | {
@@ -59,17 +59,21 @@ export type OpenStorage = (
   saved: Saved<unknown>,
 ) => BlockBackend;
 
-/** What has happened on a queue thread since it was asked last. Plain data. */
-export interface QueueReport {
+/** Events on a queue thread. Plain data. */
+class QueueNews {
+  /** Submission queues that were ended and have come to their end. */
+  readonly ended: number[] = [];
+  /** A doorbell had a value that cannot be. */
+  invalidDoorbell = false;
+  /** Mistake of the driver that the controller cannot go on from; null for none. */
+  failure: string | null = null;
+}
+
+/** Report of a queue thread since it was asked last. Plain data. */
+export interface QueueReport extends QueueNews {
   readonly errors: readonly ErrorEntry[];
   /** By NvmeCounter. */
   readonly counts: readonly number[];
-  /** Submission queues that were ended and have come to their end. */
-  readonly ended: readonly number[];
-  /** Whether a doorbell had a value that cannot be. */
-  readonly invalidDoorbell: boolean;
-  /** What the driver did that the controller cannot go on from; null for nothing. */
-  readonly failure: string | null;
 }
 
 /** Serves the queues that its control thread adds here. */
@@ -77,9 +81,7 @@ export class NvmeQueueService implements QueueService {
   readonly #open: OpenStorage;
   readonly #queues: NvmeQueues;
   readonly #work: BottomHalf;
-  #ended: number[] = [];
-  #invalidDoorbell = false;
-  #failure: string | null = null;
+  #news = new QueueNews();
 
   /**
    * Makes one that serves no queue yet, and is stopped.
@@ -102,15 +104,15 @@ export class NvmeQueueService implements QueueService {
       wake: () => this.#work.schedule(),
       listener: {
         onInvalidDoorbell: () => {
-          this.#invalidDoorbell = true;
+          this.#news.invalidDoorbell = true;
           context.report();
         },
         onFailure: (reason) => {
-          this.#failure = reason;
+          this.#news.failure = reason;
           context.report();
         },
         onQueueEnded: (qid) => {
-          this.#ended.push(qid);
+          this.#news.ended.push(qid);
           context.report();
         },
         // Up or down: the control thread is to look.
@@ -137,7 +139,7 @@ export class NvmeQueueService implements QueueService {
       case "report":
         return this.#report();
       case "reset":
-        this.#forget();
+        this.#news = new QueueNews();
         return this.#queues.handle(message);
       default:
         return this.#queues.handle(message);
@@ -158,12 +160,6 @@ export class NvmeQueueService implements QueueService {
     this.#work.cancel();
   }
 
-  #forget(): void {
-    this.#ended = [];
-    this.#invalidDoorbell = false;
-    this.#failure = null;
-  }
-
   #addNamespace(
     { nsid, block, state }: NamespaceGrant,
     bag: ResourceBag,
@@ -174,14 +170,8 @@ export class NvmeQueueService implements QueueService {
 
   #report(): QueueReport {
     const { errors, counters } = this.#queues;
-    const report = {
-      errors: errors.take(),
-      counts: counters.take(),
-      ended: this.#ended,
-      invalidDoorbell: this.#invalidDoorbell,
-      failure: this.#failure,
-    };
-    this.#forget();
-    return report;
+    const news = this.#news;
+    this.#news = new QueueNews();
+    return { ...news, errors: errors.take(), counts: counters.take() };
   }
 }

@@ -9,7 +9,7 @@ const DOORBELL_WORDS = 4;
 /** Words after those. */
 const Word = { ERRORS: 0, LINES: 1, SIZE: 2 } as const;
 
-/** How many words there are. @param pairs Queue pairs, the admin queue's included */
+/** Number of words. @param pairs Queue pairs, the admin queue's included */
 export function sharedWordCount(pairs: number): number {
   return pairs * 2 * DOORBELL_WORDS + Word.SIZE;
 }
@@ -19,15 +19,15 @@ export function sharedWordCount(pairs: number): number {
  * counts are changed by Atomics; the rest belongs to whichever thread serves the queue.
  */
 export class SharedWords {
-  /** Whether clients write the doorbell registers without us. */
+  /** True when clients write the doorbell registers through a mapping. */
   readonly mapped: boolean;
   /** The doorbell registers. */
   doorbells!: Uint32Array<ArrayBuffer>;
-  /** What each shadow doorbell was set to. */
+  /** Value that each shadow doorbell was set to. */
   initial!: Uint32Array<ArrayBuffer>;
-  /** Whether it has had another value since. */
+  /** 1 once it has had another value. */
   inUse!: Uint32Array<ArrayBuffer>;
-  /** What each EventIdx was set to. */
+  /** Value that each EventIdx was set to. */
   armed!: Uint32Array<ArrayBuffer>;
   readonly #page: Uint8Array<ArrayBuffer> | null;
   readonly #count: number;
@@ -50,7 +50,7 @@ export class SharedWords {
     this.#use(words);
   }
 
-  /** How many threads want the INTA# line up. */
+  /** Number of threads that want the INTA# line up. */
   get lines(): number {
     return Atomics.load(this.#counts, Word.LINES);
   }
@@ -60,7 +60,7 @@ export class SharedWords {
     Atomics.add(this.#counts, Word.LINES, up ? 1 : -1);
   }
 
-  /** How many errors there were, on all threads. */
+  /** Number of errors on all threads. */
   get errors(): number {
     return Atomics.load(this.#counts, Word.ERRORS) >>> 0;
   }
