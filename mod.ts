@@ -81,15 +81,14 @@ export {
   type ScratchMemory,
 } from "./src/memory/guest_memory.ts";
 export { ScatterGather } from "./src/memory/scatter_gather.ts";
+export type { DeviceContext, Interrupts } from "./src/pci/context.ts";
 export type {
   AccessWidth,
   BarSpec,
   CapabilitySpec,
   CommandAnswer,
   DeviceCommand,
-  DeviceContext,
   Doorbell,
-  Interrupts,
   MmapArea,
   PciDevice,
   PciSpec,

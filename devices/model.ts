@@ -7,7 +7,8 @@
 import type { Options } from "../src/core/options.ts";
 import type { DeviceState } from "../src/core/state_form.ts";
 import type { Saved } from "../src/os/resource_bag.ts";
-import type { DeviceContext, PciDevice } from "../src/pci/device.ts";
+import type { DeviceContext } from "../src/pci/context.ts";
+import type { PciDevice } from "../src/pci/device.ts";
 import type { VirtioDevice, VirtioTransport } from "../src/virtio/device.ts";
 import type { QueueContext, QueueService } from "../src/pci/queue_threads.ts";
 

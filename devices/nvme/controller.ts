@@ -10,10 +10,10 @@ import type { BlockOptions } from "../../src/backend/block/options.ts";
 import { formatSize } from "../../src/core/size.ts";
 import { field } from "../../src/core/bits.ts";
 import type { BottomHalf } from "../../src/loop/event_loop.ts";
+import type { DeviceContext } from "../../src/pci/context.ts";
 import type {
   AccessWidth,
   DeviceCommand,
-  DeviceContext,
   PciDevice,
   PciSpec,
   ResetReason,

@@ -7,7 +7,8 @@
 import { openBlockBackend } from "../../src/backend/block/open.ts";
 import { blockDriver } from "../../src/backend/block/options.ts";
 import type { Log } from "../../src/core/log.ts";
-import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
+import type { DeviceContext } from "../../src/pci/context.ts";
+import type { PciDevice } from "../../src/pci/device.ts";
 import type {
   QueueContext,
   QueueService,

@@ -8,11 +8,8 @@ import type { BlockBackend } from "../../src/backend/block/contract.ts";
 import { formatSize } from "../../src/core/size.ts";
 import type { DeviceState } from "../../src/core/state_form.ts";
 import type { ResourceBag } from "../../src/os/resource_bag.ts";
-import type {
-  AccessWidth,
-  DeviceCommand,
-  DeviceContext,
-} from "../../src/pci/device.ts";
+import type { DeviceContext } from "../../src/pci/context.ts";
+import type { AccessWidth, DeviceCommand } from "../../src/pci/device.ts";
 import { CONTROL_GROUP } from "../../src/pci/queue_threads.ts";
 import type {
   QueueSharing,

@@ -15,7 +15,7 @@ import {
 import { Errno } from "../../src/core/errno.ts";
 import type { BottomHalf } from "../../src/loop/event_loop.ts";
 import { Access, type GuestMemory } from "../../src/memory/guest_memory.ts";
-import type { DeviceContext } from "../../src/pci/device.ts";
+import type { DeviceContext } from "../../src/pci/context.ts";
 import type {
   QueueThreadHandler,
   QueueTransport,

@@ -6,11 +6,11 @@
 
 import { Errno, ErrnoError } from "../../src/core/errno.ts";
 import type { Log } from "../../src/core/log.ts";
+import type { DeviceContext } from "../../src/pci/context.ts";
 import type {
   AccessWidth,
   CommandAnswer,
   DeviceCommand,
-  DeviceContext,
 } from "../../src/pci/device.ts";
 import { type NetBackend, NetOffload } from "../../src/backend/net/contract.ts";
 import { CONTROL_GROUP } from "../../src/pci/queue_threads.ts";

@@ -61,7 +61,7 @@ import { capabilityBytes, VENDOR_PREFIX_BYTES } from "./validate.ts";
 
 /** Configuration space as data: three images of the same length. */
 export interface ConfigImage {
-  /** What registers hold after a reset. */
+  /** Values of the registers after a reset. */
   readonly values: DataView;
   /** One for each bit that software sets and clears. */
   readonly writeMask: DataView;
@@ -71,7 +71,7 @@ export interface ConfigImage {
 
 /** A capability and where it is. */
 export interface PlacedCapability {
-  /** What was asked for. */
+  /** Specification that was asked for. */
   readonly spec: CapabilitySpec;
   /** Offset in configuration space. */
   readonly offset: number;

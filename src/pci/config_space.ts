@@ -46,9 +46,9 @@ import type { BarSpec, CapabilitySpec, PciSpec } from "./device.ts";
 import type { RegisterMap } from "./register_map.ts";
 import { validatePciSpec, VENDOR_PREFIX_BYTES } from "./validate.ts";
 
-/** What a write to configuration space asks for, beyond the bytes; a bit set. */
+/** Consequences of a write to configuration space, beyond the bytes; a bit set. */
 export const ConfigEffect = {
-  /** Which interrupts are enabled or masked has changed. */
+  /** Interrupts were enabled, disabled, masked or unmasked. */
   INTERRUPTS: 1,
   /** The power state has changed. */
   POWER: 2,
@@ -56,7 +56,7 @@ export const ConfigEffect = {
   FLR: 4,
 } as const;
 
-/** What a {@linkcode ConfigSpace} holds, as plain data. */
+/** Contents of a {@linkcode ConfigSpace}, as plain data. */
 export interface ConfigState {
   /** All 4096 bytes, as they are read. */
   readonly bytes: Uint8Array;
@@ -105,7 +105,7 @@ class VendorBody {
 
 /** PCI Express configuration space, 4096 bytes; whoever calls has checked the range. */
 export class ConfigSpace {
-  /** Where the capabilities are, in the order in which they are linked. */
+  /** Places of the capabilities, in the order in which they are linked. */
   readonly capabilities: readonly PlacedCapability[];
   readonly #bytes = new Uint8Array(PCI_CFG_SPACE_EXP_SIZE);
   readonly #view = new DataView(this.#bytes.buffer);
@@ -235,7 +235,7 @@ export class ConfigSpace {
     return effects;
   }
 
-  /** Whether a write may reset the function or end its bus mastering. */
+  /** True if a write may reset the function or end its bus mastering. */
   mayEndRequests(offset: number, count: number): boolean {
     const touches = (register: number) =>
       register !== 0 && offset < register + 2 && register < offset + count;
@@ -246,17 +246,17 @@ export class ConfigSpace {
       );
   }
 
-  /** Whether software forbade INTx. */
+  /** True if software forbade INTx. */
   get intxDisabled(): boolean {
     return (this.#read16(COMMAND) & PCI_COMMAND_INTX_DISABLE) !== 0;
   }
 
-  /** Whether MSI is enabled. */
+  /** True if MSI is enabled. */
   get msiEnabled(): boolean {
     return (this.#read16(this.#msiFlags) & PCI_MSI_FLAGS_ENABLE) !== 0;
   }
 
-  /** How many MSI vectors software allocated, at most what the function asks for. */
+  /** Number of MSI vectors software allocated, at most what the function asks for. */
   get msiAllocated(): number {
     const flags = this.#read16(this.#msiFlags);
     const asked = (flags & PCI_MSI_FLAGS_QMASK) >> 1;
@@ -269,12 +269,12 @@ export class ConfigSpace {
     return this.#msiMask === 0 ? 0 : this.#view.getInt32(this.#msiMask, true);
   }
 
-  /** Whether MSI-X is enabled. */
+  /** True if MSI-X is enabled. */
   get msixEnabled(): boolean {
     return (this.#read16(this.#msixFlags) & PCI_MSIX_FLAGS_ENABLE) !== 0;
   }
 
-  /** Whether software masked all MSI-X vectors at once. */
+  /** True if software masked all MSI-X vectors at once. */
   get msixMasked(): boolean {
     return (this.#read16(this.#msixFlags) & PCI_MSIX_FLAGS_MASKALL) !== 0;
   }
@@ -286,7 +286,7 @@ export class ConfigSpace {
   }
 
   /**
-   * Whether the function may issue memory requests, and so DMA and messages: Bus Master Enable is set (PCI Express 3.0,
+   * True if the function may issue memory requests, and so DMA and messages: Bus Master Enable is set (PCI Express 3.0,
    * section 7.5.1.1), and it is in D0 (section 5.3.1.4.1).
    */
   get mayMaster(): boolean {
@@ -314,7 +314,7 @@ export class ConfigSpace {
     }
   }
 
-  /** What the register at `offset` is called, for traces. */
+  /** Name of the register at `offset`, for traces. */
   registerName(offset: number): string {
     if (offset < PciHeader.lengthBytes) {
       return PciHeader.at(offset)?.name ?? "reserved";

@@ -4,13 +4,9 @@
  * @module
  */
 
-import type { Loop } from "../loop/event_loop.ts";
-import type { Log } from "../core/log.ts";
 import type { DeviceState } from "../core/state_form.ts";
 import type { ResourceBag } from "../os/resource_bag.ts";
-import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { SharedMemory } from "../memory/shared_memory.ts";
-import type { PostedWrites } from "./posted_writes.ts";
 import type { QueueThreads } from "./queue_threads.ts";
 
 export type { SharedMemory } from "../memory/shared_memory.ts";
@@ -20,9 +16,9 @@ export type AccessWidth = 1 | 2 | 4;
 
 /** A part of a BAR that clients may map: accesses to it never reach the model's readBar and writeBar. */
 export interface MmapArea {
-  /** Where in the BAR; page-aligned. */
+  /** Offset in the BAR; page-aligned. */
   readonly offset: number;
-  /** Whole pages, from {@linkcode DeviceContext.createSharedMemory}. */
+  /** Whole pages, from `createSharedMemory` of the context. */
   readonly memory: SharedMemory;
   /** Told after a message has written there; by a mapping nobody is told. As writeBar, it must return at once. */
   readonly onWrite?: () => void;
@@ -30,11 +26,11 @@ export interface MmapArea {
 
 /** A register whose writes a client may replace by signalling an eventfd. */
 export interface Doorbell {
-  /** Where in the BAR. */
+  /** Offset in the BAR. */
   readonly offset: number;
   /** Width of the write that rings it; 0 for any. */
   readonly sizeBytes: 0 | 1 | 2 | 4 | 8;
-  /** When given, only a write of this value rings it. */
+  /** Value that rings it; any value without it. */
   readonly datamatch?: number;
 }
 
@@ -46,7 +42,7 @@ export interface BarSpec {
   readonly sizeBytes: number;
   /** Address space and width. */
   readonly kind: "memory32" | "memory64" | "io";
-  /** Whether reads have no side effects; memory only. */
+  /** True if reads have no side effects; memory only. */
   readonly prefetchable?: boolean;
   /** Parts that clients may map. */
   readonly mmap?: readonly MmapArea[];
@@ -58,9 +54,9 @@ export interface BarSpec {
 export interface VendorCapability {
   /** Marks the union. */
   readonly kind: "vendor";
-  /** What follows the id, next and length bytes. */
+  /** Bytes after the id, next and length bytes. */
   readonly body: Uint8Array;
-  /** Which bits of `body` software may write; none without it. */
+  /** Bits of `body` that software may write; none without it. */
   readonly writable?: Uint8Array;
   /** Asked before bytes of the body are read; may update `bytes`, a live view of the body in configuration space. */
   readonly onRead?: (
@@ -106,7 +102,7 @@ export interface PciSpec {
   readonly subsystemVendorId: number;
   /** Subsystem ID. */
   readonly subsystemId: number;
-  /** Whether the function has an INTA# line. */
+  /** True if the function has an INTA# line. */
   readonly intx: boolean;
   /** Base address registers, in any order. */
   readonly bars: readonly BarSpec[];
@@ -115,7 +111,7 @@ export interface PciSpec {
 }
 
 /**
- * Why a device is reset: the client asked for it, a function level reset, the soft reset of waking up from D3hot (its power
+ * Reasons to reset a device: the client asked for it, a function level reset, the soft reset of waking up from D3hot (its power
  * was never away), or the client has gone, which is how the power of a device of ours is lost.
  */
 export type ResetReason =
@@ -229,17 +225,17 @@ export interface PciDevice {
   readonly commands?: Readonly<Record<string, DeviceCommand>>;
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
-  /** How it is set up, for metrics: short words by short names, such as `doorbells: "mmap"`; constant. */
+  /** Settings of the device, for metrics: short words by short names, such as `doorbells: "mmap"`; constant. */
   info?(): Readonly<Record<string, string>>;
   /** Releases everything; nothing is called afterwards. */
   close(): void;
 }
 
-/** What a command tells: to people as text, and to programs as plain data. */
+/** Answer to a command: text for people, and plain data for programs. */
 export interface CommandAnswer {
   /** Lines without a last line feed. */
   readonly text: string;
-  /** What JSON can say. */
+  /** Data that JSON can express. */
   readonly data: unknown;
 }
 
@@ -254,37 +250,4 @@ export interface DeviceCommand {
    * @throws {Error} With a message for the person
    */
   run(args: readonly string[]): string | CommandAnswer;
-}
-
-/** How a model raises interrupts. */
-export interface Interrupts {
-  /** What the driver has enabled in configuration space. */
-  readonly mode: "intx" | "msi" | "msix";
-  /** Sends the message of an MSI or MSI-X vector; a masked vector stays pending. */
-  raise(vector: number): void;
-  /** Drives the INTA# line: level, not edge. */
-  setLevel(asserted: boolean): void;
-}
-
-/** Everything a model is handed; it needs no import of the system or the transport. */
-export interface DeviceContext {
-  /** Guest memory. */
-  readonly memory: GuestMemory;
-  /** Interrupts towards the guest. */
-  readonly interrupts: Interrupts;
-  /** The event loop the device lives on, with the only clock to use. */
-  readonly loop: Loop;
-  /** For a model that looks for work in memory: what comes before it. Queues of a VirtioDevice see to it themselves. */
-  readonly posted: PostedWrites;
-  /** Messages for people. */
-  readonly log: Log;
-  /** Cryptographically random bytes, for addresses and serial numbers. */
-  random(lengthBytes: number): Uint8Array;
-  /**
-   * Tells what becomes of the start, once: true when clients may come, false when the device, another one or a socket
-   * could not be had. For what a model makes outside this process, which a start that fails is to leave no trace of.
-   */
-  onStart(tell: (started: boolean) => void): void;
-  /** Memory for {@linkcode MmapArea}; whole pages. */
-  createSharedMemory(name: string, lengthBytes: number): SharedMemory;
 }

@@ -27,7 +27,7 @@ import type { InterruptsState, PciInterrupts } from "./interrupts.ts";
 import { type MsixState, MsixTable } from "./msix.ts";
 import { msixPbaBytes, msixTableBytes } from "./validate.ts";
 
-/** What answers for a part of a BAR instead of the model. */
+/** Part that answers for a piece of a BAR instead of the model. */
 const Owner = {
   /** The MSI-X table. */
   TABLE: 0,
@@ -54,13 +54,13 @@ export interface MasteredMemory {
   accessible: boolean;
 }
 
-/** What a {@linkcode PciFunction} holds beside its model, as plain data. */
+/** State of a {@linkcode PciFunction} beside its model, as plain data. */
 export interface PciFunctionState {
   readonly config: ConfigState;
   readonly interrupts: InterruptsState;
   /** Null for a function without MSI-X. */
   readonly msix: MsixState | null;
-  /** What is in mappable areas, in order of BAR and as its model lists them. */
+  /** Contents of mappable areas, in order of BAR and as its model lists them. */
   readonly areas: readonly Uint8Array[];
 }
 
@@ -88,7 +88,7 @@ export class PciFunction {
   readonly #log: Log;
   readonly name: string;
   readonly #msix: MsixTable | null;
-  /** What configuration space said of bus mastering when it was last followed. */
+  /** Bus mastering as configuration space had it when it was last followed. */
   #isMaster = false;
   #holding = false;
   #settling = false;
@@ -269,7 +269,7 @@ export class PciFunction {
     return device.unfinished?.(iova, lengthBytes) ?? 0;
   }
 
-  /** Whether what a write asks for ends requests that are in flight, and some are; the range lies inside the region. */
+  /** True if what a write asks for ends requests that are in flight, and some are; the range lies inside the region. */
   mustSettle(
     region: number,
     offset: number,

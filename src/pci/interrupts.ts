@@ -1,5 +1,5 @@
 /**
- * How the interrupts of a model reach whoever can deliver them: INTx, MSI and MSI-X with their masks.
+ * Way of a model's interrupts to whoever can deliver them: INTx, MSI and MSI-X with their masks.
  *
  * @module
  */
@@ -7,7 +7,8 @@
 import { StateReader } from "../core/state_reader.ts";
 import type { ConfigSpace } from "./config_space.ts";
 import { IrqIndex } from "./defs.ts";
-import type { Interrupts, PciSpec } from "./device.ts";
+import type { Interrupts } from "./context.ts";
+import type { PciSpec } from "./device.ts";
 import { type MsixTable, NO_VECTOR } from "./msix.ts";
 
 /** Delivers interrupts: the side that holds the client's eventfds. */
@@ -28,16 +29,16 @@ export interface IrqSink {
 /** There is no eventfd that may be signalled without asking. */
 export const NO_DIRECT = -1;
 
-/** What word 0 of a table of eventfds says is enabled, see {@linkcode PciInterrupts.publishDirect}. */
+/** Modes by the number in word 0 of a table of eventfds, see {@linkcode PciInterrupts.publishDirect}. */
 export const DIRECT_MODES: readonly Interrupts["mode"][] = [
   "intx",
   "msix",
   "msi",
 ];
 
-/** What {@linkcode PciInterrupts} hold beyond configuration space and the MSI-X table, as plain data. */
+/** State of {@linkcode PciInterrupts} beyond configuration space and the MSI-X table, as plain data. */
 export interface InterruptsState {
-  /** Whether INTA# is asserted. */
+  /** True if INTA# is asserted. */
   readonly level: boolean;
   /** One bit for each MSI vector that waits to be sent; signed. */
   readonly msiPending: number;
@@ -70,10 +71,10 @@ export class PciInterrupts implements Interrupts {
   /** Word 0: a mode of {@linkcode DIRECT_MODES}; word v + 1: what delivers vector v at once. */
   #direct: Int32Array | null = null;
   #fence: () => void = () => {};
-  /** Whether an eventfd was taken out of the table that another thread may be using. */
+  /** True if an eventfd was taken out of the table that another thread may be using. */
   #isLoose = false;
 
-  /** What the driver has enabled in configuration space. */
+  /** Kind that the driver has enabled in configuration space. */
   get mode(): Interrupts["mode"] {
     return this.#mode;
   }
@@ -147,7 +148,7 @@ export class PciInterrupts implements Interrupts {
     Atomics.store(direct, 0, DIRECT_MODES.indexOf(this.#mode));
   }
 
-  /** How many interrupts an {@linkcode IrqIndex} has; 0 for an unknown one. */
+  /** Number of interrupts an {@linkcode IrqIndex} has; 0 for an unknown one. */
   vectorCount(index: number): number {
     switch (index) {
       case IrqIndex.INTX:
@@ -225,7 +226,7 @@ export class PciInterrupts implements Interrupts {
     this.refreshDirect();
   }
 
-  /** What waits to be delivered; the mode follows from configuration space. */
+  /** Tells what waits to be delivered; the mode follows from configuration space. */
   save(): InterruptsState {
     return { level: this.#level, msiPending: this.#msiPending };
   }

@@ -6,6 +6,7 @@
 
 export * from "./access.ts";
 export * from "./config_space.ts";
+export * from "./context.ts";
 export * from "./defs.ts";
 export * from "./device.ts";
 export * from "./function.ts";

@@ -16,10 +16,10 @@ import { msixPbaBytes, msixTableBytes } from "./validate.ts";
 
 const ENTRY = PciMsixEntry.offsets;
 
-/** What {@linkcode MsixTable.write} returns when no vector lost its mask. */
+/** Result of {@linkcode MsixTable.write} when no vector lost its mask. */
 export const NO_VECTOR: number = -1;
 
-/** What an {@linkcode MsixTable} holds, as plain data. */
+/** Contents of an {@linkcode MsixTable}, as plain data. */
 export interface MsixState {
   /** The table: 16 bytes an entry. */
   readonly table: Uint8Array;
@@ -40,7 +40,7 @@ const WHAT = "the MSI-X table";
  * client has written holds a vector back.
  */
 export class MsixTable {
-  /** How many vectors there are. */
+  /** Number of vectors. */
   readonly vectors: number;
   readonly #table: DataView;
   readonly #pending: DataView;
@@ -138,12 +138,12 @@ export class MsixTable {
     return loadWidth(this.#pending, offset, width);
   }
 
-  /** Whether a client holds the vector back. */
+  /** True if a client holds the vector back. */
   isMasked(vector: number): boolean {
     return this.#maskWritten[vector] === PCI_MSIX_ENTRY_CTRL_MASKBIT;
   }
 
-  /** Whether the vector waits to be sent. */
+  /** True if the vector waits to be sent. */
   isPending(vector: number): boolean {
     return ((this.#pending.getUint8(vector >>> 3) >>> (vector & 7)) & 1) === 1;
   }

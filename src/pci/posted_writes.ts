@@ -23,7 +23,7 @@
 export interface PostedWrites {
   /** A place behind everything that was sent before this call. */
   mark(): number;
-  /** Whether everything before a mark has been carried out. */
+  /** True if everything before a mark has been carried out. */
   reached(mark: number): boolean;
 }
 
@@ -44,7 +44,7 @@ export class WriteOrder {
     this.#again = again;
   }
 
-  /** Whether what {@linkcode WriteOrder.admit} was asked about last has to wait. */
+  /** True if what {@linkcode WriteOrder.admit} was asked about last has to wait. */
   get waiting(): boolean {
     return this.#waiting;
   }
@@ -61,7 +61,7 @@ export class WriteOrder {
     return !this.#waiting;
   }
 
-  /** What waits does not matter any more. */
+  /** Drops what waits. */
   forget(): void {
     this.#waiting = false;
   }

@@ -14,7 +14,8 @@
  */
 
 import type { ResourceBag } from "../os/resource_bag.ts";
-import type { DeviceContext, SharedMemory } from "./device.ts";
+import type { DeviceContext } from "./context.ts";
+import type { SharedMemory } from "../memory/shared_memory.ts";
 
 /** The thread that a device lives on, as a place of queues. */
 export const CONTROL_THREAD: number = 0;
@@ -48,7 +49,7 @@ export interface QueueContext extends
   > {
   /** Words that all threads of the device see, see {@linkcode QueueThreadsListener.words}. */
   readonly words: Int32Array<ArrayBuffer>;
-  /** What the device had of {@linkcode DeviceContext.createSharedMemory}, in the order in which it asked for it. */
+  /** Memory that the device had of {@linkcode DeviceContext.createSharedMemory}, in the order in which it asked for it. */
   readonly sharedMemory: readonly SharedMemory[];
   /** Has the device look at this service, see {@linkcode QueueThreadsListener.onReport}. */
   report(): void;
@@ -56,9 +57,9 @@ export interface QueueContext extends
 
 /** A device as its queue threads know it. */
 export interface QueueThreadsListener {
-  /** How many MSI-X vectors it has. */
+  /** Number of MSI-X vectors it has. */
   readonly vectors: number;
-  /** How many 32-bit words the threads share, 0 at first and used through Atomics only. */
+  /** Number of 32-bit words the threads share, 0 at first and used through Atomics only. */
   readonly words: number;
   /** Some service has called {@linkcode QueueContext.report}. */
   onReport(): void;
@@ -68,7 +69,7 @@ export interface QueueThreadsListener {
 
 /** The queue threads of one device. Every call returns when the thread has done it; a thread that has ended does nothing. */
 export interface QueueThreads {
-  /** How many there are, numbered from 1. */
+  /** Number of threads, which are numbered from 1. */
   readonly count: number;
   /** The thread that serves a group of queues: a number up to `count`, or {@linkcode CONTROL_THREAD}. */
   threadOf(group: number): number;

@@ -5,7 +5,7 @@
  */
 
 /**
- * What software may do with a register: `ro` reads only, `rw` writes every bit, `wo` reads as nothing sensible,
+ * Accesses of software to a register: `ro` reads only, `rw` writes every bit, `wo` reads as nothing sensible,
  * `rw1c` clears the bits it writes as one, `mixed` differs from bit to bit.
  */
 export type RegisterAccess = "ro" | "rw" | "wo" | "rw1c" | "mixed";
@@ -31,7 +31,7 @@ export interface Register<Name extends string = string> {
   readonly offset: number;
   /** Its width. */
   readonly sizeBytes: number;
-  /** What software may do with it. */
+  /** Accesses that software may make. */
   readonly access: RegisterAccess;
   /** Its place among the registers of the map, reserved gaps not counted: good for a switch or a table. */
   readonly index: number;
@@ -39,13 +39,13 @@ export interface Register<Name extends string = string> {
 
 /** A block of registers; a look-up by offset is one array load and allocates nothing. */
 export class RegisterMap<Name extends string = string> {
-  /** What the block is called, for traces. */
+  /** Name of the block, for traces. */
   readonly name: string;
   /** Its length. */
   readonly lengthBytes: number;
   /** All registers in order. */
   readonly registers: readonly Register<Name>[];
-  /** Where each register starts. */
+  /** First byte of each register. */
   readonly offsets: { readonly [K in Name]: number };
   readonly #byOffset: readonly (Register<Name> | undefined)[];
 

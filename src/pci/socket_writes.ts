@@ -19,10 +19,10 @@ const WORD = {
   SETTLED: 3,
 } as const;
 
-/** How many words {@linkcode SocketWrites} share. */
+/** Number of words that {@linkcode SocketWrites} share. */
 export const SOCKET_WRITES_WORDS = 4;
 
-/** What a client has sent, as any thread of the process sees it; the thread of its {@linkcode Connection} counts. */
+/** Writes that a client has sent, as any thread of the process sees them; the thread of its {@linkcode Connection} counts. */
 export class SocketWrites implements PostedWrites {
   #words: Int32Array<ArrayBuffer>;
 

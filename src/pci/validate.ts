@@ -19,7 +19,7 @@ import {
 import { deviceShapeProblem, ModelError } from "../core/model_fault.ts";
 import type { BarSpec, CapabilitySpec, PciDevice, PciSpec } from "./device.ts";
 
-/** What precedes the body of a vendor-specific capability: id, next, length. */
+/** Bytes before the body of a vendor-specific capability: id, next, length. */
 export const VENDOR_PREFIX_BYTES = 3;
 
 const MAX_BAR_BYTES: Record<BarSpec["kind"], number> = {
@@ -64,7 +64,7 @@ export function capabilityBytes(capability: CapabilitySpec): number {
   }
 }
 
-/** What every device model has, see {@linkcode PciDevice}. */
+/** Methods of every device model, see {@linkcode PciDevice}. */
 const METHODS = ["readBar", "writeBar", "reset", "close"] as const;
 const OPTIONAL_METHODS = [
   "ringDoorbell",
@@ -102,7 +102,7 @@ export function validatePciDevice(device: unknown, name: string): void {
   }
 }
 
-/** What is wrong with the shape of a specification; its values are {@linkcode validatePciSpec}'s. */
+/** Finds the fault in the shape of a specification; its values are {@linkcode validatePciSpec}'s. */
 function specProblem(spec: unknown): string | null {
   if (typeof spec !== "object" || spec === null) {
     return "the device has no `spec`, which must be an object";

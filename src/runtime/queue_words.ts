@@ -6,7 +6,7 @@
  */
 
 import { NativeBuffer, signalEventFd, viewMemory } from "../os/mod.ts";
-import type { Interrupts } from "../pci/device.ts";
+import type { Interrupts } from "../pci/context.ts";
 import { DIRECT_MODES, NO_DIRECT } from "../pci/interrupts.ts";
 import { SOCKET_WRITES_WORDS } from "../pci/socket_writes.ts";
 import { nudge, type Seat } from "./iothread/thread_calls.ts";

@@ -10,7 +10,8 @@ import { VirtioPort } from "../virtio/device.ts";
 import { Errno, ErrnoError } from "../core/errno.ts";
 import type { Log } from "../core/log.ts";
 import { ArrayMemory, type MappableMemory } from "../memory/array_memory.ts";
-import type { Interrupts, SharedMemory } from "../pci/device.ts";
+import type { Interrupts } from "../pci/context.ts";
+import type { SharedMemory } from "../pci/device.ts";
 import type { PostedWrites } from "../pci/posted_writes.ts";
 import { ManualLoop } from "./manual_loop.ts";
 

@@ -1,7 +1,8 @@
 /** A model's device as a client sees it: a virtio device behind virtio-pci. */
 
 import type { DeviceModel, SavedDevice } from "../../devices/model.ts";
-import type { DeviceContext, PciDevice } from "../../src/pci/device.ts";
+import type { DeviceContext } from "../../src/pci/context.ts";
+import type { PciDevice } from "../../src/pci/device.ts";
 import {
   modelState,
   offerVirtioDevice,

@@ -2,7 +2,7 @@
 
 import type { DeviceState } from "../../src/core/state_form.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
-import type { DeviceContext } from "../../src/pci/device.ts";
+import type { DeviceContext } from "../../src/pci/context.ts";
 import { Chain, type Virtqueue } from "../../src/virtio/queue/queue.ts";
 import type { VirtioDevice, VirtioTransport } from "../../src/virtio/device.ts";
 import { Features } from "../../src/virtio/features.ts";

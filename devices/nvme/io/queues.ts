@@ -8,7 +8,7 @@
 import type { Poller, Timer } from "../../../src/loop/event_loop.ts";
 import { LookTimer } from "../../../src/loop/look_timer.ts";
 import { RING_ABSENCE_MS } from "../../../src/memory/guest_memory.ts";
-import type { DeviceContext } from "../../../src/pci/device.ts";
+import type { DeviceContext } from "../../../src/pci/context.ts";
 import type { QueueFeatures } from "../admin/features.ts";
 import type { Command } from "../command/engine.ts";
 import { DataPointer } from "../command/data_pointer.ts";

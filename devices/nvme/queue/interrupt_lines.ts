@@ -8,7 +8,7 @@
 import type { Counters } from "../../../src/core/counters.ts";
 import { bit } from "../../../src/core/bits.ts";
 import type { Loop, Timer } from "../../../src/loop/event_loop.ts";
-import type { Interrupts } from "../../../src/pci/device.ts";
+import type { Interrupts } from "../../../src/pci/context.ts";
 import { NvmeCounter } from "../counters.ts";
 import type { QueueFeatures } from "../admin/features.ts";
 import type { CompletionQueue } from "./queue.ts";

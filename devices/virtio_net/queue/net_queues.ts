@@ -7,7 +7,7 @@
 import type { CardOptions } from "../config.ts";
 import { Counters, countersOf } from "../../../src/core/counters.ts";
 import type { NetBackend, NetPeer } from "../../../src/backend/net/contract.ts";
-import type { DeviceContext } from "../../../src/pci/device.ts";
+import type { DeviceContext } from "../../../src/pci/context.ts";
 import type {
   QueueThreadHandler,
   QueueTransport,

@@ -4,13 +4,13 @@
  * @module
  */
 
-/** What takes connections; a `Deno.Listener` is one. */
+/** Source of connections; a `Deno.Listener` is one. */
 export interface Acceptor {
   accept(): Promise<Deno.Conn>;
   close(): void;
 }
 
-/** What the loop is told of a connection by whoever serves it. */
+/** Means by which whoever serves a connection tells the loop of it. */
 export interface Attendance {
   /** Does what was asked for: meanwhile the connection is not idle. */
   attend<T>(work: () => Promise<T>): Promise<T>;
@@ -18,17 +18,17 @@ export interface Attendance {
   listens(): void;
 }
 
-/** How connections are taken. */
+/** Settings of an accept loop. */
 export interface AcceptOptions {
-  /** How many are served at a time. For one more, an idle one is hung up on. */
+  /** Number of connections that are served at a time. For one more, an idle one is hung up on. */
   readonly most: number;
-  /** How long one may be idle; for ever unless told. */
+  /** Time one may be idle; for ever unless told. */
   readonly idleMs?: number;
   /** Serves one, and closes it; must not reject. */
   serve(conn: Deno.Conn, attendance: Attendance): Promise<void>;
 }
 
-/** How long to leave those who wait alone after accepting one has failed. */
+/** Time to leave those who wait alone after accepting one has failed. */
 const RETRY_MS = 100;
 
 /** One that is served. */
@@ -41,7 +41,7 @@ class Served implements Attendance {
   #listens = false;
   #closed = false;
   #busy = 0;
-  /** Whether it has asked for anything yet. */
+  /** True if it has asked for anything yet. */
   heard = false;
 
   constructor(
@@ -96,7 +96,7 @@ class Served implements Attendance {
 }
 
 /**
- * Who is connected: an address. On a UNIX socket all are one, for its file says who they are, and the runtime gives no
+ * Address of a peer. On a UNIX socket all are one, for its file says who they are, and the runtime gives no
  * descriptor to ask for more.
  */
 function peerOf({ remoteAddr }: Deno.Conn): string {

@@ -9,7 +9,7 @@ import type { CommandAnswer } from "../../pci/device.ts";
 import { UnknownNameError } from "../../core/unknown_name.ts";
 import type { PlacedDescription } from "../iothread/messages.ts";
 
-/** What the control socket acts on. */
+/** Target of the control socket's commands. */
 export interface Controllable {
   /** All devices of the process. */
   describe(): Promise<readonly PlacedDescription[]>;
@@ -63,7 +63,7 @@ interface ControlCommand {
 
 const DEVICE = { name: "device", kind: "text" } as const;
 
-/** What is run when the first word is none of the table, but a device. */
+/** Command that is run when the first word is none of the table, but a device. */
 const RUN = "run";
 
 const COMMANDS: readonly ControlCommand[] = [

@@ -33,9 +33,9 @@ export interface ControlEvent {
   readonly data: Readonly<Record<string, unknown>>;
 }
 
-/** How many people and scripts are served at a time. */
+/** Number of people and scripts that are served at a time. */
 const CONNECTIONS_MAX = 64;
-/** How long people may be silent. */
+/** Time people may be silent. */
 const IDLE_MS = 600_000;
 /** The longest line taken, in UTF-16 units. */
 const LINE_MAX = 4096;
@@ -92,7 +92,7 @@ class Connection {
   readonly #conn: Deno.Conn;
   readonly #attendance: Attendance;
   readonly #writer: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
-  /** Whether it has spoken JSON: then it is told of events too. */
+  /** True if it has spoken JSON: then it is told of events too. */
   #isProgram = false;
   #waiting = 0;
   #lost = 0;

@@ -14,7 +14,7 @@ const LINES_MAX = 5;
 const DEBUG_LINES_MAX = 100;
 /** Causes that are told apart; what comes beyond them counts as one cause for each device and level. */
 const CAUSES_MAX = 32;
-/** How much of a message tells its cause, in UTF-16 units. */
+/** Length of the part of a message that tells its cause, in UTF-16 units. */
 const CAUSE_LENGTH = 160;
 
 interface Cause {

@@ -25,7 +25,7 @@ export const LOG_FORMATS = ["text", "json"] as const;
 /** A format of {@linkcode LOG_FORMATS}. */
 export type LogFormat = typeof LOG_FORMATS[number];
 
-/** Where finished lines go; they end in a newline. */
+/** Receiver of finished lines; they end in a newline. */
 export type LineSink = (line: string) => void;
 
 const encoder = new TextEncoder();
@@ -63,7 +63,7 @@ function errorText(error: Error): string {
   return modelFault(error) ?? error.message;
 }
 
-/** What went wrong, for the author of a device: of the other properties the message says all that people need. */
+/** Cause of a message, for the author of a device: of the other properties the message says all that people need. */
 function cause({ stack, error }: Readonly<Record<string, unknown>>): string {
   if (typeof stack === "string") {
     return stack.split("\n").map((line) => `\n  ${oneLine(line)}`).join("");

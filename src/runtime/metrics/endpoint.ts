@@ -1,5 +1,5 @@
 /**
- * Where metrics are served, as people write it. Apart from the server, which most runs do not load.
+ * Endpoint of metrics, as people write it. Apart from the server, which most runs do not load.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import {
   parseInetAddress,
 } from "../../core/inet_address.ts";
 
-/** Where metrics are served. */
+/** Endpoint of metrics. */
 export type MetricsEndpoint =
   | {
     readonly kind: "tcp";

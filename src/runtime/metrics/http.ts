@@ -14,11 +14,11 @@ export interface HttpRequest {
   readonly method: string;
   /** Without a query. */
   readonly path: string;
-  /** What the client accepts; empty when it does not say. */
+  /** Value of the Accept field; empty without one. */
   readonly accept: string;
 }
 
-/** What it is answered with. */
+/** Response to a request. */
 export interface HttpResponse {
   readonly status: number;
   readonly headers: Readonly<Record<string, string>>;

@@ -10,7 +10,6 @@ import type { CounterTable, MetricShape } from "../../core/counters.ts";
 import { LOOP_COUNTERS, type LoopCounters } from "../../loop/counters.ts";
 import { DMA_COUNTERS, type DmaStatistics } from "../../memory/dma_memory.ts";
 import { METRIC_FAMILIES, shownAs } from "./table.ts";
-import { labelName } from "./text.ts";
 
 /** One value. */
 export interface MetricSample {
@@ -32,23 +31,23 @@ export interface MetricsSnapshot {
   readonly families: readonly MetricFamily[];
 }
 
-/** What a device tells of itself; structured-clone-able. */
+/** Metrics of a device; structured-clone-able. */
 export interface DeviceMetrics {
   readonly id: string;
   readonly model: string;
-  /** Whether it has a client. */
+  /** True if it has a client. */
   readonly connected: boolean;
-  /** How it is set up; see PciDevice.info. */
+  /** Settings of the device; see PciDevice.info. */
   readonly info: Readonly<Record<string, string>>;
-  /** What its vfio-user server counts. */
+  /** Counts of its server. */
   readonly connection: Readonly<Record<string, number>>;
-  /** What the model counts. */
+  /** Counts of the model. */
   readonly device: Readonly<Record<string, number>>;
-  /** What its client lets it reach. */
+  /** Memory that its client lets it reach. */
   readonly memory: DmaStatistics;
 }
 
-/** What an IOThread tells of itself and its devices; structured-clone-able. */
+/** Metrics of an IOThread and its devices; structured-clone-able. */
 export interface ThreadMetrics {
   readonly loop: LoopCounters;
   readonly devices: readonly DeviceMetrics[];
@@ -104,6 +103,12 @@ function addCounters(
     const [family, labels] = shownAs(scope, name);
     to.add(family, { ...device, ...labels }, value);
   }
+}
+
+/** A name that a label may have; what else comes from outside is bent to it. Two underscores are Prometheus's own. */
+export function labelName(name: string): string {
+  return name.replace(/[^a-zA-Z0-9_]/g, "_").replace(/^(?=\d|$)/, "_")
+    .replace(/^__+/, "_");
 }
 
 /** Adds what a model says of itself: no label twice, and none that is not its to say. */

@@ -20,26 +20,26 @@ import {
   type SocketFile,
 } from "../../os/socket/socket_file.ts";
 
-/** What the server asks. */
+/** Source of what the server tells. */
 export interface MetricsSource {
   /** Everything there is to count now. */
   metrics(): Promise<MetricsSnapshot>;
 }
 
 const PATH = "/metrics";
-/** How many are answered at a time, so that nobody takes the descriptors that clients of devices need. */
+/** Requests that are answered at a time, so that nobody takes the descriptors that clients of devices need. */
 const CONNECTIONS_MAX = 16;
-/** How long one may take to ask and to hear. */
+/** Time one may take to ask and to hear. */
 const TIMEOUT_MS = 10_000;
 
 /** Serves `GET /metrics` until it is closed. */
 export class MetricsServer {
-  /** Where it can be reached, for people. */
+  /** Address of the server, for people. */
   readonly where: string;
   readonly #source: MetricsSource;
   readonly #connections: AcceptLoop;
   readonly #file: SocketFile | null;
-  /** Who comes while a snapshot is being taken gets the same one: each costs every IOThread a turn. */
+  /** Snapshot that is being taken; whoever comes meanwhile gets it too: each costs every IOThread a turn. */
   #taking: Promise<MetricsSnapshot> | null = null;
 
   /**

@@ -8,7 +8,12 @@
  * @module
  */
 
-import type { MetricFamily, MetricSample, MetricsSnapshot } from "./metrics.ts";
+import {
+  labelName,
+  type MetricFamily,
+  type MetricSample,
+  type MetricsSnapshot,
+} from "./metrics.ts";
 
 /** Formats of a snapshot, by what they are called in HTTP. */
 export const MetricsFormat = {
@@ -28,12 +33,6 @@ function escapeHelp(text: string): string {
 
 function escapeLabel(text: string): string {
   return escapeHelp(text).replaceAll('"', '\\"');
-}
-
-/** A name that a label may have; what else comes from outside is bent to it. Two underscores are Prometheus's own. */
-export function labelName(name: string): string {
-  return name.replace(/[^a-zA-Z0-9_]/g, "_").replace(/^(?=\d|$)/, "_")
-    .replace(/^__+/, "_");
 }
 
 function formatValue(value: number): string {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Interrupts } from "../../pci/device.ts";
+import type { Interrupts } from "../../pci/context.ts";
 import type { CommonConfig } from "./common_config.ts";
 import { VIRTIO_MSI_NO_VECTOR, VIRTIO_PCI_ISR } from "../../virtio/defs.ts";
 

@@ -6,10 +6,10 @@
 
 import type { Poller } from "../../loop/event_loop.ts";
 import { LookTimer } from "../../loop/look_timer.ts";
+import type { DeviceContext } from "../../pci/context.ts";
 import type {
   AccessWidth,
   BarSpec,
-  DeviceContext,
   Doorbell,
   MmapArea,
 } from "../../pci/device.ts";

@@ -4,10 +4,10 @@
  * @module
  */
 
+import type { DeviceContext } from "../../pci/context.ts";
 import type {
   AccessWidth,
   DeviceCommand,
-  DeviceContext,
   PciDevice,
   PciSpec,
   ResetReason,

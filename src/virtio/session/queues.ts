@@ -9,7 +9,7 @@ import {
   type GuestMemory,
   RING_ABSENCE_MS,
 } from "../../memory/guest_memory.ts";
-import type { DeviceContext } from "../../pci/device.ts";
+import type { DeviceContext } from "../../pci/context.ts";
 import { WriteOrder } from "../../pci/posted_writes.ts";
 import type { QueueHandler } from "../device.ts";
 import { type Features, VIRTIO_F } from "../features.ts";

@@ -7,11 +7,8 @@
 
 import { countersFrom, parseCounters } from "../../core/counters.ts";
 import { isPowerOfTwo } from "../../core/bits.ts";
-import type {
-  CommandAnswer,
-  DeviceCommand,
-  DeviceContext,
-} from "../../pci/device.ts";
+import type { DeviceContext } from "../../pci/context.ts";
+import type { CommandAnswer, DeviceCommand } from "../../pci/device.ts";
 import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { QueueThreads } from "../../pci/queue_threads.ts";
 import { VIRTIO_CONFIG_S } from "../defs.ts";

@@ -19,12 +19,8 @@ import { EventLoop } from "../../../src/loop/event_loop.ts";
 import { createMemfd, Mapping } from "../../../src/os/mod.ts";
 import { DmaMemory } from "../../../src/memory/dma_memory.ts";
 import { Access } from "../../../src/memory/guest_memory.ts";
-import type {
-  DeviceContext,
-  Interrupts,
-  PciDevice,
-  SharedMemory,
-} from "../../../src/pci/device.ts";
+import type { DeviceContext, Interrupts } from "../../../src/pci/context.ts";
+import type { PciDevice, SharedMemory } from "../../../src/pci/device.ts";
 import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import {
   CountedWrites,

@@ -16,7 +16,7 @@ import {
 } from "../../../devices/nvme/threads/queue_service.ts";
 import type { BlockOptions } from "../../../src/backend/block/options.ts";
 import { ResourceBag, type Saved } from "../../../src/os/resource_bag.ts";
-import type { Interrupts } from "../../../src/pci/device.ts";
+import type { Interrupts } from "../../../src/pci/context.ts";
 import {
   CONTROL_THREAD,
   type QueueThreads,

@@ -2,9 +2,9 @@
 
 import type { DeviceState } from "../../../src/core/state_form.ts";
 import type { BottomHalf } from "../../../src/loop/event_loop.ts";
+import type { DeviceContext } from "../../../src/pci/context.ts";
 import type {
   AccessWidth,
-  DeviceContext,
   PciDevice,
   PciSpec,
   SharedMemory,
