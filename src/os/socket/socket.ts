@@ -210,6 +210,26 @@ export function sendMessage(fd: number, message: Deno.PointerObject): number {
 }
 
 /**
+ * recvmsg(2), once and without blocking.
+ *
+ * @param message A struct msghdr
+ * @param flags More than MSG_DONTWAIT
+ * @returns Bytes received, 0 at the end of a stream, or −errno
+ */
+export function receiveMessage(
+  fd: number,
+  message: Deno.PointerObject,
+  flags = 0,
+): number {
+  for (;;) {
+    const n = libc.recvmsg(fd, message, MSG_DONTWAIT | flags);
+    if (n >= 0) return n;
+    const errno = lastErrno();
+    if (errno !== Errno.EINTR) return -errno;
+  }
+}
+
+/**
  * struct sockaddr_un { sa_family_t sun_family; char sun_path[108]; }
  *
  * @throws {SyscallError} ENAMETOOLONG

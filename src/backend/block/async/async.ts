@@ -34,7 +34,7 @@ import type { OpenBlock } from "../driver.ts";
 import type { DeviceState } from "../../../core/state_form.ts";
 import { blockForm, readInfo, refuseInFlight } from "../state.ts";
 import { RequestQueue } from "../request_queue.ts";
-import { SegmentCopy } from "../segments.ts";
+import { SegmentCopy } from "../../../memory/segments.ts";
 import {
   numberAt,
   putNumber,

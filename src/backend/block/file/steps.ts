@@ -10,7 +10,7 @@ import { FallocateMode, type NativeBuffer } from "../../../os/mod.ts";
 import { Words } from "../../../os/symbols.ts";
 import { ScatterGather } from "../../../memory/scatter_gather.ts";
 import { BlockOp, type BlockRequest } from "../contract.ts";
-import { SegmentCopy } from "../segments.ts";
+import { SegmentCopy } from "../../../memory/segments.ts";
 
 /** What a step does. */
 export const Step = {

@@ -31,7 +31,7 @@ import { formatSize } from "../../../core/size.ts";
 import type { OpenBlock } from "../driver.ts";
 import type { DeviceState } from "../../../core/state_form.ts";
 import { blockForm, readInfo } from "../state.ts";
-import { SegmentCopy } from "../segments.ts";
+import { SegmentCopy } from "../../../memory/segments.ts";
 import type { MemoryBlockOptions } from "./driver.ts";
 
 /** Clearing more than this is left to the kernel, which takes the pages away instead. */

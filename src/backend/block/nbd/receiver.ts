@@ -8,7 +8,7 @@
 
 import { Errno } from "../../../core/errno.ts";
 import { NativeBuffer, readv } from "../../../os/mod.ts";
-import { Iovec, SegmentCopy } from "../segments.ts";
+import { Iovec, SegmentCopy } from "../../../memory/segments.ts";
 import { type NbdSlot, type NbdSlots, NbdSlotState } from "./commands.ts";
 import {
   NBD_CHUNK,

@@ -4,31 +4,27 @@
  * @module
  */
 
-import { setU64 } from "../../../core/bits.ts";
 import { Errno } from "../../../core/errno.ts";
-import { NativeBuffer, sendMessage } from "../../../os/mod.ts";
+import { NativeBuffer } from "../../../os/mod.ts";
 import { BlockOp } from "../contract.ts";
 import { RequestQueue } from "../request_queue.ts";
-import { Iovec, SegmentCopy } from "../segments.ts";
+import { SegmentCopy, SegmentMessage } from "../../../memory/segments.ts";
 import { type NbdSlot, NbdSlotState } from "./commands.ts";
 import { NBD_REQUEST, NBD_REQUEST_MAGIC } from "./protocol.ts";
 
 const ZERO_BYTES = 65536;
 /** Room of a header, so that each has an address of its own. */
 const HEADER_STRIDE = 32;
-// struct msghdr { void *name; socklen_t namelen; iovec *iov; size_t iovlen; void *control; size_t controllen; int flags; }
-const MSGHDR = { IOV: 16, IOVLEN: 24, SIZE: 56 } as const;
 
 /** {@linkcode NbdSender.flush}'s answer when the socket takes no more for now. */
 export const BLOCKED = 1;
 
 /** The sending half of a connection; outlives connections. */
 export class NbdSender {
-  readonly #iovec = new Iovec();
+  readonly #message = new SegmentMessage();
+  readonly #iovec = this.#message.segments;
   readonly #headers: NativeBuffer;
   readonly #zeroes = new NativeBuffer(ZERO_BYTES);
-  readonly #message = new NativeBuffer(MSGHDR.SIZE);
-  readonly #messagePointer = this.#message.pointer();
   readonly #queue = new RequestQueue<NbdSlot>();
   /** Bytes of the oldest that are sent, header included. */
   #sentBytes = 0;
@@ -40,7 +36,6 @@ export class NbdSender {
   /** @param slots How many there are */
   constructor(slots: number) {
     this.#headers = new NativeBuffer(slots * HEADER_STRIDE);
-    setU64(this.#message.view, MSGHDR.IOV, this.#iovec.hva);
   }
 
   /** Slots that wait, the partly sent one included. */
@@ -113,8 +108,7 @@ export class NbdSender {
   flush(fd: number, hold: boolean): number {
     while (this.#restBytes > 0 || (this.#queue.length > 0 && !hold)) {
       this.#fill(hold);
-      this.#message.view.setUint32(MSGHDR.IOVLEN, this.#iovec.count, true);
-      const sent = sendMessage(fd, this.#messagePointer);
+      const sent = this.#message.send(fd);
       if (sent < 0) return sent === -Errno.EAGAIN ? BLOCKED : sent;
       this.#account(sent);
     }
@@ -124,7 +118,6 @@ export class NbdSender {
   /** Frees the memory. */
   close(): void {
     this.#dropRest();
-    this.#iovec.close();
     this.#headers.close();
     this.#zeroes.close();
     this.#message.close();

@@ -25,7 +25,7 @@ import {
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
-import { FrameMessage } from "./frame_message.ts";
+import { SegmentMessage } from "../../../memory/segments.ts";
 import type { DeviceState } from "../../../core/state_form.ts";
 import { KEEPING_EVENTS, netForm, Ownership } from "../state.ts";
 import {
@@ -73,12 +73,10 @@ class DgramBackend implements NetBackend {
   readonly #fd: Fd;
   readonly #file: SocketFile | null;
   readonly #ownership: Ownership;
-  readonly #message: FrameMessage;
+  readonly #message: SegmentMessage;
   readonly #watch: FdWatch;
   readonly #retry: Timer;
   readonly #isUnix: boolean;
-  /** Room for no byte: what is received into it is thrown away. */
-  readonly #nowhere: ScatterGather;
   #retryMs = RETRY_FIRST_MS;
   #peer: NetPeer | null = null;
   #receiving = true;
@@ -98,12 +96,11 @@ class DgramBackend implements NetBackend {
     saved?: Saved<unknown>,
   ) {
     const { local, remote } = options;
-    const { loop, memory } = context;
+    const { loop } = context;
     this.description = `dgram ${formatEndpoint(local)} to ${
       formatEndpoint(remote)
     }`;
     this.#isUnix = local.family === "unix";
-    this.#nowhere = memory.createScatterGather(1);
     const destination = remote.family === "unix"
       ? sockaddrUn(remote.path)
       : null;
@@ -127,7 +124,7 @@ class DgramBackend implements NetBackend {
         `Cannot open ${this.description}: both ends must be of one family`,
       );
     }
-    this.#message = new FrameMessage(destination);
+    this.#message = new SegmentMessage(destination);
     this.#retry = loop.timer(() => this.#tellWritable());
     try {
       this.#watch = loop.watch(
@@ -158,7 +155,8 @@ class DgramBackend implements NetBackend {
   }
 
   send(frame: ScatterGather): number {
-    const n = this.#message.send(this.#fd.number, frame);
+    this.#setSegments(frame);
+    const n = this.#message.send(this.#fd.number);
     if (n >= 0) {
       this.#retryMs = RETRY_FIRST_MS;
       return n;
@@ -180,7 +178,8 @@ class DgramBackend implements NetBackend {
   }
 
   receive(into: ScatterGather): number {
-    const n = this.#message.receive(this.#fd.number, into);
+    this.#setSegments(into);
+    const n = this.#message.receiveDatagram(this.#fd.number);
     if (n < 0 && n !== -Errno.EAGAIN) {
       // Of UDP: an earlier frame was not delivered. None was taken off the queue, and the card is called again.
       this.#counters.add(Count.rxErrors, 1);
@@ -257,10 +256,18 @@ class DgramBackend implements NetBackend {
     this.#peer?.onWritable();
   }
 
+  #setSegments(list: ScatterGather): void {
+    const { segments } = this.#message;
+    segments.clear();
+    segments.addRange(list, 0, list.lengthBytes);
+  }
+
   /** What comes while nobody listens, so that nobody's queue fills up at the other end. */
   #discard(): void {
+    // No room for any byte.
+    this.#message.segments.clear();
     for (let i = 0; i < DISCARD_MAX; i++) {
-      if (this.#message.receive(this.#fd.number, this.#nowhere) < 0) return;
+      if (this.#message.receiveDatagram(this.#fd.number) < 0) return;
     }
   }
 }

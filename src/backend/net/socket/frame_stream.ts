@@ -7,11 +7,10 @@
 
 import type { StateReader } from "../../../core/state_reader.ts";
 import { Errno, errnoName } from "../../../core/errno.ts";
-import type { Fd } from "../../../os/mod.ts";
-import type { Words } from "../../../os/symbols.ts";
+import { copyWords, type Fd, NativeBuffer } from "../../../os/mod.ts";
+import { Words } from "../../../os/symbols.ts";
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
-import { FrameBuffer } from "./frame_buffer.ts";
-import { FrameMessage } from "./frame_message.ts";
+import { SegmentCopy, SegmentMessage } from "../../../memory/segments.ts";
 
 /** Length in bytes of the number before each frame. */
 const LENGTH_BYTES = 4;
@@ -64,9 +63,12 @@ export class FrameStream implements Disposable {
   readonly #fd: Fd;
   /** The shortest frame. */
   readonly #minBytes: number;
-  readonly #message = new FrameMessage();
-  readonly #in = new FrameBuffer(RECEIVE_BYTES);
-  readonly #out = new FrameBuffer(SEND_BYTES);
+  readonly #message = new SegmentMessage();
+  readonly #in = new NativeBuffer(RECEIVE_BYTES);
+  readonly #out = new NativeBuffer(SEND_BYTES);
+  readonly #segments = new SegmentCopy();
+  /** Of memory that is no list: where to, where from, how much. */
+  readonly #copy = new Words(3);
   /** Received bytes that were not taken yet: from here … */
   #head = 0;
   /** … to here. */
@@ -97,8 +99,10 @@ export class FrameStream implements Disposable {
     this.#minBytes = headerBytes + ETH_HLEN;
     this.#fd = fd;
     if (state === undefined) return;
-    this.#tail = this.#in.fill(state.received);
-    this.#outTail = this.#out.fill(state.unsent);
+    this.#in.bytes.set(state.received);
+    this.#tail = state.received.length;
+    this.#out.bytes.set(state.unsent);
+    this.#outTail = state.unsent.length;
     this.#full = this.#outTail > 0;
     this.#endReason = state.endReason;
     this.#runts = state.runts;
@@ -154,7 +158,7 @@ export class FrameStream implements Disposable {
   get hasFrame(): boolean {
     const available = this.#tail - this.#head;
     if (this.#endReason !== null || available < LENGTH_BYTES) return false;
-    const length = this.#in.readUint32(this.#head);
+    const length = this.#in.view.getUint32(this.#head);
     return !isPossible(length) || available >= LENGTH_BYTES + length;
   }
 
@@ -169,7 +173,8 @@ export class FrameStream implements Disposable {
     const length = frame.lengthBytes;
     const at = this.#reserve(length);
     if (at < 0) return at;
-    this.#out.gather(frame, at);
+    this.#segments.hva[0] = this.#out.hva + at;
+    this.#segments.read(frame, 0, length);
     return more ? 0 : this.#sendOff();
   }
 
@@ -182,7 +187,11 @@ export class FrameStream implements Disposable {
   put(hva: number, lengthBytes: number, headerBytes: number): number {
     const at = this.#reserve(headerBytes + lengthBytes);
     if (at < 0) return at;
-    this.#out.put(at + headerBytes, hva, lengthBytes);
+    this.#copy.set(0, this.#out.hva + at + headerBytes);
+    this.#copy.set(1, hva);
+    this.#copy.set(2, lengthBytes);
+    // SAFETY: the caller vouches for the source, and the room was made.
+    copyWords(this.#copy);
     return at;
   }
 
@@ -195,12 +204,11 @@ export class FrameStream implements Disposable {
   join(skipBytes: number): void {
     const to = this.#last - LENGTH_BYTES;
     const from = this.#last + skipBytes;
-    const moved = this.#outTail - from;
-    this.#out.move(to, from, moved);
-    this.#outTail = to + moved;
+    this.#out.bytes.copyWithin(to, from, this.#outTail);
+    this.#outTail -= from - to;
     this.#last = this.#beforeLast;
     this.#beforeLast = -1;
-    this.#out.writeUint32(
+    this.#out.view.setUint32(
       this.#last - LENGTH_BYTES,
       this.#outTail - this.#last,
     );
@@ -214,11 +222,14 @@ export class FrameStream implements Disposable {
   flush(): number {
     this.#last = this.#beforeLast = -1;
     while (this.#outHead < this.#outTail) {
-      const sent = this.#message.sendBytes(
-        this.#fd.number,
-        this.#out.hva + this.#outHead,
+      const { segments } = this.#message;
+      segments.clear();
+      segments.addOwn(
+        this.#out,
+        this.#outHead,
         this.#outTail - this.#outHead,
       );
+      const sent = this.#message.send(this.#fd.number);
       if (sent < 0) {
         this.#full = sent === -Errno.EAGAIN;
         return sent;
@@ -244,8 +255,9 @@ export class FrameStream implements Disposable {
   receive(into: ScatterGather): number {
     const at = this.#next();
     if (at < 0) return at;
-    const length = this.#in.readUint32(at - LENGTH_BYTES);
-    this.#in.scatter(into, at, length);
+    const length = this.#in.view.getUint32(at - LENGTH_BYTES);
+    this.#segments.hva[0] = this.#in.hva + at;
+    this.#segments.write(into, 0, length);
     return length;
   }
 
@@ -260,7 +272,7 @@ export class FrameStream implements Disposable {
     if (at < 0) return at;
     this.#taken = at;
     address.set(i, this.#in.hva + at + skipBytes);
-    return this.#in.readUint32(at - LENGTH_BYTES);
+    return this.#in.view.getUint32(at - LENGTH_BYTES);
   }
 
   /** Reads what has come, once, and throws whole frames away. */
@@ -278,8 +290,8 @@ export class FrameStream implements Disposable {
   /** What a successor on that socket must know. */
   save(): FrameStreamState {
     return {
-      received: this.#in.slice(this.#head, this.#tail),
-      unsent: this.#out.slice(this.#outHead, this.#outTail),
+      received: this.#in.bytes.slice(this.#head, this.#tail),
+      unsent: this.#out.bytes.slice(this.#outHead, this.#outTail),
       endReason: this.#endReason,
       runts: this.#runts,
       badLengths: this.#badLengths,
@@ -305,7 +317,9 @@ export class FrameStream implements Disposable {
     while (this.#endReason === null) {
       const at = this.#takeFrame();
       if (at > 0) {
-        if (this.#in.readUint32(at - LENGTH_BYTES) >= this.#minBytes) return at;
+        if (this.#in.view.getUint32(at - LENGTH_BYTES) >= this.#minBytes) {
+          return at;
+        }
         this.#runts++;
         continue;
       }
@@ -321,7 +335,7 @@ export class FrameStream implements Disposable {
   #takeFrame(): number {
     const available = this.#tail - this.#head;
     if (available < LENGTH_BYTES) return 0;
-    const length = this.#in.readUint32(this.#head);
+    const length = this.#in.view.getUint32(this.#head);
     if (!isPossible(length)) {
       this.#badLengths++;
       this.#endReason =
@@ -338,17 +352,16 @@ export class FrameStream implements Disposable {
   #read(): void {
     const left = this.#tail - this.#head;
     if (this.#head > 0) {
-      if (left > 0) this.#in.move(0, this.#head, left);
+      this.#in.bytes.copyWithin(0, this.#head, this.#tail);
       this.#head = 0;
       this.#tail = left;
     }
     // Never 0: the buffer is longer than the longest frame.
     const room = this.#in.lengthBytes - left;
-    const n = this.#message.receiveBytes(
-      this.#fd.number,
-      this.#in.hva + left,
-      room,
-    );
+    const { segments } = this.#message;
+    segments.clear();
+    segments.addOwn(this.#in, left, room);
+    const n = this.#message.receive(this.#fd.number);
     if (n > 0) {
       this.#tail = left + n;
       this.#bytesRead += n;
@@ -372,7 +385,7 @@ export class FrameStream implements Disposable {
       if (flushed < 0) return flushed;
     }
     const at = this.#outTail + LENGTH_BYTES;
-    this.#out.writeUint32(this.#outTail, length);
+    this.#out.view.setUint32(this.#outTail, length);
     this.#outTail = at + length;
     this.#beforeLast = this.#last;
     this.#last = at;

@@ -4,9 +4,16 @@
  * @module
  */
 
-import { clearWords, copyWords, NativeBuffer } from "../../os/mod.ts";
-import { Words } from "../../os/symbols.ts";
-import type { ScatterGather } from "../../memory/scatter_gather.ts";
+import { setU64 } from "../core/bits.ts";
+import {
+  clearWords,
+  copyWords,
+  NativeBuffer,
+  receiveMessage,
+  sendMessage,
+} from "../os/mod.ts";
+import { Words } from "../os/symbols.ts";
+import type { ScatterGather } from "./scatter_gather.ts";
 
 /** IOV_MAX: the most segments of one call. */
 const IOV_MAX = 1024;
@@ -99,6 +106,70 @@ export class Iovec implements Disposable {
   /** Frees the memory. */
   close(): void {
     this.#buffer.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+// struct msghdr { void *name; socklen_t namelen; iovec *iov; size_t iovlen; void *control; size_t controllen; int flags; }
+const MSGHDR = { NAME: 0, NAMELEN: 8, IOV: 16, IOVLEN: 24, SIZE: 56 } as const;
+// struct sockaddr_storage
+const NAME_MAX = 128;
+
+/**
+ * Segments for one sendmsg(2) or recvmsg(2). No control data is taken: descriptors that a peer sends are closed by the
+ * kernel. Nothing here allocates after construction.
+ */
+export class SegmentMessage implements Disposable {
+  /** What is sent, or received into. */
+  readonly segments: Iovec = new Iovec();
+  readonly #memory = new NativeBuffer(MSGHDR.SIZE + NAME_MAX);
+  readonly #pointer = this.#memory.pointer();
+  readonly #nameBytes: number;
+
+  /** @param destination Where it is sent to, a struct sockaddr; a connected socket needs none */
+  constructor(destination: Uint8Array | null = null) {
+    const { bytes, view, hva } = this.#memory;
+    setU64(view, MSGHDR.IOV, this.segments.hva);
+    this.#nameBytes = destination?.length ?? 0;
+    if (destination === null) return;
+    bytes.set(destination, MSGHDR.SIZE);
+    setU64(view, MSGHDR.NAME, hva + MSGHDR.SIZE);
+  }
+
+  /** Sends once, without waiting. @returns Bytes sent, of a stream possibly fewer than all, or −errno */
+  send(fd: number): number {
+    this.#setCounts(this.#nameBytes);
+    return sendMessage(fd, this.#pointer);
+  }
+
+  /** Receives bytes of a stream once, without waiting. @returns How many, 0 at its end, or −errno */
+  receive(fd: number): number {
+    this.#setCounts(0);
+    return receiveMessage(fd, this.#pointer);
+  }
+
+  /** Receives a datagram, without waiting. @returns Its length, also when it was cut for want of room; or −errno */
+  receiveDatagram(fd: number): number {
+    // On a TCP socket this would throw the bytes away.
+    const MSG_TRUNC = 0x20;
+    this.#setCounts(0);
+    return receiveMessage(fd, this.#pointer, MSG_TRUNC);
+  }
+
+  /** recvmsg(2) writes to the header what it gave. */
+  #setCounts(nameBytes: number): void {
+    const { view } = this.#memory;
+    view.setUint32(MSGHDR.NAMELEN, nameBytes, true);
+    view.setUint32(MSGHDR.IOVLEN, this.segments.count, true);
+  }
+
+  /** Frees the memory. */
+  close(): void {
+    this.segments.close();
+    this.#memory.close();
   }
 
   [Symbol.dispose](): void {
