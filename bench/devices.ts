@@ -6,7 +6,7 @@
  * @module
  */
 
-import { VirtioBlkDriver } from "../src/testing/disk_driver.ts";
+import { VirtioBlkDriver } from "./disk_driver.ts";
 import { NetDriver, VirtioDriver } from "../src/testing/mod.ts";
 import {
   type OutboardProcess,

@@ -10,7 +10,7 @@ import {
   type DiskOp,
   NvmeDriver,
   VirtioBlkDriver,
-} from "../src/testing/disk_driver.ts";
+} from "./disk_driver.ts";
 import { VirtioDriver } from "../src/testing/mod.ts";
 import {
   type GuestRam,

@@ -6,7 +6,7 @@
  * @module
  */
 
-import { DiskOp } from "../src/testing/disk_driver.ts";
+import { DiskOp } from "./disk_driver.ts";
 import { GuestRam } from "../src/transport/vfio_user/client/mod.ts";
 import { CONTROLLERS } from "./disk_load.ts";
 import { residentMiB } from "./proc.ts";

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { DiskOp } from "../src/testing/disk_driver.ts";
+import { DiskOp } from "./disk_driver.ts";
 import {
   GuestRam,
   type VfioUserClient,

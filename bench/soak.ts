@@ -7,7 +7,7 @@
  * @module
  */
 
-import { DiskOp } from "../src/testing/disk_driver.ts";
+import { DiskOp } from "./disk_driver.ts";
 import { VirtioDriver } from "../src/testing/mod.ts";
 import type { OutboardProcess } from "../src/testing/outboard_process.ts";
 import {

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { DiskOp, VirtioBlkDriver } from "../../src/testing/disk_driver.ts";
+import { DiskOp, VirtioBlkDriver } from "../../bench/disk_driver.ts";
 import { startOutboard, VirtioDriver } from "../../src/testing/mod.ts";
 import {
   GuestRam,

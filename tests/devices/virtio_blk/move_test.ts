@@ -4,7 +4,7 @@ import { ResourceBag } from "../../../src/os/mod.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { virtioBlkModel } from "../../../devices/virtio_blk/mod.ts";
 import { PciFunction, PciInterrupts } from "../../../src/pci/mod.ts";
-import { DiskOp, VirtioBlkDriver } from "../../../src/testing/disk_driver.ts";
+import { DiskOp, VirtioBlkDriver } from "../../../bench/disk_driver.ts";
 import { RecordingLog } from "../../../src/testing/fake_context.ts";
 import { STATUS } from "../../../src/testing/virtio_defs.ts";
 import { VirtioDriver } from "../../../src/testing/virtio_driver.ts";

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { PciFunction, PciInterrupts } from "../../src/pci/mod.ts";
-import { DiskOp, NvmeDriver } from "../../src/testing/disk_driver.ts";
+import { DiskOp, NvmeDriver } from "../../bench/disk_driver.ts";
 import type { ManualLoop } from "../../src/testing/manual_loop.ts";
 import type { Bell, PciAccess } from "../../src/testing/pci_access.ts";
 import { LocalPci } from "../devices/local_pci.ts";

@@ -5,11 +5,14 @@
  * @module
  */
 
-import { high32 } from "../core/bits.ts";
-import type { DriverMemory } from "./driver_memory.ts";
-import type { Bell, PciAccess } from "./pci_access.ts";
-import { F } from "./virtio_defs.ts";
-import type { DriverQueue, VirtioDriver } from "./virtio_driver.ts";
+import { high32 } from "../src/core/bits.ts";
+import type { DriverMemory } from "../src/testing/driver_memory.ts";
+import type { Bell, PciAccess } from "../src/testing/pci_access.ts";
+import { F } from "../src/testing/virtio_defs.ts";
+import type {
+  DriverQueue,
+  VirtioDriver,
+} from "../src/testing/virtio_driver.ts";
 
 const SECTOR_BYTES = 512;
 const PAGE_BYTES = 4096;
