@@ -9,25 +9,6 @@ import type { Loop, Timer } from "../../loop/event_loop.ts";
 
 const FIRST_MS = 100;
 
-/** Where a {@linkcode Backoff} is; times are relative, in milliseconds. */
-export interface BackoffState {
-  /** How long the next pause is. */
-  readonly nextMs: number;
-  /** When the next attempt is due; null when none is. */
-  readonly dueInMs: number | null;
-  /** How long ago an attempt succeeded; null when what it made has ended. */
-  readonly succeededAgoMs: number | null;
-}
-
-/** @throws {import("../../core/errno.ts").ErrnoError} EINVAL when a saved state has it wrong */
-export function parseBackoff(reader: StateReader): BackoffState {
-  return {
-    nextMs: reader.number("nextMs"),
-    dueInMs: reader.numberOrNull("dueInMs"),
-    succeededAgoMs: reader.numberOrNull("succeededAgoMs"),
-  };
-}
-
 /**
  * Tries something again after pauses that double, from a tenth of a second up to a limit. What then lasts for longer
  * than the longest pause has the next failure begin anew.
@@ -37,43 +18,35 @@ export class Backoff implements Disposable {
   readonly #timer: Timer;
   readonly #maxMs: number;
   #nextMs: number;
-  #succeededAt = Infinity;
-  #dueAt = Infinity;
+  #succeededAt: number;
+  /** True until the next attempt. */
+  #waiting = false;
 
   /**
    * @param attempt Called after each pause
-   * @param state Where another one was, to go on from there
+   * @param saved What another one has saved, to go on from there: without a pause where that was waiting
    */
   constructor(
     loop: Loop,
     maxMs: number,
     attempt: () => void,
-    state: BackoffState | null = null,
+    saved?: StateReader,
   ) {
+    const isWaiting = saved?.flag("waiting") ?? false;
+    this.#nextMs = saved?.number("nextMs") ?? Math.min(FIRST_MS, maxMs);
     this.#loop = loop;
     this.#maxMs = maxMs;
-    this.#nextMs = state?.nextMs ?? Math.min(FIRST_MS, maxMs);
+    this.#succeededAt = saved === undefined ? Infinity : loop.now();
     this.#timer = loop.timer(() => {
-      this.#dueAt = Infinity;
+      this.#waiting = false;
       attempt();
     });
-    if (state === null) return;
-    if (state.succeededAgoMs !== null) {
-      this.#succeededAt = loop.now() - state.succeededAgoMs;
-    }
-    if (state.dueInMs !== null) this.#arm(state.dueInMs);
+    if (isWaiting) this.#arm(0);
   }
 
-  /** Where it is. */
-  state(): BackoffState {
-    const now = this.#loop.now();
-    return {
-      nextMs: this.#nextMs,
-      dueInMs: this.#dueAt === Infinity ? null : Math.max(this.#dueAt - now, 0),
-      succeededAgoMs: this.#succeededAt === Infinity
-        ? null
-        : now - this.#succeededAt,
-    };
+  /** State for another one; plain data. */
+  save(): unknown {
+    return { nextMs: this.#nextMs, waiting: this.#waiting };
   }
 
   /** The attempt has succeeded, as far as one can tell. */
@@ -86,7 +59,6 @@ export class Backoff implements Disposable {
     if (this.#loop.now() - this.#succeededAt > this.#maxMs) {
       this.#nextMs = Math.min(FIRST_MS, this.#maxMs);
     }
-    this.#succeededAt = Infinity;
     this.#arm(this.#nextMs);
     this.#nextMs = Math.min(this.#nextMs * 2, this.#maxMs);
   }
@@ -101,7 +73,8 @@ export class Backoff implements Disposable {
   }
 
   #arm(delayMs: number): void {
-    this.#dueAt = this.#loop.now() + delayMs;
+    this.#waiting = true;
+    this.#succeededAt = Infinity;
     this.#timer.arm(delayMs);
   }
 }

@@ -28,7 +28,7 @@ const held = takeAll();
 for (let free = 0; free < 5; free++) {
   for (const fd of held.splice(0, free)) fd.close();
   try {
-    startPeer({ program: "/bin/true", args: ["true"], env: {} });
+    startPeer({ program: "/bin/true", args: ["true"], variables: [] });
     lines.push("it was started");
   } catch (error) {
     if (!(error instanceof ErrnoError)) throw error;

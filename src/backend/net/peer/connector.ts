@@ -11,18 +11,17 @@ import {
   SyscallError,
 } from "../../../os/mod.ts";
 import { StateReader } from "../../../core/state_reader.ts";
-import type { Log } from "../../../core/log.ts";
-import { Backoff, type BackoffState, parseBackoff } from "../backoff.ts";
+import { Backoff } from "../backoff.ts";
 import type { NetOffloads } from "../contract.ts";
 import type { Connector, ConnectorContext } from "../socket/stream_backend.ts";
 import {
+  lastWords,
+  type PeerCommand,
   PeerProcess,
-  type PeerProcessState,
   type StartedPeer,
+  startPeer,
 } from "./process.ts";
 
-/** PID_MAX_LIMIT of Linux on 64 bits. */
-const PID_MAX = 4 * 1024 * 1024;
 const RESTART_MAX_MS = 5000;
 
 /** Program that cards are plugged into. */
@@ -35,22 +34,18 @@ export interface PeerProgram {
   readonly offloads?: NetOffloads;
   /** See {@linkcode NetBackend.setOffloads}. */
   setOffloads?(give: number): void;
-  /**
-   * Starts it, the first time and whenever it has ended.
-   *
-   * @throws {SyscallError}
-   */
-  start(): StartedPeer;
+  /** What starts it, the first time and whenever it has ended. */
+  readonly command: PeerCommand;
+  /** Lines that it says of itself whatever happens. */
+  readonly usual: readonly RegExp[];
+  /** Name by which what it says while it runs is logged; it is not when absent. */
+  readonly speaker?: string;
   /**
    * Waits, blocking, until it runs; the first time only.
    *
    * @throws {import("../../../core/errno.ts").ErrnoError} When it does not, with the remedy
    */
   awaitStart(process: PeerProcess): void;
-  /** Picks what may be the reason for its end out of all that it said, as one line; empty when there is none. */
-  reasonIn(said: string): string;
-  /** Called with what it says once it has started for the first time; before, that is an error's text. */
-  onWords?(text: string, log: Log): void;
   /** Counters of its own. */
   counters?(): Record<string, number>;
   /** State for a successor with the same options, plain data. */
@@ -58,30 +53,7 @@ export interface PeerProgram {
   /** Puts what it has open into a bag; only close may follow. */
   handOver?(bag: ResourceBag): void;
   /** Releases what it has. */
-  close(): void;
-}
-
-interface PeerState {
-  /** As of {@linkcode PeerProgram.save}. */
-  readonly program: unknown;
-  /** null while none runs. */
-  readonly process: PeerProcessState | null;
-  readonly backoff: BackoffState;
-  readonly starts: number;
-}
-
-/** @throws {import("../../../core/errno.ts").ErrnoError} EINVAL when it cannot be */
-function parsePeerState(state: unknown): PeerState {
-  const reader = new StateReader(state, "a program");
-  return {
-    program: reader.value("program"),
-    process: reader.partOrNull("process", (process) => ({
-      pid: process.integer("pid", PID_MAX),
-      said: process.text("said"),
-    })),
-    backoff: parseBackoff(reader.part("backoff")),
-    starts: reader.integer("starts", Number.MAX_SAFE_INTEGER),
-  };
+  close?(): void;
 }
 
 /**
@@ -110,10 +82,11 @@ export class PeerConnector implements Connector {
     context: ConnectorContext,
     saved?: Saved<unknown>,
   ) {
-    const state = saved && parsePeerState(saved.state);
+    const state = saved && new StateReader(saved.state, "a program");
     this.#context = context;
     this.#program = make(
-      state && { state: state.program, bag: saved!.bag.at("program") },
+      state &&
+        { state: state.value("program"), bag: saved!.bag.at("program") },
     );
     const { offloads } = this.#program;
     if (offloads !== undefined) this.offloads = offloads;
@@ -121,15 +94,16 @@ export class PeerConnector implements Connector {
       context.loop,
       RESTART_MAX_MS,
       () => this.#restart(),
-      state?.backoff,
+      state?.part("backoff"),
     );
     if (state === undefined) return;
-    this.#starts = state.starts;
     this.#started = true;
-    if (state.process === null) return;
     try {
-      const bag = saved!.bag.at("process");
-      this.#process = this.#watch({ state: state.process, bag });
+      this.#starts = state.integer("starts", Number.MAX_SAFE_INTEGER);
+      this.#process = state.partOrNull(
+        "process",
+        (state) => this.#watch({ state, bag: saved!.bag.at("process") }),
+      );
     } catch (error) {
       this.close();
       throw error;
@@ -162,11 +136,11 @@ export class PeerConnector implements Connector {
     };
   }
 
-  save(): PeerState {
+  save(): unknown {
     return {
       program: this.#program.save(),
       process: this.#process?.save() ?? null,
-      backoff: this.#backoff.state(),
+      backoff: this.#backoff.save(),
       starts: this.#starts,
     };
   }
@@ -181,27 +155,28 @@ export class PeerConnector implements Connector {
     if (this.#context.ownership.end()) this.#process?.close();
     else this.#process?.leave();
     this.#process = null;
-    this.#program.close();
+    this.#program.close?.();
   }
 
   #start(): void {
-    const process = this.#watch(this.#program.start());
+    const process = this.#watch(startPeer(this.#program.command));
     this.#process = process;
     this.#starts++;
     this.#backoff.succeeded();
     this.#context.attach(process.takeSocket());
   }
 
-  #watch(peer: StartedPeer | Saved<PeerProcessState>): PeerProcess {
+  #watch(peer: StartedPeer | Saved<StateReader>): PeerProcess {
     const { loop, log } = this.#context;
-    return new PeerProcess(
-      peer,
-      loop,
-      () => this.#onEnd(),
-      (text) => {
-        if (this.#started) this.#program.onWords?.(text, log);
-      },
-    );
+    const onWords = (text: string) => {
+      const { speaker, usual } = this.#program;
+      // Before it has started, that is an error's text.
+      const words = this.#started ? lastWords(text, usual) : "";
+      if (speaker !== undefined && words !== "") {
+        log.warn(`${speaker}: ${words}`);
+      }
+    };
+    return new PeerProcess(peer, loop, () => this.#onEnd(), onWords);
   }
 
   #restart(): void {
@@ -223,9 +198,10 @@ export class PeerConnector implements Connector {
     this.#process = null;
     this.#context.detach();
     const status = process.end();
-    const words = this.#program.reasonIn(process.said);
+    const { name, usual } = this.#program;
+    const words = lastWords(process.said, usual);
     this.#context.log.warn(
-      `${this.#program.name} has ended (${formatExitStatus(status)}${
+      `${name} has ended (${formatExitStatus(status)}${
         words === "" ? "" : `, ${words}`
       }): the card is without a network until it is started again`,
     );

@@ -12,13 +12,7 @@ import type { NetBackend, NetContext } from "../contract.ts";
 import { StreamBackend } from "../socket/stream_backend.ts";
 import { PeerConnector, type PeerProgram } from "./connector.ts";
 import type { PasstNetOptions } from "./driver.ts";
-import {
-  PEER_SOCKET_FD,
-  peerEnvironment,
-  type PeerProcess,
-  type StartedPeer,
-  startPeer,
-} from "./process.ts";
+import { lastWords, PEER_SOCKET_FD } from "./process.ts";
 
 /** Marks the state of a card on passt. */
 const PASST_KIND = "passt";
@@ -32,7 +26,7 @@ export const PASST_VARIABLE = "OUTBOARD_PASST";
  *
  * @param saved See {@linkcode import("../driver.ts").OpenNet}
  * @param startMs How long to wait for an end at once
- * @throws {ErrnoError} With the remedy
+ * @throws {ErrnoError} ENOENT and the like, with the remedy
  */
 export function openPasst(
   options: PasstNetOptions,
@@ -41,13 +35,12 @@ export function openPasst(
   startMs: number = START_MS,
 ): NetBackend {
   const { mtu } = context;
-  const make = (saved?: Saved<unknown>) =>
-    new Passt(
-      options,
-      mtu,
-      saved && new StateReader(saved.state, "passt").text("program"),
-      startMs,
-    );
+  const make = (saved?: Saved<unknown>) => {
+    const program = saved === undefined
+      ? findPasst(options.program)
+      : new StateReader(saved.state, "passt").text("program");
+    return passtProgram(program, options, mtu, startMs);
+  };
   return new StreamBackend(
     PASST_KIND,
     context,
@@ -113,61 +106,37 @@ export function passtArguments(
   ];
 }
 
-/** Arguments for a card with that MTU, and a program that was found at first and is started again. */
-class Passt implements PeerProgram {
-  readonly name = "passt";
-  readonly description: string;
-  readonly #program: string;
-  readonly #args: readonly string[];
-  readonly #startMs: number;
-
-  /**
-   * @param program Where it was found before; looked for when absent
-   * @param startMs How long to wait for an end at once
-   * @throws {ErrnoError} ENOENT, with the remedy
-   */
-  constructor(
-    options: PasstNetOptions,
-    mtu: number,
-    program: string | undefined,
-    startMs: number,
-  ) {
-    this.#program = program ?? findPasst(options.program);
-    this.#args = passtArguments(options, mtu);
-    this.#startMs = startMs;
-    this.description = `passt (${this.#program})`;
-  }
-
-  start(): StartedPeer {
-    return startPeer({
-      program: this.#program,
-      args: this.#args,
-      env: peerEnvironment(["PATH", "LD_LIBRARY_PATH"]),
-    });
-  }
-
-  /** A port that is taken and the like is known at once, and the user is still there to read it. */
-  awaitStart(process: PeerProcess): void {
-    const status = process.waitForExit(this.#startMs);
-    if (status === null) return;
-    const why = this.reasonIn(process.said) || formatExitStatus(status);
-    throw new ErrnoError(
-      Errno.EIO,
-      `Cannot use net=passt: ${this.#program} ends at once and says: ${why}`,
-    );
-  }
-
-  reasonIn(said: string): string {
-    const lines = said.split("\n").map((line) => line.trim());
-    const telling = lines.filter((line) =>
-      line !== "" && !USUAL.some((pattern) => pattern.test(line))
-    );
-    return telling.slice(-3).join("; ");
-  }
-
-  save(): unknown {
-    return { program: this.#program };
-  }
-
-  close(): void {}
+/**
+ * passt for a card with that MTU.
+ *
+ * @param program Where it was found
+ * @param startMs How long to wait for an end at once
+ */
+function passtProgram(
+  program: string,
+  options: PasstNetOptions,
+  mtu: number,
+  startMs: number,
+): PeerProgram {
+  return {
+    name: "passt",
+    description: `passt (${program})`,
+    usual: USUAL,
+    command: {
+      program,
+      args: passtArguments(options, mtu),
+      variables: ["PATH", "LD_LIBRARY_PATH"],
+    },
+    /** A port that is taken and the like is known at once, and the user is still there to read it. */
+    awaitStart(process) {
+      const status = process.waitForExit(startMs);
+      if (status === null) return;
+      const why = lastWords(process.said, USUAL) || formatExitStatus(status);
+      throw new ErrnoError(
+        Errno.EIO,
+        `Cannot use net=passt: ${program} ends at once and says: ${why}`,
+      );
+    },
+    save: () => ({ program }),
+  };
 }

@@ -5,6 +5,7 @@
  */
 
 import { environmentVariable } from "../../../core/environment.ts";
+import type { StateReader } from "../../../core/state_reader.ts";
 import type { FdWatch, Loop } from "../../../loop/event_loop.ts";
 import {
   ChildProcess,
@@ -41,38 +42,33 @@ export interface StartedPeer {
   readonly socket: Fd;
 }
 
-/**
- * A {@linkcode PeerProcess} on its way to another thread. It is a child of the process, not of a thread: whichever
- * thread has it may wait for it and end it.
- */
-export interface PeerProcessState {
-  /** Nobody else's as long as it was not waited for, even when it has ended. */
-  readonly pid: number;
-  readonly said: string;
-}
-
+/** PID_MAX_LIMIT of Linux on 64 bits. */
+const PID_MAX = 4 * 1024 * 1024;
 /** Names of its descriptors. */
 const STDERR = "stderr";
 const PIDFD = "pidfd";
 
-/** Those of our environment variables that a program is to have, and nothing of ours that is none of its business. */
-export function peerEnvironment(
-  names: readonly string[],
-): Record<string, string> {
-  const env: Record<string, string> = {};
-  for (const name of names) {
-    const value = environmentVariable(name);
-    if (value !== undefined) env[name] = value;
-  }
-  return env;
+/**
+ * Picks what may be the reason of a program's end out of what it said.
+ *
+ * @param usual Lines that it says whatever happens
+ * @returns One line, fit for a log; empty when there is none
+ */
+export function lastWords(said: string, usual: readonly RegExp[]): string {
+  return said.split("\n")
+    // deno-lint-ignore no-control-regex
+    .map((line) => line.replaceAll(/[\x00-\x1f\x7f-\x9f]+/g, " ").trim())
+    .filter((line) => line !== "" && !usual.some((usual) => usual.test(line)))
+    .slice(-3).join("; ");
 }
 
-/** What to start. */
+/** Program to start. */
 export interface PeerCommand {
   readonly program: string;
   /** Arguments, the name of the program as the first. */
   readonly args: readonly string[];
-  readonly env: Readonly<Record<string, string>>;
+  /** Those of our environment variables that it has: what else is there is none of its business. */
+  readonly variables: readonly string[];
   /** Descriptors of ours that it gets too, from {@linkcode PEER_EXTRA_FD} on; they stay ours. */
   readonly fds?: readonly number[];
 }
@@ -95,10 +91,16 @@ export function startPeer(command: PeerCommand): StartedPeer {
   // passt sends the end of a frame that did not fit as a blocking write.
   setBlocking(theirs.number);
   const nothing = passed.use(openFd("/dev/null", O_RDWR));
+  const env: Record<string, string> = { NO_COLOR: "1" };
+  for (const name of command.variables) {
+    const value = environmentVariable(name);
+    if (value !== undefined) env[name] = value;
+  }
+  const { program, args } = command;
   const child = spawnProcess({
-    program: command.program,
-    args: command.args,
-    env: command.env,
+    program,
+    args,
+    env,
     fds: [
       { from: nothing.number, to: 0 },
       { from: nothing.number, to: 1 },
@@ -133,10 +135,10 @@ export class PeerProcess implements Disposable {
    * @param peer Just started, and taken over; or what a predecessor was and had open
    * @param onExit Called once when it ends by itself; it is to be closed then
    * @param onWords Told of what it says, in pieces as they come
-   * @throws {import("../../../os/mod.ts").SyscallError}
+   * @throws {import("../../../core/errno.ts").ErrnoError}
    */
   constructor(
-    peer: StartedPeer | Saved<PeerProcessState>,
+    peer: StartedPeer | Saved<StateReader>,
     loop: Loop,
     onExit: () => void,
     onWords: (text: string) => void = () => {},
@@ -144,10 +146,11 @@ export class PeerProcess implements Disposable {
     this.#onWords = onWords;
     if ("bag" in peer) {
       const { state, bag } = peer;
-      this.#said = state.said;
+      const pid = state.integer("pid", PID_MAX);
+      this.#said = state.text("said");
       this.#stderr = bag.take(STDERR);
       try {
-        this.#child = new ChildProcess(state.pid, bag.take(PIDFD));
+        this.#child = new ChildProcess(pid, bag.take(PIDFD));
       } catch (error) {
         this.#stderr.close();
         throw error;
@@ -215,7 +218,7 @@ export class PeerProcess implements Disposable {
   }
 
   /** What a successor must know. */
-  save(): PeerProcessState {
+  save(): unknown {
     return { pid: this.pid, said: this.#said };
   }
 

@@ -12,13 +12,11 @@ import {
   type ResourceBag,
   type Saved,
 } from "../../../os/mod.ts";
-import type { Log } from "../../../core/log.ts";
 import type { PeerProgram } from "../peer/connector.ts";
 import {
-  peerEnvironment,
+  lastWords,
+  type PeerCommand,
   type PeerProcess,
-  type StartedPeer,
-  startPeer,
 } from "../peer/process.ts";
 import { SLIRP_OFFLOADS } from "./offloads.ts";
 import { createSlirpPage, SlirpPage } from "./page.ts";
@@ -54,15 +52,11 @@ export class NoLibslirpError extends ErrnoError {
 /** Name of the descriptor of its page. */
 const PAGE = "page";
 
-/** What of a program's words is fit for a log. */
-function plain(text: string): string {
-  // deno-lint-ignore no-control-regex
-  return text.replaceAll(/[\x00-\x1f\x7f-\x9f]+/g, " ").trim();
-}
-
 /** libslirp in a process of its own. */
 export class Slirp implements PeerProgram {
   readonly name = "libslirp's process";
+  readonly usual = [READY];
+  readonly speaker = "libslirp";
   readonly offloads = SLIRP_OFFLOADS;
   readonly #task: SlirpTask;
   readonly #fd: Fd;
@@ -98,18 +92,18 @@ export class Slirp implements PeerProgram {
     return `user (libslirp ${this.#version})`;
   }
 
-  start(): StartedPeer {
+  get command(): PeerCommand {
     const program = Deno.execPath();
-    return startPeer({
+    return {
       program,
       args: [
         ...[program, "run", "--quiet", "--no-prompt", "--no-config"],
         ...["--allow-ffi", import.meta.resolve("./helper.ts")],
         JSON.stringify(this.#task),
       ],
-      env: { ...peerEnvironment(VARIABLES), NO_COLOR: "1" },
+      variables: VARIABLES,
       fds: [this.#fd.number],
-    });
+    };
   }
 
   awaitStart(process: PeerProcess): void {
@@ -119,7 +113,7 @@ export class Slirp implements PeerProgram {
       return;
     }
     const status = process.waitForExit(END_MS) ?? process.end();
-    const words = this.reasonIn(process.said);
+    const words = lastWords(process.said, this.usual);
     if (status.code === EXIT_NO_LIBRARY) throw new NoLibslirpError(words);
     if (status.code !== null && errnoName(status.code) in Errno) {
       throw new ErrnoError(status.code, words.replace(/ \(E\w+\)$/, ""));
@@ -130,17 +124,6 @@ export class Slirp implements PeerProgram {
         formatExitStatus(status)
       }) and says: ${words}`,
     );
-  }
-
-  reasonIn(said: string): string {
-    const lines = said.split("\n").map(plain);
-    const telling = lines.filter((line) => line !== "" && !READY.test(line));
-    return telling.slice(-3).join("; ");
-  }
-
-  onWords(text: string, log: Log): void {
-    const words = this.reasonIn(text);
-    if (words !== "") log.warn(`libslirp: ${words}`);
   }
 
   setOffloads(give: number): void {

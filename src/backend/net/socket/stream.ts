@@ -28,7 +28,7 @@ import {
   removeSocketFile,
   type SocketFile,
 } from "../../../os/socket/socket_file.ts";
-import { Backoff, type BackoffState, parseBackoff } from "../backoff.ts";
+import { Backoff } from "../backoff.ts";
 import type { OpenNet } from "../driver.ts";
 import { formatEndpoint, type StreamNetOptions } from "./drivers.ts";
 import {
@@ -162,10 +162,6 @@ class Server implements Connector {
   }
 }
 
-interface ClientState {
-  readonly backoff: BackoffState;
-}
-
 /** Connects, and again when that fails or the connection ends. */
 class Client implements Connector {
   readonly description: string;
@@ -188,16 +184,13 @@ class Client implements Connector {
     this.#context = context;
     this.#where = formatEndpoint(options.endpoint);
     this.description = `stream to ${this.#where}`;
-    const backoff = saved &&
-      new StateReader(saved.state, "a client").part("backoff");
-    // Before the backoff, which would go on by itself when this throws.
-    if (saved?.bag.has(SOCKET)) this.#await(saved.bag.take(SOCKET));
     this.#backoff = new Backoff(
       context.loop,
       options.reconnectMs,
       () => this.begin(),
-      backoff && parseBackoff(backoff),
+      saved && new StateReader(saved.state, "a client"),
     );
+    if (saved?.bag.has(SOCKET)) this.#await(saved.bag.take(SOCKET));
   }
 
   begin(): void {
@@ -222,8 +215,8 @@ class Client implements Connector {
     if (again) this.#backoff.retry();
   }
 
-  save(): ClientState {
-    return { backoff: this.#backoff.state() };
+  save(): unknown {
+    return this.#backoff.save();
   }
 
   handOver(bag: ResourceBag): void {
@@ -232,14 +225,8 @@ class Client implements Connector {
 
   close(): void {
     this.#backoff.close();
-    this.#abandon();
-  }
-
-  #abandon(): void {
     this.#watch?.close();
-    this.#watch = null;
     this.#fd?.close();
-    this.#fd = null;
   }
 
   /** Takes over a connection in the making. */
