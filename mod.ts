@@ -133,7 +133,7 @@ export type {
   VirtioDevice,
   VirtioTransport,
 } from "./src/virtio/device.ts";
-export { VirtioQueueService } from "./src/virtio/session/queue_service.ts";
+export { VirtioQueueService } from "./src/virtio/session/threads.ts";
 export { Features, VIRTIO_F } from "./src/virtio/features.ts";
 export {
   mapsNotify,

@@ -15,7 +15,7 @@ import type {
   QueueService,
 } from "../../src/pci/queue_threads.ts";
 import type { VirtioDevice } from "../../src/virtio/device.ts";
-import { VirtioQueueService } from "../../src/virtio/session/queue_service.ts";
+import { VirtioQueueService } from "../../src/virtio/session/threads.ts";
 import type { DeviceModel, ModelContext, SavedDevice } from "../model.ts";
 import { VIRTIO_BLK_OPTIONS, type VirtioBlkOptions } from "./config.ts";
 import { VirtioBlk } from "./device.ts";

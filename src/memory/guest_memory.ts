@@ -48,10 +48,11 @@ export type Access = number;
 export interface MemoryWindow {
   /** Length in bytes. */
   readonly lengthBytes: number;
+  /** True where every read is a look of its own, so that {@linkcode refresh} has nothing to do: where memory is mapped. */
+  readonly isLive: boolean;
   /**
    * Looks at a range, once for all that is read there afterwards. What is read is at least as new as this call; of what was
-   * not refreshed it is any older value, and garbage at first. Costs nothing where memory is mapped: every read is then a
-   * look of its own.
+   * not refreshed it is any older value, and garbage at first.
    *
    * @returns 0, or {@linkcode MEMORY_PENDING}: then the next refresh of the same range is at least as new as this call
    */

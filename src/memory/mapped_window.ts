@@ -9,6 +9,7 @@ import type { MemoryWindow } from "./guest_memory.ts";
 /** Loads and stores on a mapping. Layout: `lengthBytes` bytes at `offset` of the buffer. */
 export class MappedWindow implements MemoryWindow {
   readonly lengthBytes: number;
+  readonly isLive = true;
   readonly #view: DataView<ArrayBuffer>;
   readonly #indices: Uint16Array<ArrayBuffer>;
   readonly #words: Uint32Array<ArrayBuffer>;

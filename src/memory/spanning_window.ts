@@ -20,6 +20,7 @@ const IN_PAGE = PAGE_SIZE - 1;
  */
 export class SpanningWindow implements MemoryWindow {
   readonly lengthBytes: number;
+  readonly isLive = true;
   /** Whole pages; the window begins in the first of them, … */
   readonly #pages: readonly MappedWindow[];
   /** … so far from its start. */

@@ -362,6 +362,7 @@ export class StrictMemory implements MappableMemory {
 /** A window that shows what was there when it was refreshed, and garbage before. */
 class StrictWindow implements MemoryWindow {
   readonly lengthBytes: number;
+  readonly isLive = false;
   readonly #take: (offset: number, into: Uint8Array) => number;
   readonly #guest: MemoryWindow;
   readonly #copy: MappedWindow;

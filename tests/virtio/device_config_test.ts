@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { fakeContext } from "../../src/testing/fake_context.ts";
-import { DeviceConfig } from "../../src/virtio/session/device_config.ts";
+import { DeviceConfig } from "../../src/virtio/session/registers.ts";
 import { EchoDevice } from "./echo_device.ts";
 
 /** A structure of the bytes 0, 1, … 6: neither its length nor its end is even. */

@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { DeviceStatus } from "../../src/virtio/session/device_status.ts";
+import { DeviceStatus } from "../../src/virtio/session/registers.ts";
 
 // Bits by the standard, section 2.1.
 const DRIVER = 2;

@@ -29,7 +29,7 @@ function entry(
   ];
 }
 
-Deno.test("SplitQueue with IN_ORDER holds chains back until those before them are done", () => {
+Deno.test("SplitRing with IN_ORDER holds chains back until those before them are done", () => {
   const at = fixture({ inOrder: true });
   const heads = [0, 1, 2].map(() => at.ring.add([OUT]));
   popAll(at);
@@ -48,7 +48,7 @@ Deno.test("SplitQueue with IN_ORDER holds chains back until those before them ar
   );
 });
 
-Deno.test("SplitQueue with IN_ORDER writes one used entry for a batch, where its first would be", () => {
+Deno.test("SplitRing with IN_ORDER writes one used entry for a batch, where its first would be", () => {
   const at = fixture({ inOrder: true });
   turnRing(at, 6);
   new Uint8Array(at.buffer, at.places.used + 4 - 0x10_0000, 64).fill(0xee);
@@ -63,7 +63,7 @@ Deno.test("SplitQueue with IN_ORDER writes one used entry for a batch, where its
   }
 });
 
-Deno.test("SplitQueue with IN_ORDER tells of every chain that was not used completely, or has both kinds of buffers", () => {
+Deno.test("SplitRing with IN_ORDER tells of every chain that was not used completely, or has both kinds of buffers", () => {
   const at = fixture({ size: 16, inOrder: true });
   new Uint8Array(at.buffer, at.places.used + 4 - 0x10_0000, 128).fill(0xee);
   const full = at.ring.add([OUT]);
@@ -85,7 +85,7 @@ Deno.test("SplitQueue with IN_ORDER tells of every chain that was not used compl
   assertEquals(entry(at, 4), [0xeeee_eeee, 0xeeee_eeee]);
 });
 
-Deno.test("SplitQueue with IN_ORDER obeys used_event for the whole batch", () => {
+Deno.test("SplitRing with IN_ORDER obeys used_event for the whole batch", () => {
   for (let event = -1; event < 5; event++) {
     const at = fixture({ inOrder: true, eventIdx: true });
     at.ring.usedEvent = event & 0xffff;
@@ -96,7 +96,7 @@ Deno.test("SplitQueue with IN_ORDER obeys used_event for the whole batch", () =>
   }
 });
 
-Deno.test("SplitQueue with IN_ORDER refuses more chains than the driver got back, held back ones included", () => {
+Deno.test("SplitRing with IN_ORDER refuses more chains than the driver got back, held back ones included", () => {
   const at = fixture({ size: 4, inOrder: true });
   const heads = [0, 1, 2, 3].map(() => at.ring.add([IN]));
   popAll(at);
@@ -108,7 +108,7 @@ Deno.test("SplitQueue with IN_ORDER refuses more chains than the driver got back
   assert(/more than 4 chains/.test(at.queue.lastError));
 });
 
-Deno.test("PackedQueue with IN_ORDER writes one used descriptor for a batch, and skips the rest", () => {
+Deno.test("PackedRing with IN_ORDER writes one used descriptor for a batch, and skips the rest", () => {
   const at = packedFixture({ inOrder: true });
   turnPackedRing(at, 5);
   const before = [6, 7, 0, 1].map((index) => at.ring.read(index).flags);
@@ -139,7 +139,7 @@ Deno.test("PackedQueue with IN_ORDER writes one used descriptor for a batch, and
   assertEquals(at.ring.free, 8);
 });
 
-Deno.test("PackedQueue with IN_ORDER obeys the driver's event for the whole batch", () => {
+Deno.test("PackedRing with IN_ORDER obeys the driver's event for the whole batch", () => {
   for (let event = 0; event < 6; event++) {
     const at = packedFixture({ inOrder: true, eventIdx: true });
     at.ring.driverEvent(2, at.ring.offWrap(event));

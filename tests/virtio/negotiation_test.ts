@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { fakeContext } from "../../src/testing/fake_context.ts";
 import { Features } from "../../src/virtio/features.ts";
-import { Negotiation } from "../../src/virtio/session/negotiation.ts";
+import { Negotiation } from "../../src/virtio/session/registers.ts";
 import { DEPENDENT_FEATURE, ECHO_FEATURE, EchoDevice } from "./echo_device.ts";
 
 const VERSION_1 = 32;

@@ -2,8 +2,8 @@ import { assertEquals } from "@std/assert";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
 import { offWrap, PackedEvents } from "../../src/virtio/queue/packed_events.ts";
-import { RingCore } from "../../src/virtio/queue/ring_core.ts";
-import { PACKED_LAYOUT } from "../../src/virtio/queue/ring_layout.ts";
+import { createQueue } from "../../src/virtio/queue/mod.ts";
+import type { Ring } from "../../src/virtio/queue/ring.ts";
 
 // struct pvirtq_event_suppress { le16 off_wrap; le16 flags } (2.8.14), and the flags of 2.8.10.
 const ENABLE = 0;
@@ -14,7 +14,7 @@ const DEVICE = 0x3000;
 const SIZE = 7;
 
 class Rig {
-  readonly core: RingCore;
+  readonly ring: Ring;
   readonly events: PackedEvents;
   readonly #words: DataView;
 
@@ -22,13 +22,16 @@ class Rig {
     const memory = new ArrayMemory([]);
     const buffer = memory.map({ iova: 0, lengthBytes: 0x4000 });
     this.#words = new DataView(buffer);
-    this.core = new RingCore(memory, PACKED_LAYOUT, 0, 8, false);
-    this.events = new PackedEvents(this.core);
-    this.core.enable(
-      eventIdx ? Features.of(VIRTIO_F.RING_EVENT_IDX) : Features.of(),
+    this.ring = createQueue(memory, 0, 8);
+    this.events = new PackedEvents(this.ring);
+    this.ring.enable(
+      Features.of(
+        VIRTIO_F.RING_PACKED,
+        ...eventIdx ? [VIRTIO_F.RING_EVENT_IDX] : [],
+      ),
       { size: SIZE, descIova: 0x1000, availIova: DRIVER, usedIova: DEVICE },
     );
-    this.core.ready();
+    this.ring.ready();
   }
 
   /** Words that the driver reads: off_wrap and flags. */
@@ -77,7 +80,7 @@ Deno.test("PackedEvents does not write what the driver knows, nor to a ring out 
   at.events.spare();
   assertEquals(at.told, [0, 0], "it was told before");
   at.events.reset();
-  at.core.suspend();
+  at.ring.suspend();
   at.events.spare();
   assertEquals([at.told, at.events.flags], [[0, 0], ENABLE]);
 });

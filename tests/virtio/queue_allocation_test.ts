@@ -10,10 +10,9 @@ import { socketPair } from "../../src/os/mod.ts";
 import { WriteOrder } from "../../src/pci/posted_writes.ts";
 import { SocketWrites } from "../../src/pci/socket_writes.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
-import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
+import { createQueue } from "../../src/virtio/queue/mod.ts";
 import { Chain } from "../../src/virtio/queue/queue.ts";
 import type { Ring } from "../../src/virtio/queue/ring.ts";
-import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
 import { heapGrowthPerOperation } from "../resources.ts";
 
 const ROUNDS = 500_000;
@@ -49,9 +48,7 @@ class Bench {
     this.#ring = packed
       ? new PackedVring(ram, options)
       : new Vring(ram, options);
-    this.#queue = packed
-      ? new PackedQueue(memory, 0, SIZE)
-      : new SplitQueue(memory, 0, SIZE);
+    this.#queue = createQueue(memory, 0, SIZE);
     this.#chain = new Chain(memory, 16);
     this.#queue.keepOrder(order, true);
     const bits: number[] = [
@@ -59,6 +56,7 @@ class Bench {
       VIRTIO_F.RING_INDIRECT_DESC,
     ];
     if (inOrder) bits.push(VIRTIO_F.IN_ORDER);
+    if (packed) bits.push(VIRTIO_F.RING_PACKED);
     const { size, descIova, availIova, usedIova } = this.#ring;
     const addresses = { size, descIova, availIova, usedIova };
     if (this.#queue.enable(Features.of(...bits), addresses) < 0) {
@@ -103,7 +101,7 @@ class Bench {
 
 for (const [packed, inOrder] of [[true, false], [true, true], [false, true]]) {
   for (const indirect of [false, true]) {
-    const name = `${packed ? "PackedQueue" : "SplitQueue"}${
+    const name = `${packed ? "PackedRing" : "SplitRing"}${
       inOrder ? " with IN_ORDER" : ""
     }, ${indirect ? "indirect" : "direct"}`;
     Deno.test(`${name} allocates nothing per chain`, () => {
@@ -115,7 +113,7 @@ for (const [packed, inOrder] of [[true, false], [true, true], [false, true]]) {
 }
 
 for (const packed of [false, true]) {
-  const name = packed ? "PackedQueue" : "SplitQueue";
+  const name = packed ? "PackedRing" : "SplitRing";
   Deno.test(`${name} allocates nothing to ask for register writes`, () => {
     const [ours, theirs] = socketPair();
     const posted = new SocketWrites();

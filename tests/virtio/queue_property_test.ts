@@ -3,11 +3,10 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import type { Features } from "../../src/virtio/features.ts";
-import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
+import { createQueue } from "../../src/virtio/queue/mod.ts";
 import { Chain } from "../../src/virtio/queue/queue.ts";
 import type { Ring } from "../../src/virtio/queue/ring.ts";
 import type { SplitRingState } from "../../src/virtio/queue/ring_state.ts";
-import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
 import type { MappableMemory } from "../../src/memory/array_memory.ts";
 import { checkReleased } from "../memory_under_test.ts";
 import type { Buffer } from "./naive_ring.ts";
@@ -107,7 +106,7 @@ function packedBench(shape: Shape, inOrder: boolean): Bench {
   turnPackedRing(at, shape.turned);
   return {
     queue: at.queue,
-    fresh: () => new PackedQueue(at.memory, 3, shape.size),
+    fresh: () => createQueue(at.memory, 3, shape.size),
     features: at.features,
     memory: at.memory,
     inOrder,
@@ -121,7 +120,7 @@ function splitBench(shape: Shape, inOrder: boolean): Bench {
   const at = fixture({ ...shape, inOrder });
   const bench: Bench = {
     queue: at.queue,
-    fresh: () => new SplitQueue(at.memory, 3, shape.size),
+    fresh: () => createQueue(at.memory, 3, shape.size),
     features: at.features,
     memory: at.memory,
     inOrder,
@@ -322,22 +321,22 @@ function run(model: Model, at: Bench, script: readonly Step[]): void {
 
 const FORMATS = [
   {
-    name: "PackedQueue",
+    name: "PackedRing",
     sizes: [1, 3, 4, 5, 8, 13],
     make: (shape: Shape) => packedBench(shape, false),
   },
   {
-    name: "PackedQueue with IN_ORDER",
+    name: "PackedRing with IN_ORDER",
     sizes: [1, 3, 4, 5, 8, 13],
     make: (shape: Shape) => packedBench(shape, true),
   },
   {
-    name: "SplitQueue",
+    name: "SplitRing",
     sizes: [1, 4, 8, 16],
     make: (shape: Shape) => splitBench(shape, false),
   },
   {
-    name: "SplitQueue with IN_ORDER",
+    name: "SplitRing with IN_ORDER",
     sizes: [1, 4, 8, 16],
     make: (shape: Shape) => splitBench(shape, true),
   },
@@ -367,7 +366,7 @@ for (const { name, sizes, make } of FORMATS) {
   });
 }
 
-Deno.test("SplitQueue with IN_ORDER goes on from index 65535 to 0", () => {
+Deno.test("SplitRing with IN_ORDER goes on from index 65535 to 0", () => {
   const at = fixture({ size: 4, inOrder: true, eventIdx: true });
   turnRing(at, 65533);
   const heads = [0, 1, 2, 3].map(() =>

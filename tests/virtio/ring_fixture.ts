@@ -4,8 +4,8 @@ import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
 import type { MappableMemory } from "../../src/memory/array_memory.ts";
 import { memoryUnderTest } from "../memory_under_test.ts";
 import { Chain } from "../../src/virtio/queue/queue.ts";
-import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
-import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
+import { createQueue } from "../../src/virtio/queue/mod.ts";
+import type { Ring } from "../../src/virtio/queue/ring.ts";
 import { NaivePackedRing, type PackedPlaces } from "./naive_packed_ring.ts";
 import { NaiveRing, type RingPlaces } from "./naive_ring.ts";
 
@@ -26,7 +26,7 @@ export interface FixtureOptions {
 export interface Fixture {
   readonly memory: MappableMemory;
   readonly buffer: ArrayBuffer;
-  readonly queue: SplitQueue;
+  readonly queue: Ring;
   readonly ring: NaiveRing;
   readonly chain: Chain;
   readonly features: Features;
@@ -53,7 +53,7 @@ export function fixture(options: FixtureOptions = {}): Fixture {
     used: BASE + 0xb_0000 + near + 4,
   };
   const features = featuresOf(options);
-  const queue = new SplitQueue(
+  const queue = createQueue(
     memory,
     3,
     options.maxSize ?? size,
@@ -95,7 +95,7 @@ function featuresOf(options: FixtureOptions, packed = false): Features {
 export interface PackedFixture {
   readonly memory: MappableMemory;
   readonly buffer: ArrayBuffer;
-  readonly queue: PackedQueue;
+  readonly queue: Ring;
   readonly ring: NaivePackedRing;
   readonly chain: Chain;
   readonly features: Features;
@@ -113,7 +113,7 @@ export function packedFixture(options: FixtureOptions = {}): PackedFixture {
     device: BASE + 0xb_0000 + 4,
   };
   const features = featuresOf(options, true);
-  const queue = new PackedQueue(
+  const queue = createQueue(
     memory,
     3,
     options.maxSize ?? size,

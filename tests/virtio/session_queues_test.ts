@@ -1,22 +1,16 @@
-import { countersFrom } from "../../src/core/counters.ts";
 import { assert, assertEquals } from "@std/assert";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
 import { fakeContext } from "../../src/testing/fake_context.ts";
 import type { VirtioDevice } from "../../src/virtio/device.ts";
 import { Chain } from "../../src/virtio/queue/queue.ts";
-import { DeviceStatus } from "../../src/virtio/session/device_status.ts";
 import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
-import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
 import { SessionQueues } from "../../src/virtio/session/queues.ts";
-import { SESSION_COUNTERS } from "../../src/virtio/session/counters.ts";
-import { KickPath } from "../../src/virtio/session/types.ts";
-import { SplitQueue } from "../../src/virtio/queue/split_queue.ts";
+import { KickPath } from "../../src/virtio/session/queues.ts";
 import { EchoDevice } from "./echo_device.ts";
 import { NaivePackedRing } from "./naive_packed_ring.ts";
 import { NaiveRing } from "./naive_ring.ts";
 import { BASE, DATA, LENGTH } from "./ring_fixture.ts";
 
-const RUNNING = 15;
 const SIZE = 8;
 const PLAIN = Features.of(VIRTIO_F.VERSION_1);
 const PACKED = Features.of(VIRTIO_F.VERSION_1, VIRTIO_F.RING_PACKED);
@@ -24,10 +18,9 @@ const PACKED = Features.of(VIRTIO_F.VERSION_1, VIRTIO_F.RING_PACKED);
 /** Two queues of a device that keeps what it finds. */
 class Rig {
   readonly context = fakeContext({ memory: new ArrayMemory([]) });
-  readonly status = new DeviceStatus();
-  readonly counters = countersFrom(SESSION_COUNTERS);
   readonly device: EchoDevice;
   readonly forwarded: number[] = [];
+  readonly notified: number[] = [];
   readonly queues: SessionQueues;
   readonly #buffer: ArrayBuffer;
 
@@ -45,10 +38,8 @@ class Rig {
       sizes: this.device.queueSizes,
       handler: this.device,
       forward: (index) => this.forwarded.push(index),
-      status: this.status,
-      counters: this.counters,
       polled,
-      interrupt() {},
+      notifyUsed: (index) => this.notified.push(index),
       fail: (reason) => {
         throw new Error(reason);
       },
@@ -82,14 +73,24 @@ class Rig {
     return at;
   }
 
-  run(): void {
-    this.status.write(RUNNING, () => true);
+  run(features = PLAIN): void {
+    this.queues.start(features);
+    this.settle();
+  }
+
+  tell(op: "halt" | "pause" | "resume" | "hold" | "reset"): number {
+    return this.queues.handle({ op });
+  }
+
+  /** How many chains the driver waits for. */
+  get inFlight(): number {
+    return this.queues.rings.reduce((sum, ring) => sum + ring.outstanding, 0);
   }
 
   /** Messages to the device since the last call. */
   settle(): string[] {
     this.context.loop.settle();
-    return this.device.events.splice(0);
+    return this.device.events.splice(0).filter((it) => it.startsWith("notify"));
   }
 }
 
@@ -102,17 +103,16 @@ Deno.test("SessionQueues serves an enabled queue while the device runs", () => {
   rig.enable(0);
   rig.queues.kick(0, KickPath.EVENTFD);
   assertEquals(rig.settle(), [], "the device does not run");
-  rig.run();
-  rig.queues.kickAll();
+  rig.queues.start(PLAIN);
   assertEquals(rig.settle(), ["notify 0"]);
   rig.queues.kick(1, KickPath.MESSAGE);
   rig.queues.kick(2, KickPath.MESSAGE);
   assertEquals(rig.settle(), [], "not enabled, and not there");
   rig.queues.kick(0, KickPath.PAGE);
   rig.queues.kick(0, KickPath.PAGE);
-  rig.status.requireReset();
+  rig.tell("halt");
   assertEquals(rig.settle(), [], "the device has given up");
-  const { kicks, eventFdKicks, messageKicks, pageKicks } = rig.counters;
+  const { kicks, eventFdKicks, messageKicks, pageKicks } = rig.queues.counters;
   assertEquals([kicks, eventFdKicks, messageKicks, pageKicks], [4, 1, 1, 2]);
 });
 
@@ -120,29 +120,28 @@ Deno.test("SessionQueues serves nothing while stopped or held, and everything af
   const rig = new Rig();
   const ring = rig.enable(0);
   rig.run();
-  for (const pause of ["stop", "hold"] as const) {
-    rig.queues[pause]();
+  for (const pause of ["pause", "hold"] as const) {
+    rig.tell(pause);
     offer(ring);
     rig.queues.kick(0, KickPath.EVENTFD);
     assert(!rig.queues.poll());
     assertEquals(rig.settle(), []);
-    rig.queues.start();
-    rig.queues.kickAll();
-    assertEquals([rig.settle(), rig.queues.inFlight], [["notify 0"], 1]);
+    rig.tell("resume");
+    assertEquals([rig.settle(), rig.inFlight], [["notify 0"], 1]);
     rig.device.complete(rig.queues.rings[0]!);
-    assertEquals(rig.queues.inFlight, 0);
+    assertEquals(rig.inFlight, 0);
   }
 });
 
 Deno.test("SessionQueues suspends what is enabled while it is stopped", () => {
   const rig = new Rig();
   rig.run();
-  rig.queues.stop();
+  rig.tell("pause");
   const ring = rig.enable(0);
   offer(ring);
   const queue = rig.queues.rings[0]!;
   assert(!queue.poll());
-  rig.queues.start();
+  rig.tell("resume");
   assert(queue.poll());
 });
 
@@ -151,11 +150,10 @@ Deno.test("SessionQueues leaves suspended what either side gave up", () => {
   const ring = rig.enable(0);
   rig.run();
   rig.queues.kick(0, KickPath.EVENTFD);
-  rig.status.requireReset();
-  rig.queues.halt();
+  rig.tell("halt");
   offer(ring);
-  rig.queues.stop();
-  rig.queues.start();
+  rig.tell("pause");
+  rig.tell("resume");
   assert(!rig.queues.rings[0]!.poll());
   assertEquals(rig.settle(), []);
 });
@@ -166,44 +164,66 @@ Deno.test("SessionQueues counts what a driver waits for, or what a halted device
   rig.run();
   offer(ring);
   offer(ring);
-  rig.queues.kickAll();
+  rig.queues.kick(0, KickPath.EVENTFD);
   rig.settle();
   const queue = rig.queues.rings[0]!;
   queue.push(rig.device.held.shift()!, 0);
-  assertEquals(rig.queues.inFlight, 2, "one is pushed, but not published");
-  rig.status.requireReset();
-  assertEquals(rig.queues.inFlight, 1);
+  assertEquals(rig.tell("hold"), 2, "one is pushed, but not published");
+  rig.tell("halt");
+  assertEquals(rig.tell("hold"), 1);
 });
 
-Deno.test("SessionQueues takes packed queues into use, polled and held as those before", () => {
+Deno.test("SessionQueues goes from packed to split with the features, polled and held as before", () => {
   const rig = new Rig();
-  rig.queues.choose(PLAIN);
-  assert(rig.queues.rings[0] instanceof SplitQueue);
-  const split = rig.queues.rings;
-  rig.queues.choose(Features.of(VIRTIO_F.RING_PACKED));
-  const packed = rig.queues.rings;
-  assert(packed.every((queue) => queue instanceof PackedQueue));
-  assertEquals(packed.map((it) => [it.index, it.maxSize]), [[0, 8], [1, 8]]);
-  packed[0]!.suppressed = 2;
-  split[0]!.suppressed = 3;
+  const format = () => rig.queues.rings[0]!.save().format;
+  rig.enablePacked(0);
+  rig.run(PACKED);
+  assertEquals(format(), "packed");
+  rig.queues.rings[0]!.suppressed = 2;
   rig.queues.collectCounters();
   rig.queues.collectCounters();
-  assertEquals(rig.counters.suppressedInterrupts, 5);
-  rig.queues.reset();
-  assertEquals(rig.queues.rings, split);
-  rig.queues.choose(Features.of(VIRTIO_F.RING_PACKED));
-  assertEquals(rig.queues.rings, packed, "they are made once");
-  // Of these the split ones do not know.
+  assertEquals(rig.queues.counters.suppressedInterrupts, 2);
   rig.queues.beginPolling();
-  rig.queues.hold();
-  rig.queues.reset();
+  rig.tell("hold");
+  rig.tell("reset");
   const ring = rig.enable(0);
   rig.run();
+  assertEquals(format(), "split");
   offer(ring);
   assert(!rig.queues.rings[0]!.poll(), "the hold has lasted");
-  rig.queues.start();
+  rig.tell("resume");
   assert(rig.queues.poll());
   assertEquals(ring.usedFlags, 1, "no kick is wanted while polled");
+});
+
+Deno.test("SessionQueues owes interrupts while it is paused, once for each queue, and sends them when it goes on", () => {
+  const rig = new Rig();
+  const [first, second] = rig.queues.rings;
+  rig.queues.interrupt(first!);
+  assertEquals(rig.notified, [], "the device does not run");
+  rig.run();
+  rig.queues.interrupt(first!);
+  assertEquals([rig.notified.splice(0), rig.queues.owed], [[0], []]);
+  rig.tell("pause");
+  rig.queues.interrupt(second!);
+  rig.queues.interrupt(second!);
+  rig.queues.owe(0);
+  assertEquals([rig.notified, rig.queues.owed], [[], [0, 1]]);
+  rig.tell("resume");
+  assertEquals([rig.notified.splice(0), rig.queues.owed], [[0, 1], []]);
+  assertEquals(rig.queues.counters.interrupts, 3);
+  rig.tell("pause");
+  rig.queues.owe(0);
+  rig.queues.owe(1);
+  rig.queues.handle({ op: "resetQueue", index: 0 });
+  assertEquals(rig.queues.owed, [1]);
+  rig.tell("halt");
+  rig.tell("resume");
+  assertEquals([rig.notified, rig.queues.owed], [[], []], "a halted device");
+  rig.tell("pause");
+  rig.queues.owe(1);
+  rig.tell("reset");
+  assertEquals(rig.queues.owed, []);
 });
 
 Deno.test("SessionQueues finds by polling what nobody told of", () => {
@@ -215,7 +235,10 @@ Deno.test("SessionQueues finds by polling what nobody told of", () => {
   assert(rig.queues.poll());
   assertEquals(rig.device.events, ["notify 1"]);
   assert(!rig.queues.poll());
-  assertEquals([rig.counters.polledKicks, rig.counters.kicks], [1, 0]);
+  assertEquals([rig.queues.counters.polledKicks, rig.queues.counters.kicks], [
+    1,
+    0,
+  ]);
   offer(ring);
   assert(rig.queues.endPolling());
   assertEquals(rig.settle(), ["notify 1", "notify 1"]);
@@ -232,7 +255,10 @@ Deno.test("SessionQueues spares a notification of what it has taken", () => {
   assertEquals(rig.settle(), []);
   rig.queues.kickUpTo(0, 2, KickPath.PAGE);
   assertEquals(rig.settle(), ["notify 0"]);
-  assertEquals([rig.counters.lateKicks, rig.counters.pageKicks], [1, 3]);
+  assertEquals([rig.queues.counters.lateKicks, rig.queues.counters.pageKicks], [
+    1,
+    3,
+  ]);
 });
 
 Deno.test("SessionQueues leaves queues alone that are served elsewhere, and hands their kicks on", () => {
@@ -245,11 +271,11 @@ Deno.test("SessionQueues leaves queues alone that are served elsewhere, and hand
   rig.queues.kick(0, KickPath.EVENTFD);
   rig.queues.kick(1, KickPath.EVENTFD);
   assertEquals([rig.settle(), rig.forwarded], [["notify 0"], [1]]);
-  rig.queues.stop();
-  rig.queues.start();
+  rig.tell("pause");
+  rig.tell("resume");
   offer(rings[1]!);
   assert(!rig.queues.rings[1]!.poll(), "nor after a stop");
-  assertEquals(rig.counters.kicks, 1);
+  assertEquals(rig.queues.counters.kicks, 1);
 });
 
 Deno.test("SessionQueues looks again at a ring that was out of reach when memory changes", () => {
@@ -279,7 +305,7 @@ Deno.test("SessionQueues looks at a queue that was notified of before it was ena
   rig.queues.kick(0, KickPath.EVENTFD);
   assertEquals(rig.settle(), []);
   offer(rig.enable(0));
-  assertEquals([rig.settle(), rig.queues.inFlight], [["notify 0"], 1]);
+  assertEquals([rig.settle(), rig.inFlight], [["notify 0"], 1]);
 });
 
 const WAITING = ["split", "packed"].flatMap((format) =>
@@ -310,10 +336,8 @@ for (const [format, way, who] of WAITING) {
     const { posted } = rig.context;
     const isPacked = format === "packed";
     const features = isPacked ? PACKED : PLAIN;
-    rig.queues.choose(features);
-    rig.queues.keepOrder(features);
     const ring = isPacked ? rig.enablePacked(0) : rig.enable(0);
-    rig.run();
+    rig.run(features);
     const look = () => {
       if (way === "poll") return rig.queues.poll();
       rig.queues.kick(0, KickPath.EVENTFD);
@@ -323,19 +347,19 @@ for (const [format, way, who] of WAITING) {
     posted.sent = 1;
     look();
     rig.context.loop.turn();
-    assertEquals(rig.queues.inFlight, 0, "the write is still in the socket");
+    assertEquals(rig.inFlight, 0, "the write is still in the socket");
     ring.add([{ iova: DATA, length: 4 }]);
     posted.sent = 2;
     posted.done = 1;
     rig.context.loop.turn();
-    assertEquals(rig.queues.inFlight, 1, "only the first is behind it");
+    assertEquals(rig.inFlight, 1, "only the first is behind it");
     posted.done = 2;
     rig.context.loop.turn();
-    assertEquals(rig.queues.inFlight, 2);
+    assertEquals(rig.inFlight, 2);
     posted.sent = 3;
     look();
     rig.context.loop.settle();
-    assertEquals(rig.queues.inFlight, 2, "nothing new, nothing to wait for");
+    assertEquals(rig.inFlight, 2, "nothing new, nothing to wait for");
   });
 }
 
@@ -344,12 +368,11 @@ Deno.test("SessionQueues lets a queue that depends on no register go on at once"
   Object.assign(rig.device, {
     dependsOnRegisters: (queue: number) => queue === 1,
   });
-  rig.queues.keepOrder(PLAIN);
   const rings = [rig.enable(0), rig.enable(1)];
   rig.run();
   rig.context.posted.sent = 1;
   rings.forEach(offer);
-  rig.queues.kickAll();
+  for (const index of [0, 1]) rig.queues.kick(index, KickPath.EVENTFD);
   rig.context.loop.turn();
   assertEquals(rig.queues.rings.map((queue) => queue.inFlight), [1, 0]);
 });

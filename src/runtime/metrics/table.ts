@@ -15,7 +15,7 @@ import {
 import { BLOCK_DRIVERS } from "../../backend/block/options.ts";
 import { NET_DRIVERS } from "../../backend/net/options.ts";
 import { CONNECTION_COUNTERS } from "../../transport/vfio_user/counters.ts";
-import { SESSION_COUNTERS } from "../../virtio/session/counters.ts";
+import { SESSION_COUNTERS } from "../../virtio/session/queues.ts";
 import { BLK_COUNTERS } from "../../../devices/virtio_blk/counters.ts";
 import {
   NET_COUNTERS,

@@ -21,7 +21,7 @@ import {
   type NotifyPageListener,
 } from "./notify_page.ts";
 import type { VirtioSession } from "../../virtio/session/session.ts";
-import { KickPath } from "../../virtio/session/types.ts";
+import { KickPath } from "../../virtio/session/queues.ts";
 
 /** A {@linkcode NotifyPage}, where in the BAR it is, and what looks at it while the loop sleeps. */
 interface MappedNotify {

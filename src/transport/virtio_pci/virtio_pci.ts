@@ -36,7 +36,7 @@ import {
 } from "./pci_spec.ts";
 import { VirtioSession } from "../../virtio/session/session.ts";
 import { SESSION_FORM, type SessionState } from "../../virtio/session/state.ts";
-import type { SessionOptions } from "../../virtio/session/types.ts";
+import type { SessionOptions } from "../../virtio/session/session.ts";
 
 export {
   VIRTIO_PCI_MODERN_BAR,

@@ -9,7 +9,7 @@ import {
   VRING_PACKED_EVENT_F_WRAP_CTR,
   VRING_PACKED_EVENT_FLAG,
 } from "../defs.ts";
-import type { RingCore } from "./ring_core.ts";
+import type { Ring } from "./ring.ts";
 
 const WRAP_BIT = 1 << VRING_PACKED_EVENT_F_WRAP_CTR;
 const OFFSET_MASK = WRAP_BIT - 1;
@@ -23,11 +23,11 @@ export function offWrap(at: number, wrap: boolean): number {
 
 /** Both structures of one queue, each a single 32-bit access: the driver's is read, the device's written. */
 export class PackedEvents {
-  readonly #core: RingCore;
+  readonly #ring: Ring;
   #flags: number = VRING_PACKED_EVENT_FLAG.ENABLE;
 
-  constructor(core: RingCore) {
-    this.#core = core;
+  constructor(ring: Ring) {
+    this.#ring = ring;
   }
 
   /** What the flags in the device's structure are, VRING_PACKED_EVENT_FLAG. */
@@ -47,7 +47,7 @@ export class PackedEvents {
    * @param wrap The wrap counter there, before that lap
    */
   ask(at: number, wrap: boolean): void {
-    const { eventIdx, size } = this.#core;
+    const { eventIdx, size } = this.#ring;
     if (eventIdx) {
       const place = at < size ? offWrap(at, wrap) : offWrap(at - size, !wrap);
       this.#store(VRING_PACKED_EVENT_FLAG.DESC, place);
@@ -60,7 +60,7 @@ export class PackedEvents {
   spare(): void {
     // With EVENT_IDX the descriptor to be notified of lies behind as soon as it is popped, which says it all.
     if (this.#flags !== VRING_PACKED_EVENT_FLAG.ENABLE) return;
-    if (this.#core.ready()) this.#store(VRING_PACKED_EVENT_FLAG.DISABLE, 0);
+    if (this.#ring.ready()) this.#store(VRING_PACKED_EVENT_FLAG.DISABLE, 0);
   }
 
   /**
@@ -69,7 +69,7 @@ export class PackedEvents {
    * @param wrap The wrap counter at `first`
    */
   wantsInterrupt(first: number, wrap: boolean, added: number): boolean {
-    const { driverArea, eventIdx, size } = this.#core;
+    const { driverArea, eventIdx, size } = this.#ring;
     const word = driverArea.loadU32(0);
     const flags = (word >>> FLAGS_SHIFT) & FLAGS_MASK;
     if (flags === VRING_PACKED_EVENT_FLAG.DISABLE) return false;
@@ -82,6 +82,6 @@ export class PackedEvents {
 
   #store(flags: number, place: number): void {
     this.#flags = flags;
-    this.#core.deviceArea.storeU32(0, place | (flags << FLAGS_SHIFT));
+    this.#ring.deviceArea.storeU32(0, place | (flags << FLAGS_SHIFT));
   }
 }

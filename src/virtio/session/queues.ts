@@ -1,32 +1,99 @@
 /**
- * The queues of a virtio device: of which format they are, who may touch them when, and when they are served.
+ * The queues of a virtio device on one thread: who may touch them when, when they are served, and what is counted.
  *
  * @module
  */
 
-import type { BottomHalf, Timer } from "../../loop/event_loop.ts";
 import {
-  type GuestMemory,
-  RING_ABSENCE_MS,
-} from "../../memory/guest_memory.ts";
+  counter,
+  countersFrom,
+  type CounterTable,
+} from "../../core/counters.ts";
+import {
+  ERRORS,
+  INTERRUPTS,
+  KICKS,
+  RESETS,
+  SUPPRESSED,
+} from "../../core/families.ts";
+import type { BottomHalf, Timer } from "../../loop/event_loop.ts";
+import { RING_ABSENCE_MS } from "../../memory/guest_memory.ts";
 import type { DeviceContext } from "../../pci/context.ts";
 import { WriteOrder } from "../../pci/posted_writes.ts";
 import type { QueueHandler } from "../device.ts";
-import { type Features, VIRTIO_F } from "../features.ts";
-import { PackedQueue } from "../queue/packed_queue.ts";
+import type { Features } from "../features.ts";
+import { createQueue } from "../queue/mod.ts";
 import type { Virtqueue } from "../queue/queue.ts";
 import type { Ring } from "../queue/ring.ts";
-import type { SessionCounters } from "./counters.ts";
-import { KickPath } from "./types.ts";
-import { SplitQueue } from "../queue/split_queue.ts";
 
-/** Whether queues may be served. */
-export interface QueueStatus {
-  /** The driver may use the device, and nobody has given up. */
-  readonly running: boolean;
-  /** Either side has given up, until the device is reset. */
-  readonly halted: boolean;
-}
+/** Counters of a session. */
+export const SESSION_COUNTERS = {
+  kicks: [counter(
+    "device_notifications",
+    "Notifications by the driver, in whatever way",
+  )],
+  /** Of those, by eventfd. */
+  eventFdKicks: [KICKS, { path: "ioeventfd" }],
+  /** Of those, by message. */
+  messageKicks: [KICKS, { path: "message" }],
+  /** Of those, by a store to a mapped page. */
+  pageKicks: [KICKS, { path: "page" }],
+  /** How often polling found new chains, without a notification. */
+  polledKicks: [KICKS, { path: "poll" }],
+  /** Notifications of what the device had taken already, as their data say. */
+  lateKicks: [counter(
+    "device_late_kicks",
+    "Notifications of what had been taken already",
+  )],
+  /** Used buffer notifications by the device. */
+  interrupts: [INTERRUPTS, { kind: "queue" }],
+  /** Used buffers that the driver did not want to be notified of, in batches. */
+  suppressedInterrupts: [SUPPRESSED, { reason: "unwanted" }],
+  /** Configuration change notifications. */
+  configInterrupts: [INTERRUPTS, { kind: "config" }],
+  /** How often the driver broke a rule. */
+  failures: [ERRORS, { kind: "driver" }],
+  /** How often the device was reset. */
+  resets: [RESETS, { kind: "device" }],
+} satisfies CounterTable;
+
+/** What a session counts, on one thread. */
+export type SessionCounters = {
+  -readonly [K in keyof typeof SESSION_COUNTERS]: number;
+};
+
+/** How a notification came. */
+export const KickPath = {
+  /** By an eventfd. */
+  EVENTFD: 0,
+  /** By a register write in a message. */
+  MESSAGE: 1,
+  /** By a store to a page that the client maps. */
+  PAGE: 2,
+} as const;
+/** One of {@linkcode KickPath}. */
+export type KickPath = typeof KickPath[keyof typeof KickPath];
+
+/** What a session tells the queues of every thread. Plain data; answered with a number. */
+export type QueueMessage =
+  /** The driver resets a queue. */
+  | { readonly op: "resetQueue"; readonly index: number }
+  /** Everything is as it was at first. */
+  | { readonly op: "reset" }
+  /** Either side has given up: everything is left alone until the device is reset. */
+  | { readonly op: "halt" }
+  /** Guest memory is left alone. */
+  | { readonly op: "pause" }
+  /** They go on after `pause` and `hold`. */
+  | { readonly op: "resume" }
+  /** Nothing new is found; answered with how much is in flight. */
+  | { readonly op: "hold" }
+  /** Answered as {@linkcode QueueHandler.unfinished}. */
+  | {
+    readonly op: "unfinished";
+    readonly iova: number | undefined;
+    readonly lengthBytes: number | undefined;
+  };
 
 /** What {@linkcode SessionQueues} are made for. */
 export interface SessionQueuesOptions {
@@ -34,15 +101,12 @@ export interface SessionQueuesOptions {
   readonly sizes: readonly number[];
   /** What serves them. */
   readonly handler: QueueHandler;
-  readonly status: QueueStatus;
-  /** What is counted. */
-  readonly counters: SessionCounters;
   /** Whether the event loop polls from the start. */
   readonly polled: boolean;
   /** The driver broke a rule. */
   readonly fail: (reason: string) => void;
-  /** The driver wants to know of what was published. */
-  readonly interrupt: (queue: Virtqueue) => void;
+  /** Sends a used buffer notification for a queue. */
+  readonly notifyUsed: (index: number) => void;
   /** A queue was notified here that another thread serves. */
   readonly forward?: (index: number) => void;
 }
@@ -54,30 +118,27 @@ const NOT_SERVED_ELSEWHERE: ReadonlySet<number> = new Set();
  * The queues of one device on one thread, one bottom half each.
  *
  * A queue is served, which means that its handler is notified of it, while the device runs and the queues are
- * neither stopped nor held. What is noticed before that is not lost: whoever lets the queues go on calls
- * {@linkcode kickAll}.
+ * neither paused nor held. What is noticed before that is not lost: all are looked at when they go on.
  */
 export class SessionQueues {
-  readonly #memory: GuestMemory;
+  /** By number; a queue that another thread serves is suspended, and says where its driver has put it. */
+  readonly rings: readonly Ring[];
+  readonly counters: SessionCounters = countersFrom(SESSION_COUNTERS);
+  readonly #options: SessionQueuesOptions;
   readonly #handler: QueueHandler;
-  readonly #interrupt: (queue: Virtqueue) => void;
-  readonly #status: QueueStatus;
-  readonly #counters: SessionCounters;
   readonly #kicks: readonly BottomHalf[];
   readonly #orders: readonly WriteOrder[];
   /** 1 for a queue that was notified of and is not enabled. */
   readonly #early: Uint8Array<ArrayBuffer>;
+  /** 1 for a queue whose driver is owed a notification, from when nothing could be sent. */
+  readonly #owed: Uint8Array<ArrayBuffer>;
   /** Armed while a ring is wanted that is not mapped. */
   readonly #absence: Timer;
   #absent = false;
   readonly #unsubscribe: () => void;
-  readonly #split: readonly Ring[];
-  /** Made when a driver first wants them: a process that never meets one keeps its calls monomorphic. */
-  #packed: readonly Ring[] | null = null;
-  #rings: readonly Ring[];
   #elsewhere = NOT_SERVED_ELSEWHERE;
-  readonly #forward: (index: number) => void;
-  #polled: boolean;
+  #started = false;
+  #halted = false;
   #stopped = false;
   #held = false;
 
@@ -86,27 +147,22 @@ export class SessionQueues {
     options: SessionQueuesOptions,
   ) {
     const { loop, memory } = context;
-    this.#memory = memory;
+    this.#options = options;
     this.#handler = options.handler;
-    this.#interrupt = options.interrupt;
-    this.#forward = options.forward ?? (() => {});
-    this.#status = options.status;
-    this.#counters = options.counters;
-    this.#polled = options.polled;
-    this.#rings = this.#split = options.sizes.map((size, i) =>
-      new SplitQueue(memory, i, size, options.polled)
+    this.rings = options.sizes.map((size, i) =>
+      createQueue(memory, i, size, options.polled)
     );
-    this.#kicks = this.#split.map((_, i) =>
-      loop.bottomHalf(() => this.#serve(i))
+    this.#kicks = this.rings.map((ring) =>
+      loop.bottomHalf(() => this.#serve(ring))
     );
-    this.#early = new Uint8Array(this.#kicks.length);
+    this.#early = new Uint8Array(this.rings.length);
+    this.#owed = new Uint8Array(this.rings.length);
     this.#orders = this.#kicks.map((kick) =>
       new WriteOrder(context.posted, () => kick.schedule())
     );
     this.#absence = loop.timer(() => {
       this.#absent = false;
-      const missing = this.missing();
-      if (missing !== null) options.fail(missing);
+      this.#failMissing();
     });
     this.#unsubscribe = memory.subscribe({
       onChange: () => this.#onMemoryChange(),
@@ -114,66 +170,85 @@ export class SessionQueues {
     });
   }
 
-  /** The queues of the format that is in use. */
-  get rings(): readonly Ring[] {
-    return this.#rings;
+  /** True while the device runs here and nobody has given up. */
+  get running(): boolean {
+    return this.#started && !this.#halted;
   }
 
-  /** Whether {@linkcode stop} was called last. */
+  /** True from when either side gave up until the device is reset. */
+  get halted(): boolean {
+    return this.#halted;
+  }
+
+  /** True while guest memory is left alone. */
   get stopped(): boolean {
     return this.#stopped;
   }
 
-  /** Whether {@linkcode hold} was called last. */
+  /** True while nothing new is found. */
   get held(): boolean {
     return this.#held;
   }
 
-  /** How many chains a driver waits for; of a halted device, which gives nothing back, how many its model has. */
-  get inFlight(): number {
-    const { halted } = this.#status;
-    let chains = 0;
-    for (const queue of this.#rings) {
-      chains += halted ? queue.inFlight : queue.outstanding;
-    }
-    return chains;
+  /** Numbers of the queues whose drivers are owed a notification. */
+  get owed(): number[] {
+    return [...this.#owed.keys()].filter((index) => this.#owed[index] !== 0);
   }
 
-  /** Which part of the ring of an enabled queue is not mapped, for messages; null when all are. */
-  missing(): string | null {
-    if (!this.#status.running || this.#stopped) return null;
-    for (const queue of this.#rings) {
-      const missing = queue.missing();
-      if (missing !== null) return missing;
+  /** Does what the session tells every thread. */
+  handle(message: QueueMessage): number {
+    switch (message.op) {
+      case "resetQueue":
+        this.#resetQueue(this.rings[message.index]!);
+        return 0;
+      case "reset":
+        this.#reset();
+        return 0;
+      case "halt":
+        this.#halted = true;
+        this.#cancelAll();
+        this.suspend();
+        return 0;
+      case "pause":
+        this.#stopped = true;
+        this.#handler.pause?.();
+        this.suspend();
+        return 0;
+      case "resume":
+        this.#resume();
+        return 0;
+      case "hold":
+        return this.#hold();
+      case "unfinished":
+        return this.#handler.unfinished?.(message.iova, message.lengthBytes) ??
+          0;
+      default:
+        return message satisfies never;
     }
-    return null;
+  }
+
+  /** The driver set DRIVER_OK, or had done so where the device comes from. */
+  start(features: Features): void {
+    this.#started = true;
+    for (const ring of this.rings) {
+      const depends =
+        this.#handler.dependsOnRegisters?.(ring.index, features) ?? true;
+      // Queues wait for register writes where the device depends on any.
+      ring.keepOrder(this.#orders[ring.index]!, depends);
+    }
+    this.#handler.start?.(features, this.rings);
+    this.#failMissing();
+    // The driver may have made buffers available before, without a notification (3.1.1, step 7).
+    this.#kickAll();
   }
 
   /** Other threads serve these queues while the device runs, and this one all others. */
   leaveElsewhere(queues: ReadonlySet<number>): void {
     this.#elsewhere = queues;
-    for (const ring of this.#rings) {
+    for (const ring of this.rings) {
       if (queues.has(ring.index)) ring.suspend();
-      else if (!this.#stopped && !this.#status.halted) ring.resume();
+      else if (!this.#stopped && !this.#halted) ring.resume();
     }
-  }
-
-  /** The features are final, and with them the format; none of the queues is enabled yet. */
-  choose(features: Features): void {
-    if (!features.has(VIRTIO_F.RING_PACKED)) return;
-    this.#packed ??= this.#split.map(({ index, maxSize }) =>
-      new PackedQueue(this.#memory, index, maxSize, this.#polled)
-    );
-    this.#use(this.#packed);
-  }
-
-  /** Split queues, none of them enabled, as at first. */
-  reset(): void {
-    this.#absence.cancel();
-    this.#absent = false;
-    this.#elsewhere = NOT_SERVED_ELSEWHERE;
-    for (const queue of this.#rings) queue.disable();
-    this.#use(this.#split);
   }
 
   /**
@@ -182,166 +257,185 @@ export class SessionQueues {
    */
   admit(index: number): void {
     if (this.#stopped || this.#elsewhere.has(index)) {
-      this.#rings[index]!.suspend();
+      this.rings[index]!.suspend();
     } else if (this.#early[index] !== 0) this.#kicks[index]!.schedule();
+    this.#failMissing();
   }
 
-  /** The device begins to run: its queues wait for register writes where it depends on any. */
-  keepOrder(features: Features): void {
-    for (const queue of this.#rings) {
-      const { index } = queue;
-      const depends = this.#handler.dependsOnRegisters?.(index, features) ??
-        true;
-      queue.keepOrder(this.#orders[index]!, depends);
-    }
-  }
-
-  /** Serves nothing any more. */
-  stop(): void {
+  /** Leaves guest memory alone for good. */
+  leave(): void {
     this.#stopped = true;
+    this.suspend();
   }
 
   /** Stops touching guest memory. */
   suspend(): void {
-    for (const queue of this.#rings) queue.suspend();
-  }
-
-  /** Either side has given up: leaves everything alone until the device is reset. */
-  halt(): void {
-    this.cancelAll();
-    this.suspend();
-  }
-
-  /** Finds nothing new any more. */
-  hold(): void {
-    if (this.#held) return;
-    this.#held = true;
-    for (const queue of this.#rings) queue.hold();
-  }
-
-  /** Goes on after {@linkcode stop}, {@linkcode suspend} and {@linkcode hold}. */
-  start(): void {
-    this.#stopped = this.#held = false;
-    const { halted } = this.#status;
-    for (const queue of this.#rings) {
-      queue.release();
-      if (!halted && !this.#elsewhere.has(queue.index)) queue.resume();
-    }
+    for (const ring of this.rings) ring.suspend();
   }
 
   /** Ends everything. */
   close(): void {
-    this.cancelAll();
+    this.#cancelAll();
     this.#absence.close();
     this.#unsubscribe();
-    for (const queue of this.#rings) queue.disable();
+    for (const ring of this.rings) ring.disable();
+  }
+
+  /** Tells the driver of used buffers of a queue, now or when that is possible again. */
+  interrupt(queue: Virtqueue): void {
+    if (!this.running) return;
+    if (this.#stopped) this.owe(queue.index);
+    else this.#notifyUsed(queue.index);
+  }
+
+  /** Remembers to tell the driver of used buffers of a queue when the queues go on. */
+  owe(index: number): void {
+    this.#owed[index] = 1;
   }
 
   /** Somebody noticed that a queue may have new chains; it is served in a bottom half. */
   kick(index: number, path: KickPath): void {
-    if (index >= this.#rings.length) return;
-    if (this.#elsewhere.has(index)) return this.#forward(index);
+    if (index >= this.rings.length) return;
+    if (this.#elsewhere.has(index)) return this.#options.forward?.(index);
     this.#count(path);
     // Before DRIVER_OK nothing may be consumed (2.1.2); setting it looks at every queue.
-    if (this.#status.running) this.#kicks[index]!.schedule();
+    if (this.#started && !this.#halted) this.#kicks[index]!.schedule();
   }
 
   /** As {@linkcode kick}, of chains up to `next`: see {@linkcode VirtioSession.kickWithData}. */
   kickUpTo(index: number, next: number, path: KickPath): void {
-    const queue = this.#rings[index];
-    if (queue !== undefined && this.#status.running && queue.hasTaken(next)) {
-      this.#count(path);
-      this.#counters.lateKicks++;
-      return;
+    if (!this.running || !this.rings[index]?.hasTaken(next)) {
+      return this.kick(index, path);
     }
-    this.kick(index, path);
-  }
-
-  /** Serves every enabled queue soon. */
-  kickAll(): void {
-    if (!this.#status.running) return;
-    for (let i = 0; i < this.#rings.length; i++) {
-      if (this.#rings[i]!.enabled) this.#kicks[i]!.schedule();
-    }
-  }
-
-  /** Takes back what was noticed of a queue. */
-  cancel(index: number): void {
-    this.#kicks[index]!.cancel();
-    this.#early[index] = 0;
-  }
-
-  /** Takes back what was noticed of all of them. */
-  cancelAll(): void {
-    for (const kick of this.#kicks) kick.cancel();
-    this.#early.fill(0);
+    this.#count(path);
+    this.counters.lateKicks++;
   }
 
   /** See {@linkcode VirtioSession.poll}. */
   poll(): boolean {
-    if (!this.#status.running || this.#stopped || this.#held) return false;
+    if (!this.running || this.#stopped || this.#held) return false;
     let found = false;
-    for (let i = 0; i < this.#rings.length; i++) {
-      const queue = this.#rings[i]!;
-      if (!queue.poll()) continue;
+    for (let i = 0; i < this.rings.length; i++) {
+      const ring = this.rings[i]!;
+      if (!ring.poll()) continue;
       found = true;
-      this.#counters.polledKicks++;
-      this.#serve(i);
+      this.counters.polledKicks++;
+      this.#serve(ring);
     }
     return found;
   }
 
   /** See {@linkcode VirtioSession.beginPolling}. */
   beginPolling(): void {
-    this.#polled = true;
-    for (let i = 0; i < this.#rings.length; i++) {
-      this.#rings[i]!.beginPolling();
-    }
+    for (let i = 0; i < this.rings.length; i++) this.rings[i]!.beginPolling();
   }
 
   /** See {@linkcode VirtioSession.endPolling}. */
   endPolling(): boolean {
-    this.#polled = false;
     let found = false;
-    for (let i = 0; i < this.#rings.length; i++) {
-      if (!this.#rings[i]!.endPolling()) continue;
-      if (!this.#status.running || this.#stopped) continue;
+    for (let i = 0; i < this.rings.length; i++) {
+      if (!this.rings[i]!.endPolling()) continue;
+      if (!this.running || this.#stopped) continue;
       this.#kicks[i]!.schedule();
       found = true;
     }
     return found;
   }
 
-  /** Adds what the queues have counted since to the session's counters. */
-  collectCounters(): void {
-    for (const queues of [this.#split, this.#packed ?? []]) {
-      for (const queue of queues) {
-        this.#counters.suppressedInterrupts += queue.suppressed;
-        queue.suppressed = 0;
-      }
+  /** Counts by name, those of the rings among them. */
+  collectCounters(): SessionCounters {
+    for (const ring of this.rings) {
+      this.counters.suppressedInterrupts += ring.suppressed;
+      ring.suppressed = 0;
+    }
+    return { ...this.counters };
+  }
+
+  #resetQueue(ring: Ring): void {
+    const { index } = ring;
+    this.#kicks[index]!.cancel();
+    this.#early[index] = this.#owed[index] = 0;
+    if (ring.enabled && this.#started) this.#handler.resetQueue?.(ring);
+    ring.disable();
+  }
+
+  #reset(): void {
+    this.#started = this.#halted = false;
+    this.#owed.fill(0);
+    this.#cancelAll();
+    this.#handler.reset?.();
+    this.#absence.cancel();
+    this.#absent = false;
+    this.#elsewhere = NOT_SERVED_ELSEWHERE;
+    for (const ring of this.rings) ring.disable();
+  }
+
+  #resume(): void {
+    this.#stopped = this.#held = false;
+    for (const ring of this.rings) {
+      ring.release();
+      if (!this.#halted && !this.#elsewhere.has(ring.index)) ring.resume();
+    }
+    this.#handler.resume?.();
+    for (const index of this.owed) {
+      if (this.running) this.#notifyUsed(index);
+    }
+    this.#owed.fill(0);
+    this.#kickAll();
+  }
+
+  /**
+   * Finds nothing new any more.
+   *
+   * @returns How many chains a driver waits for, or how many requests the handler says are in flight if those are more. Of a
+   * halted device, which gives nothing back, only what its handler has counts
+   */
+  #hold(): number {
+    this.#held = true;
+    for (const ring of this.rings) ring.hold();
+    const inFlight = this.#handler.hold?.() ?? 0;
+    let chains = 0;
+    for (const ring of this.rings) {
+      chains += this.#halted ? ring.inFlight : ring.outstanding;
+    }
+    return Math.max(inFlight, chains);
+  }
+
+  #cancelAll(): void {
+    for (const kick of this.#kicks) kick.cancel();
+    this.#early.fill(0);
+  }
+
+  /** Serves every enabled queue soon. */
+  #kickAll(): void {
+    if (!this.running) return;
+    for (const ring of this.rings) {
+      if (ring.enabled) this.#kicks[ring.index]!.schedule();
     }
   }
 
-  /** Takes the queues of one format into use, none of them enabled yet, polled and held like those before. */
-  #use(queues: readonly Ring[]): void {
-    this.#rings = queues;
-    for (const queue of queues) {
-      if (this.#polled) queue.beginPolling();
-      else queue.endPolling();
-      if (this.#held) queue.hold();
-      else queue.release();
-    }
+  #notifyUsed(index: number): void {
+    this.counters.interrupts++;
+    this.#options.notifyUsed(index);
   }
 
-  #serve(index: number): void {
-    const queue = this.#rings[index]!;
-    // After a stop, or while it holds: start() looks at every queue again.
-    if (!this.#status.running || this.#stopped || this.#held) return;
-    this.#early[index] = queue.enabled ? 0 : 1;
-    if (!queue.enabled) return;
-    if (queue.missing() !== null) return this.#awaitMemory();
-    if (queue.undecided && queue.publish()) this.#interrupt(queue);
-    this.#handler.notify(queue);
+  #serve(ring: Ring): void {
+    // Paused or held, it is looked at again when the queues go on.
+    if (!this.#started || this.#halted || this.#stopped || this.#held) return;
+    this.#early[ring.index] = ring.enabled ? 0 : 1;
+    if (!ring.enabled) return;
+    if (ring.missing() !== null) return this.#awaitMemory();
+    if (ring.undecided && ring.publish()) this.interrupt(ring);
+    this.#handler.notify(ring);
+  }
+
+  /** A ring is to be in memory that the device reaches from when it is to be used (section 2.7.13.1 and 2.8.21). */
+  #failMissing(): void {
+    if (!this.running || this.#stopped) return;
+    for (const ring of this.rings) {
+      const missing = ring.missing();
+      if (missing !== null) return this.#options.fail(missing);
+    }
   }
 
   /** A ring is wanted that is not mapped; it is served when it is. */
@@ -352,7 +446,7 @@ export class SessionQueues {
   }
 
   #count(path: KickPath): void {
-    const counters = this.#counters;
+    const { counters } = this;
     counters.kicks++;
     if (path === KickPath.MESSAGE) counters.messageKicks++;
     else if (path === KickPath.PAGE) counters.pageKicks++;
@@ -361,20 +455,20 @@ export class SessionQueues {
 
   /** What a queue was looking at is there. */
   #onReach(): void {
-    for (let i = 0; i < this.#rings.length; i++) {
-      const { awaitsReach, undecided } = this.#rings[i]!;
+    for (let i = 0; i < this.rings.length; i++) {
+      const { awaitsReach, undecided } = this.rings[i]!;
       if (awaitsReach || undecided) this.#kicks[i]!.schedule();
     }
   }
 
   /** A ring that could not be reached may be back, and a chain that was kept from the driver can be shown to it. */
   #onMemoryChange(): void {
-    if (!this.#status.running) return;
-    for (let i = 0; i < this.#rings.length; i++) {
-      const queue = this.#rings[i]!;
-      if (!queue.enabled || queue.resolved) continue;
-      if (queue.missing() === null) this.#kicks[i]!.schedule();
-      else if (queue.outstanding > 0) this.#awaitMemory();
+    if (!this.running) return;
+    for (let i = 0; i < this.rings.length; i++) {
+      const ring = this.rings[i]!;
+      if (!ring.enabled || ring.resolved) continue;
+      if (ring.missing() === null) this.#kicks[i]!.schedule();
+      else if (ring.outstanding > 0) this.#awaitMemory();
     }
   }
 }

@@ -5,37 +5,56 @@
  * @module
  */
 
-import { countersFrom, parseCounters } from "../../core/counters.ts";
+import { parseCounters } from "../../core/counters.ts";
 import { isPowerOfTwo } from "../../core/bits.ts";
+import type { DeviceState } from "../../core/state_form.ts";
+import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { DeviceContext } from "../../pci/context.ts";
 import type { CommandAnswer, DeviceCommand } from "../../pci/device.ts";
-import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { QueueThreads } from "../../pci/queue_threads.ts";
 import { VIRTIO_CONFIG_S } from "../defs.ts";
 import type { VirtioDevice, VirtioTransport } from "../device.ts";
-import { DeviceConfig } from "./device_config.ts";
-import { DeviceStatus } from "./device_status.ts";
 import { Features, VIRTIO_F } from "../features.ts";
-import { Negotiation } from "./negotiation.ts";
 import { ringFeatures, VIRTIO_DEFAULTS } from "../options.ts";
 import type { Virtqueue } from "../queue/queue.ts";
-import type { QueueAddresses, Ring } from "../queue/ring.ts";
-import { SessionInterrupts } from "./interrupts.ts";
-import { SessionQueues } from "./queues.ts";
-import { loadParts, saveParts, type SessionParts } from "./parts.ts";
-import { QueueKicks } from "./kicks.ts";
-import { RemoteQueues } from "./remote_queues.ts";
-import type { DeviceState } from "../../core/state_form.ts";
+import type { Ring } from "../queue/ring.ts";
+import type { QueueAddresses } from "../queue/ring_parts.ts";
+import {
+  KickPath,
+  type QueueMessage,
+  SESSION_COUNTERS,
+  SessionQueues,
+} from "./queues.ts";
+import { DeviceConfig, DeviceStatus, Negotiation } from "./registers.ts";
 import {
   parseSessionState,
   refusedState,
   SESSION_FORM,
   type SessionState,
 } from "./state.ts";
-import { SESSION_COUNTERS, type SessionCounters } from "./counters.ts";
-import { KickPath, type SessionOptions, type SessionSignals } from "./types.ts";
+import { QueueKicks, RemoteQueues } from "./threads.ts";
 
-export * from "./types.ts";
+/** How a transport reaches the driver. */
+export interface SessionSignals {
+  /** Sends a used buffer notification for a queue. */
+  notifyUsed(queueIndex: number): void;
+  /** Sends a configuration change notification. */
+  notifyConfig(): void;
+  /** The device is being reset: the transport's registers are reset with it. */
+  onReset(): void;
+  /** Calls {@linkcode VirtioSession.setVector} for every queue. */
+  tellVectors(): void;
+  /** Interrupts for used buffers where that is not by vector. */
+  notifyByLine(): void;
+}
+
+/** How a session behaves. */
+export interface SessionOptions {
+  /** Features of the transport and the rings that are offered; VERSION_1 is added. RING_FEATURES unless told. */
+  readonly ringFeatures?: Features;
+  /** Whether the event loop polls all the time, so that drivers need not notify. */
+  readonly polled?: boolean;
+}
 
 /** Ring features that are offered unless someone chooses. */
 export const RING_FEATURES: Features = ringFeatures(VIRTIO_DEFAULTS);
@@ -58,16 +77,14 @@ const VERSION_1 = Features.of(VIRTIO_F.VERSION_1);
 export class VirtioSession implements VirtioTransport {
   /** The device model. */
   readonly device: VirtioDevice;
-  readonly #counters: SessionCounters;
   readonly #context: DeviceContext;
   readonly #signals: SessionSignals;
   readonly #status = new DeviceStatus();
   readonly #negotiation: Negotiation;
   readonly #config: DeviceConfig;
   readonly #queues: SessionQueues;
-  readonly #interrupts: SessionInterrupts;
-  /** Whether the device model was told to start, and not to reset since. */
-  #started = false;
+  /** A configuration change notification waits until the session goes on. */
+  #owesConfig = false;
   readonly #polled: boolean;
   readonly #kicks: QueueKicks;
   /** Null while every queue is served here. */
@@ -82,7 +99,6 @@ export class VirtioSession implements VirtioTransport {
   ) {
     this.#context = context;
     this.#signals = signals;
-    this.#counters = countersFrom(SESSION_COUNTERS);
     this.device = create(this);
     const rings = options.ringFeatures ?? RING_FEATURES;
     this.#negotiation = new Negotiation(
@@ -96,18 +112,11 @@ export class VirtioSession implements VirtioTransport {
     this.#queues = new SessionQueues(context, {
       sizes: this.device.queueSizes,
       handler: this.device,
-      status: this.#status,
-      counters: this.#counters,
       polled: this.#polled,
       fail: (reason) => this.fail(reason),
-      interrupt: (queue) => this.interrupt(queue),
+      notifyUsed: (index) => signals.notifyUsed(index),
       forward: (index) => this.#kicks.signal(index),
     });
-    this.#interrupts = new SessionInterrupts(
-      signals,
-      this.#counters,
-      this.queues.length,
-    );
   }
 
   /** What the driver may choose from. */
@@ -115,7 +124,7 @@ export class VirtioSession implements VirtioTransport {
     return this.#negotiation.offered;
   }
 
-  /** Its queues, of the format that was negotiated; split until then. */
+  /** Its queues. */
   get queues(): readonly Ring[] {
     return this.#queues.rings;
   }
@@ -165,9 +174,9 @@ export class VirtioSession implements VirtioTransport {
       notifyByLine: () => this.#signals.notifyByLine(),
       fail: (reason) => this.fail(reason),
     });
-    if (this.stopped) this.#remote.stop();
+    if (this.stopped) this.#remote.handle({ op: "pause" });
     else threads.start();
-    if (this.#queues.held) this.#remote.hold();
+    if (this.#queues.held) this.#remote.handle({ op: "hold" });
     this.#signals.tellVectors();
     if (!this.running) return;
     this.#leaveElsewhere();
@@ -199,7 +208,7 @@ export class VirtioSession implements VirtioTransport {
   /** What queue threads know comes back to this one, where it may be saved. */
   #collect(): void {
     const owed = this.#remote?.collect(this.accepted, this.queues) ?? [];
-    for (const queue of owed) this.#interrupts.owe(queue);
+    for (const queue of owed) this.#queues.owe(queue);
   }
 
   #leaveElsewhere(): void {
@@ -223,27 +232,22 @@ export class VirtioSession implements VirtioTransport {
     if (value === 0) return this.reset();
     const status = this.#status;
     const set = status.write(value, () => this.#negotiation.check());
-    if ((set & VIRTIO_CONFIG_S.FEATURES_OK) !== 0) {
-      this.#queues.choose(this.accepted);
-    }
-    if ((set & VIRTIO_CONFIG_S.FAILED) !== 0) {
-      this.#queues.halt();
-      this.#remote?.halt();
-    }
-    if ((set & VIRTIO_CONFIG_S.DRIVER_OK) !== 0 && !status.halted) {
-      this.#startDevice();
-      this.#remote?.start(this.accepted, this.queues);
-      if (this.#failMissing()) return;
-      // The driver may have made buffers available before, without a notification (3.1.1, step 7).
-      this.#queues.kickAll();
-    }
+    if ((set & VIRTIO_CONFIG_S.FAILED) !== 0) this.#tell({ op: "halt" });
+    if ((set & VIRTIO_CONFIG_S.DRIVER_OK) === 0 || status.halted) return;
+    this.#leaveElsewhere();
+    this.#queues.start(this.accepted);
+    if (this.running) this.#remote?.start(this.accepted, this.queues);
   }
 
-  #startDevice(): void {
-    this.#started = true;
-    this.#leaveElsewhere();
-    this.#queues.keepOrder(this.accepted);
-    this.device.start?.(this.accepted, this.queues);
+  /** Has the queues of all threads do something. @returns The sum of what they answered */
+  #tell(message: QueueMessage): number {
+    let sum = 0;
+    try {
+      sum += this.#remote?.handle(message) ?? 0;
+    } finally {
+      sum += this.#queues.handle(message);
+    }
+    return sum;
   }
 
   /** Whether a driver may give a queue this size: a power of two, unless it is a packed one (4.1.4.3). */
@@ -271,15 +275,7 @@ export class VirtioSession implements VirtioTransport {
       return;
     }
     this.#queues.admit(index);
-    this.#remote?.enable(queue);
-    this.#failMissing();
-  }
-
-  /** A ring is to be in memory that the device reaches from when it is to be used (section 2.7.13.1 and 2.8.21). */
-  #failMissing(): boolean {
-    const missing = this.#queues.missing();
-    if (missing !== null) this.fail(missing);
-    return missing !== null;
+    if (this.running) this.#remote?.enable(queue);
   }
 
   /** The driver resets one queue (section 2.6.1); false when RING_RESET was not negotiated. */
@@ -289,13 +285,7 @@ export class VirtioSession implements VirtioTransport {
       return false;
     }
     if (!this.#status.negotiated) return false;
-    this.#queues.cancel(index);
-    this.#interrupts.forget(index);
-    if (queue.enabled && this.#started) {
-      this.#remote?.resetQueue(index);
-      this.device.resetQueue?.(queue);
-    }
-    queue.disable();
+    this.#tell({ op: "resetQueue", index });
     return true;
   }
 
@@ -346,32 +336,18 @@ export class VirtioSession implements VirtioTransport {
     const began = this.status !== 0;
     this.#status.reset();
     this.#negotiation.reset();
-    this.#started = false;
-    this.#interrupts.forgetAll();
-    this.#queues.cancelAll();
+    this.#owesConfig = false;
     if (began) {
-      this.#counters.resets++;
-      try {
-        this.#remote?.reset();
-      } finally {
-        this.device.reset?.();
-      }
+      this.#queues.counters.resets++;
+      this.#tell({ op: "reset" });
     }
-    this.#queues.reset();
     this.#kicks.watchAllBut(NO_QUEUES);
     this.#signals.onReset();
   }
 
   /** Stops touching guest memory and notifying the driver; what happens meanwhile is made up for. */
   stop(): void {
-    if (this.stopped) return;
-    this.#queues.stop();
-    try {
-      this.#remote?.stop();
-    } finally {
-      this.device.pause?.();
-      this.#queues.suspend();
-    }
+    if (!this.stopped) this.#tell({ op: "pause" });
   }
 
   /**
@@ -382,16 +358,12 @@ export class VirtioSession implements VirtioTransport {
    * more. Of a halted device only the latter count: it gives nothing back
    */
   hold(): number {
-    this.#queues.hold();
-    const inFlight = this.device.hold?.() ?? 0;
-    return Math.max(inFlight, this.#queues.inFlight) +
-      (this.#remote?.hold() ?? 0);
+    return this.#tell({ op: "hold" });
   }
 
   /** See {@linkcode QueueHandler.unfinished}; those of all threads. */
   unfinished(iova?: number, lengthBytes?: number): number {
-    return (this.device.unfinished?.(iova, lengthBytes) ?? 0) +
-      (this.#remote?.unfinished(iova, lengthBytes) ?? 0);
+    return this.#tell({ op: "unfinished", iova, lengthBytes });
   }
 
   /**
@@ -405,8 +377,20 @@ export class VirtioSession implements VirtioTransport {
       throw new Error("Cannot save the device: its model has no save");
     }
     this.#collect();
+    const { queues } = this;
+    const open = queues.find((queue) => queue.outstanding > 0);
+    if (open !== undefined && !this.#status.halted) {
+      throw new Error(
+        `Cannot save the device: queue ${open.index} has ${open.outstanding} chains in flight, hold it until there are none`,
+      );
+    }
     return SESSION_FORM.write({
-      ...saveParts(this.#parts),
+      status: this.status,
+      ...this.#negotiation.save(),
+      ...this.#config.save(),
+      owedInterrupts: this.#queues.owed,
+      owesConfigInterrupt: this.#owesConfig,
+      queues: queues.map((queue) => queue.save()),
       device: device.save(),
     });
   }
@@ -424,26 +408,57 @@ export class VirtioSession implements VirtioTransport {
     }
     this.stop();
     this.hold();
-    loadParts(this.#parts, state);
-    if (this.running) this.#startDevice();
+    this.#loadRegisters(state);
+    this.#loadQueues(state);
+    if (this.running) {
+      this.#leaveElsewhere();
+      this.#queues.start(this.accepted);
+    }
     device.load(state.device);
     if (this.running) this.#remote?.start(this.accepted, this.queues);
+  }
+
+  #loadRegisters(state: SessionState): void {
+    const status = this.#status;
+    status.load(state.status);
+    this.#negotiation.load(state);
+    this.#config.load(state);
+    this.#owesConfig = state.owesConfigInterrupt;
+    if (status.negotiated && !this.#negotiation.check()) {
+      throw refusedState(
+        `the driver had accepted ${this.accepted}, of which only ${this.offered} are offered here`,
+      );
+    }
+    if (status.negotiated) return;
+    if (status.has(VIRTIO_CONFIG_S.DRIVER_OK)) {
+      throw refusedState(`its status cannot be ${status.value}`);
+    }
+    if (state.queues.some((queue) => queue.enabled)) {
+      throw refusedState("a queue is enabled before FEATURES_OK");
+    }
+  }
+
+  #loadQueues({ queues, owedInterrupts }: SessionState): void {
+    for (const queue of this.queues) {
+      if (queue.load(this.accepted, queues[queue.index]!) < 0) {
+        throw refusedState(queue.lastError);
+      }
+      queue.suspend();
+    }
+    for (const index of owedInterrupts) this.#queues.owe(index);
+    if (this.#status.halted) this.#queues.handle({ op: "halt" });
   }
 
   /** Goes on after {@linkcode stop}, {@linkcode hold} or {@linkcode load}. */
   start(): void {
     if (!this.stopped && !this.#queues.held) return;
-    this.#queues.start();
-    this.device.resume?.();
-    this.#interrupts.pay(this.running);
-    this.#queues.kickAll();
-    this.#remote?.resume();
+    this.#tell({ op: "resume" });
+    if (this.#owesConfig) this.#notifyConfig();
   }
 
   /** Leaves guest memory alone for good, because the device is somewhere else now: only {@linkcode close} may follow. */
   leave(): void {
-    this.#queues.stop();
-    this.#queues.suspend();
+    this.#queues.leave();
     this.#remote?.[Symbol.dispose]();
     this.#remote = null;
   }
@@ -489,9 +504,7 @@ export class VirtioSession implements VirtioTransport {
   }
 
   interrupt(queue: Virtqueue): void {
-    if (!this.running) return;
-    if (this.stopped) this.#interrupts.owe(queue.index);
-    else this.#interrupts.send(queue.index);
+    this.#queues.interrupt(queue);
   }
 
   configChanged(): void {
@@ -505,7 +518,7 @@ export class VirtioSession implements VirtioTransport {
 
   fail(reason: string): void {
     if (this.#status.has(VIRTIO_CONFIG_S.NEEDS_RESET)) return;
-    const first = this.#counters.failures++ === 0;
+    const first = this.#queues.counters.failures++ === 0;
     const message =
       `The driver broke the rules and must reset the device: ${reason}`;
     // A hostile driver can fail and reset for ever; it shall not fill the disk.
@@ -513,34 +526,27 @@ export class VirtioSession implements VirtioTransport {
     if (first) this.#context.log.warn(message, properties);
     else this.#context.log.debug(message, properties);
     this.#status.requireReset();
-    this.#queues.halt();
+    this.#tell({ op: "halt" });
     if (this.#status.has(VIRTIO_CONFIG_S.DRIVER_OK)) this.#notifyConfig();
-    this.#remote?.halt();
   }
 
   /** Counts since the device was made, by name. */
   counters(): Record<string, number> {
-    this.#queues.collectCounters();
-    return { ...this.#counters };
+    return this.#queues.collectCounters();
   }
 
   /** Goes on from what {@linkcode VirtioSession.counters} gave. @throws {ErrnoError} EINVAL */
   restoreCounters(saved: unknown): void {
-    Object.assign(this.#counters, parseCounters(SESSION_COUNTERS, saved));
-  }
-
-  get #parts(): SessionParts {
-    return {
-      status: this.#status,
-      negotiation: this.#negotiation,
-      config: this.#config,
-      interrupts: this.#interrupts,
-      queues: this.#queues,
-    };
+    Object.assign(
+      this.#queues.counters,
+      parseCounters(SESSION_COUNTERS, saved),
+    );
   }
 
   #notifyConfig(): void {
-    if (this.stopped) this.#interrupts.oweConfig();
-    else this.#interrupts.sendConfig();
+    this.#owesConfig = this.stopped;
+    if (this.stopped) return;
+    this.#queues.counters.configInterrupts++;
+    this.#signals.notifyConfig();
   }
 }

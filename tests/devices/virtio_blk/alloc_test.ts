@@ -13,7 +13,7 @@ import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 import { Vring } from "../../../src/testing/vring.ts";
 import { Features } from "../../../src/virtio/features.ts";
-import { SplitQueue } from "../../../src/virtio/queue/split_queue.ts";
+import { createQueue } from "../../../src/virtio/queue/mod.ts";
 import { heapGrowthPerOperation } from "../../resources.ts";
 import { header, T } from "./harness.ts";
 
@@ -106,7 +106,7 @@ for (const later of [false, true]) {
         },
       });
       const ring = new Vring(ram, { size: SIZE, eventIdx: true });
-      const queue = new SplitQueue(memory, 0, SIZE);
+      const queue = createQueue(memory, 0, SIZE);
       const { descIova, availIova, usedIova } = ring;
       // CONFIG_WCE: before writes it asks for register writes.
       const features = Features.of(9, 11, 29, 32);

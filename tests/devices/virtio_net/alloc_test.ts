@@ -12,7 +12,7 @@ import { DriverMemory } from "../../../src/testing/driver_memory.ts";
 import { fakeContext } from "../../../src/testing/fake_context.ts";
 import { ArrayMemory } from "../../../src/memory/array_memory.ts";
 import { Features } from "../../../src/virtio/features.ts";
-import { SplitQueue } from "../../../src/virtio/queue/split_queue.ts";
+import { createQueue } from "../../../src/virtio/queue/mod.ts";
 import { Vring } from "../../../src/testing/vring.ts";
 import { heapGrowthPerOperation } from "../../resources.ts";
 import { frame, MAC, NF, OF } from "./harness.ts";
@@ -121,7 +121,7 @@ function makeCard(kind: Kind) {
     new Vring(ram, { size: SIZE, eventIdx: true })
   );
   const queues = rings.map((ring, i) => {
-    const queue = new SplitQueue(memory, i, SIZE);
+    const queue = createQueue(memory, i, SIZE);
     const { descIova, availIova, usedIova } = ring;
     const result = queue.enable(features, {
       size: SIZE,

@@ -27,7 +27,7 @@ for (const indirect of [false, true]) {
     const name = `${indirect ? "indirect" : "direct"}, ${
       eventIdx ? "EVENT_IDX" : "flags"
     }`;
-    Deno.test(`SplitQueue allocates nothing per chain (${name})`, () => {
+    Deno.test(`SplitRing allocates nothing per chain (${name})`, () => {
       const at = fixture({ eventIdx });
       // High addresses in several mappings, as a guest of some gigabytes has them.
       at.memory.map({ iova: 0x1_8000_0000, lengthBytes: 0x1_0000 });

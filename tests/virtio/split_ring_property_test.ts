@@ -44,7 +44,7 @@ function buffersOf(readable: number[], writable: number[]): Buffer[] {
   });
 }
 
-Deno.test("SplitQueue agrees with an independent driver on every chain and its order", () => {
+Deno.test("SplitRing agrees with an independent driver on every chain and its order", () => {
   fc.assert(
     fc.property(
       steps,

@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Errno } from "../../src/core/errno.ts";
 import { ArrayMemory } from "../../src/memory/array_memory.ts";
-import { Features } from "../../src/virtio/features.ts";
-import { PackedQueue } from "../../src/virtio/queue/packed_queue.ts";
+import { Features, VIRTIO_F } from "../../src/virtio/features.ts";
+import { createQueue } from "../../src/virtio/queue/mod.ts";
 import { AVAIL, EVENT, USED, WRITE } from "./naive_packed_ring.ts";
 import {
   BASE,
@@ -14,7 +14,7 @@ import {
   turnPackedRing,
 } from "./ring_fixture.ts";
 
-const NONE = new Features(0, 0);
+const PACKED = Features.of(VIRTIO_F.RING_PACKED);
 const IN = { iova: DATA, length: 8 };
 const OUT = { iova: DATA + 64, length: 8, write: true };
 
@@ -33,7 +33,7 @@ function serve(at: PackedFixture, written = 0): number[] {
   return heads;
 }
 
-Deno.test("PackedQueue.pop gives the buffers of a chain in order, known by the id in the last", () => {
+Deno.test("PackedRing.pop gives the buffers of a chain in order, known by the id in the last", () => {
   const { queue, ring, chain, memory } = packedFixture();
   memory.write(DATA, text("hello world"));
   const id = ring.add([
@@ -53,7 +53,7 @@ Deno.test("PackedQueue.pop gives the buffers of a chain in order, known by the i
   assertEquals(queue.pop(chain), 0);
 });
 
-Deno.test("PackedQueue.pop finds nothing in a ring of zeros, nor where the marks are those of the other lap", () => {
+Deno.test("PackedRing.pop finds nothing in a ring of zeros, nor where the marks are those of the other lap", () => {
   const { queue, ring, chain } = packedFixture();
   assertEquals(queue.pop(chain), 0);
   for (const flags of [0, USED, AVAIL | USED]) {
@@ -64,7 +64,7 @@ Deno.test("PackedQueue.pop finds nothing in a ring of zeros, nor where the marks
   assertEquals(queue.pop(chain), 1);
 });
 
-Deno.test("PackedQueue.pop takes a whole indirect table, longer than a batch, at any address", () => {
+Deno.test("PackedRing.pop takes a whole indirect table, longer than a batch, at any address", () => {
   const { queue, ring, chain } = packedFixture({ size: 200, maxSize: 256 });
   const buffers = Array.from(
     { length: 250 },
@@ -80,7 +80,7 @@ Deno.test("PackedQueue.pop takes a whole indirect table, longer than a batch, at
   }
 });
 
-Deno.test("PackedQueue.pop ignores WRITE on a descriptor of a table, and every flag but WRITE in the table", () => {
+Deno.test("PackedRing.pop ignores WRITE on a descriptor of a table, and every flag but WRITE in the table", () => {
   const { queue, ring, chain } = packedFixture();
   ring.descriptorAt(TABLES, { addr: DATA, len: 3, flags: 0xffff & ~WRITE });
   ring.descriptorAt(TABLES + 16, { addr: DATA, len: 4, flags: 0xffff });
@@ -90,7 +90,7 @@ Deno.test("PackedQueue.pop ignores WRITE on a descriptor of a table, and every f
   assertEquals(chain.writable.lengthBytes, 4);
 });
 
-Deno.test("PackedQueue.pop holds indirect chains to the size the device offers", () => {
+Deno.test("PackedRing.pop holds indirect chains to the size the device offers", () => {
   const at = packedFixture({ size: 4, maxSize: 16 });
   const buffers = Array.from({ length: 16 }, () => ({ iova: DATA, length: 1 }));
   at.ring.add(buffers, TABLES);
@@ -100,7 +100,7 @@ Deno.test("PackedQueue.pop holds indirect chains to the size the device offers",
 });
 
 for (const size of [1, 2, 3, 4, 5, 7, 8]) {
-  Deno.test(`PackedQueue of ${size} goes round and round with chains of every length`, () => {
+  Deno.test(`PackedRing of ${size} goes round and round with chains of every length`, () => {
     const at = packedFixture({ size });
     for (let round = 0; round < 50; round++) {
       const length = round % size + 1;
@@ -123,7 +123,7 @@ for (const size of [1, 2, 3, 4, 5, 7, 8]) {
   });
 }
 
-Deno.test("PackedQueue works at the largest size", () => {
+Deno.test("PackedRing works at the largest size", () => {
   const at = packedFixture({ size: 32768 });
   for (let lap = 0; lap < 2; lap++) {
     const ids = [];
@@ -134,7 +134,7 @@ Deno.test("PackedQueue works at the largest size", () => {
   }
 });
 
-Deno.test("PackedQueue.push and publish show used chains all at once, in the order they were pushed", () => {
+Deno.test("PackedRing.push and publish show used chains all at once, in the order they were pushed", () => {
   const { queue, ring, chain } = packedFixture();
   const ids = [];
   for (let i = 0; i < 3; i++) {
@@ -153,7 +153,7 @@ Deno.test("PackedQueue.push and publish show used chains all at once, in the ord
   assertEquals(queue.inFlight, 1);
 });
 
-Deno.test("PackedQueue.publish sets WRITE in a used descriptor only when something was written", () => {
+Deno.test("PackedRing.publish sets WRITE in a used descriptor only when something was written", () => {
   const at = packedFixture();
   for (const written of [0, 5]) {
     at.ring.add([OUT]);
@@ -168,7 +168,7 @@ Deno.test("PackedQueue.publish sets WRITE in a used descriptor only when somethi
   }
 });
 
-Deno.test("PackedQueue.publish shows the first used descriptor last, and by Atomics", () => {
+Deno.test("PackedRing.publish shows the first used descriptor last, and by Atomics", () => {
   const at = packedFixture();
   turnPackedRing(at, 6);
   const stores: string[] = [];
@@ -202,7 +202,7 @@ Deno.test("PackedQueue.publish shows the first used descriptor last, and by Atom
   }
 });
 
-Deno.test("PackedQueue writes used descriptors over those of chains that are still in flight", () => {
+Deno.test("PackedRing writes used descriptors over those of chains that are still in flight", () => {
   const at = packedFixture({ size: 4 });
   const long = at.ring.add([IN, IN, OUT]);
   const short = at.ring.add([OUT]);
@@ -222,7 +222,7 @@ Deno.test("PackedQueue writes used descriptors over those of chains that are sti
   assertEquals(at.ring.free, 4);
 });
 
-Deno.test("PackedQueue.push refuses a chain that the device does not hold", () => {
+Deno.test("PackedRing.push refuses a chain that the device does not hold", () => {
   const { queue, ring, chain } = packedFixture();
   const id = ring.add([IN]);
   for (const head of [id, 8, 9999]) {
@@ -234,7 +234,7 @@ Deno.test("PackedQueue.push refuses a chain that the device does not hold", () =
   assertThrows(() => queue.unpop(1), Error, "Cannot unpop");
 });
 
-Deno.test("PackedQueue.unpop gives chains back in reverse order, across the end of the ring too", () => {
+Deno.test("PackedRing.unpop gives chains back in reverse order, across the end of the ring too", () => {
   for (const turned of [0, 3, 5, 6, 7]) {
     const at = packedFixture();
     turnPackedRing(at, turned);
@@ -255,10 +255,10 @@ Deno.test("PackedQueue.unpop gives chains back in reverse order, across the end 
   }
 });
 
-Deno.test("PackedQueue.enable checks size, alignment and range", () => {
-  const queue = new PackedQueue(new ArrayMemory(), 0, 256);
+Deno.test("PackedRing.enable checks size, alignment and range", () => {
+  const queue = createQueue(new ArrayMemory(), 0, 256);
   const good = { size: 255, descIova: 0, availIova: 0x2000, usedIova: 0x2004 };
-  assertEquals(queue.enable(NONE, good), 0);
+  assertEquals(queue.enable(PACKED, good), 0);
   assert(queue.enabled);
   assertEquals(queue.size, 255);
   const bad: [Partial<typeof good>, RegExp][] = [
@@ -273,16 +273,16 @@ Deno.test("PackedQueue.enable checks size, alignment and range", () => {
     [{ usedIova: 2 ** 53 - 4 }, /device event suppression .* ends above/],
   ];
   for (const [change, message] of bad) {
-    assertEquals(queue.enable(NONE, { ...good, ...change }), -Errno.EINVAL);
+    assertEquals(queue.enable(PACKED, { ...good, ...change }), -Errno.EINVAL);
     assert(message.test(queue.lastError), queue.lastError);
     assert(!queue.enabled);
   }
   for (const size of [0, 32769, -1, 2.5]) {
-    assertThrows(() => new PackedQueue(new ArrayMemory(), 0, size), RangeError);
+    assertThrows(() => createQueue(new ArrayMemory(), 0, size), RangeError);
   }
 });
 
-Deno.test("PackedQueue.enable touches nothing, so that a driver may zero the ring afterwards", () => {
+Deno.test("PackedRing.enable touches nothing, so that a driver may zero the ring afterwards", () => {
   const at = packedFixture();
   new Uint8Array(at.buffer).fill(0xff);
   at.queue.enable(at.features, {
@@ -297,7 +297,7 @@ Deno.test("PackedQueue.enable touches nothing, so that a driver may zero the rin
   assertEquals(at.queue.pop(at.chain), 1);
 });
 
-Deno.test("PackedQueue begins anew, wrap counters too, when it is enabled again", () => {
+Deno.test("PackedRing begins anew, wrap counters too, when it is enabled again", () => {
   const at = packedFixture();
   turnPackedRing(at, 11);
   at.ring.add([IN]);
@@ -317,7 +317,7 @@ Deno.test("PackedQueue begins anew, wrap counters too, when it is enabled again"
   assertEquals([at.ring.read(0).id, at.ring.read(0).flags], [6, AVAIL | USED]);
 });
 
-Deno.test("PackedQueue.disable forgets everything, and late completions are ignored", () => {
+Deno.test("PackedRing.disable forgets everything, and late completions are ignored", () => {
   const { queue, ring, chain } = packedFixture();
   const id = ring.add([OUT]);
   queue.pop(chain);
@@ -335,7 +335,7 @@ Deno.test("PackedQueue.disable forgets everything, and late completions are igno
   assertEquals(ring.deviceEvent, [0, 0]);
 });
 
-Deno.test("PackedQueue finds nothing while its ring is not mapped, and goes on when it is again", () => {
+Deno.test("PackedRing finds nothing while its ring is not mapped, and goes on when it is again", () => {
   const { queue, ring, chain, memory, buffer } = packedFixture();
   const first = ring.add([OUT]);
   const second = ring.add([OUT]);
@@ -359,7 +359,7 @@ Deno.test("PackedQueue finds nothing while its ring is not mapped, and goes on w
   assertEquals(ring.collect().map((it) => it.len), [1, 2, 3]);
 });
 
-Deno.test("PackedQueue needs to read and write its ring, read one event structure and write the other", () => {
+Deno.test("PackedRing needs to read and write its ring, read one event structure and write the other", () => {
   const at = packedFixture();
   at.memory.unmap(BASE, LENGTH);
   const part = (iova: number, access: number) => ({
@@ -388,7 +388,7 @@ Deno.test("PackedQueue needs to read and write its ring, read one event structur
   }
 });
 
-Deno.test("PackedQueue.suspend keeps completions until resume", () => {
+Deno.test("PackedRing.suspend keeps completions until resume", () => {
   const { queue, ring, chain } = packedFixture();
   const id = ring.add([OUT]);
   ring.add([OUT]);
@@ -404,7 +404,7 @@ Deno.test("PackedQueue.suspend keeps completions until resume", () => {
   assertEquals(queue.pop(chain), 1);
 });
 
-Deno.test("PackedQueue.publish obeys ENABLE and DISABLE, and takes what must not be there for ENABLE", () => {
+Deno.test("PackedRing.publish obeys ENABLE and DISABLE, and takes what must not be there for ENABLE", () => {
   for (const eventIdx of [false, true]) {
     const at = packedFixture({ eventIdx });
     const cases = [
@@ -426,7 +426,7 @@ Deno.test("PackedQueue.publish obeys ENABLE and DISABLE, and takes what must not
   }
 });
 
-Deno.test("PackedQueue.publish obeys DESC with EVENT_IDX, whatever the lap and the batch", () => {
+Deno.test("PackedRing.publish obeys DESC with EVENT_IDX, whatever the lap and the batch", () => {
   for (const size of [5, 8]) {
     for (let start = 0; start < 2 * size; start++) {
       for (const batch of [1, 2, size]) {
@@ -449,7 +449,7 @@ Deno.test("PackedQueue.publish obeys DESC with EVENT_IDX, whatever the lap and t
   }
 });
 
-Deno.test("PackedQueue.publish counts every descriptor of a chain, not only where the used one is written", () => {
+Deno.test("PackedRing.publish counts every descriptor of a chain, not only where the used one is written", () => {
   const cases = [[0, true], [1, true], [2, true], [3, false]] as const;
   for (const [event, wanted] of cases) {
     const at = packedFixture({ eventIdx: true });
@@ -460,7 +460,7 @@ Deno.test("PackedQueue.publish counts every descriptor of a chain, not only wher
   }
 });
 
-Deno.test("PackedQueue.disableNotifications and enableNotifications set the flags without EVENT_IDX", () => {
+Deno.test("PackedRing.disableNotifications and enableNotifications set the flags without EVENT_IDX", () => {
   const { queue, ring, chain } = packedFixture();
   queue.disableNotifications();
   assertEquals(ring.deviceEvent, [EVENT.DISABLE, 0]);
@@ -473,7 +473,7 @@ Deno.test("PackedQueue.disableNotifications and enableNotifications set the flag
   assert(!queue.enableNotifications());
 });
 
-Deno.test("PackedQueue.enableNotifications names the next descriptor with EVENT_IDX, wrap included", () => {
+Deno.test("PackedRing.enableNotifications names the next descriptor with EVENT_IDX, wrap included", () => {
   const at = packedFixture({ size: 5, eventIdx: true });
   at.queue.disableNotifications();
   assertEquals(at.ring.deviceEvent, [EVENT.DISABLE, 0]);
@@ -488,7 +488,7 @@ Deno.test("PackedQueue.enableNotifications names the next descriptor with EVENT_
   assert(at.queue.enableNotifications());
 });
 
-Deno.test("PackedQueue that is polled never asks for a notification", () => {
+Deno.test("PackedRing that is polled never asks for a notification", () => {
   for (const eventIdx of [false, true]) {
     const { queue, ring, chain } = packedFixture({ polled: true, eventIdx });
     queue.disableNotifications();
@@ -500,7 +500,7 @@ Deno.test("PackedQueue that is polled never asks for a notification", () => {
   }
 });
 
-Deno.test("PackedQueue.endPolling asks for what the device wants, and tells what came in meanwhile", () => {
+Deno.test("PackedRing.endPolling asks for what the device wants, and tells what came in meanwhile", () => {
   for (const eventIdx of [false, true]) {
     const { queue, ring, chain } = packedFixture({ eventIdx });
     queue.beginPolling();
@@ -520,7 +520,7 @@ Deno.test("PackedQueue.endPolling asks for what the device wants, and tells what
   }
 });
 
-Deno.test("PackedQueue.endPolling asks for what comes behind chains that the device leaves in the ring", () => {
+Deno.test("PackedRing.endPolling asks for what comes behind chains that the device leaves in the ring", () => {
   const { queue, ring, chain } = packedFixture({ eventIdx: true });
   queue.beginPolling();
   ring.add([IN]);
@@ -533,7 +533,7 @@ Deno.test("PackedQueue.endPolling asks for what comes behind chains that the dev
   assertEquals([flags, offset! & 0x7fff], [EVENT.DESC, 1]);
 });
 
-Deno.test("PackedQueue.poll tells new chains from those left in the ring", () => {
+Deno.test("PackedRing.poll tells new chains from those left in the ring", () => {
   for (const turned of [0, 6, 7]) {
     const at = packedFixture();
     const { queue, ring, chain } = at;
@@ -557,7 +557,7 @@ Deno.test("PackedQueue.poll tells new chains from those left in the ring", () =>
   }
 });
 
-Deno.test("PackedQueue.hasTaken compares a notification with what was popped", () => {
+Deno.test("PackedRing.hasTaken compares a notification with what was popped", () => {
   const at = packedFixture({ size: 5 });
   for (let n = 0; n < 12; n++) {
     assert(at.queue.hasTaken(at.ring.offWrap(n)));

@@ -13,7 +13,7 @@ import { runHostileCases } from "./hostile_chains.ts";
 import { AVAIL, INDIRECT, NEXT, USED, WRITE } from "./naive_packed_ring.ts";
 
 runHostileCases(
-  "PackedQueue.pop",
+  "PackedRing.pop",
   "packed",
   ({ indirect, segments, mayLack }) => {
     const { queue, ring, chain } = packedFixture({
@@ -48,7 +48,7 @@ runHostileCases(
   assertEquals,
 );
 
-Deno.test("PackedQueue.pop refuses a buffer id beyond the queue", () => {
+Deno.test("PackedRing.pop refuses a buffer id beyond the queue", () => {
   for (const id of [8, 9, 0xffff]) {
     const { queue, ring, chain } = packedFixture();
     ring.offer([{ addr: DATA, len: 1, id }]);
@@ -58,7 +58,7 @@ Deno.test("PackedQueue.pop refuses a buffer id beyond the queue", () => {
   }
 });
 
-Deno.test("PackedQueue.pop refuses a buffer id that the driver has not got back", () => {
+Deno.test("PackedRing.pop refuses a buffer id that the driver has not got back", () => {
   const { queue, ring, chain } = packedFixture();
   ring.offer([{ addr: DATA, len: 1, id: 3 }]);
   assertEquals(queue.pop(chain), 1);
@@ -71,7 +71,7 @@ Deno.test("PackedQueue.pop refuses a buffer id that the driver has not got back"
   assertEquals(queue.pop(chain), 1);
 });
 
-Deno.test("PackedQueue.pop ends a chain that goes round the ring", () => {
+Deno.test("PackedRing.pop ends a chain that goes round the ring", () => {
   for (const skipped of [0, 3]) {
     const at = packedFixture({ size: 8 });
     turnPackedRing(at, skipped);
@@ -83,7 +83,7 @@ Deno.test("PackedQueue.pop ends a chain that goes round the ring", () => {
   }
 });
 
-Deno.test("PackedQueue.pop refuses a chain that goes on where the driver owns nothing", () => {
+Deno.test("PackedRing.pop refuses a chain that goes on where the driver owns nothing", () => {
   const { queue, ring, chain } = packedFixture();
   ring.offer([{ addr: DATA, len: 1, flags: NEXT }]);
   assertEquals(queue.pop(chain), -Errno.EINVAL);
@@ -96,7 +96,7 @@ Deno.test("PackedQueue.pop refuses a chain that goes on where the driver owns no
   assertEquals(queue.pop(chain), 1);
 });
 
-Deno.test("PackedQueue.pop refuses descriptors that the device has not returned", () => {
+Deno.test("PackedRing.pop refuses descriptors that the device has not returned", () => {
   const { queue, ring, chain } = packedFixture({ size: 4 });
   for (let id = 0; id < 4; id++) {
     ring.offer([{ addr: DATA, len: 1, id }]);
@@ -122,7 +122,7 @@ Deno.test("PackedQueue.pop refuses descriptors that the device has not returned"
   assert(/were not returned/.test(other.queue.lastError));
 });
 
-Deno.test("PackedQueue.pop refuses a chain of 2^32 bytes", () => {
+Deno.test("PackedRing.pop refuses a chain of 2^32 bytes", () => {
   const at = packedFixture();
   const size = 0x2000_0000;
   at.memory.map({ iova: 0x1_0000_0000, lengthBytes: size });
@@ -145,7 +145,7 @@ Deno.test("PackedQueue.pop refuses a chain of 2^32 bytes", () => {
   assertEquals(at.ring.read(0).len, 0xffff_ffff);
 });
 
-Deno.test("PackedQueue.pop checks the access a mapping allows", () => {
+Deno.test("PackedRing.pop checks the access a mapping allows", () => {
   const at = packedFixture();
   at.memory.map({ iova: 0x1000, lengthBytes: 0x1000, access: 1 });
   at.memory.map({ iova: 0x2000, lengthBytes: 0x1000, access: 2 });
@@ -158,7 +158,7 @@ Deno.test("PackedQueue.pop checks the access a mapping allows", () => {
   }
 });
 
-Deno.test("PackedQueue.pop looks at a descriptor once, but for its flags", () => {
+Deno.test("PackedRing.pop looks at a descriptor once, but for its flags", () => {
   // A driver that changes everything it may between two reads is played by a window that does so after each.
   const at = packedFixture();
   at.ring.offer([
@@ -195,7 +195,7 @@ Deno.test("PackedQueue.pop looks at a descriptor once, but for its flags", () =>
   assertEquals(others.map(([, times]) => times), new Array(28).fill(1));
 });
 
-Deno.test("PackedQueue survives any bytes in the ring, the tables and the event structure", () => {
+Deno.test("PackedRing survives any bytes in the ring, the tables and the event structure", () => {
   let popped = 0;
   fc.assert(
     fc.property(

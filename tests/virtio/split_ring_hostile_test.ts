@@ -13,7 +13,7 @@ import { runHostileCases } from "./hostile_chains.ts";
 import { INDIRECT, NEXT, WRITE } from "./naive_ring.ts";
 
 runHostileCases(
-  "SplitQueue.pop",
+  "SplitRing.pop",
   "split",
   ({ indirect, segments, mayLack }) => {
     const { queue, ring, chain } = fixture({
@@ -53,7 +53,7 @@ runHostileCases(
   assertEquals,
 );
 
-Deno.test("SplitQueue.pop refuses a head beyond the table", () => {
+Deno.test("SplitRing.pop refuses a head beyond the table", () => {
   const { queue, ring, chain } = fixture();
   for (const head of [8, 9, 0xffff]) {
     ring.availIdx = 0;
@@ -63,7 +63,7 @@ Deno.test("SplitQueue.pop refuses a head beyond the table", () => {
   }
 });
 
-Deno.test("SplitQueue.pop refuses a next beyond the table", () => {
+Deno.test("SplitRing.pop refuses a next beyond the table", () => {
   const { queue, ring, chain } = fixture();
   for (const next of [8, 0xffff]) {
     ring.availIdx = 0;
@@ -74,7 +74,7 @@ Deno.test("SplitQueue.pop refuses a next beyond the table", () => {
   }
 });
 
-Deno.test("SplitQueue.pop ends a loop", () => {
+Deno.test("SplitRing.pop ends a loop", () => {
   const { queue, ring, chain } = fixture();
   ring.descriptor(0, { addr: DATA, len: 1, flags: NEXT, next: 1 });
   ring.descriptor(1, { addr: DATA, len: 1, flags: NEXT, next: 0 });
@@ -84,7 +84,7 @@ Deno.test("SplitQueue.pop ends a loop", () => {
   assertEquals(queue.pop(chain), -Errno.ELOOP);
 });
 
-Deno.test("SplitQueue.pop refuses an available index that moves by more than the size", () => {
+Deno.test("SplitRing.pop refuses an available index that moves by more than the size", () => {
   const at = fixture();
   for (const idx of [9, 100, 0x7fff, 0xffff]) {
     at.ring.availIdx = idx;
@@ -100,7 +100,7 @@ Deno.test("SplitQueue.pop refuses an available index that moves by more than the
   assertEquals(at.queue.pop(at.chain), -Errno.EINVAL);
 });
 
-Deno.test("SplitQueue.pop refuses a head that the device holds", () => {
+Deno.test("SplitRing.pop refuses a head that the device holds", () => {
   const { queue, ring, chain } = fixture();
   const head = ring.add([{ iova: DATA, length: 1 }]);
   assertEquals(queue.pop(chain), 1);
@@ -113,7 +113,7 @@ Deno.test("SplitQueue.pop refuses a head that the device holds", () => {
   assertEquals(queue.pop(chain), 1);
 });
 
-Deno.test("SplitQueue.pop never lets the device hold more chains than the queue has entries", () => {
+Deno.test("SplitRing.pop never lets the device hold more chains than the queue has entries", () => {
   const at = fixture();
   for (let i = 0; i < 8; i++) {
     at.ring.add([{ iova: DATA, length: 1 }]);
@@ -124,7 +124,7 @@ Deno.test("SplitQueue.pop never lets the device hold more chains than the queue 
   assert(/more than 8 chains/.test(at.queue.lastError));
 });
 
-Deno.test("SplitQueue.pop refuses a chain of 2^32 bytes", () => {
+Deno.test("SplitRing.pop refuses a chain of 2^32 bytes", () => {
   const at = fixture();
   // 16 GiB of addresses on one small buffer would do, but a mapping is as long as its bytes: overlap instead.
   const memory = at.memory;
@@ -153,7 +153,7 @@ Deno.test("SplitQueue.pop refuses a chain of 2^32 bytes", () => {
   );
 });
 
-Deno.test("SplitQueue.pop checks the access a mapping allows", () => {
+Deno.test("SplitRing.pop checks the access a mapping allows", () => {
   const at = fixture();
   at.memory.map({ iova: 0x1000, lengthBytes: 0x1000, access: 1 });
   at.memory.map({ iova: 0x2000, lengthBytes: 0x1000, access: 2 });
@@ -179,7 +179,7 @@ Deno.test("SplitQueue.pop checks the access a mapping allows", () => {
   assertEquals(at.queue.pop(at.chain), 1);
 });
 
-Deno.test("SplitQueue.pop survives any bytes in the rings and tables", () => {
+Deno.test("SplitRing.pop survives any bytes in the rings and tables", () => {
   let popped = 0;
   fc.assert(
     fc.property(
