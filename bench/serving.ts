@@ -112,7 +112,7 @@ export function withDevice<T>(
   );
 }
 
-/** Lends guest memory to the server while the bench runs. */
+/** Shares guest memory with the server while the bench runs. */
 export async function withRam<T>(
   client: VfioUserClient,
   lengthBytes: number,

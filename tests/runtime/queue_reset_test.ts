@@ -21,7 +21,7 @@ import {
 } from "../../src/runtime/iothread/thread_calls.ts";
 import { fakeContext } from "../../src/testing/fake_context.ts";
 import { type DriverQueue, VirtioDriver } from "../../src/testing/mod.ts";
-import { GuestRam } from "../../src/testing/guest_ram.ts";
+import { GuestRam } from "../../src/transport/vfio_user/client/mod.ts";
 import { LocalPci } from "../devices/local_pci.ts";
 
 const VIRTIO_BLK_F_MQ = 12;

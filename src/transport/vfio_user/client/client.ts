@@ -69,9 +69,9 @@ import {
 } from "./negotiation.ts";
 import { RegionInfo, RegionIoFds } from "./region_info.ts";
 
-/** How a client behaves. */
+/** Settings of a client. */
 export interface ClientOptions extends ConnectionOptions {
-  /** How DMA_READ and DMA_WRITE are read and answered; as the protocol says unless told. */
+  /** Structures of DMA_READ and DMA_WRITE; as the protocol says unless told. */
   readonly dmaLayout?: DmaLayout;
 }
 
@@ -91,7 +91,7 @@ const ARGSZ_ATTEMPTS = 3;
 export class VfioUserClient implements Disposable {
   /** The connection, for messages that no method makes. */
   readonly connection: ClientConnection;
-  /** What is mapped for DMA. */
+  /** Memory that is mapped for DMA. */
   readonly dma: DmaTable = new DmaTable();
   /** Answers DMA messages of the server, and counts them. */
   readonly dmaResponder: DmaResponder;
@@ -111,7 +111,7 @@ export class VfioUserClient implements Disposable {
     );
   }
 
-  /** What {@linkcode negotiate} agreed upon. */
+  /** Result of {@linkcode negotiate}. */
   get agreement(): Agreement {
     if (this.#agreement === null) {
       throw new ErrnoError(
@@ -186,7 +186,7 @@ export class VfioUserClient implements Disposable {
     return succeed(command, this.request(command, payload, fds));
   }
 
-  /** Lends memory to the server. */
+  /** Shares memory with the server. */
   dmaMap(mapping: DmaMapping): void {
     const reply = this.call(
       VFIO_USER_DMA_MAP,
@@ -196,7 +196,7 @@ export class VfioUserClient implements Disposable {
     this.#finishMap(mapping, reply);
   }
 
-  /** Lends several ranges with all requests in flight at once, as QEMU does. */
+  /** Shares several ranges with all requests in flight at once, as QEMU does. */
   dmaMapAll(mappings: readonly DmaMapping[]): void {
     const ids = mappings.map((mapping) =>
       this.submit(
@@ -211,7 +211,7 @@ export class VfioUserClient implements Disposable {
     });
   }
 
-  /** Takes memory back that was lent with exactly this address and length. */
+  /** Unmaps memory that was shared with exactly this address and length. */
   dmaUnmap(iova: number, lengthBytes: number): void {
     const payload = dmaUnmapPayload(iova, lengthBytes, 0);
     const reply = this.call(VFIO_USER_DMA_UNMAP, payload);
@@ -219,7 +219,7 @@ export class VfioUserClient implements Disposable {
     this.dma.remove(iova, lengthBytes);
   }
 
-  /** Takes all memory back (an extension of libvfio-user and VFIO). */
+  /** Unmaps all memory (an extension of libvfio-user and VFIO). */
   unmapAll(): void {
     const payload = dmaUnmapPayload(0, 0, VFIO_DMA_UNMAP_FLAG_ALL);
     const reply = this.call(VFIO_USER_DMA_UNMAP, payload);

@@ -28,13 +28,13 @@ import {
 export interface Reply {
   /** 0, or the error number of an error reply (EIO where it names none). */
   readonly errno: number;
-  /** What follows the header. */
+  /** Bytes after the header. */
   readonly payload: Uint8Array<ArrayBuffer>;
   /** Descriptors that came with it; the caller closes them. */
   readonly fds: readonly Fd[];
 }
 
-/** How a connection behaves. */
+/** Settings of a connection. */
 export interface ConnectionOptions {
   /** The longest to wait for a reply; QEMU's 5000 unless told. */
   readonly timeoutMs?: number;
@@ -262,7 +262,7 @@ export class ClientConnection implements Disposable {
     return { errno: 0, payload: message, fds: this.takeFds() };
   }
 
-  /** Whether the server has closed the connection, waiting for that if need be. */
+  /** True if the server has closed the connection, waiting for that if need be. */
   waitForClose(): boolean {
     this.#startClock();
     try {

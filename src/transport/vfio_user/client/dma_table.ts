@@ -16,15 +16,15 @@ import {
 } from "../defs.ts";
 import type { CommandHandler } from "./connection.ts";
 
-/** Memory that the client lends to the server. */
+/** Memory that the client shares with the server. */
 export interface DmaRange {
-  /** Where the device sees it. */
+  /** Address at which the device sees it. */
   readonly iova: number;
-  /** How much, in bytes. */
+  /** Length in bytes. */
   readonly lengthBytes: number;
-  /** Whether the device may read it. */
+  /** True if the device may read it. */
   readonly readable: boolean;
-  /** Whether the device may write it. */
+  /** True if the device may write it. */
   readonly writable: boolean;
   /** The memory itself, for DMA by message; without it such a request is refused. */
   readonly bytes?: Uint8Array<ArrayBuffer>;
@@ -34,7 +34,7 @@ export interface DmaRange {
 export class DmaTable {
   readonly #ranges: DmaRange[] = [];
 
-  /** How many ranges are mapped. */
+  /** Number of ranges that are mapped. */
   get size(): number {
     return this.#ranges.length;
   }
@@ -97,7 +97,7 @@ export class DmaTable {
 }
 
 /**
- * How the structures of DMA_READ and DMA_WRITE look: as the protocol says, or with the 32-bit count of QEMU
+ * Structures of DMA_READ and DMA_WRITE: as the protocol says, or with the 32-bit count of QEMU
  * 10.1 and 10.2, whose reply to DMA_WRITE is a bare header.
  */
 export type DmaLayout = "protocol" | "qemu-10.1";
@@ -107,9 +107,9 @@ export class DmaResponder implements CommandHandler {
   readonly #table: DmaTable;
   readonly #old: boolean;
   readonly #maxTransferBytes: number;
-  /** How many DMA_READ requests were answered or refused. */
+  /** Number of DMA_READ requests that were answered or refused. */
   reads = 0;
-  /** How many DMA_WRITE requests were answered or refused. */
+  /** Number of DMA_WRITE requests that were answered or refused. */
   writes = 0;
 
   /**

@@ -14,15 +14,15 @@ import {
   VFIO_IRQ_SET_DATA_NONE,
 } from "../defs.ts";
 
-/** What is to happen to interrupts. */
+/** Request on interrupts. */
 export interface IrqSet {
   /** VFIO_PCI_*_IRQ_INDEX. */
   readonly index: number;
   /** First vector; 0 unless told. */
   readonly start?: number;
-  /** How many vectors; as many as there are booleans or descriptors unless told, else 0. */
+  /** Number of vectors; that of the booleans or descriptors unless told, else 0. */
   readonly count?: number;
-  /** What to do. */
+  /** Action on them. */
   readonly action: "mask" | "unmask" | "trigger";
   /** One boolean a vector: whether the action applies to it. */
   readonly booleans?: readonly boolean[];

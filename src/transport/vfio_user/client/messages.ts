@@ -1,5 +1,5 @@
 /**
- * What the client's methods take and give, and the payloads they are made of.
+ * Parameters and results of the client's methods, and the payloads they are made of.
  *
  * @module
  */
@@ -21,53 +21,53 @@ import {
 } from "../defs.ts";
 import type { Reply } from "./connection.ts";
 
-/** Memory to lend to the server. */
+/** Memory to share with the server. */
 export interface DmaMapping {
-  /** Where the device is to see it. */
+  /** Address at which the device is to see it. */
   readonly iova: number;
-  /** How much, in bytes. */
+  /** Length in bytes. */
   readonly lengthBytes: number;
   /** The file it is in; without one the server must ask by message. */
   readonly fd?: number;
-  /** Where in the file, in bytes; 0 unless told. */
+  /** First byte in the file; 0 unless told. */
   readonly fdOffset?: number;
-  /** Whether the device may read it; yes unless told. */
+  /** True if the device may read it; yes unless told. */
   readonly readable?: boolean;
-  /** Whether the device may write it; yes unless told. */
+  /** True if the device may write it; yes unless told. */
   readonly writable?: boolean;
   /** The client's own view of it, to answer DMA messages from. */
   readonly bytes?: Uint8Array<ArrayBuffer>;
 }
 
-/** What DEVICE_GET_INFO tells. */
+/** Result of DEVICE_GET_INFO. */
 export interface DeviceInfo {
   /** VFIO_DEVICE_FLAGS_* bits. */
   readonly flags: number;
-  /** Whether DEVICE_RESET works. */
+  /** True if DEVICE_RESET works. */
   readonly resettable: boolean;
-  /** Whether it is a PCI device. */
+  /** True if it is a PCI device. */
   readonly pci: boolean;
-  /** How many regions it has. */
+  /** Number of regions it has. */
   readonly numRegions: number;
-  /** How many interrupt types it has. */
+  /** Number of interrupt types it has. */
   readonly numIrqs: number;
 }
 
-/** What DEVICE_GET_IRQ_INFO tells. */
+/** Result of DEVICE_GET_IRQ_INFO. */
 export interface IrqInfo {
   /** VFIO_IRQ_INFO_* bits. */
   readonly flags: number;
-  /** Which type. */
+  /** Number of the type. */
   readonly index: number;
-  /** How many vectors. */
+  /** Number of vectors. */
   readonly count: number;
 }
 
 /** One write of REGION_WRITE_MULTI. */
 export interface RegionWrite {
-  /** Which region. */
+  /** Number of the region. */
   readonly region: number;
-  /** Where in it. */
+  /** Offset in it. */
   readonly offset: number;
   /** 1 to 8 bytes. */
   readonly data: Uint8Array;
@@ -123,7 +123,7 @@ export function words(...values: number[]): Uint8Array<ArrayBuffer> {
   return payload;
 }
 
-/** What an error reply is thrown as. */
+/** Error for an error reply. */
 export function refused(command: number, errno: number): ErrnoError {
   return new ErrnoError(
     errno,

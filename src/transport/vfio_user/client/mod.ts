@@ -26,6 +26,7 @@ export type {
 export * from "./client.ts";
 export * from "./connection.ts";
 export * from "./dma_table.ts";
+export * from "./guest_ram.ts";
 export * from "./irqs.ts";
 export type {
   DeviceInfo,
@@ -36,4 +37,3 @@ export type {
 export * from "./negotiation.ts";
 export * from "./pci.ts";
 export * from "./region_info.ts";
-export * from "../../../testing/guest_ram.ts";

@@ -22,13 +22,13 @@ export interface Capabilities {
     readonly supported?: boolean;
     readonly fd_index?: number;
   };
-  /** Whether REGION_WRITE_MULTI may be sent. */
+  /** True if REGION_WRITE_MULTI may be sent. */
   readonly write_multiple?: boolean;
   /** Capabilities that the protocol does not know. */
   readonly [name: string]: unknown;
 }
 
-/** What a client proposes. */
+/** Proposal of a client. */
 export interface Proposal {
   /** Major version; 0 unless told. */
   readonly major?: number;
@@ -40,7 +40,7 @@ export interface Proposal {
   readonly data?: Uint8Array;
 }
 
-/** What client and server agreed upon. */
+/** Agreement of client and server. */
 export interface Agreement {
   /** Major version. */
   readonly major: number;
@@ -54,7 +54,7 @@ export interface Agreement {
   readonly maxTransferBytes: number;
 }
 
-/** What QEMU proposes. */
+/** Capabilities that QEMU proposes. */
 export const QEMU_CAPABILITIES: Capabilities = {
   max_msg_fds: 8,
   max_data_xfer_size: 1_048_576,

@@ -51,12 +51,12 @@ export interface BarInfo {
   readonly sizeBytes: number;
   /** Address space and width. */
   readonly kind: "memory32" | "memory64" | "io";
-  /** Whether reads have no side effects. */
+  /** True if reads have no side effects. */
   readonly prefetchable: boolean;
 }
 
 /**
- * How doorbells are rung: by a message that is waited for or not, by the eventfd that the server offers, or by a
+ * Ways to ring doorbells: by a message that is waited for or not, by the eventfd that the server offers, or by a
  * store to a page that the server polls.
  */
 export type BellKind = "message" | "posted" | "ioeventfd" | "mmap";
@@ -152,9 +152,9 @@ class MappedBell implements Bell {
   }
 }
 
-/** What a {@linkcode PciClient} does beyond the defaults. */
+/** Settings of a {@linkcode PciClient} beyond the defaults. */
 export interface PciClientOptions {
-  /** How doorbells are rung; by messages that are waited for unless told. */
+  /** Way to ring doorbells; by messages that are waited for unless told. */
   readonly bells?: BellKind;
 }
 
@@ -198,7 +198,7 @@ export class PciClient implements PciAccess, Disposable {
   }
 
   /**
-   * Where a capability is.
+   * Offset of a capability.
    *
    * @throws {ErrnoError} ENOENT
    */
@@ -246,7 +246,7 @@ export class PciClient implements PciAccess, Disposable {
     this.writeConfig(PCI_COMMAND, 2, on ? command | bits : command & ~bits);
   }
 
-  /** How many MSI-X vectors the device has; 0 without the capability. */
+  /** Number of MSI-X vectors the device has; 0 without the capability. */
   msixVectors(): number {
     const cap = this.capabilities().find((c) => c.id === PCI_CAP_ID_MSIX);
     if (cap === undefined) return 0;

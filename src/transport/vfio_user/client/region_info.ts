@@ -1,5 +1,5 @@
 /**
- * What a server tells of a region: its capability chain, the parts that can be mapped, and its ioeventfds.
+ * Region as a server describes it: its capability chain, the parts that can be mapped, and its ioeventfds.
  *
  * @module
  */
@@ -21,19 +21,19 @@ import {
 
 /** A part of a region, in bytes. */
 export interface RegionArea {
-  /** Where it begins in the region. */
+  /** Offset in the region. */
   readonly offset: number;
-  /** How long it is. */
+  /** Length. */
   readonly lengthBytes: number;
 }
 
 /** One entry of the capability chain. */
 export interface RegionCapability {
-  /** Which capability. */
+  /** Id of the capability. */
   readonly id: number;
   /** Its version. */
   readonly version: number;
-  /** Where it is in the region info. */
+  /** Offset in the region info. */
   readonly offset: number;
 }
 
@@ -89,17 +89,17 @@ function parseAreas(
 
 /** A region, with the descriptors for what can be mapped of it. */
 export class RegionInfo implements Disposable {
-  /** Which region. */
+  /** Number of the region. */
   readonly index: number;
   /** VFIO_REGION_INFO_FLAG_* bits. */
   readonly flags: number;
   /** Its length in bytes; 0 when it does not exist. */
   readonly lengthBytes: number;
-  /** Where it begins in the descriptor. */
+  /** Offset in the descriptor. */
   readonly fdOffset: number;
   /** The capability chain. */
   readonly capabilities: readonly RegionCapability[];
-  /** What can be mapped: the sparse areas, or all of it. */
+  /** Areas that can be mapped: the sparse ones, or all of it. */
   readonly mmapAreas: readonly RegionArea[];
   /** Descriptors: one for all areas, or one for each. */
   readonly fds: readonly Fd[];
@@ -171,7 +171,7 @@ export class RegionInfo implements Disposable {
 
 /** A register that an eventfd stands for. */
 export interface SubRegion extends RegionArea {
-  /** Which of {@linkcode RegionIoFds.fds}. */
+  /** Index in {@linkcode RegionIoFds.fds}. */
   readonly fdIndex: number;
   /** VFIO_USER_IO_FD_TYPE_*. */
   readonly type: number;

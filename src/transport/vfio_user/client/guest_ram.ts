@@ -1,28 +1,12 @@
 /**
- * Guest memory that a server can map: a memfd, lent to it by DMA_MAP.
+ * Guest memory that a server can map: a memfd, shared by DMA_MAP.
  *
  * @module
  */
 
-import { createMemfd, type Fd, Mapping } from "../os/mod.ts";
-import { DriverMemory } from "./driver_memory.ts";
-
-/** Client of the tests that shares memory with a server. */
-export interface MemoryLender {
-  /** Lends a range. */
-  dmaMap(mapping: {
-    readonly iova: number;
-    readonly lengthBytes: number;
-    readonly readable: boolean;
-    readonly writable: boolean;
-    /** Bytes that the server asks for by message. */
-    readonly bytes: Uint8Array<ArrayBuffer>;
-    /** File with the range; absent where the server is to ask. */
-    readonly fd?: number;
-  }): void;
-  /** Takes a range back. */
-  dmaUnmap(iova: number, lengthBytes: number): void;
-}
+import { createMemfd, type Fd, Mapping } from "../../../os/mod.ts";
+import { DriverMemory } from "../../../testing/driver_memory.ts";
+import type { VfioUserClient } from "./client.ts";
 
 /** Settings for guest memory that is shared with the server. */
 export interface ShareOptions {
@@ -61,8 +45,11 @@ export class GuestRam implements Disposable {
     return this.#fd.number;
   }
 
-  /** Lends all of it to a server. */
-  share(client: MemoryLender, options: ShareOptions = {}): void {
+  /** Shares all of it with the server of a client. */
+  share(
+    client: Pick<VfioUserClient, "dmaMap" | "dmaUnmap">,
+    options: ShareOptions = {},
+  ): void {
     client.dmaMap({
       iova: this.memory.iova,
       lengthBytes: this.memory.lengthBytes,
@@ -73,8 +60,8 @@ export class GuestRam implements Disposable {
     });
   }
 
-  /** Takes it back. */
-  unshare(client: MemoryLender): void {
+  /** Ends that. */
+  unshare(client: Pick<VfioUserClient, "dmaMap" | "dmaUnmap">): void {
     client.dmaUnmap(this.memory.iova, this.memory.lengthBytes);
   }
 
