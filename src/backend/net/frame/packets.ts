@@ -29,6 +29,8 @@ export const ARP = {
   SIZE: 28,
 } as const;
 
+/** Kind of hardware addresses: Ethernet's. */
+export const ARPHRD_ETHER = 1;
 /** ARP operations. */
 export const ARPOP = { REQUEST: 1, REPLY: 2 } as const;
 
@@ -46,6 +48,10 @@ export const IP = {
   DST: 16,
   SIZE: 20,
 } as const;
+
+/** First byte of a header without options. */
+export const VERSION_4_IHL_5 = 0x45;
+const TTL = 64;
 
 /** The "more fragments" bit and the fragment offset: zero in a whole packet. */
 export const IP_FRAGMENT_MASK = 0x3fff;
@@ -179,4 +185,49 @@ export function internetChecksum(
   sum = 0,
 ): number {
   return ~internetSum(view, start, end, sum) & 0xffff;
+}
+
+/**
+ * Writes an IPv4 header without options.
+ *
+ * @param at Offset of a header's worth of zeroes
+ * @param lengthBytes Length of the packet
+ */
+export function putIpHeader(
+  view: DataView,
+  at: number,
+  protocol: number,
+  [source, destination]: readonly [number, number],
+  lengthBytes: number,
+): void {
+  view.setUint8(at + IP.VERSION_IHL, VERSION_4_IHL_5);
+  view.setUint16(at + IP.TOTAL_LENGTH, lengthBytes);
+  view.setUint8(at + IP.TTL, TTL);
+  view.setUint8(at + IP.PROTOCOL, protocol);
+  view.setUint32(at + IP.SRC, source);
+  view.setUint32(at + IP.DST, destination);
+  view.setUint16(at + IP.CHECKSUM, internetChecksum(view, at, at + IP.SIZE));
+}
+
+/**
+ * Writes a UDP header and the checksum of its datagram.
+ *
+ * @param at Offset of a header's worth of zeroes, behind an IPv4 header and before the payload
+ * @param lengthBytes Length of the datagram
+ */
+export function putUdpHeader(
+  view: DataView,
+  at: number,
+  [sourcePort, destinationPort]: readonly [number, number],
+  lengthBytes: number,
+): void {
+  view.setUint16(at + UDP.SRC_PORT, sourcePort);
+  view.setUint16(at + UDP.DST_PORT, destinationPort);
+  view.setUint16(at + UDP.LENGTH, lengthBytes);
+  // The pseudo-header: addresses, protocol, length.
+  const addresses = at - IP.SIZE + IP.SRC;
+  const sum = internetSum(view, addresses, at, IPPROTO.UDP + lengthBytes);
+  const checksum = internetChecksum(view, at, at + lengthBytes, sum);
+  // 0 would mean that there is none, and is sent as its other form.
+  view.setUint16(at + UDP.CHECKSUM, checksum === 0 ? 0xffff : checksum);
 }

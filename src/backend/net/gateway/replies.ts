@@ -1,5 +1,5 @@
 /**
- * What the built-in gateway answers: a function from a frame to a frame.
+ * Answers of the built-in gateway: a function from a frame to a frame.
  *
  * The frames come from a guest, so every length is checked before it is used, and what is malformed gets no answer.
  *
@@ -10,6 +10,7 @@ import { netmask } from "../frame/ipv4.ts";
 import type { UserNetOptions } from "../user/driver.ts";
 import {
   ARP,
+  ARPHRD_ETHER,
   ARPOP,
   BOOTP_OP,
   BOOTP_PORT,
@@ -24,12 +25,15 @@ import {
   ICMP_ECHO,
   ICMP_ECHOREPLY,
   internetChecksum,
-  internetSum,
   IP,
   IP_FRAGMENT_MASK,
   IPPROTO,
+  putIpHeader,
+  putUdpHeader,
   UDP,
 } from "../frame/packets.ts";
+
+type Frame = Uint8Array<ArrayBuffer>;
 
 /** The gateway's MAC address, the one libslirp derives from 10.0.2.2. */
 function gatewayMac(host: number): Uint8Array {
@@ -38,17 +42,11 @@ function gatewayMac(host: number): Uint8Array {
   return mac;
 }
 
-const ARPHRD_ETHER = 1;
-const TTL = 64;
 const LEASE_SECONDS = 86_400;
 const BROADCAST = 0xffff_ffff;
-
-/** What a DHCP client asks, as far as it matters here. */
-interface DhcpRequest {
-  readonly type: number;
-  readonly requested: number | null;
-  readonly serverId: number | null;
-}
+/** Where the payload of what is sent here begins. */
+const PAYLOAD_AT = ETH.SIZE + IP.SIZE;
+const DHCP_AT = PAYLOAD_AT + UDP.SIZE;
 
 /** Answers ARP, DHCP and ping for one guest. */
 export class GatewayReplies {
@@ -68,7 +66,7 @@ export class GatewayReplies {
    *
    * @returns A new frame, or null for none; never throws
    */
-  reply(frame: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> | null {
+  reply(frame: Frame): Frame | null {
     if (frame.length < ETH.SIZE) return null;
     const view = new DataView(
       frame.buffer,
@@ -85,44 +83,35 @@ export class GatewayReplies {
     }
   }
 
-  #replyArp(frame: Uint8Array, view: DataView): Uint8Array<ArrayBuffer> | null {
+  #replyArp(frame: Frame, view: DataView): Frame | null {
     const at = ETH.SIZE;
+    const { host } = this.#options;
     if (
       frame.length < at + ARP.SIZE ||
       view.getUint16(at + ARP.HRD) !== ARPHRD_ETHER ||
       view.getUint16(at + ARP.PRO) !== ETH_P_IP ||
       view.getUint8(at + ARP.HLN) !== 6 || view.getUint8(at + ARP.PLN) !== 4 ||
       view.getUint16(at + ARP.OP) !== ARPOP.REQUEST ||
-      view.getUint32(at + ARP.TPA) !== this.#options.host
+      view.getUint32(at + ARP.TPA) !== host
     ) return null;
-    const reply = this.#frame(frame, ETH_P_ARP, ARP.SIZE);
-    const out = new DataView(reply.buffer);
-    out.setUint16(at + ARP.HRD, ARPHRD_ETHER);
-    out.setUint16(at + ARP.PRO, ETH_P_IP);
-    out.setUint8(at + ARP.HLN, 6);
-    out.setUint8(at + ARP.PLN, 4);
-    out.setUint16(at + ARP.OP, ARPOP.REPLY);
+    const reply = frame.slice(0, at + ARP.SIZE);
+    this.#address(reply, frame);
+    // Who asked is the target now.
+    reply.copyWithin(at + ARP.THA, at + ARP.SHA, at + ARP.THA);
     reply.set(this.#mac, at + ARP.SHA);
-    out.setUint32(at + ARP.SPA, this.#options.host);
-    const sender = at + ARP.SHA;
-    reply.set(frame.subarray(sender, sender + 10), at + ARP.THA);
+    const out = new DataView(reply.buffer);
+    out.setUint16(at + ARP.OP, ARPOP.REPLY);
+    out.setUint32(at + ARP.SPA, host);
     return reply;
   }
 
-  /** An answer's Ethernet header, to whom the frame came from. */
-  #frame(
-    request: Uint8Array,
-    type: number,
-    payloadBytes: number,
-  ): Uint8Array<ArrayBuffer> {
-    const frame = new Uint8Array(ETH.SIZE + payloadBytes);
-    frame.set(request.subarray(ETH.SRC, ETH.SRC + 6), ETH.DST);
-    frame.set(this.#mac, ETH.SRC);
-    new DataView(frame.buffer).setUint16(ETH.TYPE, type);
-    return frame;
+  /** Addresses a frame to whom the request came from. */
+  #address(reply: Frame, request: Frame): void {
+    reply.set(request.subarray(ETH.SRC, ETH.SRC + 6), ETH.DST);
+    reply.set(this.#mac, ETH.SRC);
   }
 
-  #replyIp(frame: Uint8Array, view: DataView): Uint8Array<ArrayBuffer> | null {
+  #replyIp(frame: Frame, view: DataView): Frame | null {
     const at = ETH.SIZE;
     if (frame.length < at + IP.SIZE) return null;
     const versionIhl = view.getUint8(at + IP.VERSION_IHL);
@@ -135,15 +124,14 @@ export class GatewayReplies {
       (view.getUint16(at + IP.FRAGMENT) & IP_FRAGMENT_MASK) !== 0
     ) return null;
     const destination = view.getUint32(at + IP.DST);
+    const isOurs = destination === this.#options.host;
     const start = at + headerBytes;
     const end = at + totalBytes;
     switch (view.getUint8(at + IP.PROTOCOL)) {
       case IPPROTO.ICMP:
-        return destination === this.#options.host
-          ? this.#replyEcho(frame, view, start, end)
-          : null;
+        return isOurs ? this.#replyEcho(frame, view, start, end) : null;
       case IPPROTO.UDP:
-        return destination === this.#options.host || destination === BROADCAST
+        return isOurs || destination === BROADCAST
           ? this.#replyUdp(frame, view, start, end)
           : null;
       default:
@@ -152,32 +140,27 @@ export class GatewayReplies {
   }
 
   #ipFrame(
-    request: Uint8Array,
+    request: Frame,
     protocol: number,
     destination: number,
     payloadBytes: number,
-  ): Uint8Array<ArrayBuffer> {
-    const frame = this.#frame(request, ETH_P_IP, IP.SIZE + payloadBytes);
-    const view = new DataView(frame.buffer, ETH.SIZE);
-    view.setUint8(IP.VERSION_IHL, 0x45);
-    view.setUint16(IP.TOTAL_LENGTH, IP.SIZE + payloadBytes);
-    view.setUint8(IP.TTL, TTL);
-    view.setUint8(IP.PROTOCOL, protocol);
-    view.setUint32(IP.SRC, this.#options.host);
-    view.setUint32(IP.DST, destination);
-    view.setUint16(
-      IP.CHECKSUM,
-      internetChecksum(view, 0, IP.SIZE),
-    );
+  ): Frame {
+    const frame = new Uint8Array(PAYLOAD_AT + payloadBytes);
+    this.#address(frame, request);
+    const view = new DataView(frame.buffer);
+    view.setUint16(ETH.TYPE, ETH_P_IP);
+    const addresses = [this.#options.host, destination] as const;
+    const ipBytes = IP.SIZE + payloadBytes;
+    putIpHeader(view, ETH.SIZE, protocol, addresses, ipBytes);
     return frame;
   }
 
   #replyEcho(
-    frame: Uint8Array,
+    frame: Frame,
     view: DataView,
     start: number,
     end: number,
-  ): Uint8Array<ArrayBuffer> | null {
+  ): Frame | null {
     if (
       end - start < ICMP.SIZE ||
       view.getUint8(start + ICMP.TYPE) !== ICMP_ECHO ||
@@ -186,9 +169,8 @@ export class GatewayReplies {
     ) return null;
     const source = view.getUint32(ETH.SIZE + IP.SRC);
     const reply = this.#ipFrame(frame, IPPROTO.ICMP, source, end - start);
-    const at = ETH.SIZE + IP.SIZE;
-    reply.set(frame.subarray(start, end), at);
-    const out = new DataView(reply.buffer, at);
+    reply.set(frame.subarray(start, end), PAYLOAD_AT);
+    const out = new DataView(reply.buffer, PAYLOAD_AT);
     out.setUint8(ICMP.TYPE, ICMP_ECHOREPLY);
     out.setUint16(ICMP.CHECKSUM, 0);
     out.setUint16(ICMP.CHECKSUM, internetChecksum(out, 0, end - start));
@@ -196,54 +178,53 @@ export class GatewayReplies {
   }
 
   #replyUdp(
-    frame: Uint8Array,
+    frame: Frame,
     view: DataView,
     start: number,
     end: number,
-  ): Uint8Array<ArrayBuffer> | null {
+  ): Frame | null {
     if (end - start < UDP.SIZE) return null;
     const length = view.getUint16(start + UDP.LENGTH);
+    const message = start + UDP.SIZE;
     if (
       length < UDP.SIZE + DHCP.OPTIONS || start + length > end ||
       view.getUint16(start + UDP.SRC_PORT) !== BOOTP_PORT.CLIENT ||
-      view.getUint16(start + UDP.DST_PORT) !== BOOTP_PORT.SERVER
-    ) return null;
-    const message = start + UDP.SIZE;
-    if (
+      view.getUint16(start + UDP.DST_PORT) !== BOOTP_PORT.SERVER ||
       view.getUint8(message + DHCP.OP) !== BOOTP_OP.REQUEST ||
       view.getUint8(message + DHCP.HTYPE) !== ARPHRD_ETHER ||
       view.getUint8(message + DHCP.HLEN) !== 6 ||
       view.getUint32(message + DHCP.COOKIE) !== DHCP_COOKIE
     ) return null;
-    const request = parseDhcp(view, message, start + length);
-    return request === null
-      ? null
-      : this.#replyDhcp(frame, view, message, request);
+    const asked = parseOptions(view, message + DHCP.OPTIONS, start + length);
+    return asked === null ? null : this.#replyDhcp(frame, view, message, asked);
   }
 
+  /** @param asked Options of the request, by their code */
   #replyDhcp(
-    frame: Uint8Array,
+    frame: Frame,
     view: DataView,
     message: number,
-    request: DhcpRequest,
-  ): Uint8Array<ArrayBuffer> | null {
+    asked: ReadonlyMap<number, number>,
+  ): Frame | null {
     const { host, dhcpStart } = this.#options;
     // The client has chosen another server.
-    if (request.serverId !== null && request.serverId !== host) return null;
+    if ((asked.get(DHCP_OPTION.SERVER_ID) ?? host) !== host) return null;
     const current = view.getUint32(message + DHCP.CIADDR);
+    const request = asked.get(DHCP_OPTION.MESSAGE_TYPE);
     let type: number;
-    if (request.type === DHCP_TYPE.DISCOVER) type = DHCP_TYPE.OFFER;
-    else if (request.type === DHCP_TYPE.INFORM) type = DHCP_TYPE.ACK;
-    else if (request.type === DHCP_TYPE.REQUEST) {
-      const wanted = request.requested ?? current;
+    if (request === DHCP_TYPE.DISCOVER) type = DHCP_TYPE.OFFER;
+    else if (request === DHCP_TYPE.INFORM) type = DHCP_TYPE.ACK;
+    else if (request === DHCP_TYPE.REQUEST) {
+      const wanted = asked.get(DHCP_OPTION.REQUESTED_ADDRESS) ?? current;
       type = wanted === dhcpStart ? DHCP_TYPE.ACK : DHCP_TYPE.NAK;
     } else return null;
-    const leases = type !== DHCP_TYPE.NAK && request.type !== DHCP_TYPE.INFORM;
+    const isNak = type === DHCP_TYPE.NAK;
+    const leases = !isNak && request !== DHCP_TYPE.INFORM;
     const options = this.#dhcpOptions(type, leases);
     const size = Math.max(DHCP.MIN_SIZE, DHCP.OPTIONS + options.length);
     const destination = leases ? dhcpStart : current || BROADCAST;
     // RFC 2131 section 4.1: broadcast where the client asks for it, and for a NAK.
-    const broadcast = type === DHCP_TYPE.NAK ||
+    const broadcast = isNak ||
       (view.getUint16(message + DHCP.FLAGS) & 0x8000) !== 0;
     const reply = this.#ipFrame(
       frame,
@@ -252,121 +233,80 @@ export class GatewayReplies {
       UDP.SIZE + size,
     );
     if (broadcast) reply.fill(0xff, ETH.DST, ETH.DST + 6);
-    const body = ETH.SIZE + IP.SIZE + UDP.SIZE;
-    const out = new DataView(reply.buffer, body);
     // Hardware address type and length, xid, flags, addresses and client address are the request's.
-    reply.set(
-      frame.subarray(message + DHCP.OP, message + DHCP.SNAME),
-      body + DHCP.OP,
-    );
-    out.setUint8(DHCP.OP, BOOTP_OP.REPLY);
-    out.setUint8(DHCP.HOPS, 0);
-    out.setUint16(DHCP.SECS, 0);
-    out.setUint32(DHCP.YIADDR, leases ? dhcpStart : 0);
-    out.setUint32(DHCP.SIADDR, type === DHCP_TYPE.NAK ? 0 : host);
-    out.setUint32(DHCP.COOKIE, DHCP_COOKIE);
-    reply.set(options, body + DHCP.OPTIONS);
-    finishUdp(reply, BOOTP_PORT.SERVER, BOOTP_PORT.CLIENT);
+    reply.set(frame.subarray(message, message + DHCP.SNAME), DHCP_AT);
+    reply.set(options, DHCP_AT + DHCP.OPTIONS);
+    const out = new DataView(reply.buffer);
+    out.setUint8(DHCP_AT + DHCP.OP, BOOTP_OP.REPLY);
+    out.setUint8(DHCP_AT + DHCP.HOPS, 0);
+    out.setUint16(DHCP_AT + DHCP.SECS, 0);
+    out.setUint32(DHCP_AT + DHCP.YIADDR, leases ? dhcpStart : 0);
+    out.setUint32(DHCP_AT + DHCP.SIADDR, isNak ? 0 : host);
+    out.setUint32(DHCP_AT + DHCP.COOKIE, DHCP_COOKIE);
+    const { CLIENT, SERVER } = BOOTP_PORT;
+    putUdpHeader(out, PAYLOAD_AT, [SERVER, CLIENT], UDP.SIZE + size);
     return reply;
   }
 
-  #dhcpOptions(type: number, leases: boolean): Uint8Array {
-    const { host, prefixLength, hostname, domainName, restrict } =
-      this.#options;
-    const options = new OptionWriter();
-    options.u8(DHCP_OPTION.MESSAGE_TYPE, type);
-    options.u32(DHCP_OPTION.SERVER_ID, host);
-    if (type !== DHCP_TYPE.NAK) {
-      options.u32(DHCP_OPTION.SUBNET_MASK, netmask(prefixLength));
-      if (!restrict) options.u32(DHCP_OPTION.ROUTER, host);
-      if (leases) options.u32(DHCP_OPTION.LEASE_TIME, LEASE_SECONDS);
-      if (this.#mtu !== 1500) {
-        options.u16(DHCP_OPTION.INTERFACE_MTU, Math.min(this.#mtu, 0xffff));
-      }
-      if (hostname !== null) options.text(DHCP_OPTION.HOST_NAME, hostname);
-      if (domainName !== null) {
-        options.text(DHCP_OPTION.DOMAIN_NAME, domainName);
-      }
-    }
-    return options.end();
+  #dhcpOptions(type: number, leases: boolean): readonly number[] {
+    const { host, prefixLength, restrict } = this.#options;
+    const encoder = new TextEncoder();
+    const text = (code: number, value: string | null) =>
+      value === null ? [] : option(code, ...encoder.encode(value));
+    const more = () => [
+      ...option32(DHCP_OPTION.SUBNET_MASK, netmask(prefixLength)),
+      ...(restrict ? [] : option32(DHCP_OPTION.ROUTER, host)),
+      ...(leases ? option32(DHCP_OPTION.LEASE_TIME, LEASE_SECONDS) : []),
+      ...(this.#mtu === 1500
+        ? []
+        : option(DHCP_OPTION.INTERFACE_MTU, ...bytesOf(this.#mtu).slice(2))),
+      ...text(DHCP_OPTION.HOST_NAME, this.#options.hostname),
+      ...text(DHCP_OPTION.DOMAIN_NAME, this.#options.domainName),
+    ];
+    return [
+      ...option(DHCP_OPTION.MESSAGE_TYPE, type),
+      ...option32(DHCP_OPTION.SERVER_ID, host),
+      ...(type === DHCP_TYPE.NAK ? [] : more()),
+      DHCP_OPTION.END,
+    ];
   }
 }
 
-/** Builds a list of DHCP options. */
-class OptionWriter {
-  readonly #bytes: number[] = [];
-
-  u8(code: number, value: number): void {
-    this.#bytes.push(code, 1, value);
-  }
-
-  u16(code: number, value: number): void {
-    this.#bytes.push(code, 2, value >>> 8, value & 255);
-  }
-
-  u32(code: number, value: number): void {
-    this.#bytes.push(code, 4);
-    for (const shift of [24, 16, 8, 0]) {
-      this.#bytes.push((value >>> shift) & 255);
-    }
-  }
-
-  /** @param value At most 255 bytes, as the option parser checked */
-  text(code: number, value: string): void {
-    const text = new TextEncoder().encode(value);
-    this.#bytes.push(code, text.length, ...text);
-  }
-
-  end(): Uint8Array {
-    return new Uint8Array([...this.#bytes, DHCP_OPTION.END]);
-  }
+/** @param value At most 255 bytes, as the option parser checked */
+function option(code: number, ...value: number[]): number[] {
+  return [code, value.length, ...value];
 }
 
-/** Walks the options (RFC 2132 section 2); null without a message type or when they run over the end. */
-function parseDhcp(
+function option32(code: number, value: number): number[] {
+  return option(code, ...bytesOf(value));
+}
+
+function bytesOf(value: number): number[] {
+  return [24, 16, 8, 0].map((shift) => (value >>> shift) & 255);
+}
+
+/**
+ * Walks the options of a message (RFC 2132 section 2).
+ *
+ * @returns The message's type and those that are an address, by their code; null when they run over the end
+ */
+function parseOptions(
   view: DataView,
-  message: number,
+  start: number,
   end: number,
-): DhcpRequest | null {
-  let type: number | null = null;
-  let requested: number | null = null;
-  let serverId: number | null = null;
-  let at = message + DHCP.OPTIONS;
-  while (at < end) {
+): Map<number, number> | null {
+  const options = new Map<number, number>();
+  for (let at = start; at < end;) {
     const code = view.getUint8(at++);
     if (code === DHCP_OPTION.PAD) continue;
     if (code === DHCP_OPTION.END) break;
     if (at >= end) return null;
     const length = view.getUint8(at++);
     if (at + length > end) return null;
-    if (code === DHCP_OPTION.MESSAGE_TYPE && length === 1) {
-      type = view.getUint8(at);
-    } else if (code === DHCP_OPTION.REQUESTED_ADDRESS && length === 4) {
-      requested = view.getUint32(at);
-    } else if (code === DHCP_OPTION.SERVER_ID && length === 4) {
-      serverId = view.getUint32(at);
-    }
+    if (code === DHCP_OPTION.MESSAGE_TYPE) {
+      if (length === 1) options.set(code, view.getUint8(at));
+    } else if (length === 4) options.set(code, view.getUint32(at));
     at += length;
   }
-  return type === null ? null : { type, requested, serverId };
-}
-
-/** Fills in the UDP header of a frame with a plain IP header and a finished body. */
-function finishUdp(
-  frame: Uint8Array<ArrayBuffer>,
-  sourcePort: number,
-  destinationPort: number,
-): void {
-  const ip = new DataView(frame.buffer, ETH.SIZE);
-  const at = ETH.SIZE + IP.SIZE;
-  const udp = new DataView(frame.buffer, at);
-  const length = frame.length - at;
-  udp.setUint16(UDP.SRC_PORT, sourcePort);
-  udp.setUint16(UDP.DST_PORT, destinationPort);
-  udp.setUint16(UDP.LENGTH, length);
-  // The pseudo-header: addresses, protocol, length.
-  const sum = internetSum(ip, IP.SRC, IP.SIZE, IPPROTO.UDP + length);
-  // A sum of 0 means "none" on the wire and is sent as its other form.
-  const checksum = internetChecksum(udp, 0, length, sum);
-  udp.setUint16(UDP.CHECKSUM, checksum === 0 ? 0xffff : checksum);
+  return options;
 }

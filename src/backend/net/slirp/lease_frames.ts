@@ -5,6 +5,7 @@
  */
 
 import {
+  ARPHRD_ETHER,
   BOOTP_OP,
   BOOTP_PORT,
   DHCP,
@@ -13,10 +14,12 @@ import {
   DHCP_TYPE,
   ETH,
   ETH_P_IP,
-  internetChecksum,
   IP,
   IPPROTO,
+  putIpHeader,
+  putUdpHeader,
   UDP,
+  VERSION_4_IHL_5,
 } from "../frame/packets.ts";
 import type { SlirpLease, SlirpPage } from "./page.ts";
 
@@ -24,8 +27,6 @@ const IP_AT = ETH.SIZE;
 const UDP_AT = IP_AT + IP.SIZE;
 const DHCP_AT = UDP_AT + UDP.SIZE;
 const OPTIONS_AT = DHCP_AT + DHCP.OPTIONS;
-const VERSION_4_IHL_5 = 0x45;
-const ARPHRD_ETHER = 1;
 /** The message's type is the first option of what libslirp sends. */
 const TYPE_OPTION_BYTES = 3;
 
@@ -46,18 +47,6 @@ export function putLeaseRequest(
   bytes.fill(0xff, ETH.DST, ETH.DST + 6);
   bytes.set(mac, ETH.SRC);
   view.setUint16(ETH.TYPE, ETH_P_IP);
-  view.setUint8(IP_AT + IP.VERSION_IHL, VERSION_4_IHL_5);
-  view.setUint16(IP_AT + IP.TOTAL_LENGTH, LEASE_REQUEST_BYTES - IP_AT);
-  view.setUint8(IP_AT + IP.TTL, 64);
-  view.setUint8(IP_AT + IP.PROTOCOL, IPPROTO.UDP);
-  view.setUint32(IP_AT + IP.DST, 0xffff_ffff);
-  view.setUint16(
-    IP_AT + IP.CHECKSUM,
-    internetChecksum(view, IP_AT, UDP_AT),
-  );
-  view.setUint16(UDP_AT + UDP.SRC_PORT, BOOTP_PORT.CLIENT);
-  view.setUint16(UDP_AT + UDP.DST_PORT, BOOTP_PORT.SERVER);
-  view.setUint16(UDP_AT + UDP.LENGTH, LEASE_REQUEST_BYTES - UDP_AT);
   view.setUint8(DHCP_AT + DHCP.OP, BOOTP_OP.REQUEST);
   view.setUint8(DHCP_AT + DHCP.HTYPE, ARPHRD_ETHER);
   view.setUint8(DHCP_AT + DHCP.HLEN, mac.length);
@@ -71,6 +60,10 @@ export function putLeaseRequest(
   bytes.set([DHCP_OPTION.REQUESTED_ADDRESS, 4], requested);
   view.setUint32(requested + 2, address);
   view.setUint8(requested + 6, DHCP_OPTION.END);
+  const ipBytes = LEASE_REQUEST_BYTES - IP_AT;
+  putIpHeader(view, IP_AT, IPPROTO.UDP, [0, 0xffff_ffff], ipBytes);
+  const { CLIENT, SERVER } = BOOTP_PORT;
+  putUdpHeader(view, UDP_AT, [CLIENT, SERVER], ipBytes - IP.SIZE);
 }
 
 /**

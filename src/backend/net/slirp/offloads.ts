@@ -16,6 +16,7 @@ import {
   IPPROTO,
   TCP,
   TH,
+  VERSION_4_IHL_5,
 } from "../frame/packets.ts";
 import {
   VIRTIO_NET_HDR as HDR,
@@ -37,7 +38,6 @@ const TCP_AT = IP_AT + IP.SIZE;
 const HEADERS_BYTES = IP.SIZE + TCP.SIZE;
 /** Where the payload of a segment without options begins, behind the virtio-net header. */
 export const PAYLOAD_AT: number = TCP_AT + TCP.SIZE;
-const VERSION_4_IHL_5 = 0x45;
 const DATA_OFFSET_5 = 0x50;
 const PACKET_MAX = 0xffff;
 
