@@ -63,7 +63,6 @@ export class SlirpNetwork implements SlirpHost, Disposable {
   readonly #poll = new SlirpPoll();
   #slirp: Deno.PointerValue = null;
   #closed = false;
-  #ended = false;
   /** Answers are nobody's business. */
   #restoring = false;
   #guestErrors = 0;
@@ -89,7 +88,7 @@ export class SlirpNetwork implements SlirpHost, Disposable {
 
   /** True once the card has gone. */
   get ended(): boolean {
-    return this.#ended;
+    return this.#stream.endReason !== null;
   }
 
   /**
@@ -127,8 +126,7 @@ export class SlirpNetwork implements SlirpHost, Disposable {
       this.#callbacks.getRevents,
       null,
     );
-    const sent = this.#stream.flush();
-    if (sent < 0 && sent !== -Errno.EAGAIN) this.#ended = true;
+    this.#stream.flush();
     return isReady;
   }
 
@@ -220,7 +218,6 @@ export class SlirpNetwork implements SlirpHost, Disposable {
         ? stream.take(this.#input, 1, headerBytes)
         : -Errno.EAGAIN;
     }
-    this.#ended = stream.endReason !== null;
   }
 
   /** Puts in the frame whose address is there. */

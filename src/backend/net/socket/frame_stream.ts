@@ -33,19 +33,14 @@ export interface FrameStreamState {
   /** Frames that are yet to leave, the first of them perhaps in part. */
   readonly unsent: Uint8Array<ArrayBuffer>;
   readonly endReason: string | null;
-  readonly runts: number;
-  readonly badLengths: number;
 }
 
 /** @throws {import("../../../core/errno.ts").ErrnoError} EINVAL when a saved state has it wrong */
 export function parseFrameStream(reader: StateReader): FrameStreamState {
-  const { MAX_SAFE_INTEGER } = Number;
   return {
     received: reader.bytes("received"),
     unsent: reader.bytes("unsent"),
     endReason: reader.textOrNull("endReason"),
-    runts: reader.integer("runts", MAX_SAFE_INTEGER),
-    badLengths: reader.integer("badLengths", MAX_SAFE_INTEGER),
   };
 }
 
@@ -105,8 +100,6 @@ export class FrameStream implements Disposable {
     this.#outTail = state.unsent.length;
     this.#full = this.#outTail > 0;
     this.#endReason = state.endReason;
-    this.#runts = state.runts;
-    this.#badLengths = state.badLengths;
   }
 
   /** The socket. */
@@ -114,7 +107,7 @@ export class FrameStream implements Disposable {
     return this.#fd.number;
   }
 
-  /** Why nothing more comes, for people; null while something may. */
+  /** Why nothing more comes and goes, for people; null while something may. */
   get endReason(): string | null {
     return this.#endReason;
   }
@@ -232,6 +225,7 @@ export class FrameStream implements Disposable {
       const sent = this.#message.send(this.#fd.number);
       if (sent < 0) {
         this.#full = sent === -Errno.EAGAIN;
+        if (!this.#full) this.#break(sent);
         return sent;
       }
       this.#outHead += sent;
@@ -293,8 +287,6 @@ export class FrameStream implements Disposable {
       received: this.#in.bytes.slice(this.#head, this.#tail),
       unsent: this.#out.bytes.slice(this.#outHead, this.#outTail),
       endReason: this.#endReason,
-      runts: this.#runts,
-      badLengths: this.#badLengths,
     };
   }
 
@@ -368,7 +360,11 @@ export class FrameStream implements Disposable {
       this.#drained = n < room;
     } else if (n === -Errno.EAGAIN) this.#drained = true;
     else if (n === 0) this.#endReason = "the peer closed it";
-    else this.#endReason = `it broke (${errnoName(-n)})`;
+    else this.#break(n);
+  }
+
+  #break(error: number): void {
+    this.#endReason ??= `it broke (${errnoName(-error)})`;
   }
 
   /**

@@ -4,8 +4,12 @@
  * @module
  */
 
-import { Counters, indicesOf } from "../../../core/counters.ts";
-import { Errno, errnoName } from "../../../core/errno.ts";
+import {
+  type CounterRecord,
+  Counters,
+  indicesOf,
+} from "../../../core/counters.ts";
+import { Errno } from "../../../core/errno.ts";
 import type { Log } from "../../../core/log.ts";
 import type { BottomHalf, FdWatch, Loop } from "../../../loop/event_loop.ts";
 import {
@@ -34,8 +38,6 @@ import {
 
 /** Name of the socket's descriptor. */
 const SOCKET = "socket";
-
-const ERRNO_MAX = 4095;
 
 const Count = indicesOf(STREAM_COUNTERS);
 
@@ -81,7 +83,6 @@ export interface ConnectorContext {
 export interface StreamState {
   /** The connection; null when there is none. */
   readonly stream: FrameStreamState | null;
-  readonly sendError: number;
   /** True when a card was there. */
   readonly running: boolean;
   readonly counters: Readonly<Record<string, number>>;
@@ -117,8 +118,6 @@ export class StreamBackend implements NetBackend {
   #serving = false;
   /** A frame was refused: the card waits to be told. */
   #refused = false;
-  /** Why the connection is broken, as send() saw it. */
-  #sendError = 0;
   /** Without what the connection counts. */
   readonly #counters = new Counters(STREAM_COUNTERS);
 
@@ -183,9 +182,7 @@ export class StreamBackend implements NetBackend {
     this.#peer = peer;
     this.#update();
     // Of these no descriptor tells.
-    if (stream !== null && (stream.hasFrame || this.#hasEnded(stream))) {
-      this.#more.schedule();
-    }
+    if (stream !== null && this.#hasMore(stream)) this.#more.schedule();
   }
 
   stop(): void {
@@ -193,14 +190,14 @@ export class StreamBackend implements NetBackend {
     this.#refused = false;
     this.#keeping = false;
     this.#more.cancel();
-    const stream = this.#stream;
-    if (stream !== null && this.#hasEnded(stream)) this.#more.schedule();
+    const reason = this.#stream?.endReason ?? null;
+    if (reason !== null) this.#more.schedule();
     this.#update();
   }
 
   send(frame: ScatterGather, _pair?: number, more: boolean = false): number {
     const stream = this.#stream;
-    if (stream === null || this.#sendError !== 0) {
+    if (stream === null || stream.endReason !== null) {
       this.#counters.add(Count.txDropped, 1);
       return -Errno.ENOTCONN;
     }
@@ -215,16 +212,17 @@ export class StreamBackend implements NetBackend {
       return result;
     }
     this.#counters.add(Count.txDropped, 1);
-    if (result !== -Errno.EMSGSIZE) this.#breakOff(result);
+    // The connection turned out to be broken: it ends when the card has returned.
+    if (stream.endReason !== null) this.#more.schedule();
     return result;
   }
 
   flush(): number {
     const stream = this.#stream;
-    if (stream === null || this.#sendError !== 0) return 0;
+    if (stream === null || stream.endReason !== null) return 0;
     const result = stream.flush();
     if (result === -Errno.EAGAIN) this.#update();
-    else if (result < 0) this.#breakOff(result);
+    else if (result < 0) this.#more.schedule();
     // What went into a connection that broke counts as sent, as it does on a wire.
     return 0;
   }
@@ -235,9 +233,7 @@ export class StreamBackend implements NetBackend {
     const length = stream.receive(into);
     // The card may call on its own account: the connection must not go away under its feet, and no descriptor tells of
     // the frames that were read along with this one.
-    if (!this.#serving && (stream.hasFrame || stream.endReason !== null)) {
-      this.#more.schedule();
-    }
+    if (!this.#serving && this.#hasMore(stream)) this.#more.schedule();
     return length;
   }
 
@@ -248,21 +244,15 @@ export class StreamBackend implements NetBackend {
   }
 
   counters(): Readonly<Record<string, number>> {
-    const counters = this.#counters.toRecord();
-    if (this.#stream !== null) {
-      counters.connected = 1;
-      counters.rxDroppedRunt += this.#stream.runts;
-      counters.rxBadLengths += this.#stream.badLengths;
-    }
-    return { ...counters, ...this.#connector.counters?.() };
+    const connected = this.#stream === null ? 0 : 1;
+    return { ...this.#counted(), connected, ...this.#connector.counters?.() };
   }
 
   save(): DeviceState<StreamState> {
     return this.#form.write({
       stream: this.#stream?.save() ?? null,
-      sendError: this.#sendError,
       running: this.#peer !== null || this.#keeping,
-      counters: this.#counters.toRecord(),
+      counters: this.#counted(),
       connector: this.#connector.save(),
     });
   }
@@ -280,7 +270,6 @@ export class StreamBackend implements NetBackend {
   }
 
   #attach(fd: Fd): void {
-    this.#sendError = 0;
     this.#plug(fd);
     this.#counters.add(Count.connections, 1);
     this.#peer?.onLinkChange?.();
@@ -288,7 +277,6 @@ export class StreamBackend implements NetBackend {
 
   #load(state: StateReader, bag: ResourceBag): void {
     this.#keeping = state.flag("running");
-    this.#sendError = state.integer("sendError", ERRNO_MAX);
     this.#counters.restore(state.value("counters"));
     const stream = state.partOrNull("stream", parseFrameStream);
     if (stream !== null) this.#plug(bag.take(SOCKET), stream);
@@ -331,15 +319,17 @@ export class StreamBackend implements NetBackend {
     this.#peer?.onLinkChange?.();
   }
 
-  /** The connection turned out to be broken, in a call of the card's: it ends after that. */
-  #breakOff(error: number): void {
-    this.#sendError = -error;
-    this.#more.schedule();
+  /** True when it has frames, or an end, of which no descriptor tells. */
+  #hasMore(stream: FrameStream): boolean {
+    return stream.hasFrame || stream.endReason !== null;
   }
 
-  /** True when its end is yet to be told of. */
-  #hasEnded(stream: FrameStream): boolean {
-    return this.#sendError !== 0 || stream.endReason !== null;
+  /** With what this connection counts, if there is one. */
+  #counted(): CounterRecord<typeof STREAM_COUNTERS> {
+    const counters = this.#counters.toRecord();
+    counters.rxDroppedRunt += this.#stream?.runts ?? 0;
+    counters.rxBadLengths += this.#stream?.badLengths ?? 0;
+    return counters;
   }
 
   #events(): number {
@@ -374,7 +364,7 @@ export class StreamBackend implements NetBackend {
   #onWritable(stream: FrameStream): void {
     const result = stream.flush();
     if (result === -Errno.EAGAIN) return;
-    if (result < 0) return this.#lose(`it broke (${errnoName(-result)})`);
+    if (result < 0) return this.#lose(stream.endReason!);
     const refused = this.#refused;
     this.#refused = false;
     this.#update();
@@ -400,9 +390,6 @@ export class StreamBackend implements NetBackend {
   #serveMore(): void {
     const stream = this.#stream;
     if (stream === null || this.#keeping) return;
-    if (this.#sendError !== 0) {
-      return this.#lose(`it broke (${errnoName(this.#sendError)})`);
-    }
     if (stream.endReason !== null) return this.#lose(stream.endReason);
     this.#serve(stream);
   }
