@@ -15,6 +15,7 @@ import { lastErrno, libc } from "./symbols.ts";
 const SIGKILL = 9;
 const SIGTERM = 15;
 const WNOHANG = 1;
+const SYS_PIDFD_SEND_SIGNAL = 424;
 const SYS_PIDFD_OPEN = 434;
 const POSIX_SPAWN_SETSIGDEF = 0x04;
 const POSIX_SPAWN_SETSIGMASK = 0x08;
@@ -50,7 +51,7 @@ export interface SpawnOptions {
 
 /** End of a process. */
 export interface ExitStatus {
-  /** Exit status; null when a signal ended it. */
+  /** Exit status; null when a signal ended it, or when nobody can tell. */
   readonly code: number | null;
   /** Number of the signal that ended it; null when it exited. */
   readonly signal: number | null;
@@ -58,9 +59,8 @@ export interface ExitStatus {
 
 /** For people: `exit status 1`, `signal 9`. */
 export function formatExitStatus(status: ExitStatus): string {
-  return status.signal === null
-    ? `exit status ${status.code}`
-    : `signal ${status.signal}`;
+  if (status.signal !== null) return `signal ${status.signal}`;
+  return `exit status ${status.code ?? "unknown"}`;
 }
 
 /**
@@ -161,7 +161,7 @@ export function spawnProcess(options: SpawnOptions): ChildProcess {
 }
 
 /**
- * A child process with one owner.
+ * A child process with one owner, in this process or in one that was given its descriptor.
  *
  * ```text
  *   running --exits--> ended, pidFd readable --reap--> reaped
@@ -174,7 +174,7 @@ export class ChildProcess implements Disposable {
   #status: ExitStatus | null = null;
 
   /**
-   * Takes a child of this process into custody.
+   * Takes a process into custody.
    *
    * @param pidFd Of another's custody, taken over; opened when absent
    */
@@ -206,6 +206,11 @@ export class ChildProcess implements Disposable {
       result < 0 && lastErrno() === Errno.EINTR
     );
     if (result === 0) return null;
+    if (result < 0) {
+      // It is another process's child, which alone is told how it ended.
+      if (!pollFd(this.pidFd, Poll.IN, 0)) return null;
+      return this.#status = { code: null, signal: null };
+    }
     const status = word[0]!;
     const signal = status & 0x7f;
     this.#status = signal === 0
@@ -216,7 +221,7 @@ export class ChildProcess implements Disposable {
 
   /** Asks it to end. */
   terminate(): void {
-    if (this.#status === null) libc.kill(this.pid, SIGTERM);
+    if (this.#status === null) this.#signal(SIGTERM);
   }
 
   /**
@@ -228,11 +233,16 @@ export class ChildProcess implements Disposable {
     this.terminate();
     let status = this.reap(graceMs);
     while (status === null) {
-      libc.kill(this.pid, SIGKILL);
+      this.#signal(SIGKILL);
       status = this.reap(-1);
     }
     this.#pidFd.close();
     return status;
+  }
+
+  /** By descriptor: the number of a child of another process may be somebody else's by now. */
+  #signal(signal: number): void {
+    libc.pidfd_send_signal(SYS_PIDFD_SEND_SIGNAL, this.pidFd, signal, null, 0);
   }
 
   /** Leaves the process to another's custody. */

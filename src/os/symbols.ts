@@ -129,6 +129,8 @@ const TABLE = {
   kill: { parameters: ["i32", "i32"], result: "i32" },
   // long syscall(SYS_pidfd_open, pid_t pid, unsigned flags)
   pidfd_open: { name: "syscall", parameters: ["i32", "i32", "u32"], result: "i32" },
+  // long syscall(SYS_pidfd_send_signal, int pidfd, int sig, siginfo_t *info, unsigned flags)
+  pidfd_send_signal: { name: "syscall", parameters: ["i32", "i32", "i32", "pointer", "u32"], result: "i32" },
   // long syscall(SYS_gettid)
   gettid: { name: "syscall", parameters: ["i32"], result: "i32" },
   // int prctl(int PR_SET_NAME, const char *name)

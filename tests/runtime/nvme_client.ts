@@ -6,7 +6,7 @@
 
 import { assert } from "@std/assert";
 import type { ManualLoop } from "../../src/testing/manual_loop.ts";
-import type { InterruptLines } from "../../src/testing/mod.ts";
+import type { Bell, InterruptLines } from "../../src/testing/mod.ts";
 import {
   type GuestRam,
   PciClient,
@@ -16,6 +16,7 @@ import { NaiveDriver } from "../devices/nvme/naive_driver.ts";
 
 const CC = 0x14;
 const CSTS = 0x1c;
+const DOORBELLS = 0x1000;
 /** As long as CAP.TO gives the controller. */
 const WAIT_MS = 20_000;
 
@@ -28,9 +29,21 @@ export class RemoteNvme {
   /** CC.EN as it was written; null once CSTS.RDY has followed. */
   #enabled: number | null = null;
 
-  /** @param vectors MSI-X vectors to use; 0 for the pin */
-  constructor(client: VfioUserClient, ram: GuestRam, vectors: number) {
-    const pci = this.pci = new PciClient(client);
+  /**
+   * @param vectors MSI-X vectors to use; 0 for the pin
+   * @param mapped Doorbells are rung by stores to the page that the server polls
+   */
+  constructor(
+    client: VfioUserClient,
+    ram: GuestRam,
+    vectors: number,
+    mapped = false,
+  ) {
+    const pci = this.pci = new PciClient(
+      client,
+      mapped ? { bells: "mmap" } : {},
+    );
+    const bells = new Map<number, Bell>();
     this.#vectors = vectors;
     this.setUpPci();
     const driver = this.driver = new NaiveDriver(
@@ -38,6 +51,11 @@ export class RemoteNvme {
         spec: undefined as never,
         readBar: (bar, offset, width) => pci.readBar(bar, offset, width),
         writeBar: (bar, offset, width, value) => {
+          if (mapped && offset >= DOORBELLS) {
+            const bell = bells.get(offset) ?? pci.bell(bar, offset, 4);
+            bells.set(offset, bell);
+            return bell.ring(value);
+          }
           pci.writeBar(bar, offset, width, value);
           if (offset === CC) this.#enabled = value & 1;
         },

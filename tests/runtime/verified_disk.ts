@@ -9,6 +9,7 @@ import { high32 } from "../../src/core/bits.ts";
 import {
   type DriverMemory,
   type DriverQueue,
+  type DriverRing,
   F,
   type VirtioDriver,
 } from "../../src/testing/mod.ts";
@@ -26,7 +27,7 @@ const PENDING_STATUS = 0xff;
 
 /** Room for one request. */
 interface Slot {
-  readonly queue: DriverQueue;
+  readonly queue: DriverQueue<DriverRing>;
   readonly header: number;
   readonly memory: DriverMemory;
   readonly buffer: number;
@@ -46,6 +47,8 @@ export interface VerifiedDiskOptions {
   /** Memory of the buffers of every other slot; with the rings unless told. */
   readonly otherMemory?: DriverMemory;
   readonly seed: number;
+  /** Packed rings; split ones unless told. */
+  readonly packed?: boolean;
 }
 
 /** Random reads and writes over all queues; every read is compared with what was written last. */
@@ -79,6 +82,7 @@ export class VerifiedDisk {
       F.RING_INDIRECT_DESC,
       F.RING_EVENT_IDX,
       VIRTIO_BLK_F_MQ,
+      ...(this.#options.packed ? [F.RING_PACKED] : []),
     ]);
     for (const { header, memory, buffer } of this.#slots) {
       virtio.memory.free(header, SLOT_BYTES);
@@ -87,7 +91,7 @@ export class VerifiedDisk {
     this.#slots.length = this.#inFlight.length = 0;
     this.#locked.fill(0);
     for (let index = 0; index < this.#options.queues; index++) {
-      const queue = virtio.setupQueue(index, { indirect: 3 });
+      const queue = virtio.setupAnyQueue(index, { indirect: 3 });
       this.#inFlight.push(new Map());
       for (let i = 0; i < this.#options.slotsPerQueue; i++) {
         this.#addSlot(queue, i % 2 === 1);
@@ -122,7 +126,7 @@ export class VerifiedDisk {
   /** Takes what is done. */
   reap(): void {
     for (let i = 0; i < this.#inFlight.length; i++) {
-      const { ring } = this.#virtio.queues[i]! as DriverQueue;
+      const { ring } = this.#virtio.queues[i]!;
       while (ring.take()) this.#finish(i, ring.usedHead, ring.usedLength);
     }
   }
@@ -191,7 +195,7 @@ export class VerifiedDisk {
     }
   }
 
-  #addSlot(queue: DriverQueue, other: boolean): void {
+  #addSlot(queue: DriverQueue<DriverRing>, other: boolean): void {
     const rings = this.#virtio.memory;
     const memory = other ? this.#options.otherMemory ?? rings : rings;
     this.#slots.push({

@@ -410,6 +410,7 @@ class Hostile implements Disposable {
     bag.put("backend", this.ring.eventFd);
     const body = {
       description: "store hostile",
+      pid: Deno.pid,
       info: {
         sizeBytes: 1 << 20,
         logicalBlockBytes: 512,

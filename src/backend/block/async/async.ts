@@ -163,6 +163,10 @@ export class AsyncBackend implements BlockBackend {
       this.#ring = ring;
       ({ description: this.description, info: this.info } = opened);
     } else {
+      // Addresses of another process would be anything here.
+      if (state.integer("pid", MAX_SAFE_INTEGER) !== Deno.pid) {
+        throw state.refused("its store is in another process, and stays there");
+      }
       this.#worker = null;
       this.#link = new StoreLink(state.integer("linkHva", MAX_SAFE_INTEGER));
       this.#ring = new Ring(state.integer("ringHva", MAX_SAFE_INTEGER));
@@ -307,6 +311,7 @@ export class AsyncBackend implements BlockBackend {
     return FORM.write({
       description: this.description,
       info: this.info,
+      pid: Deno.pid,
       linkHva: this.#link.hva,
       ringHva: ring.hva,
       shared,
