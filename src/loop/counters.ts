@@ -60,28 +60,25 @@ const At = { BORN: 0, SLEPT_FROM: 1, SLEPT_UNTIL: 2, NOW: 3, SIZE: 4 } as const;
 /** The counters of one loop. */
 export class LoopCounts {
   readonly #counters = new Counters(LOOP_COUNTERS);
+  /** By {@linkcode LoopCounter}, to be added to. */
+  readonly values: Float64Array<ArrayBuffer> = this.#counters.values;
   readonly #at = new Float64Array(At.SIZE);
 
   constructor() {
     storeMonotonicSeconds(this.#at, At.BORN);
   }
 
-  /** Counts something that happened `times` times, by {@linkcode LoopCounter}. */
-  add(what: number, times: number): void {
-    this.#counters.add(what, times);
-  }
-
   /** The loop goes to sleep. */
   beginSleep(): void {
-    this.add(LoopCounter.sleeps, 1);
+    this.values[LoopCounter.sleeps]!++;
     storeMonotonicSeconds(this.#at, At.SLEPT_FROM);
   }
 
   /** The loop woke up. */
   endSleep(): void {
     storeMonotonicSeconds(this.#at, At.SLEPT_UNTIL);
-    this.#counters.values[LoopCounter.sleptSeconds]! +=
-      this.#at[At.SLEPT_UNTIL]! - this.#at[At.SLEPT_FROM]!;
+    this.values[LoopCounter.sleptSeconds]! += this.#at[At.SLEPT_UNTIL]! -
+      this.#at[At.SLEPT_FROM]!;
   }
 
   /** What was counted by now. */

@@ -17,8 +17,7 @@ import type {
   PollHooks,
   Timer,
 } from "./loop.ts";
-import { Pace } from "./pace.ts";
-import { Polling } from "./polling.ts";
+import { Pace, Polling } from "./polling.ts";
 import { Timers } from "./timers.ts";
 import { Watches } from "./watches.ts";
 import {
@@ -72,7 +71,7 @@ export class EventLoop implements Loop, Disposable {
     this.watch(this.#wake.number, Epoll.IN, () => {
       const wakeUps = drainEventFd(this.#wake.number);
       this.#wakeUps += wakeUps;
-      this.#counts.add(LoopCounter.wakeUps, wakeUps);
+      this.#counts.values[LoopCounter.wakeUps]! += wakeUps;
       this.#returning = true;
     });
   }
@@ -147,7 +146,7 @@ export class EventLoop implements Loop, Disposable {
    */
   turn(timeoutMs = 0): boolean {
     let worked: boolean;
-    this.#counts.add(LoopCounter.turns, 1);
+    this.#counts.values[LoopCounter.turns]!++;
     if (this.#bottomHalves.waiting || timeoutMs === 0) {
       worked = this.#look(0);
     } else if (this.#polling.budgetUs > 0 && this.#poll()) {
@@ -185,7 +184,7 @@ export class EventLoop implements Loop, Disposable {
    * @returns false when the budget is used up
    */
   #poll(): boolean {
-    const counts = this.#counts;
+    const counts = this.#counts.values;
     const polling = this.#polling;
     polling.begin();
     // Who polls without an end need not ask the clock, which costs as much as a round does.
@@ -193,7 +192,7 @@ export class EventLoop implements Loop, Disposable {
       ? Infinity
       : performance.now() + polling.budgetUs / 1000;
     do {
-      counts.add(LoopCounter.pollRounds, 1);
+      counts[LoopCounter.pollRounds]!++;
       let found = polling.round();
       if (this.#pace.round(polling.handlers, found)) {
         const ready = this.#look(0);
@@ -201,11 +200,11 @@ export class EventLoop implements Loop, Disposable {
         if (ready) found = true;
       }
       if (found || this.#returning) {
-        if (found) counts.add(LoopCounter.pollHits, 1);
+        if (found) counts[LoopCounter.pollHits]!++;
         return true;
       }
     } while (until === Infinity || performance.now() < until);
-    counts.add(LoopCounter.pollMisses, 1);
+    counts[LoopCounter.pollMisses]!++;
     return false;
   }
 
@@ -219,7 +218,7 @@ export class EventLoop implements Loop, Disposable {
   #look(timeoutMs: number, since = -1): boolean {
     const watches = this.#watches;
     const n = timeoutMs === 0 ? watches.wait(0) : this.#sleep(timeoutMs);
-    this.#counts.add(LoopCounter.events, n);
+    this.#counts.values[LoopCounter.events]! += n;
     if (since >= 0) this.#polling.adapt((performance.now() - since) * 1000);
     watches.dispatch(n);
     return n > 0;

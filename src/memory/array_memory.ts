@@ -14,7 +14,7 @@ import {
   type ScratchMemory,
 } from "./guest_memory.ts";
 import { Backing, type DmaRange } from "./region.ts";
-import { RegionTable } from "./region_table.ts";
+import { DmaMemory } from "./dma_memory.ts";
 import { ScatterGather } from "./scatter_gather.ts";
 
 /** A range to map. */
@@ -71,7 +71,7 @@ export interface MappableMemory extends GuestMemory {
 
 /** Guest memory whose hvas are pretended: base of the mapping + offset. */
 export class ArrayMemory implements MappableMemory {
-  readonly #table = new RegionTable();
+  readonly #memory: DmaMemory;
   #nextHva = FIRST_HVA;
 
   /**
@@ -82,36 +82,43 @@ export class ArrayMemory implements MappableMemory {
   constructor(
     ranges: readonly ArrayRange[] = [{ iova: 0, lengthBytes: 0x10_0000 }],
   ) {
+    this.#memory = new DmaMemory({
+      storage: {
+        list: (capacity) => new ScatterGather(new Uint32Array(capacity * 4)),
+        scratch: (lengthBytes) => ({
+          buffer: new ArrayBuffer(lengthBytes),
+          hva: this.#reserve(lengthBytes),
+        }),
+        close: () => {},
+      },
+    });
     for (const range of ranges) this.map(range);
   }
 
   get generation(): number {
-    return this.#table.generation;
+    return this.#memory.generation;
   }
 
   get accessible(): boolean {
-    return this.#table.accessible;
+    return this.#memory.accessible;
   }
 
   set accessible(on: boolean) {
-    this.#table.accessible = on;
+    this.#memory.accessible = on;
   }
 
   ranges(): readonly DmaRange[] {
-    return this.#table.regions();
+    return this.#memory.ranges();
   }
 
   map(range: ArrayRange): ArrayBuffer {
-    this.#table.checkFree(range.iova, range.lengthBytes);
     const buffer = range.buffer ?? new ArrayBuffer(range.lengthBytes);
-    const hva = this.#nextHva;
-    // A page between mappings keeps segments of different buffers apart.
-    this.#nextHva += alignUp(buffer.byteLength, PAGE_SIZE) + PAGE_SIZE;
+    const hva = this.#reserve(buffer.byteLength);
     const access = range.access ?? (Access.READ | Access.WRITE);
-    this.#table.add(
+    this.#memory.show(
       { iova: range.iova, lengthBytes: range.lengthBytes, access },
       new Backing(buffer, hva, { release: () => {} }),
-      range.offset ?? 0,
+      range.offset,
     );
     return buffer;
   }
@@ -127,30 +134,27 @@ export class ArrayMemory implements MappableMemory {
   }
 
   unmap(iova: number, lengthBytes: number): void {
-    this.#table.remove(iova, lengthBytes);
+    this.#memory.unmap(iova, lengthBytes);
   }
 
   unmapAll(): void {
-    this.#table.clear();
+    this.#memory.unmapAll();
   }
 
   createScatterGather(capacity: number): ScatterGather {
-    return new ScatterGather(new Uint32Array(capacity * 4));
+    return this.#memory.createScatterGather(capacity);
   }
 
   createScratch(lengthBytes: number): ScratchMemory {
-    const hva = this.#nextHva;
-    this.#nextHva += alignUp(lengthBytes, PAGE_SIZE) + PAGE_SIZE;
-    const buffer = new ArrayBuffer(lengthBytes);
-    return this.#table.addScratch(buffer, hva, lengthBytes);
+    return this.#memory.createScratch(lengthBytes);
   }
 
   holds(list: ScatterGather, access: Access): boolean {
-    return this.#table.holds(list, access);
+    return this.#memory.holds(list, access);
   }
 
   covers(iova: number, lengthBytes: number, access: Access): boolean {
-    return this.#table.covers(iova, lengthBytes, access);
+    return this.#memory.covers(iova, lengthBytes, access);
   }
 
   window(
@@ -158,7 +162,7 @@ export class ArrayMemory implements MappableMemory {
     lengthBytes: number,
     access: Access,
   ): MemoryWindow | null {
-    return this.#table.window(iova, lengthBytes, access);
+    return this.#memory.window(iova, lengthBytes, access);
   }
 
   translate(
@@ -167,7 +171,7 @@ export class ArrayMemory implements MappableMemory {
     access: Access,
     into: ScatterGather,
   ): number {
-    return this.#table.translate(iova, lengthBytes, access, into);
+    return this.#memory.translate(iova, lengthBytes, access, into);
   }
 
   translateWords(
@@ -177,7 +181,7 @@ export class ArrayMemory implements MappableMemory {
     access: Access,
     into: ScatterGather,
   ): number {
-    return this.#table.translateWords(words, at, lengthBytes, access, into);
+    return this.#memory.translateWords(words, at, lengthBytes, access, into);
   }
 
   gatherWords(
@@ -187,7 +191,7 @@ export class ArrayMemory implements MappableMemory {
     at: number,
     count: number,
   ): number {
-    return this.#table.gatherWords(list, skipBytes, into, at, count);
+    return this.#memory.gatherWords(list, skipBytes, into, at, count);
   }
 
   release(_list: ScatterGather, _writtenBytes: number): number {
@@ -195,26 +199,33 @@ export class ArrayMemory implements MappableMemory {
   }
 
   gather(list: ScatterGather, into: Uint8Array, lengthBytes: number): number {
-    return this.#table.gather(list, into, lengthBytes);
+    return this.#memory.gather(list, into, lengthBytes);
   }
 
   scatter(list: ScatterGather, from: Uint8Array, lengthBytes: number): number {
-    return this.#table.scatter(list, from, lengthBytes);
+    return this.#memory.scatter(list, from, lengthBytes);
   }
 
   read(iova: number, into: Uint8Array): number {
-    return this.#table.read(iova, into);
+    return this.#memory.read(iova, into);
   }
 
   write(iova: number, from: Uint8Array): number {
-    return this.#table.write(iova, from);
+    return this.#memory.write(iova, from);
   }
 
   bytes(hva: number, lengthBytes: number): Uint8Array {
-    return this.#table.bytesAt(hva, lengthBytes);
+    return this.#memory.bytesAt(hva, lengthBytes);
   }
 
   subscribe(listener: MemoryListener): () => void {
-    return this.#table.subscribe(listener);
+    return this.#memory.subscribe(listener);
+  }
+
+  /** A page between mappings keeps segments of different buffers apart. */
+  #reserve(lengthBytes: number): number {
+    const hva = this.#nextHva;
+    this.#nextHva += alignUp(lengthBytes, PAGE_SIZE) + PAGE_SIZE;
+    return hva;
   }
 }

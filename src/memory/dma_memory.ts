@@ -10,8 +10,8 @@ import {
   type CounterTable,
   gauge,
 } from "../core/counters.ts";
-import { u64 } from "../core/bits.ts";
-import { Errno } from "../core/errno.ts";
+import { hex, high32, PAGE_SIZE, u64 } from "../core/bits.ts";
+import { Errno, ErrnoError } from "../core/errno.ts";
 import {
   type Fd,
   NativeBuffer,
@@ -20,6 +20,7 @@ import {
   viewMemory,
 } from "../os/mod.ts";
 import type { StateReader } from "../core/state_reader.ts";
+import { Backings } from "./backings.ts";
 import { ClientFiles } from "./client_files.ts";
 import {
   Access,
@@ -28,9 +29,17 @@ import {
   type MemoryWindow,
   type ScratchMemory,
 } from "./guest_memory.ts";
-import { Backing, type DmaRange, type Region, UNREACHABLE } from "./region.ts";
-import { RegionTable } from "./region_table.ts";
+import { MappedWindow } from "./mapped_window.ts";
+import {
+  Backing,
+  type DmaRange,
+  NOWHERE,
+  Region,
+  UNREACHABLE,
+} from "./region.ts";
 import { ScatterGather } from "./scatter_gather.ts";
+import { SortedRegions } from "./sorted_regions.ts";
+import { SpanningWindow } from "./spanning_window.ts";
 
 export type { DmaRange };
 
@@ -43,7 +52,7 @@ export interface DmaMapOptions extends DmaRange {
 }
 
 /** A range that another thread of this process has mapped. Plain data. */
-export interface BorrowedRange extends DmaRange {
+export interface SharedRange extends DmaRange {
   /** Where it is mapped; 0 when it is known and cannot be reached. */
   readonly hva: number;
   /** The mapping that it is all or a part of. */
@@ -85,8 +94,20 @@ export function parseMemoryState(reader: StateReader): MemoryState {
   };
 }
 
+/** Where lists and scratch memory are. */
+export interface ListStorage {
+  /** An empty list of so many segments. */
+  list(capacity: number): ScatterGather;
+  /** Zeros, and where lists are to say that they are. */
+  scratch(lengthBytes: number): { buffer: ArrayBuffer; hva: number };
+  /** Frees everything. */
+  close(): void;
+}
+
 /** How guest memory is to be held. */
 export interface DmaMemoryOptions {
+  /** Where lists and scratch memory are; where C finds them, unless told. */
+  readonly storage?: ListStorage;
   /**
    * Leave inaccessible pages where a mapping was, so that any later use of it faults: for tests; address space is not
    * given back.
@@ -113,20 +134,67 @@ export type DmaStatistics = CounterRecord<typeof DMA_COUNTERS>;
 /** See {@linkcode DmaMemory.onUnreachable}. */
 const SEARCHES_MAX = 100;
 
-/** Ranges are sorted by iova and never overlap. */
+/** Memory that C can take. */
+class NativeStorage implements ListStorage {
+  readonly #buffers: NativeBuffer[] = [];
+
+  list(capacity: number): ScatterGather {
+    const storage = this.#add(capacity * (16 + 8));
+    const { buffer } = storage.bytes;
+    return new ScatterGather(
+      new Uint32Array(buffer, 0, capacity * 4),
+      storage.pointer(),
+      new Float64Array(buffer, capacity * 16, capacity),
+    );
+  }
+
+  // SAFETY: `close` takes the storage away, after which nothing of this memory may be used.
+  scratch(lengthBytes: number): { buffer: ArrayBuffer; hva: number } {
+    const { bytes, hva } = this.#add(lengthBytes);
+    return { buffer: bytes.buffer, hva };
+  }
+
+  close(): void {
+    for (const buffer of this.#buffers.splice(0)) buffer.close();
+  }
+
+  #add(lengthBytes: number): NativeBuffer {
+    const buffer = new NativeBuffer(lengthBytes);
+    this.#buffers.push(buffer);
+    return buffer;
+  }
+}
+
+/**
+ * Ranges of guest memory that lie in our own address space, and the one place where an address and a length from a guest
+ * are checked. Ranges are sorted by iova and never overlap; addresses of 2^53 and above are never mapped.
+ */
 export class DmaMemory implements GuestMemory, Disposable {
-  readonly #table = new RegionTable();
-  readonly #lists: NativeBuffer[] = [];
+  generation = 0;
+  readonly #regions = new SortedRegions();
+  readonly #backings = new Backings();
+  readonly #listeners = new Set<MemoryListener>();
+  readonly #storage: ListStorage;
+  /**
+   * The address that is looked for, and what it is here. On data paths addresses go from function to function by way
+   * of these: as arguments they are allocated wherever a call is not inlined.
+   */
+  readonly #address = new Float64Array(1);
+  readonly #hva = new Uint32Array(2);
+  #last: Region = NOWHERE;
+  #accessible = true;
+  #lengthBytes = 0;
   /** Told when an access fails because its range came without a file; once until {@linkcode DmaMemory.unmapAll}. */
   onUnreachable: ((range: DmaRange) => void) | null = null;
   /** How often the cause of a failure is still looked for: a driver can fail for ever, and ranges may be many. */
   #searches = SEARCHES_MAX;
   readonly #files: ClientFiles;
   /** Mappings of another thread, by address. */
-  readonly #borrowed = new Map<number, Backing>();
+  readonly #shared = new Map<number, Backing>();
 
   constructor(options: DmaMemoryOptions = {}) {
     const { saved, poison = false, prealloc = false } = options;
+    this.#storage = options.storage ?? new NativeStorage();
     this.#files = new ClientFiles({ poison, prealloc });
     if (saved === undefined) return;
     try {
@@ -154,37 +222,44 @@ export class DmaMemory implements GuestMemory, Disposable {
     }
   }
 
-  get generation(): number {
-    return this.#table.generation;
-  }
-
   get accessible(): boolean {
-    return this.#table.accessible;
+    return this.#accessible;
   }
 
-  /** Takes all of it away from the device, or gives it back; what is mapped stays mapped. */
+  /**
+   * Takes all of it away from the device, or gives it back; what is mapped stays mapped. Taken away, every range is
+   * announced as if it were unmapped; given back, all are as they are by then.
+   */
   set accessible(on: boolean) {
-    this.#table.accessible = on;
+    if (on === this.#accessible) return;
+    if (!on) {
+      for (const region of this.#regions.list()) this.#announce(region);
+      this.#last = NOWHERE;
+      this.#backings.forgetLast();
+      this.generation++;
+    }
+    this.#accessible = this.#backings.accessible = on;
+    if (on) this.#changed();
   }
 
   /** How many ranges are mapped. */
   get count(): number {
-    return this.#table.count;
+    return this.#regions.count;
   }
 
   /** How many ranges are mapped, and how long they are together. */
   statistics(): DmaStatistics {
-    return { ranges: this.#table.count, lengthBytes: this.#table.lengthBytes };
+    return { ranges: this.count, lengthBytes: this.#lengthBytes };
   }
 
   /** The mapped range of the highest address, or null. */
   lastRange(): DmaRange | null {
-    return this.#table.last();
+    return this.#regions.last();
   }
 
   /** The mapped ranges, in order of address. */
   ranges(): readonly DmaRange[] {
-    return this.#table.regions();
+    return this.#regions.list();
   }
 
   /**
@@ -195,24 +270,36 @@ export class DmaMemory implements GuestMemory, Disposable {
    */
   map(options: DmaMapOptions): boolean {
     const { iova, lengthBytes, access, fd, offset = 0 } = options;
-    this.#table.checkFree(iova, lengthBytes);
+    this.#checkFree(options);
     if (fd === undefined) {
-      this.#table.add(options, UNREACHABLE);
+      this.#add(options, UNREACHABLE, 0);
       return false;
     }
     const part = this.#files.map({ fd, offset, lengthBytes, access });
-    this.#table.add(options, part.backing, part.offset);
+    this.#add({ iova, lengthBytes, access }, part.backing, part.offset);
     return part.isNew;
   }
 
-  /** All ranges as another thread can borrow them. */
-  lendable(): BorrowedRange[] {
-    return this.#table.regions().map(lend);
+  /**
+   * Adds a range of memory that is in our address space already.
+   *
+   * @param offset Where in the backing it begins
+   * @throws {ErrnoError} EEXIST on overlap
+   */
+  show(range: DmaRange, backing: Backing, offset = 0): void {
+    this.#checkFree(range);
+    this.#add(range, backing, offset);
   }
 
-  /** The range that begins at an address, as another thread can borrow it. */
-  lend(iova: number): BorrowedRange {
-    return lend(this.#table.regionAt(iova)!);
+  /** All ranges as another thread maps them. */
+  sharedRanges(): SharedRange[] {
+    return this.#regions.list().map(sharedRange);
+  }
+
+  /** The range that begins at an address, as another thread maps it. */
+  sharedRange(iova: number): SharedRange {
+    this.#address[0] = iova;
+    return sharedRange(this.#regions.holding(this.#address));
   }
 
   /**
@@ -220,11 +307,10 @@ export class DmaMemory implements GuestMemory, Disposable {
    *
    * @throws {ErrnoError} EEXIST on overlap
    */
-  borrow(range: BorrowedRange): void {
-    const { iova, lengthBytes, hva, mappingHva } = range;
-    this.#table.checkFree(iova, lengthBytes);
-    const backing = hva === 0 ? UNREACHABLE : this.#borrow(range);
-    this.#table.add(range, backing, hva - mappingHva);
+  mapShared(range: SharedRange): void {
+    const { hva, mappingHva } = range;
+    const backing = hva === 0 ? UNREACHABLE : this.#backingOf(range);
+    this.show(range, backing, hva - mappingHva);
   }
 
   /**
@@ -233,43 +319,72 @@ export class DmaMemory implements GuestMemory, Disposable {
    * @throws {ErrnoError} ENOENT when no mapping is exactly this range
    */
   unmap(iova: number, lengthBytes: number): void {
-    this.#table.remove(iova, lengthBytes);
+    const region = this.#regions.firstEndingAfter(iova);
+    if (
+      region === undefined || region.iova !== iova ||
+      region.lengthBytes !== lengthBytes
+    ) {
+      throw new ErrnoError(
+        Errno.ENOENT,
+        `Cannot unmap ${hex(iova)}: no mapping of ${
+          hex(lengthBytes)
+        } bytes begins there`,
+      );
+    }
+    this.#announce(region);
+    this.#regions.remove(region);
+    this.#drop(region);
+    this.#changed();
   }
 
   /** Removes everything, as when the client has gone. */
   unmapAll(): void {
     this.#searches = SEARCHES_MAX;
-    this.#table.clear();
+    if (this.#regions.count === 0) return;
+    const regions = this.#regions.list();
+    for (const region of regions) this.#announce(region);
+    this.#regions.clear();
+    for (const region of regions) this.#drop(region);
+    this.#changed();
   }
 
   createScatterGather(capacity: number): ScatterGather {
-    const storage = new NativeBuffer(capacity * (16 + 8));
-    this.#lists.push(storage);
-    const { buffer } = storage.bytes;
-    return new ScatterGather(
-      new Uint32Array(buffer, 0, capacity * 4),
-      storage.pointer(),
-      new Float64Array(buffer, capacity * 16, capacity),
-    );
+    return this.#storage.list(capacity);
   }
 
   createScratch(lengthBytes: number): ScratchMemory {
-    const storage = new NativeBuffer(lengthBytes);
-    this.#lists.push(storage);
-    // SAFETY: `close` takes the storage away, after which nothing of this memory may be used.
-    return this.#table.addScratch(
-      storage.bytes.buffer,
-      storage.hva,
-      lengthBytes,
-    );
+    const { buffer, hva } = this.#storage.scratch(lengthBytes);
+    return this.#backings.addScratch(buffer, hva, lengthBytes);
   }
 
   holds(list: ScatterGather, access: Access): boolean {
-    return this.#table.holds(list, access);
+    for (let i = 0; i < list.count; i++) {
+      const iova = list.iova(i);
+      const end = iova + list.length(i);
+      const hva = list.base(i);
+      for (let at = iova; at < end;) {
+        const region = this.#find(at);
+        if (
+          (region.access & access) !== access ||
+          region.hva + at - region.iova !== hva + at - iova
+        ) return false;
+        at = region.end;
+      }
+    }
+    return true;
   }
 
   covers(iova: number, lengthBytes: number, access: Access): boolean {
-    return this.#table.covers(iova, lengthBytes, access);
+    const end = iova + lengthBytes;
+    let at = iova;
+    do {
+      const region = this.#find(at);
+      if (
+        region.backing === UNREACHABLE || (region.access & access) !== access
+      ) return false;
+      at = region.end;
+    } while (at < end);
+    return true;
   }
 
   window(
@@ -277,9 +392,27 @@ export class DmaMemory implements GuestMemory, Disposable {
     lengthBytes: number,
     access: Access,
   ): MemoryWindow | null {
-    const window = this.#table.window(iova, lengthBytes, access);
-    if (window === null) this.#findCause(iova, lengthBytes);
-    return window;
+    if (!this.covers(iova, lengthBytes, access)) {
+      this.#findCause(iova, lengthBytes);
+      return null;
+    }
+    const first = this.#find(iova);
+    const offset = first.offset + iova - first.iova;
+    let isOnePiece = true;
+    let isOnPages = true;
+    for (let at = iova; at < iova + lengthBytes;) {
+      const region = this.#find(at);
+      region.windowed = true;
+      isOnePiece &&= region.backing === first.backing &&
+        region.offset - region.iova === first.offset - first.iova;
+      isOnPages &&= region.iova % PAGE_SIZE === 0 &&
+        region.end % PAGE_SIZE === 0;
+      at = region.end;
+    }
+    if (isOnePiece) {
+      return new MappedWindow(first.backing.buffer, offset, lengthBytes);
+    }
+    return isOnPages ? this.#spanningWindow(iova, lengthBytes) : null;
   }
 
   translate(
@@ -288,9 +421,8 @@ export class DmaMemory implements GuestMemory, Disposable {
     access: Access,
     into: ScatterGather,
   ): number {
-    const result = this.#table.translate(iova, lengthBytes, access, into);
-    if (result === -Errno.EFAULT) this.#findCause(iova, lengthBytes);
-    return result;
+    this.#address[0] = iova;
+    return this.#translate(lengthBytes, access, into);
   }
 
   translateWords(
@@ -300,17 +432,8 @@ export class DmaMemory implements GuestMemory, Disposable {
     access: Access,
     into: ScatterGather,
   ): number {
-    const result = this.#table.translateWords(
-      words,
-      at,
-      lengthBytes,
-      access,
-      into,
-    );
-    if (result === -Errno.EFAULT) {
-      this.#findCause(u64(words[at]!, words[at + 1]!), lengthBytes);
-    }
-    return result;
+    this.#address[0] = u64(words[at]!, words[at + 1]!);
+    return this.#translate(lengthBytes, access, into);
   }
 
   gatherWords(
@@ -320,7 +443,7 @@ export class DmaMemory implements GuestMemory, Disposable {
     at: number,
     count: number,
   ): number {
-    return this.#table.gatherWords(list, skipBytes, into, at, count);
+    return this.#backings.gatherWords(list, skipBytes, into, at, count);
   }
 
   release(_list: ScatterGather, _writtenBytes: number): number {
@@ -328,23 +451,28 @@ export class DmaMemory implements GuestMemory, Disposable {
   }
 
   gather(list: ScatterGather, into: Uint8Array, lengthBytes: number): number {
-    return this.#table.gather(list, into, lengthBytes);
+    return this.#backings.gather(list, into, lengthBytes);
   }
 
   scatter(list: ScatterGather, from: Uint8Array, lengthBytes: number): number {
-    return this.#table.scatter(list, from, lengthBytes);
+    return this.#backings.scatter(list, from, lengthBytes);
   }
 
   read(iova: number, into: Uint8Array): number {
-    const result = this.#table.read(iova, into);
-    if (result === -Errno.EFAULT) this.#findCause(iova, into.length);
-    return result;
+    return this.#copy(iova, into, Access.READ);
   }
 
   write(iova: number, from: Uint8Array): number {
-    const result = this.#table.write(iova, from);
-    if (result === -Errno.EFAULT) this.#findCause(iova, from.length);
-    return result;
+    return this.#copy(iova, from, Access.WRITE);
+  }
+
+  /**
+   * The bytes of our own address space behind a segment.
+   *
+   * @throws {ErrnoError} EFAULT when the address is in nothing that is mapped
+   */
+  bytesAt(hva: number, lengthBytes: number): Uint8Array {
+    return this.#backings.bytesAt(hva, lengthBytes);
   }
 
   /** An access has failed: whoever is responsible for a range that cannot be reached is to hear of it, once. */
@@ -364,13 +492,14 @@ export class DmaMemory implements GuestMemory, Disposable {
   }
 
   subscribe(listener: MemoryListener): () => void {
-    return this.#table.subscribe(listener);
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
   }
 
   /** What is mapped, whose files go into a bag. */
   save(bag: ResourceBag): MemoryState {
     const files: number[] = [];
-    const ranges = this.#table.regions().map((region): RangeState => {
+    const ranges = this.#regions.list().map((region): RangeState => {
       const { iova, lengthBytes, access } = region;
       const place = this.#files.placeOf(region);
       if (place === null) {
@@ -390,28 +519,144 @@ export class DmaMemory implements GuestMemory, Disposable {
   /** Unmaps everything and frees the lists; further calls do nothing. */
   close(): void {
     this.unmapAll();
-    this.#table.unsubscribeAll();
-    for (const list of this.#lists.splice(0)) list.close();
+    this.#listeners.clear();
+    this.#storage.close();
   }
 
   [Symbol.dispose](): void {
     this.close();
   }
 
-  #borrow({ mappingHva, mappingBytes }: BorrowedRange): Backing {
-    const known = this.#borrowed.get(mappingHva);
+  /** Translates from `#address` on. */
+  #translate(
+    lengthBytes: number,
+    access: Access,
+    into: ScatterGather,
+  ): number {
+    const before = into.lengthBytes;
+    let left = lengthBytes;
+    // 2^53 and above are never mapped, so a wrapping or inexact address finds no region.
+    while (left > 0) {
+      const region = this.#findAddress();
+      const iova = this.#address[0]!;
+      if (
+        region.backing === UNREACHABLE || (region.access & access) !== access
+      ) {
+        into.truncate(before);
+        this.#findCause(iova, left);
+        return -Errno.EFAULT;
+      }
+      const available = region.end - iova;
+      const length = left < available ? left : available;
+      const hva = region.hva + (iova - region.iova);
+      this.#hva[0] = hva >>> 0;
+      this.#hva[1] = high32(hva);
+      const result = into.pushGuest(this.#hva, this.#address, length);
+      if (result < 0) {
+        into.truncate(before);
+        return result;
+      }
+      this.#address[0] = iova + length;
+      left -= length;
+    }
+    return 0;
+  }
+
+  #copy(iova: number, bytes: Uint8Array, access: Access): number {
+    // Checked as a whole first, so that a failed copy has copied nothing.
+    if (bytes.length > 0 && !this.covers(iova, bytes.length, access)) {
+      this.#findCause(iova, bytes.length);
+      return -Errno.EFAULT;
+    }
+    for (let done = 0; done < bytes.length;) {
+      const region = this.#find(iova + done);
+      const length = Math.min(bytes.length - done, region.end - iova - done);
+      const offset = region.offset + iova + done - region.iova;
+      const guest = region.backing.bytes.subarray(offset, offset + length);
+      if (access === Access.READ) bytes.set(guest, done);
+      else guest.set(bytes.subarray(done, done + length));
+      done += length;
+    }
+    return 0;
+  }
+
+  /** A window on whole mappings of whole pages, page by page. */
+  #spanningWindow(iova: number, lengthBytes: number): SpanningWindow {
+    const skew = iova % PAGE_SIZE;
+    const pages: MappedWindow[] = [];
+    for (let at = iova - skew; at < iova + lengthBytes; at += PAGE_SIZE) {
+      const { backing, offset, iova: first } = this.#find(at);
+      pages.push(
+        new MappedWindow(backing.buffer, offset + at - first, PAGE_SIZE),
+      );
+    }
+    return new SpanningWindow(pages, skew, lengthBytes);
+  }
+
+  #find(iova: number): Region {
+    this.#address[0] = iova;
+    return this.#findAddress();
+  }
+
+  /** The region that holds `#address`. */
+  #findAddress(): Region {
+    const iova = this.#address[0]!;
+    const last = this.#last;
+    if (iova >= last.iova && iova < last.end) return last;
+    if (!this.#accessible) return NOWHERE;
+    const region = this.#regions.holding(this.#address);
+    if (region !== NOWHERE) this.#last = region;
+    return region;
+  }
+
+  #checkFree({ iova, lengthBytes }: DmaRange): void {
+    const next = this.#regions.firstEndingAfter(iova);
+    if (next === undefined || next.iova >= iova + lengthBytes) return;
+    throw new ErrnoError(
+      Errno.EEXIST,
+      `Cannot map ${hex(iova)}: it overlaps a mapping at ${hex(next.iova)}`,
+    );
+  }
+
+  #add(range: DmaRange, backing: Backing, offset: number): void {
+    this.#regions.add(new Region(range, backing, offset));
+    this.#lengthBytes += range.lengthBytes;
+    this.#backings.add(backing);
+    for (const listener of this.#listeners) listener.onMap?.(range.iova);
+    this.#changed();
+  }
+
+  #announce(region: Region): void {
+    for (const listener of this.#listeners) {
+      listener.onUnmap?.(region.iova, region.lengthBytes);
+    }
+  }
+
+  #drop(region: Region): void {
+    this.#last = NOWHERE;
+    this.#lengthBytes -= region.lengthBytes;
+    if (region.windowed) this.generation++;
+    this.#backings.remove(region.backing);
+  }
+
+  #changed(): void {
+    for (const listener of this.#listeners) listener.onChange?.();
+  }
+
+  #backingOf({ mappingHva, mappingBytes }: SharedRange): Backing {
+    const known = this.#shared.get(mappingHva);
     if (known !== undefined) return known;
-    // SAFETY: the lender unmaps only after it was told that nothing here uses the range any more.
+    // SAFETY: the other thread unmaps only after it was told that nothing here uses the range any more.
     const buffer = viewMemory(mappingHva, mappingBytes);
     const backing = new Backing(buffer, mappingHva, {
-      release: () => this.#borrowed.delete(mappingHva),
+      release: () => this.#shared.delete(mappingHva),
     });
-    this.#borrowed.set(mappingHva, backing);
+    this.#shared.set(mappingHva, backing);
     return backing;
   }
 }
 
-function lend(region: Region): BorrowedRange {
+function sharedRange(region: Region): SharedRange {
   const { iova, lengthBytes, access, hva, backing } = region;
   return {
     ...{ iova, lengthBytes, access, hva },

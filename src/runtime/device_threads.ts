@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { BorrowedRange, DmaMemory } from "../memory/dma_memory.ts";
+import type { DmaMemory, SharedRange } from "../memory/dma_memory.ts";
 import { ResourceBag, signalEventFd } from "../os/mod.ts";
 import type { PciInterrupts } from "../pci/interrupts.ts";
 import {
@@ -38,7 +38,7 @@ export type QueueThreadMessage =
   /** For the service. */
   | { readonly op: "call"; readonly message: unknown }
   /** From here on guest memory is accessible. */
-  | { readonly op: "map"; readonly ranges: readonly BorrowedRange[] }
+  | { readonly op: "map"; readonly ranges: readonly SharedRange[] }
   | {
     readonly op: "unmap";
     readonly iova: number;
@@ -148,8 +148,8 @@ export class DeviceThreads implements QueueThreads, Disposable {
       ),
       memory.subscribe({
         onUnmap: (iova, lengthBytes) => this.#unmap(iova, lengthBytes),
-        onMap: (iova) => this.#map([memory.lend(iova)]),
-        onChange: () => this.#lend(),
+        onMap: (iova) => this.#map([memory.sharedRange(iova)]),
+        onChange: () => this.#shareMissing(),
       }),
     ];
     return words.view.own;
@@ -173,7 +173,7 @@ export class DeviceThreads implements QueueThreads, Disposable {
     );
     this.#callers[thread - 1] = caller;
     if (this.#stopped) return;
-    const ranges = memory.lendable();
+    const ranges = memory.sharedRanges();
     caller.call({ op: "map", ranges } satisfies QueueThreadMessage);
   }
 
@@ -219,7 +219,7 @@ export class DeviceThreads implements QueueThreads, Disposable {
 
   start(): void {
     this.#stopped = false;
-    this.#lend();
+    this.#shareMissing();
   }
 
   deliver(): void {
@@ -285,15 +285,15 @@ export class DeviceThreads implements QueueThreads, Disposable {
   }
 
   /** What is mapped, or accessible again, and not known to the others. */
-  #lend(): void {
+  #shareMissing(): void {
     const { memory } = this.#parts;
     if (this.#stopped || this.#mapped.size === memory.count) return;
     this.#map(
-      memory.lendable().filter(({ iova }) => !this.#mapped.has(iova)),
+      memory.sharedRanges().filter(({ iova }) => !this.#mapped.has(iova)),
     );
   }
 
-  #map(ranges: readonly BorrowedRange[]): void {
+  #map(ranges: readonly SharedRange[]): void {
     if (this.#stopped || ranges.length === 0) return;
     for (const { iova } of ranges) this.#mapped.add(iova);
     this.#tell({ op: "map", ranges });

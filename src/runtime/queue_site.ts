@@ -67,7 +67,7 @@ export class QueueSite implements Disposable {
       case "call":
         return this.#service?.handle(message.message);
       case "map":
-        for (const range of message.ranges) this.#memory.borrow(range);
+        for (const range of message.ranges) this.#memory.mapShared(range);
         this.#memory.accessible = true;
         return;
       case "unmap":

@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { Pace } from "../../src/loop/pace.ts";
+import { Pace } from "../../src/loop/polling.ts";
 
 /** Rounds until it is time to look, each of so long; at most 100,000. */
 function roundsUntilLook(

@@ -246,11 +246,11 @@ Deno.test("DmaMemory gives every mapping and descriptor back", () => {
 });
 
 /** The same memory as another process, or thread, would map it. */
-function mappedAgain(memory: DmaMemory): DmaMemory {
+function mappedAgain(memory: DmaMemory, poison = false): DmaMemory {
   using bag = ResourceBag.of();
   const state = structuredClone(memory.save(bag));
   memory.close();
-  return new DmaMemory({ saved: { state, bag } });
+  return new DmaMemory({ poison, saved: { state, bag } });
 }
 
 Deno.test("DmaMemory.save tells what is mapped, and the next one maps the same", () => {
@@ -269,7 +269,7 @@ Deno.test("DmaMemory.save tells what is mapped, and the next one maps the same",
     });
     first.map({ iova: 0x10_0000, lengthBytes: 0x1000, access: RW });
     const fds = openFds();
-    using second = mappedAgain(first);
+    using second = mappedAgain(first, poison);
     assertEquals(sharedMappings(), mapped + 2);
     assertEquals(openFds(), fds);
     assertEquals(
@@ -429,47 +429,47 @@ Deno.test("DmaMemory leaves windows alone, and nothing behind, when ranges come 
   assert(memory.generation !== generation);
 });
 
-Deno.test("DmaMemory.borrow shows what another memory has mapped and lends, and unmaps nothing", () => {
+Deno.test("DmaMemory.mapShared shows what another memory has mapped, and unmaps nothing", () => {
   const PAGE = 4096;
-  using lender = new DmaMemory();
-  using borrower = new DmaMemory();
+  using owner = new DmaMemory();
+  using other = new DmaMemory();
   using memfd = createMemfd("lent", 2 * PAGE);
   const mapped = sharedMappings();
   const lent: number[] = [];
-  lender.subscribe({
+  owner.subscribe({
     onMap: (iova) => {
-      borrower.borrow(lender.lend(iova));
+      other.mapShared(owner.sharedRange(iova));
       lent.push(iova);
     },
   });
-  lender.map({
+  owner.map({
     iova: 2 * PAGE,
     lengthBytes: PAGE,
     access: RW,
     fd: memfd.number,
   });
-  lender.map({
+  owner.map({
     iova: 0,
     lengthBytes: PAGE,
     access: Access.READ,
     fd: memfd.number,
     offset: PAGE,
   });
-  lender.map({ iova: 8 * PAGE, lengthBytes: PAGE, access: RW });
+  owner.map({ iova: 8 * PAGE, lengthBytes: PAGE, access: RW });
   assertEquals(lent, [2 * PAGE, 0, 8 * PAGE]);
-  assertEquals(lender.lendable().length, 3);
-  lender.write(2 * PAGE, Uint8Array.of(5));
+  assertEquals(owner.sharedRanges().length, 3);
+  owner.write(2 * PAGE, Uint8Array.of(5));
   const byte = new Uint8Array(1);
-  assertEquals([borrower.read(2 * PAGE, byte), byte[0]], [0, 5]);
-  assertEquals(borrower.write(0, byte), -Errno.EFAULT);
-  assertEquals(borrower.read(8 * PAGE, byte), -Errno.EFAULT);
+  assertEquals([other.read(2 * PAGE, byte), byte[0]], [0, 5]);
+  assertEquals(other.write(0, byte), -Errno.EFAULT);
+  assertEquals(other.read(8 * PAGE, byte), -Errno.EFAULT);
   assertThrows(
-    () => borrower.borrow(lender.lendable()[0]!),
+    () => other.mapShared(owner.sharedRanges()[0]!),
     ErrnoError,
     "overlaps",
   );
-  borrower.unmapAll();
-  assertEquals(borrower.read(2 * PAGE, byte), -Errno.EFAULT);
+  other.unmapAll();
+  assertEquals(other.read(2 * PAGE, byte), -Errno.EFAULT);
   assertEquals(sharedMappings(), mapped + 2);
 });
 

@@ -184,7 +184,7 @@ Deno.test("QueueSite lets go of a range once, however often it is told", () => {
   const range = { iova: 0, lengthBytes: PAGE };
   lender.map({ ...range, access: 3, fd: memfd.number });
   for (let round = 0; round < 2; round++) {
-    tell({ op: "map", ranges: lender.lendable() });
+    tell({ op: "map", ranges: lender.sharedRanges() });
     tell({ op: "unmap", ...range });
     tell({ op: "unmap", ...range });
   }
