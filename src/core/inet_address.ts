@@ -12,7 +12,8 @@ export interface InetAddress {
   readonly port: number;
 }
 
-function parseIpv4(text: string): number[] | null {
+/** Parses a dotted quad, no shorter or octal form; null when the text is none. */
+export function parseIpv4Bytes(text: string): number[] | null {
   if (!/^(0|[1-9]\d{0,2})(\.(0|[1-9]\d{0,2})){3}$/.test(text)) return null;
   const bytes = text.split(".").map(Number);
   return bytes.every((byte) => byte <= 255) ? bytes : null;
@@ -42,7 +43,7 @@ function parseHost(text: string): number[] | null {
   if (text.startsWith("[") && text.endsWith("]")) {
     return parseIpv6(text.slice(1, -1));
   }
-  return parseIpv4(text);
+  return parseIpv4Bytes(text);
 }
 
 /**

@@ -4,21 +4,16 @@
  * @module
  */
 
+import { parseIpv4Bytes } from "../../../core/inet_address.ts";
+
 /**
  * Parses a dotted quad; no shorter or octal form is taken.
  *
  * @returns The address, or null when the text is none
  */
 export function parseIpv4(text: string): number | null {
-  const parts = text.split(".");
-  if (parts.length !== 4) return null;
-  let address = 0;
-  for (const part of parts) {
-    // A leading zero means octal to some and decimal to others: refuse it.
-    if (!/^(0|[1-9]\d{0,2})$/.test(part) || Number(part) > 255) return null;
-    address = address * 256 + Number(part);
-  }
-  return address;
+  const bytes = parseIpv4Bytes(text);
+  return bytes && bytes.reduce((address, byte) => address * 256 + byte, 0);
 }
 
 /** The address as a dotted quad. */

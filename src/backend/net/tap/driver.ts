@@ -9,8 +9,8 @@ import type { CounterRecord, CounterTable } from "../../../core/counters.ts";
 import { RX_ERRORS, TX_DROPPED } from "../counters.ts";
 import type { NetDriver } from "../driver.ts";
 
-// IFNAMSIZ less its NUL.
-const IFNAME_MAX = 15;
+/** The longest name of an interface in bytes: IFNAMSIZ less its NUL. */
+export const IFNAME_MAX = 15;
 
 /** How frames are sent to a TAP. */
 export const TapEngine = {

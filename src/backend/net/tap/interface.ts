@@ -15,9 +15,8 @@ import {
 } from "../../../os/mod.ts";
 import { lastErrno, libc } from "../../../os/symbols.ts";
 import { NetOffload, type NetOffloads } from "../contract.ts";
-
-/** sizeof(struct virtio_net_hdr_v1). */
-const VNET_HEADER_BYTES = 12;
+import { IFNAME_MAX } from "./driver.ts";
+import { VIRTIO_NET_HDR } from "../frame/vnet_header.ts";
 
 const { CSUM, TSO4, TSO6, ECN, UFO, USO4, USO6 } = NetOffload;
 
@@ -60,7 +59,7 @@ export function openTapQueues(ifname: string, count: number): Tap[] {
     for (let i = 0; i < count; i++) {
       // The kernel has numbered it by then.
       const name = queues[0]?.ifname ?? ifname;
-      queues.push(openTap(name, VNET_HEADER_BYTES, count > 1));
+      queues.push(openTap(name, VIRTIO_NET_HDR.SIZE, count > 1));
     }
     return queues;
   } catch (error) {
@@ -129,12 +128,12 @@ function inspect(
   mtu: number,
   log: Log,
 ): void {
-  if ((control.flags(ifname) & IFF_UP) === 0) {
+  if ((control.get(SIOCGIFFLAGS, ifname) & IFF_UP) === 0) {
     log.warn(
       `${ifname} is down and drops all frames: run "ip link set ${ifname} up"`,
     );
   }
-  const theirs = control.mtu(ifname);
+  const theirs = control.get(SIOCGIFMTU, ifname);
   if (theirs > mtu) {
     log.warn(
       `${ifname} has an MTU of ${theirs}, the card of ${mtu}, longer packets will be cut: ` +
@@ -150,8 +149,12 @@ function setUp(
   mtu: number,
   log: Log,
 ): void {
-  if (control.mtu(ifname) !== mtu) control.setMtu(ifname, mtu);
-  control.setFlags(ifname, control.flags(ifname) | IFF_UP);
+  if (control.get(SIOCGIFMTU, ifname) !== mtu) {
+    const action = `set the MTU of ${ifname} to ${mtu}`;
+    control.set(SIOCSIFMTU, ifname, mtu, action);
+  }
+  const flags = control.get(SIOCGIFFLAGS, ifname) | IFF_UP;
+  control.set(SIOCSIFFLAGS, ifname, flags, `bring up ${ifname}`);
   log.info(
     `Made interface ${ifname} and brought it up: give it an address ("ip address add 192.168.76.1/24 dev ${ifname}") ` +
       `or a bridge ("ip link set ${ifname} master br0")`,
@@ -164,14 +167,12 @@ const SIOCGIFMTU = 0x8921;
 const SIOCSIFMTU = 0x8922;
 const IFF_UP = 1;
 
-// struct ifreq { char ifr_name[16]; union { short ifr_flags; int ifr_mtu; … } ifr; }
-const IFREQ = { NAME: 0, FLAGS: 16, MTU: 16, SIZE: 40 } as const;
+// struct ifreq { char ifr_name[16]; union { short ifr_flags; int ifr_mtu; … } ifr; }, the rest of the union being zero
+const IFREQ = { NAME: 0, VALUE: 16, SIZE: 40 } as const;
 
 /** Settings of network interfaces by ioctl (netdevice(7)), for which any socket will do. */
 class InterfaceControl implements Disposable {
   readonly #socket: Fd;
-  readonly #ifreq = new Uint8Array(IFREQ.SIZE);
-  readonly #view = new DataView(this.#ifreq.buffer);
 
   /** @throws {SyscallError} */
   constructor() {
@@ -183,51 +184,34 @@ class InterfaceControl implements Disposable {
   }
 
   exists(ifname: string): boolean {
-    this.#name(ifname);
-    return libc.ioctl(this.#socket.number, SIOCGIFFLAGS, this.#ifreq) === 0 ||
+    return this.#ioctl(SIOCGIFFLAGS, ifname).result === 0 ||
       lastErrno() !== Errno.ENODEV;
   }
 
-  flags(ifname: string): number {
-    this.#name(ifname);
-    this.#ioctl(SIOCGIFFLAGS, `Cannot look at ${ifname}`);
-    return this.#view.getUint16(IFREQ.FLAGS, true);
+  /** @throws {SyscallError} ENODEV */
+  get(request: number, ifname: string): number {
+    const { result, value } = this.#ioctl(request, ifname);
+    check(result, "ioctl", `Cannot look at ${ifname}`);
+    return value;
   }
 
-  setFlags(ifname: string, flags: number): void {
-    this.#name(ifname);
-    this.#view.setUint16(IFREQ.FLAGS, flags, true);
-    this.#ioctl(SIOCSIFFLAGS, `Cannot bring up ${ifname}`);
-  }
-
-  mtu(ifname: string): number {
-    this.#name(ifname);
-    this.#ioctl(SIOCGIFMTU, `Cannot look at ${ifname}`);
-    return this.#view.getInt32(IFREQ.MTU, true);
-  }
-
-  setMtu(ifname: string, mtu: number): void {
-    this.#name(ifname);
-    this.#view.setInt32(IFREQ.MTU, mtu, true);
-    this.#ioctl(SIOCSIFMTU, `Cannot set the MTU of ${ifname} to ${mtu}`);
+  /** @throws {SyscallError} EPERM without CAP_NET_ADMIN, EINVAL */
+  set(request: number, ifname: string, value: number, action: string): void {
+    const { result } = this.#ioctl(request, ifname, value);
+    check(result, "ioctl", `Cannot ${action}`);
   }
 
   [Symbol.dispose](): void {
     this.#socket.close();
   }
 
-  #name(ifname: string): void {
-    this.#ifreq.fill(0);
+  #ioctl(request: number, ifname: string, value = 0) {
+    const ifreq = new Uint8Array(IFREQ.SIZE);
+    const view = new DataView(ifreq.buffer);
     // A longer name is cut and names nothing; the option parser has refused it before.
-    new TextEncoder().encodeInto(ifname, this.#ifreq.subarray(0, 15));
-  }
-
-  /** @throws {SyscallError} ENODEV, EPERM without CAP_NET_ADMIN, EINVAL */
-  #ioctl(number: number, context: string): void {
-    check(
-      libc.ioctl(this.#socket.number, number, this.#ifreq),
-      "ioctl",
-      context,
-    );
+    new TextEncoder().encodeInto(ifname, ifreq.subarray(0, IFNAME_MAX));
+    view.setInt32(IFREQ.VALUE, value, true);
+    const result = libc.ioctl(this.#socket.number, request, ifreq);
+    return { result, value: view.getInt32(IFREQ.VALUE, true) };
   }
 }
