@@ -18,8 +18,9 @@ import {
   lastWords,
   type PeerCommand,
   PeerProcess,
-  type StartedPeer,
+  type RunningPeer,
   startPeer,
+  takePeer,
 } from "./process.ts";
 
 const RESTART_MAX_MS = 5000;
@@ -102,7 +103,7 @@ export class PeerConnector implements Connector {
       this.#starts = state.integer("starts", Number.MAX_SAFE_INTEGER);
       this.#process = state.partOrNull(
         "process",
-        (state) => this.#watch({ state, bag: saved!.bag.at("process") }),
+        (state) => this.#adopt(takePeer(state, saved!.bag.at("process"))),
       );
     } catch (error) {
       this.close();
@@ -152,21 +153,21 @@ export class PeerConnector implements Connector {
 
   close(): void {
     this.#backoff.close();
-    if (this.#context.ownership.end()) this.#process?.close();
+    if (this.#context.ownership.end()) this.#process?.end();
     else this.#process?.leave();
     this.#process = null;
     this.#program.close?.();
   }
 
   #start(): void {
-    const process = this.#watch(startPeer(this.#program.command));
-    this.#process = process;
+    const peer = startPeer(this.#program.command);
+    this.#process = this.#adopt(peer);
     this.#starts++;
     this.#backoff.succeeded();
-    this.#context.attach(process.takeSocket());
+    this.#context.attach(peer.socket!);
   }
 
-  #watch(peer: StartedPeer | Saved<StateReader>): PeerProcess {
+  #adopt(peer: RunningPeer): PeerProcess {
     const { loop, log } = this.#context;
     const onWords = (text: string) => {
       const { speaker, usual } = this.#program;
@@ -176,7 +177,15 @@ export class PeerConnector implements Connector {
         log.warn(`${speaker}: ${words}`);
       }
     };
-    return new PeerProcess(peer, loop, () => this.#onEnd(), onWords);
+    try {
+      return new PeerProcess(peer, loop, () => this.#onEnd(), onWords);
+    } catch (error) {
+      if (peer.socket === null) peer.child.leave();
+      else peer.child.close();
+      peer.socket?.close();
+      peer.stderr.close();
+      throw error;
+    }
   }
 
   #restart(): void {

@@ -18,7 +18,6 @@ import {
   Poll,
   pollFd,
   type ResourceBag,
-  type Saved,
   setBlocking,
   socketPair,
   spawnProcess,
@@ -33,13 +32,15 @@ const END_GRACE_MS = 500;
 /** How much of what it says is kept. */
 const WORDS_MAX = 4096;
 
-/** A program that was just started. */
-export interface StartedPeer {
+/** A program that runs, on its way to its owner. */
+export interface RunningPeer {
   readonly child: ChildProcess;
   /** What it says. */
   readonly stderr: Fd;
-  /** Our end of its socket. */
-  readonly socket: Fd;
+  /** The last that it said to a predecessor. */
+  readonly said: string;
+  /** Our end of its socket, where it was just started. */
+  readonly socket: Fd | null;
 }
 
 /** PID_MAX_LIMIT of Linux on 64 bits. */
@@ -78,7 +79,7 @@ export interface PeerCommand {
  *
  * @throws {import("../../../os/mod.ts").SyscallError}
  */
-export function startPeer(command: PeerCommand): StartedPeer {
+export function startPeer(command: PeerCommand): RunningPeer {
   using undo = new DisposableStack();
   using passed = new DisposableStack();
   const O_RDWR = 2;
@@ -113,68 +114,61 @@ export function startPeer(command: PeerCommand): StartedPeer {
     ],
   });
   undo.move();
-  return { child, stderr, socket };
+  return { child, stderr, said: "", socket };
+}
+
+/**
+ * Takes over a program from what {@linkcode PeerProcess.save} and {@linkcode PeerProcess.handOver} gave.
+ *
+ * @throws {import("../../../core/errno.ts").ErrnoError}
+ */
+export function takePeer(state: StateReader, bag: ResourceBag): RunningPeer {
+  using undo = new DisposableStack();
+  const said = state.text("said");
+  const pid = state.integer("pid", PID_MAX);
+  const stderr = undo.use(bag.take(STDERR));
+  const child = new ChildProcess(pid, bag.take(PIDFD));
+  undo.move();
+  return { child, stderr, said, socket: null };
 }
 
 /**
  * A running program. It is to end by itself when its socket is closed, so that not even our own sudden end leaves one
  * behind.
  */
-export class PeerProcess implements Disposable {
+export class PeerProcess {
   readonly #child: ChildProcess;
   readonly #stderr: Fd;
-  readonly #chunk = new NativeBuffer(WORDS_MAX);
-  readonly #chunkPointer = this.#chunk.pointer();
   readonly #watches: FdWatch[] = [];
   readonly #onWords: (text: string) => void;
-  #socket: Fd | null = null;
-  #said = "";
-  #closed = false;
+  #said: string;
 
   /**
-   * @param peer Just started, and taken over; or what a predecessor was and had open
-   * @param onExit Called once when it ends by itself; it is to be closed then
+   * @param peer Taken over, unless this throws
+   * @param onExit Called once when it ends by itself; it is to be ended then
    * @param onWords Told of what it says, in pieces as they come
-   * @throws {import("../../../core/errno.ts").ErrnoError}
+   * @throws {import("../../../os/mod.ts").SyscallError}
    */
   constructor(
-    peer: StartedPeer | Saved<StateReader>,
+    { child, stderr, said }: RunningPeer,
     loop: Loop,
     onExit: () => void,
-    onWords: (text: string) => void = () => {},
+    onWords: (text: string) => void,
   ) {
+    this.#child = child;
+    this.#stderr = stderr;
+    this.#said = said;
     this.#onWords = onWords;
-    if ("bag" in peer) {
-      const { state, bag } = peer;
-      const pid = state.integer("pid", PID_MAX);
-      this.#said = state.text("said");
-      this.#stderr = bag.take(STDERR);
-      try {
-        this.#child = new ChildProcess(pid, bag.take(PIDFD));
-      } catch (error) {
-        this.#stderr.close();
-        throw error;
-      }
-    } else {
-      this.#child = peer.child;
-      this.#stderr = peer.stderr;
-      this.#socket = peer.socket;
-    }
-    try {
-      this.#watches.push(
-        loop.watch(this.#stderr.number, Epoll.IN, () => void this.#listen()),
-      );
-      this.#watches.push(
-        loop.watch(this.#child.pidFd, Epoll.IN, () => {
-          for (const watch of this.#watches) watch.close();
-          onExit();
-        }),
-      );
-    } catch (error) {
-      if ("bag" in peer) this.leave();
-      else this.close();
-      throw error;
-    }
+    const { number } = stderr;
+    using undo = new DisposableStack();
+    this.#watches.push(
+      undo.use(loop.watch(number, Epoll.IN, () => void this.#listen())),
+      undo.use(loop.watch(child.pidFd, Epoll.IN, () => {
+        this.#stopWatching();
+        onExit();
+      })),
+    );
+    undo.move();
   }
 
   /** Its process id. */
@@ -210,14 +204,7 @@ export class PeerProcess implements Disposable {
     return status;
   }
 
-  /** Our end of its socket, which becomes the caller's. */
-  takeSocket(): Fd {
-    const socket = this.#socket!;
-    this.#socket = null;
-    return socket;
-  }
-
-  /** What a successor must know. */
+  /** State for a successor; plain data. */
   save(): unknown {
     return { pid: this.pid, said: this.#said };
   }
@@ -234,30 +221,22 @@ export class PeerProcess implements Disposable {
    * @returns How it ended
    */
   end(): ExitStatus {
-    for (const watch of this.#watches) watch.close();
-    this.#socket?.close();
+    this.#stopWatching();
     const status = this.#child.end(END_GRACE_MS);
-    if (!this.#closed) this.#listen();
+    this.#listen();
     this.leave();
     return status;
   }
 
   /** Leaves it to another. */
   leave(): void {
-    this.#closed = true;
-    for (const watch of this.#watches) watch.close();
+    this.#stopWatching();
     this.#child.leave();
     this.#stderr.close();
-    this.#chunk.close();
   }
 
-  /** Ends it. */
-  close(): void {
-    if (!this.#closed) this.end();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
+  #stopWatching(): void {
+    for (const watch of this.#watches) watch.close();
   }
 
   /**
@@ -266,10 +245,10 @@ export class PeerProcess implements Disposable {
    * @returns 0 when it says no more, something else when it may
    */
   #listen(): number {
-    const { bytes, lengthBytes } = this.#chunk;
-    const n = libc.read(this.#stderr.number, this.#chunkPointer, lengthBytes);
+    using chunk = new NativeBuffer(WORDS_MAX);
+    const n = libc.read(this.#stderr.number, chunk.pointer(), WORDS_MAX);
     if (n > 0) {
-      const text = new TextDecoder().decode(bytes.subarray(0, n));
+      const text = new TextDecoder().decode(chunk.bytes.subarray(0, n));
       this.#said = (this.#said + text).slice(-WORDS_MAX);
       this.#onWords(text);
     } else if (n === 0) this.#watches[0]?.close();

@@ -114,8 +114,6 @@ export class StreamBackend implements NetBackend {
   #receiving = true;
   /** What waits is to be kept for the first start. */
   #keeping = false;
-  /** The card is being told of frames. */
-  #serving = false;
   /** A frame was refused: the card waits to be told. */
   #refused = false;
   /** Without what the connection counts. */
@@ -231,9 +229,9 @@ export class StreamBackend implements NetBackend {
     const stream = this.#stream;
     if (stream === null) return -Errno.EAGAIN;
     const length = stream.receive(into);
-    // The card may call on its own account: the connection must not go away under its feet, and no descriptor tells of
-    // the frames that were read along with this one.
-    if (!this.#serving && this.#hasMore(stream)) this.#more.schedule();
+    // No descriptor tells of the frames that were read along with this one, and the connection must not go away under the
+    // card's feet.
+    if (this.#hasMore(stream)) this.#more.schedule();
     return length;
   }
 
@@ -373,18 +371,13 @@ export class StreamBackend implements NetBackend {
 
   /** Has the card take what there is, or throws it away. */
   #serve(stream: FrameStream): void {
-    this.#serving = true;
-    try {
-      if (this.#peer === null) stream.discard();
-      else if (this.#receiving) this.#peer.onReadable();
-    } finally {
-      this.#serving = false;
-    }
+    if (this.#peer === null) stream.discard();
+    else if (this.#receiving) this.#peer.onReadable();
     if (this.#stream !== stream) return;
     if (stream.endReason !== null) this.#lose(stream.endReason);
     else if (this.#peer !== null && this.#receiving && stream.hasFrame) {
       this.#more.schedule();
-    }
+    } else this.#more.cancel();
   }
 
   #serveMore(): void {
