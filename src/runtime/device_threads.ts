@@ -16,7 +16,7 @@ import type { SocketWrites } from "../pci/socket_writes.ts";
 import type {
   Caller,
   CallLine,
-  Seat,
+  Mailbox,
   ThreadCalls,
 } from "./iothread/thread_calls.ts";
 import {
@@ -62,7 +62,7 @@ export interface MemoryPlace {
 export interface ThreadLine {
   /** Number of the IOThread. */
   readonly iothread: number;
-  readonly seat: Seat;
+  readonly mailbox: Mailbox;
   readonly line: CallLine;
 }
 
@@ -157,8 +157,8 @@ export class DeviceThreads implements QueueThreads, Disposable {
 
   open(thread: number, grant: (bag: ResourceBag) => unknown): void {
     const { threads } = this.#parts.plan;
-    const { line, seat } = threads[thread - 1]!;
-    const caller = this.#parts.calls.caller(line, seat);
+    const { line, mailbox } = threads[thread - 1]!;
+    const caller = this.#parts.calls.caller(line, mailbox);
     const { place } = this.#words!;
     const { sharedMemory, memory } = this.#parts;
     using bag = ResourceBag.of();
@@ -189,7 +189,7 @@ export class DeviceThreads implements QueueThreads, Disposable {
 
   wake(thread: number): void {
     // No nudge: a thread that waits for an answer need not look before it has that.
-    signalEventFd(this.#parts.plan.threads[thread - 1]!.seat.eventFd);
+    signalEventFd(this.#parts.plan.threads[thread - 1]!.mailbox.eventFd);
   }
 
   close(thread: number): void {

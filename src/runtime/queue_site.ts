@@ -14,7 +14,11 @@ import type { SharedMemory } from "../memory/shared_memory.ts";
 import type { QueueService } from "../pci/queue_threads.ts";
 import { SocketWrites } from "../pci/socket_writes.ts";
 import type { MemoryPlace, QueueThreadMessage } from "./device_threads.ts";
-import type { CallLine, Seat, ThreadCalls } from "./iothread/thread_calls.ts";
+import type {
+  CallLine,
+  Mailbox,
+  ThreadCalls,
+} from "./iothread/thread_calls.ts";
 import { QueueInterrupts } from "./queue_words.ts";
 
 type OpenMessage = Extract<QueueThreadMessage, { op: "open" }>;
@@ -29,7 +33,7 @@ export interface QueueSiteParts {
   readonly calls: ThreadCalls;
   /** The line on which the control thread calls, and where that is reached. */
   readonly line: CallLine;
-  readonly control: Seat;
+  readonly control: Mailbox;
 }
 
 /** Carries out what the control thread says. */

@@ -9,7 +9,7 @@ import { NativeBuffer, signalEventFd, viewMemory } from "../os/mod.ts";
 import type { Interrupts } from "../pci/context.ts";
 import { DIRECT_MODES, NO_DIRECT } from "../pci/interrupts.ts";
 import { SOCKET_WRITES_WORDS } from "../pci/socket_writes.ts";
-import { nudge, type Seat } from "./iothread/thread_calls.ts";
+import { type Mailbox, nudge } from "./iothread/thread_calls.ts";
 
 /** Where the words are in this process, and how many of each kind. Plain data. */
 export interface QueueWordsPlace {
@@ -116,10 +116,10 @@ export class OwnQueueWords implements Disposable {
 /** Interrupts of a queue thread: by eventfd where the driver lets one through, else by the control thread. */
 export class QueueInterrupts implements Interrupts {
   readonly words: QueueWords;
-  readonly #control: Seat;
+  readonly #control: Mailbox;
 
   /** @param control Where the control thread is reached, which keeps the words until this thread has closed its service */
-  constructor(place: QueueWordsPlace, control: Seat) {
+  constructor(place: QueueWordsPlace, control: Mailbox) {
     this.words = new QueueWords(
       viewMemory(place.hva, lengthBytes(place)),
       place,

@@ -51,7 +51,7 @@ import {
   type CallLine,
   createCallLine,
   hangUp,
-  type Seat,
+  type Mailbox,
 } from "./iothread/thread_calls.ts";
 import type { SocketPath } from "../os/socket/socket_file.ts";
 import { type Endpoint, type Listening, openEndpoint } from "./sockets.ts";
@@ -122,7 +122,7 @@ interface Line {
   /** Number of the thread that answers. */
   readonly iothread: number;
   /** The thread that calls. */
-  readonly control: Seat;
+  readonly control: Mailbox;
 }
 
 /** How long an IOThread may take for each step of its stop before it is ended by force. */
@@ -301,13 +301,13 @@ export class Outboard {
   ): Promise<QueuePlan | undefined> {
     const others = otherThreads(device);
     if (others.length === 0) return undefined;
-    const control = await this.#iothreads[device.iothread]!.seat();
+    const control = await this.#iothreads[device.iothread]!.mailbox();
     const threads = await Promise.all(others.map(async (iothread) => {
       const other = this.#iothreads[iothread]!;
       const line = createCallLine();
       this.#lines.push({ line, iothread, control });
       await other.request({ kind: "join", device, debug, line, control });
-      return { iothread, seat: await other.seat(), line };
+      return { iothread, mailbox: await other.mailbox(), line };
     }));
     const turns = device.queues.map((iothread) => others.indexOf(iothread) + 1);
     return { turns, threads };
@@ -588,7 +588,7 @@ export class Outboard {
     await this.#endAll("stop");
     for (const thread of this.#iothreads) thread.terminate();
     this.#lines.length = 0;
-    for (const thread of this.#iothreads) thread.closeSeat();
+    for (const thread of this.#iothreads) thread.closeMailbox();
     this.removeSockets();
   }
 

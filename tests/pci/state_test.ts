@@ -188,6 +188,24 @@ Deno.test("PciFunction.load refuses what is no state of this function", () => {
   pci.load(good);
 });
 
+Deno.test("PciFunction.load brings back what is in mappable areas, and refuses others", () => {
+  const bench = new Bench();
+  bench.write(4, 0x4000, 0x1234_5678);
+  bench.write(4, 0x5ffc, 0x9abc_def0);
+  const next = bench.successor();
+  assertEquals(next.read(4, 0x4000), 0x1234_5678);
+  assertEquals(next.read(4, 0x5ffc), 0x9abc_def0);
+  const saved = bench.function.save();
+  for (const areas of [[], [new Uint8Array(4096)]]) {
+    const state = { ...saved, body: { ...saved.body, areas } };
+    assertThrows(
+      () => next.function.load(state),
+      Error,
+      "its state has other mappable areas",
+    );
+  }
+});
+
 Deno.test("PciFunction.load refuses MSI-X state where the function has none", () => {
   const { function: pci } = new Bench(sampleSpec({ capabilities: [] }));
   const saved = pci.save();

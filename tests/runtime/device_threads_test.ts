@@ -10,7 +10,7 @@ import {
 } from "../../src/runtime/device_threads.ts";
 import {
   createCallLine,
-  createSeat,
+  createMailbox,
   ThreadCalls,
 } from "../../src/runtime/iothread/thread_calls.ts";
 import { QueueSite } from "../../src/runtime/queue_site.ts";
@@ -32,13 +32,13 @@ class Rig implements Disposable {
   /** Ends the answering of each. */
   readonly ends: (() => void)[];
   readonly #fd = createEventFd();
-  readonly #calls = new ThreadCalls(this.loop, createSeat(this.#fd.number));
+  readonly #calls = new ThreadCalls(this.loop, createMailbox(this.#fd.number));
 
   constructor() {
-    const { seat } = this.#calls;
+    const { mailbox } = this.#calls;
     const lines = [createCallLine(), createCallLine()];
     this.ends = lines.map((line, i) =>
-      this.#calls.answer(line, seat, (message) => {
+      this.#calls.answer(line, mailbox, (message) => {
         const { op } = message as QueueThreadMessage;
         if (this.broken?.thread === i + 1 && this.broken.op === op) {
           throw new Error(`broken at ${op}`);
@@ -55,7 +55,7 @@ class Rig implements Disposable {
       calls: this.#calls,
       plan: {
         turns: [0, 1, 2],
-        threads: lines.map((line, i) => ({ iothread: i + 1, seat, line })),
+        threads: lines.map((line, i) => ({ iothread: i + 1, mailbox, line })),
       },
     });
     this.threads.attach({ vectors: 0, words: 0, onReport() {}, onLine() {} });
@@ -156,7 +156,7 @@ Deno.test("DeviceThreads leaves memory to a thread that does not close its servi
 Deno.test("QueueSite lets go of a range once, however often it is told", () => {
   using fd = createEventFd();
   using loop = new EventLoop();
-  using calls = new ThreadCalls(loop, createSeat(fd.number));
+  using calls = new ThreadCalls(loop, createMailbox(fd.number));
   using lender = new DmaMemory();
   using words = new OwnQueueWords({ vectors: 0, words: 0 });
   using memfd = createMemfd("guest", PAGE);
@@ -175,9 +175,9 @@ Deno.test("QueueSite lets go of a range once, however often it is told", () => {
     log: silentLog,
     calls,
     line,
-    control: calls.seat,
+    control: calls.mailbox,
   });
-  using caller = calls.caller(line, calls.seat);
+  using caller = calls.caller(line, calls.mailbox);
   const tell = (message: QueueThreadMessage) => caller.call(message);
   const { place } = words;
   tell({ op: "open", grant: null, fds: {}, place, sharedMemory: [] });

@@ -111,13 +111,13 @@ Deno.test("IOThread closes where other threads reached it", async () => {
     onCrash: () => {},
     onSilence: () => {},
   });
-  const link = `/proc/self/fd/${(await thread.seat()).eventFd}`;
+  const link = `/proc/self/fd/${(await thread.mailbox()).eventFd}`;
   await thread.request({ kind: "stop" });
   thread.terminate();
   // Others may still say that they end.
   assertEquals(Deno.readLinkSync(link), "anon_inode:[eventfd]");
   await workersGone();
-  thread.closeSeat();
+  thread.closeMailbox();
   assertThrows(() => Deno.readLinkSync(link), Deno.errors.NotFound);
-  thread.closeSeat();
+  thread.closeMailbox();
 });

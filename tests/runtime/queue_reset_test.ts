@@ -16,7 +16,7 @@ import { DeviceThreads } from "../../src/runtime/device_threads.ts";
 import { QueueSite } from "../../src/runtime/queue_site.ts";
 import {
   createCallLine,
-  createSeat,
+  createMailbox,
   ThreadCalls,
 } from "../../src/runtime/iothread/thread_calls.ts";
 import { fakeContext } from "../../src/testing/fake_context.ts";
@@ -43,14 +43,17 @@ class Rig implements Disposable {
   readonly #memory = new DmaMemory();
   readonly #ram = new GuestRam(1 << 20);
   readonly #fd = createEventFd();
-  readonly #calls = new ThreadCalls(this.control, createSeat(this.#fd.number));
+  readonly #calls = new ThreadCalls(
+    this.control,
+    createMailbox(this.#fd.number),
+  );
   readonly #device: PciDevice;
   readonly #threads: DeviceThreads;
   readonly #site: QueueSite;
 
   constructor(model: DeviceModel, vectors: number) {
     const line = createCallLine();
-    const { seat } = this.#calls;
+    const { mailbox } = this.#calls;
     const parts = {
       model,
       options: model.options!.parse({ memory: "1M", queues: "2" }),
@@ -61,7 +64,7 @@ class Rig implements Disposable {
       log: silentLog,
       calls: this.#calls,
       line,
-      control: seat,
+      control: mailbox,
     });
     const interrupts = new PciInterrupts();
     const context = {
@@ -77,7 +80,7 @@ class Rig implements Disposable {
       sharedMemory: [],
       writes: new SocketWrites(),
       calls: this.#calls,
-      plan: { turns: [0, 1], threads: [{ iothread: 1, seat, line }] },
+      plan: { turns: [0, 1], threads: [{ iothread: 1, mailbox, line }] },
     });
     this.#device.place!(this.#threads);
     this.function = new PciFunction(

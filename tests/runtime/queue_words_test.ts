@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { createEventFd, drainEventFd } from "../../src/os/mod.ts";
 import { DIRECT_MODES } from "../../src/pci/interrupts.ts";
-import { createSeat } from "../../src/runtime/iothread/thread_calls.ts";
+import { createMailbox } from "../../src/runtime/iothread/thread_calls.ts";
 import {
   OwnQueueWords,
   QueueInterrupts,
@@ -10,7 +10,7 @@ import {
 Deno.test("QueueInterrupts has the control thread do what it wants, and wakes it once for each", () => {
   using fd = createEventFd();
   using words = new OwnQueueWords({ vectors: 3, words: 4 });
-  const remote = new QueueInterrupts(words.place, createSeat(fd.number));
+  const remote = new QueueInterrupts(words.place, createMailbox(fd.number));
   const done: string[] = [];
   const listener = {
     raise: (vector: number) => done.push(`vector ${vector}`),
@@ -44,7 +44,7 @@ Deno.test("QueueInterrupts signals what delivers a vector at once, and knows wha
   using fd = createEventFd();
   using vector = createEventFd();
   using words = new OwnQueueWords({ vectors: 3, words: 0 });
-  const remote = new QueueInterrupts(words.place, createSeat(fd.number));
+  const remote = new QueueInterrupts(words.place, createMailbox(fd.number));
   assertEquals(remote.mode, "intx");
   for (const mode of ["msi", "msix", "intx"] as const) {
     Atomics.store(words.view.direct, 0, DIRECT_MODES.indexOf(mode));
@@ -60,7 +60,7 @@ Deno.test("QueueInterrupts signals what delivers a vector at once, and knows wha
 Deno.test("the device's words are its own, and nobody else's", () => {
   using fd = createEventFd();
   using words = new OwnQueueWords({ vectors: 3, words: 4 });
-  const remote = new QueueInterrupts(words.place, createSeat(fd.number));
+  const remote = new QueueInterrupts(words.place, createMailbox(fd.number));
   const { own } = remote.words;
   assertEquals([...own], [0, 0, 0, 0]);
   for (let i = 0; i < 4; i++) Atomics.store(own, i, -1 - i);

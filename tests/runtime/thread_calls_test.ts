@@ -3,7 +3,7 @@ import { EventLoop } from "../../src/loop/event_loop.ts";
 import { createEventFd, Mapping } from "../../src/os/mod.ts";
 import {
   createCallLine,
-  createSeat,
+  createMailbox,
   ThreadCalls,
 } from "../../src/runtime/iothread/thread_calls.ts";
 import { workersGone } from "../resources.ts";
@@ -13,7 +13,7 @@ import type { Orders } from "./thread_calls_worker.ts";
 class Alone implements Disposable {
   readonly #fd = createEventFd();
   readonly #loop = new EventLoop();
-  readonly calls = new ThreadCalls(this.#loop, createSeat(this.#fd.number));
+  readonly calls = new ThreadCalls(this.#loop, createMailbox(this.#fd.number));
 
   [Symbol.dispose](): void {
     this.calls.close();
@@ -47,12 +47,12 @@ async function run(orders: Orders): Promise<unknown> {
 Deno.test("ThreadCalls lets two threads call each other at the same time", async () => {
   using fdA = createEventFd();
   using fdB = createEventFd();
-  const [a, b] = [createSeat(fdA.number), createSeat(fdB.number)];
+  const [a, b] = [createMailbox(fdA.number), createMailbox(fdB.number)];
   const [toA, toB] = [createCallLine(), createCallLine()];
   const calls = 2000;
   const results = await Promise.all([
-    run({ seat: a, peer: b, out: toB, in: toA, calls }),
-    run({ seat: b, peer: a, out: toA, in: toB, calls }),
+    run({ mailbox: a, peer: b, out: toB, in: toA, calls }),
+    run({ mailbox: b, peer: a, out: toA, in: toB, calls }),
   ]);
   await workersGone();
   const all = Array.from({ length: calls }, (_, i) => i + 1);
@@ -68,11 +68,11 @@ Deno.test("ThreadCalls lets two threads call each other at the same time", async
 Deno.test("ThreadCalls fails calls to a line that nobody answers any more", () => {
   using fd = createEventFd();
   using loop = new EventLoop();
-  using calls = new ThreadCalls(loop, createSeat(fd.number));
+  using calls = new ThreadCalls(loop, createMailbox(fd.number));
   const line = createCallLine();
   // A thread that calls itself is answered while it waits.
-  const end = calls.answer(line, calls.seat, (message) => message);
-  using caller = calls.caller(line, calls.seat);
+  const end = calls.answer(line, calls.mailbox, (message) => message);
+  using caller = calls.caller(line, calls.mailbox);
   assertEquals(caller.call([1, new Uint8Array([2])]), [1, new Uint8Array([2])]);
   end();
   assertThrows(() => caller.call(1), Error, "has stopped");
@@ -81,16 +81,16 @@ Deno.test("ThreadCalls fails calls to a line that nobody answers any more", () =
 Deno.test("ThreadCalls does not begin a call again while it is being handled", () => {
   using fd = createEventFd();
   using loop = new EventLoop();
-  using calls = new ThreadCalls(loop, createSeat(fd.number));
+  using calls = new ThreadCalls(loop, createMailbox(fd.number));
   const [outer, inner] = [createCallLine(), createCallLine()];
-  using toInner = calls.caller(inner, calls.seat);
+  using toInner = calls.caller(inner, calls.mailbox);
   let handled = 0;
-  calls.answer(outer, calls.seat, () => {
+  calls.answer(outer, calls.mailbox, () => {
     handled++;
     return toInner.call("inner");
   });
-  calls.answer(inner, calls.seat, (message) => `${message}!`);
-  using toOuter = calls.caller(outer, calls.seat);
+  calls.answer(inner, calls.mailbox, (message) => `${message}!`);
+  using toOuter = calls.caller(outer, calls.mailbox);
   assertEquals(toOuter.call("outer"), "inner!");
   assertEquals(handled, 1);
 });
@@ -100,8 +100,8 @@ Deno.test("ThreadCalls frees the memory of a line once, whichever end goes first
   const { calls } = thread;
   for (const callerFirst of [true, false]) {
     const line = createCallLine();
-    const end = calls.answer(line, calls.seat, (message) => message);
-    const caller = calls.caller(line, calls.seat);
+    const end = calls.answer(line, calls.mailbox, (message) => message);
+    const caller = calls.caller(line, calls.mailbox);
     assertEquals(caller.call(1), 1);
     if (callerFirst) caller.close();
     else end();
@@ -124,11 +124,11 @@ Deno.test("ThreadCalls gives messages and answers that stay as they are", () => 
   const { calls } = thread;
   const line = createCallLine();
   const heard: unknown[] = [];
-  calls.answer(line, calls.seat, (message) => {
+  calls.answer(line, calls.mailbox, (message) => {
     heard.push(message);
     return message;
   });
-  using caller = calls.caller(line, calls.seat);
+  using caller = calls.caller(line, calls.mailbox);
   const answers = [1, 2, 3].map((n) => caller.call(Uint8Array.of(n, n)));
   const expected = [1, 2, 3].map((n) => Uint8Array.of(n, n));
   assertEquals(heard, expected);
@@ -139,8 +139,8 @@ Deno.test("ThreadCalls leaves nothing behind on a thread that does not return to
   using thread = new Alone();
   const { calls } = thread;
   const line = createCallLine();
-  calls.answer(line, calls.seat, (message) => message);
-  using caller = calls.caller(line, calls.seat);
+  calls.answer(line, calls.mailbox, (message) => message);
+  using caller = calls.caller(line, calls.mailbox);
   const message = { op: "write", ranges: [{ iova: 1, lengthBytes: 4096 }] };
   const grownBytes = (times: number) => {
     const before = Deno.memoryUsage().rss;
@@ -157,8 +157,8 @@ Deno.test("ThreadCalls fails a call whose answer cannot travel, and answers the 
   using thread = new Alone();
   const { calls } = thread;
   const line = createCallLine();
-  calls.answer(line, calls.seat, (message) => message === 1 ? () => {} : 2);
-  using caller = calls.caller(line, calls.seat);
+  calls.answer(line, calls.mailbox, (message) => message === 1 ? () => {} : 2);
+  using caller = calls.caller(line, calls.mailbox);
   assertThrows(() => caller.call(1), Error, "it is a function");
   assertEquals(caller.call(2), 2);
 });
@@ -167,15 +167,15 @@ Deno.test("ThreadCalls never begins a call that was given up, nor makes another 
   using thread = new Alone();
   const { calls } = thread;
   const line = createCallLine();
-  using caller = calls.caller(line, calls.seat, 1);
+  using caller = calls.caller(line, calls.mailbox, 1);
   assertThrows(() => caller.call("late"), Error, "has not answered for 1 ms");
   assertEquals(caller.lost, true);
   const heard: unknown[] = [];
-  calls.answer(line, calls.seat, (message) => heard.push(message));
+  calls.answer(line, calls.mailbox, (message) => heard.push(message));
   assertThrows(() => caller.call("later"), Error, "has stopped");
   const other = createCallLine();
-  calls.answer(other, calls.seat, (message) => message);
-  using toOther = calls.caller(other, calls.seat);
+  calls.answer(other, calls.mailbox, (message) => message);
+  using toOther = calls.caller(other, calls.mailbox);
   assertEquals(toOther.call("in time"), "in time");
   assertEquals(heard, []);
   assertEquals(toOther.lost, false);

@@ -3,14 +3,14 @@
 import { EventLoop } from "../../src/loop/event_loop.ts";
 import {
   type CallLine,
-  type Seat,
+  type Mailbox,
   ThreadCalls,
 } from "../../src/runtime/iothread/thread_calls.ts";
 
 /** Orders for a thread. */
 export interface Orders {
-  readonly seat: Seat;
-  readonly peer: Seat;
+  readonly mailbox: Mailbox;
+  readonly peer: Mailbox;
   /** The line on which this thread calls, and the one it answers. */
   readonly out: CallLine;
   readonly in: CallLine;
@@ -25,7 +25,7 @@ const scope = globalThis as unknown as {
 
 function run(orders: Orders): { sum: number; errors: number; heard: number } {
   using loop = new EventLoop();
-  using calls = new ThreadCalls(loop, orders.seat);
+  using calls = new ThreadCalls(loop, orders.mailbox);
   using caller = calls.caller(orders.out, orders.peer);
   let heard = 0;
   let over = false;

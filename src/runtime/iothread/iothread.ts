@@ -6,7 +6,7 @@
 
 import { closeFd, signalEventFd } from "../../os/mod.ts";
 import type { Notice, ReplyOf, Request } from "./messages.ts";
-import type { Seat } from "./thread_calls.ts";
+import type { Mailbox } from "./thread_calls.ts";
 
 /** Told of what an IOThread logs and of its end by an error. */
 export interface IOThreadListener {
@@ -57,7 +57,7 @@ export class IOThread {
   #nextId = 1;
   #silent = false;
   /** Where other threads reach it, as long as there is something to close there. */
-  #seat: Seat | null = null;
+  #mailbox: Mailbox | null = null;
 
   /** @param index Its number in the process, from 0; its thread is named after it */
   constructor(index: number, listener: IOThreadListener) {
@@ -81,8 +81,8 @@ export class IOThread {
   }
 
   /** Where other threads reach it. */
-  async seat(): Promise<Seat> {
-    return (await this.#ready.promise).seat;
+  async mailbox(): Promise<Mailbox> {
+    return (await this.#ready.promise).mailbox;
   }
 
   /**
@@ -137,9 +137,9 @@ export class IOThread {
   }
 
   /** Closes where others reached it: when all of them have ended too. Further calls do nothing. */
-  closeSeat(): void {
-    if (this.#seat !== null) closeFd(this.#seat.eventFd);
-    this.#seat = null;
+  closeMailbox(): void {
+    if (this.#mailbox !== null) closeFd(this.#mailbox.eventFd);
+    this.#mailbox = null;
   }
 
   #stopped(): Error {
@@ -149,7 +149,7 @@ export class IOThread {
   #onNotice(notice: Notice): void {
     switch (notice.kind) {
       case "ready":
-        this.#seat = notice.seat;
+        this.#mailbox = notice.mailbox;
         return this.#ready.resolve(notice);
       case "log":
         return this.#listener.onLog(notice);

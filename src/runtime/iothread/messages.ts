@@ -7,7 +7,7 @@
 import type { CommandAnswer } from "../../pci/device.ts";
 import type { LogLevel } from "../logging/logging.ts";
 import type { QueuePlan } from "../device_threads.ts";
-import type { CallLine, Seat } from "./thread_calls.ts";
+import type { CallLine, Mailbox } from "./thread_calls.ts";
 import type { ThreadMetrics } from "../metrics/metrics.ts";
 
 /**
@@ -73,7 +73,7 @@ export type Request =
     readonly debug: boolean;
     /** On which the thread calls that the device lives on. */
     readonly line: CallLine;
-    readonly control: Seat;
+    readonly control: Mailbox;
   }
   | { readonly kind: "leave"; readonly device: string }
   /** Loads a model while the thread goes on serving, so that a device that comes later is not kept waiting. */
@@ -172,7 +172,7 @@ export type Notice =
     /** The thread as the kernel knows it. */
     readonly threadId: number;
     /** Where other threads reach it. */
-    readonly seat: Seat;
+    readonly mailbox: Mailbox;
   }
   | { readonly kind: "reply"; readonly id: number; readonly value: unknown }
   | {

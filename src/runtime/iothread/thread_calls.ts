@@ -2,7 +2,7 @@
  * Calls from one IOThread to another that are answered before they return.
  *
  * A thread in its event loop hears no `onmessage`, and a thread that waits for an answer must not keep others waiting
- * for it in turn: two threads may call each other at the same moment. So a call is a note in native memory and a
+ * for it in turn: two threads may call each other at the same moment. So a call is a message in native memory and a
  * number in shared memory; who waits goes on answering calls to itself.
  *
  * @module
@@ -14,7 +14,7 @@ import { Mapping, signalEventFd, viewMemory } from "../../os/mod.ts";
 import { decodePlainData, encodePlainData } from "../../core/plain_data.ts";
 
 /** Where a thread can be reached; the same for all who call it. Travels by postMessage. */
-export interface Seat {
+export interface Mailbox {
   /** One 32-bit word, changed and notified whenever there is something for the thread to look at. */
   readonly word: SharedArrayBuffer;
   /** An eventfd that the thread's loop watches; open as long as any of the threads. */
@@ -63,36 +63,36 @@ export function createCallLine(): CallLine {
   return new SharedArrayBuffer(LINE.SIZE * 4);
 }
 
-/** Makes the shared memory of a {@linkcode Seat}. */
-export function createSeat(eventFd: number): Seat {
+/** Makes the shared memory of a {@linkcode Mailbox}. */
+export function createMailbox(eventFd: number): Mailbox {
   return { word: new SharedArrayBuffer(4), eventFd };
 }
 
 /**
  * Ends a line whose answering thread is gone. Any thread may.
  *
- * @param from The seat of the thread that calls
+ * @param from The mailbox of the thread that calls
  */
-export function hangUp(line: CallLine, from: Seat): void {
+export function hangUp(line: CallLine, from: Mailbox): void {
   Atomics.store(new Int32Array(line), LINE.CLOSED, ENDED);
   nudge(from);
 }
 
-/** Makes the thread of a seat look at what there is for it. Any thread may. */
-export function nudge(seat: Seat): void {
-  endWait(seat);
-  signalEventFd(seat.eventFd);
+/** Makes the thread of a mailbox look at what there is for it. Any thread may. */
+export function nudge(mailbox: Mailbox): void {
+  endWait(mailbox);
+  signalEventFd(mailbox.eventFd);
 }
 
-/** Makes the thread of a seat look again if it waits for an answer. */
-function endWait(seat: Seat): void {
-  const word = new Int32Array(seat.word);
+/** Makes the thread of a mailbox look again if it waits for an answer. */
+function endWait(mailbox: Mailbox): void {
+  const word = new Int32Array(mailbox.word);
   Atomics.add(word, WORD, 1);
   Atomics.notify(word, WORD);
 }
 
 /** One message in native memory, which other threads can read. */
-class Note implements Disposable {
+class MessageBuffer implements Disposable {
   #memory = new Mapping({ lengthBytes: PAGE_SIZE });
 
   /** Bytes that it has room for. */
@@ -143,9 +143,9 @@ function freeAnswer(words: Int32Array): void {
   words[LINE.ANSWER_ROOM] = FREED;
 }
 
-function readNote(words: Int32Array, at: number): unknown {
+function readMessage(words: Int32Array, at: number): unknown {
   const hva = hvaOf(words, at);
-  // SAFETY: the note is its writer's and stays as it is until this call is answered, or the answer taken.
+  // SAFETY: the message is its writer's and stays as it is until this call is answered, or the answer taken.
   return decodePlainData(new Uint8Array(viewMemory(hva, words[at + 2]!)));
 }
 
@@ -169,47 +169,47 @@ export interface Caller extends Disposable {
 
 interface Served {
   readonly words: Int32Array;
-  readonly from: Seat;
+  readonly from: Mailbox;
   readonly handler: (message: unknown) => unknown;
-  readonly answer: Note;
+  readonly answer: MessageBuffer;
   /** Whether a call is being handled: while that waits for others, it must not be begun again. */
   busy: boolean;
 }
 
 /** The calls of one IOThread, both ways. */
 export class ThreadCalls implements Disposable {
-  readonly #seat: Seat;
+  readonly #mailbox: Mailbox;
   readonly #word: Int32Array;
   readonly #watch: FdWatch;
   readonly #served: Served[] = [];
   readonly #listeners: (() => void)[] = [];
 
-  /** @param seat The thread's own */
-  constructor(loop: Loop, seat: Seat) {
-    this.#seat = seat;
-    this.#word = new Int32Array(seat.word);
-    this.#watch = loop.watchEventFd(seat.eventFd, () => this.#look());
+  /** @param mailbox The thread's own */
+  constructor(loop: Loop, mailbox: Mailbox) {
+    this.#mailbox = mailbox;
+    this.#word = new Int32Array(mailbox.word);
+    this.#watch = loop.watchEventFd(mailbox.eventFd, () => this.#look());
   }
 
   /** Where this thread can be reached. */
-  get seat(): Seat {
-    return this.#seat;
+  get mailbox(): Mailbox {
+    return this.#mailbox;
   }
 
   /**
    * Answers the calls of a line from here on.
    *
-   * @param from The seat of the thread that calls
+   * @param from The mailbox of the thread that calls
    * @param handler May call other threads; what it throws is thrown at the caller
    * @returns Ends that; later calls fail
    */
   answer(
     line: CallLine,
-    from: Seat,
+    from: Mailbox,
     handler: (message: unknown) => unknown,
   ): () => void {
     const words = new Int32Array(line);
-    const answer = new Note();
+    const answer = new MessageBuffer();
     const served = { words, from, handler, answer, busy: false };
     this.#served.push(served);
     return () => {
@@ -223,28 +223,28 @@ export class ThreadCalls implements Disposable {
   /**
    * Opens the calling end of a line.
    *
-   * @param to The seat of the thread that answers
+   * @param to The mailbox of the thread that answers
    * @param timeoutMs How long an answer may take: another thread may be loading a module
    */
   caller(
     line: CallLine,
-    to: Seat,
+    to: Mailbox,
     timeoutMs: number = ANSWER_TIMEOUT_MS,
   ): Caller {
     const words = new Int32Array(line);
-    const note = new Note();
+    const buffer = new MessageBuffer();
     const close = () => {
       Atomics.compareExchange(words, LINE.CLOSED, OPEN, ENDED);
       // Whoever is late with an answer may use the memory at this moment: then it is better lost.
       if (isAnswered(words)) {
-        note[Symbol.dispose]();
+        buffer[Symbol.dispose]();
         freeAnswer(words);
       }
     };
     return {
       call: (message) => {
         if (Atomics.load(words, LINE.CLOSED) !== OPEN) throw gone();
-        note.write(message, words, LINE.CALL_HVA_LOW);
+        buffer.write(message, words, LINE.CALL_HVA_LOW);
         Atomics.add(words, LINE.CALLED, 1);
         nudge(to);
         return this.#waitForAnswer(words, timeoutMs);
@@ -309,7 +309,7 @@ export class ThreadCalls implements Disposable {
       this.#answerAll();
       const left = deadline - performance.now();
       if (left <= 0) {
-        // Another call would change the note under the hands of a thread that is only late.
+        // Another call would change the message under the hands of a thread that is only late.
         Atomics.store(words, LINE.CLOSED, GIVEN_UP);
         throw new Error(
           `Cannot go on: another IOThread has not answered for ${timeoutMs} ms`,
@@ -317,7 +317,7 @@ export class ThreadCalls implements Disposable {
       }
       Atomics.wait(this.#word, WORD, seen, left);
     }
-    const answer = readNote(words, LINE.ANSWER_HVA_LOW);
+    const answer = readMessage(words, LINE.ANSWER_HVA_LOW);
     if (words[LINE.FAILED] !== 0) throw new Error(answer as string);
     return answer;
   }
@@ -336,7 +336,7 @@ function answerOne(served: Served, called: number): void {
   const isOver = () => Atomics.load(words, LINE.CLOSED) !== OPEN;
   let failed = 0;
   try {
-    const value = handler(readNote(words, LINE.CALL_HVA_LOW)) ?? null;
+    const value = handler(readMessage(words, LINE.CALL_HVA_LOW)) ?? null;
     if (isOver()) return;
     answer.write(value, words, LINE.ANSWER_HVA_LOW);
   } catch (error) {

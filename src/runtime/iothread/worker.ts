@@ -33,7 +33,7 @@ import type {
   SavedHost,
 } from "./messages.ts";
 import { guardRuntime, withoutRuntime } from "./runtime_guard.ts";
-import { createSeat, ThreadCalls } from "./thread_calls.ts";
+import { createMailbox, ThreadCalls } from "./thread_calls.ts";
 
 const scope = globalThis as unknown as {
   readonly name: string;
@@ -80,8 +80,8 @@ guardRuntime((message) => processLog.error(message));
 const devices = new Map<string, DeviceHost>();
 /** Shares in devices that live on other threads. */
 const sites = new Map<string, Disposable>();
-const seatFd = createEventFd();
-const calls = new ThreadCalls(loop, createSeat(seatFd.number));
+const mailboxFd = createEventFd();
+const calls = new ThreadCalls(loop, createMailbox(mailboxFd.number));
 let helloTimeoutMs = HELLO_TIMEOUT_MS;
 /** How many messages were announced and not yet taken. */
 let announced = 0;
@@ -303,7 +303,7 @@ async function main(): Promise<void> {
     kind: "ready",
     wakeFd: loop.wakeFd,
     threadId: threadId(),
-    seat: calls.seat,
+    mailbox: calls.mailbox,
   });
   for (;;) {
     announced += withoutRuntime(() => loop.run());

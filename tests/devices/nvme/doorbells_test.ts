@@ -296,24 +296,8 @@ Deno.test("mapped doorbells are a page of BAR 0 that is polled", () => {
   const { driver } = rig;
   const [area] = rig.device.spec.bars[0]!.mmap!;
   assertEquals([area!.offset, area!.memory.bytes.length], [0x1000, 4096]);
-  const pci = new PciFunction(
-    rig.device,
-    rig.memory,
-    new PciInterrupts(),
-    rig.context.log,
-  );
-  allowMastering(pci);
-  const scratch = new DataView(new ArrayBuffer(4));
-  // A client maps the page, or writes to the region: the same memory.
-  driver.write = (offset, value) => {
-    scratch.setUint32(0, value, true);
-    assertEquals(pci.writeRegion(0, offset, scratch, 0, 4), 0);
-  };
   const settle = rig.loop.settle.bind(rig.loop);
-  rig.loop.settle = () => {
-    settle();
-    while (rig.loop.pollOnce()) settle();
-  };
+  allowMastering(behindFunction(rig));
   driver.enable();
   const pair = rig.io();
   for (let i = 0; i < 40; i++) {
@@ -339,6 +323,55 @@ Deno.test("mapped doorbells are a page of BAR 0 that is polled", () => {
   rig.device.reset("device_reset");
   assertEquals(rig.loop.timerCount, 0);
   assertEquals(area!.memory.bytes.some((b) => b !== 0), false);
+});
+
+/** The controller of a rig as a client has it, who writes doorbells to the region that it could map. */
+function behindFunction(rig: Rig): PciFunction {
+  const pci = new PciFunction(
+    rig.device,
+    rig.memory,
+    new PciInterrupts(),
+    rig.context.log,
+  );
+  const scratch = new DataView(new ArrayBuffer(4));
+  rig.driver.write = (offset, value) => {
+    scratch.setUint32(0, value, true);
+    assertEquals(pci.writeRegion(0, offset, scratch, 0, 4), 0);
+  };
+  const settle = rig.loop.settle.bind(rig.loop);
+  rig.loop.settle = () => {
+    settle();
+    while (rig.loop.pollOnce()) settle();
+  };
+  return pci;
+}
+
+Deno.test("a state that is loaded onto a blank page of doorbells has the controller fetch no stale entry", () => {
+  using rig = new Rig({ controller: { mapDoorbells: true }, disabled: true });
+  const { driver } = rig;
+  const pci = behindFunction(rig);
+  allowMastering(pci);
+  driver.enable();
+  const pair = rig.io();
+  for (let i = 0; i < 21; i++) {
+    assertEquals(driver.run({ opcode: 0, nsid: 1 }, pair).status, 0);
+  }
+  assertEquals(rig.device.hold(), 0);
+  const [ofFunction, ofDevice] = [pci.save(), rig.device.save()];
+
+  using next = new Rig({ controller: { mapDoorbells: true }, disabled: true });
+  next.ram.bytes.set(rig.ram.bytes);
+  const nextPci = behindFunction(next);
+  next.device.stop();
+  nextPci.load(structuredClone(ofFunction));
+  next.device.load(structuredClone(ofDevice));
+  nextPci.release();
+  next.loop.settle();
+  assertEquals(next.ram.bytes, rig.ram.bytes, "nothing was done");
+  Object.assign(next.driver, { admin: driver.admin });
+  driver.ram.bytes.set(next.ram.bytes);
+  assertEquals(next.driver.run({ opcode: 0, nsid: 1 }, pair).status, 0);
+  assertEquals(next.device.counters().invalidDoorbells, 0);
 });
 
 Deno.test("mapped doorbells of a controller that is made while the loop polls are looked at by no timer until it sleeps", () => {

@@ -150,7 +150,7 @@ export class Rig {
     this.#makeDevice();
     this.pci = new LocalPci(
       new PciFunction(
-        this.#seat(),
+        this.#mailbox(),
         this.memory,
         this.#interrupts,
         this.log,
@@ -204,7 +204,7 @@ export class Rig {
   }
 
   /** Device of the time: configuration space and MSI-X stay as they are when it moves. */
-  #seat(): PciDevice {
+  #mailbox(): PciDevice {
     return {
       spec: this.device.spec,
       readBar: (...access) => this.device.readBar(...access),
