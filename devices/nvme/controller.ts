@@ -19,7 +19,7 @@ import type {
   ResetReason,
 } from "../../src/pci/device.ts";
 import type { DeviceState } from "../../src/core/state_form.ts";
-import type { ResourceBag, Saved } from "../../src/os/resource_bag.ts";
+import type { ResourceBag } from "../../src/os/resource_bag.ts";
 import {
   CONTROL_GROUP,
   type QueueThreads,
@@ -38,12 +38,17 @@ import {
   NVME_MPS_MAX,
   NVME_PAGE_SHIFT_MIN,
   NVME_REG_DBS,
+  NvmeAdmin,
   NvmeSc,
   NvmeShst,
 } from "./defs.ts";
 import type { Namespace, NamespaceStorage } from "./io/namespace.ts";
 import { DOORBELL_PAGE_BYTES, interruptVectors, makeSpec } from "./pci_spec.ts";
-import type { NamespaceGrant, QueueGrant } from "./threads/queue_service.ts";
+import type {
+  NamespaceGrant,
+  QueueGrant,
+  QueueReport,
+} from "./threads/queue_service.ts";
 import { groupOf, QueueTable } from "./admin/queue_table.ts";
 import { NvmeQueues, type QueueSettings } from "./io/queues.ts";
 import { NvmeRegisters } from "./registers.ts";
@@ -58,10 +63,7 @@ export interface NvmeControllerOptions extends
   > {
   readonly identity: ControllerIdentity;
   /** Opens storage for namespaces that are added at run time; without it there are none. */
-  readonly open?: (
-    block: BlockOptions,
-    saved?: Saved<unknown>,
-  ) => BlockBackend;
+  readonly open?: (block: BlockOptions) => BlockBackend;
 }
 
 /** The most bytes of a command, unless a back end takes less. */
@@ -278,7 +280,7 @@ export class NvmeController implements PciDevice {
   load(value: unknown): void {
     const { queues: pairs, queueEntries, mapDoorbells } = this.#options;
     const { engine, doorbells, counters, set, namespaces } = this.#queues;
-    const state = parseNvmeState(value, {
+    const state = parseNvmeState(NVME_FORM.read(value), {
       ...{ pairs, mapDoorbells },
       vectors: interruptVectors(this.#options),
       maxEntries: queueEntries,
@@ -355,12 +357,11 @@ export class NvmeController implements PciDevice {
 
   /** Takes over what has happened on other threads. */
   #gather(): void {
-    for (
-      const { errors, counts, ended, ...report } of this.#table.reports()
-    ) {
-      this.#queues.errors.merge(errors);
-      this.#queues.counters.addAll(counts);
-      for (const qid of ended) this.#onQueueEnded(qid);
+    const reports = this.#table.callOthers({ op: "report" });
+    for (const report of reports as QueueReport[]) {
+      this.#queues.errors.merge(report.errors);
+      this.#queues.counters.addAll(report.counts);
+      for (const qid of report.ended) this.#onQueueEnded(qid);
       if (report.invalidDoorbell) {
         this.#raise(NvmeEvent.INVALID_DOORBELL_VALUE);
       }
@@ -410,20 +411,11 @@ export class NvmeController implements PciDevice {
     const isHead = (index & 1) !== 0;
     counters.add(NvmeCounter.doorbells, 1);
     doorbells.refresh();
-    const cq = isHead ? set.cq(qid) : null;
-    const sq = isHead ? null : set.sq(qid);
-    if (cq !== null) {
-      // A value that was refused before is a mistake again.
-      cq.rejected = -1;
-      doorbells.write(index, value);
-      set.updateHead(cq);
-      // Down at once: the driver ends its handler behind this write.
-      if (lines.usesPin && !stopped) this.#queues.tell();
-    } else if (sq !== null) {
-      sq.rejected = -1;
-      doorbells.write(index, value);
-      set.updateTail(sq);
-    } else return this.#ringElsewhere(index, value, qid, isHead);
+    if (!set.ring(qid, isHead, value)) {
+      return this.#ringElsewhere(index, value, qid, isHead);
+    }
+    // Down at once: the driver ends its handler behind this write.
+    if (isHead && lines.usesPin && !stopped) this.#queues.tell();
     this.#work.schedule();
   }
 
@@ -586,7 +578,7 @@ export class NvmeController implements PciDevice {
 
   #startAdmin(command: Command, sqe: Uint32Array): number {
     const status = this.#admin.start(command, sqe);
-    if (status === IN_FLIGHT && this.#events.holds(command)) {
+    if (status === IN_FLIGHT && command.opcode === NvmeAdmin.ASYNC_EVENT) {
       // It may wait for ever, and must not keep room from others meanwhile.
       command.reserved = false;
       command.sq!.cq.reserved--;

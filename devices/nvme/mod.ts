@@ -46,21 +46,17 @@ function create(
 ): PciDevice {
   const storage: NamespaceStorage[] = [];
   try {
-    for (const { nsid, block, given } of wantedStorage(options, saved)) {
-      const backend = openBlockBackend(block, context, given);
+    for (const { nsid, block, before } of wantedStorage(options, saved)) {
+      const backend = openBlockBackend(block, context, before);
       storage.push({ nsid, block, backend });
     }
     const serial = chooseSerial(context, options);
-    const { model, firmware, queues, queueEntries, msix, mapDoorbells } =
-      options;
+    const { model, firmware } = options;
     const subnqn = deriveNqn(serial);
     const device = new NvmeController(context, {
+      ...options,
       identity: { serial, model, firmware, subnqn },
-      queues,
-      queueEntries,
-      msix,
-      mapDoorbells,
-      open: (block, given) => openBlockBackend(block, context, given),
+      open: (block) => openBlockBackend(block, context),
     }, storage);
     if (saved === undefined) announce(context.log, serial, storage);
     return device;
@@ -70,9 +66,9 @@ function create(
   }
 }
 
-/** A namespace to be opened, and what a predecessor gave of it; undefined without a predecessor. */
+/** A namespace to be opened, as it was before or anew. */
 interface WantedStorage extends NamespaceOptions {
-  readonly given?: Saved<unknown>;
+  readonly before?: Saved<unknown>;
 }
 
 /** Storage that the options ask for, or that a predecessor had in the end: namespaces come and go at run time. */
@@ -84,7 +80,7 @@ function wantedStorage(
   const namespaces = parseNamespaces(NVME_FORM.read(saved.state));
   return namespaces.map(({ nsid, block, backend }) => {
     const bag = saved.bag.at(`ns${nsid}`);
-    if (block !== null) return { nsid, block, given: { state: backend, bag } };
+    if (block !== null) return { nsid, block, before: { state: backend, bag } };
     throw new Error(
       `Cannot take namespace ${nsid} over: nothing tells how its storage was opened`,
     );

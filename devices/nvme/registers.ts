@@ -8,7 +8,7 @@
 import { bit, field, u64, withBit } from "../../src/core/bits.ts";
 import type { AccessWidth } from "../../src/pci/device.ts";
 import { RegisterMap, type RegisterName } from "../../src/pci/register_map.ts";
-import { StateReader } from "../../src/core/state_reader.ts";
+import type { StateReader } from "../../src/core/state_reader.ts";
 import {
   NVME_CC,
   NVME_CSTS,
@@ -91,8 +91,7 @@ export type RegistersState = Readonly<Record<keyof typeof CHANGING, number>>;
  *
  * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
  */
-export function parseRegistersState(value: unknown): RegistersState {
-  const reader = new StateReader(value, "the registers");
+export function parseRegistersState(reader: StateReader): RegistersState {
   return Object.fromEntries(NAMES.map((name) => [
     name,
     reader.integer(name, name === "cc" ? NVME_CC.WRITABLE : U32_MAX),

@@ -8,57 +8,19 @@ import { bit, field } from "../../src/core/bits.ts";
 import { type DeviceState, StateForm } from "../../src/core/state_form.ts";
 import type { BlockOptions } from "../../src/backend/block/options.ts";
 import type { StateReader } from "../../src/core/state_reader.ts";
-import { type CounterRecord, parseCounters } from "../../src/core/counters.ts";
+import { parseCounters } from "../../src/core/counters.ts";
 import { NVME_COUNTERS } from "./counters.ts";
 import { NVME_CC, NVME_CSTS, NVME_MPS_MAX } from "./defs.ts";
-import { type DoorbellsState, parseDoorbellsState } from "./queue/doorbells.ts";
+import { parseDoorbellsState } from "./queue/doorbells.ts";
 import { type EventsState, parseEventsState } from "./admin/events.ts";
-import { type FeaturesState, parseFeaturesState } from "./admin/features.ts";
-import { type LogPagesState, parseLogPagesState } from "./admin/log_pages.ts";
+import { parseFeaturesState } from "./admin/features.ts";
+import { parseLogPagesState } from "./admin/log_pages.ts";
 import {
   parseQueueSetState,
   type QueueLimits,
   type QueueSetState,
 } from "./queue/queue.ts";
 import { parseRegistersState, type RegistersState } from "./registers.ts";
-
-/** A namespace as the driver knows it. */
-export interface NamespaceState {
-  readonly nsid: number;
-  /** Bytes of a logical block, as a power of two. */
-  readonly lbaShift: number;
-  /** Logical blocks. */
-  readonly blocks: number;
-  /** What its storage was opened with; null for a storage that somebody else opened. */
-  readonly block: BlockOptions | null;
-  /** What its storage has saved; null for storage that stays where it is. */
-  readonly backend: DeviceState | null;
-}
-
-/** Everything that a driver could tell a controller by; no command is in flight but those that wait for an event. */
-export interface NvmeState {
-  /** Serial number, and qualified name of the subsystem; those of the namespaces follow from the first. */
-  readonly serial: string;
-  readonly subnqn: string;
-  /** True while commands are fetched: ready, and no reset asked for. */
-  readonly running: boolean;
-  /** True from when CC.EN was cleared until the controller is reset. */
-  readonly resetAsked: boolean;
-  readonly registers: RegistersState;
-  readonly queues: QueueSetState;
-  readonly doorbells: DoorbellsState;
-  readonly features: FeaturesState;
-  readonly events: EventsState;
-  readonly logs: LogPagesState;
-  readonly counters: CounterRecord<typeof NVME_COUNTERS>;
-  readonly namespaces: readonly NamespaceState[];
-}
-
-/** Form of {@linkcode NvmeState}. */
-export const NVME_FORM: StateForm<NvmeState> = new StateForm(
-  "nvme",
-  "the NVMe controller",
-);
 
 /** Limits of the controller that a state is loaded into. */
 export interface NvmeStateLimits extends QueueLimits {
@@ -72,31 +34,29 @@ export interface NvmeStateLimits extends QueueLimits {
 }
 
 /**
- * Checks a saved state, all of it.
+ * Checks a saved state, all of it. No command is in flight but those that wait for an event.
  *
  * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when it is none of such a controller
  */
-export function parseNvmeState(
-  value: unknown,
-  limits: NvmeStateLimits,
-): NvmeState {
-  const reader = NVME_FORM.read(value);
-  const pairs = limits.pairs + 1;
-  const state: NvmeState = {
+export function parseNvmeState(reader: StateReader, limits: NvmeStateLimits) {
+  const state = {
+    /** Serial number, and qualified name of the subsystem; those of the namespaces follow from the first. */
     serial: reader.text("serial"),
     subnqn: reader.text("subnqn"),
+    /** True while commands are fetched: ready, and no reset asked for. */
     running: reader.flag("running"),
+    /** True from when CC.EN was cleared until the controller is reset. */
     resetAsked: reader.flag("resetAsked"),
-    registers: parseRegistersState(reader.value("registers")),
-    queues: parseQueueSetState(reader.value("queues"), limits),
+    registers: parseRegistersState(reader.part("registers")),
+    queues: parseQueueSetState(reader.part("queues"), limits),
     doorbells: parseDoorbellsState(
-      reader.value("doorbells"),
-      pairs * 2,
+      reader.part("doorbells"),
+      (limits.pairs + 1) * 2,
       limits.mapDoorbells,
     ),
-    features: parseFeaturesState(reader.value("features"), limits.vectors),
-    events: parseEventsState(reader.value("events")),
-    logs: parseLogPagesState(reader.value("logs")),
+    features: parseFeaturesState(reader.part("features"), limits.vectors),
+    events: parseEventsState(reader.part("events")),
+    logs: parseLogPagesState(reader.part("logs")),
     counters: parseCounters(NVME_COUNTERS, reader.value("counters")),
     namespaces: checkNamespaces(reader, limits),
   };
@@ -104,23 +64,31 @@ export function parseNvmeState(
   return state;
 }
 
+/** Everything that a driver could tell a controller by. */
+export type NvmeState = ReturnType<typeof parseNvmeState>;
+
+/** Form of {@linkcode NvmeState}. */
+export const NVME_FORM: StateForm<NvmeState> = new StateForm(
+  "nvme",
+  "the NVMe controller",
+);
+
 /** The namespaces of a state, which are not compared with anything. */
-export function parseNamespaces(
-  reader: StateReader,
-): readonly NamespaceState[] {
+export function parseNamespaces(reader: StateReader) {
   return reader.parts("namespaces", (one) => ({
     nsid: one.integer("nsid", 0xffff_ffff),
+    /** Bytes of a logical block, as a power of two. */
     lbaShift: one.integer("lbaShift", 31),
+    /** Logical blocks, as the driver knows them. */
     blocks: one.integer("blocks", Number.MAX_SAFE_INTEGER),
+    /** Options that its storage was opened with; null for storage that somebody else opened. */
     block: one.value("block") as BlockOptions | null,
+    /** State of its storage; null for storage that stays where it is. */
     backend: one.value("backend") as DeviceState | null,
   }));
 }
 
-function checkNamespaces(
-  reader: StateReader,
-  limits: NvmeStateLimits,
-): readonly NamespaceState[] {
+function checkNamespaces(reader: StateReader, limits: NvmeStateLimits) {
   const list = parseNamespaces(reader);
   const describe = (all: NvmeStateLimits["namespaces"]) =>
     all.map(({ nsid, lbaShift }) => `${nsid} in blocks of ${1 << lbaShift}`)
@@ -134,17 +102,24 @@ function checkNamespaces(
 }
 
 /** Refuses what each part could be but not all of them together. */
-function checkTogether(reader: StateReader, state: NvmeState): void {
-  const { cc, csts } = state.registers;
-  const { completion, submission } = state.queues;
+function checkTogether(
+  reader: StateReader,
+  { running, registers: { cc, csts }, queues, events }: {
+    readonly running: boolean;
+    readonly registers: RegistersState;
+    readonly queues: QueueSetState;
+    readonly events: EventsState;
+  },
+): void {
+  const { completion, submission } = queues;
   const hasAdmin = completion.some(({ qid }) => qid === 0) &&
     submission.some(({ qid, cqid }) => qid === 0 && cqid === 0);
   const ready = bit(cc, NVME_CC.EN) && bit(csts, NVME_CSTS.RDY) &&
     field(cc, ...NVME_CC.MPS) <= NVME_MPS_MAX;
-  if (state.running && (!ready || !hasAdmin)) {
+  if (running && (!ready || !hasAdmin)) {
     throw reader.refused("its state is running without being ready");
   }
-  if (state.events.held.length > 0 && !hasAdmin) {
+  if (events.held.length > 0 && !hasAdmin) {
     throw reader.refused("its state has commands of no queue");
   }
 }

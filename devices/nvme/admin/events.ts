@@ -4,7 +4,7 @@
  * @module
  */
 
-import { StateReader } from "../../../src/core/state_reader.ts";
+import type { StateReader } from "../../../src/core/state_reader.ts";
 import type { Command } from "../command/engine.ts";
 import {
   IN_FLIGHT,
@@ -39,37 +39,16 @@ const KINDS = [
   [NvmeAer.NOTICE, NVME_AER_NOTICE_NS_CHANGED, NvmeLog.CHANGED_NS],
 ] as const;
 
-/** A command that waits for an event, as it is saved. */
-export interface HeldState {
-  readonly cid: number;
-  /** As in its entry. */
-  readonly nsid: number;
-}
-
-/** Events as they are saved. */
-export interface EventsState {
-  /** Commands that wait for an event, the oldest first. */
-  readonly held: readonly HeldState[];
-  /** Events that wait for a command, of {@linkcode NvmeEvent}. */
-  readonly pending: readonly number[];
-  /** Types that were told and whose log page was not read since, of {@linkcode NvmeAer}. */
-  readonly heldBack: readonly number[];
-}
-
 /**
  * Checks the state of events.
  *
  * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
  */
-export function parseEventsState(value: unknown): EventsState {
-  const reader = new StateReader(value, "the events");
-  const held = reader.list("held").map((each) => {
-    const command = new StateReader(each, "an event request");
-    return {
-      cid: command.integer("cid", 0xffff),
-      nsid: command.integer("nsid", 0xffff_ffff),
-    };
-  });
+export function parseEventsState(reader: StateReader) {
+  const held = reader.parts("held", (command) => ({
+    cid: command.integer("cid", 0xffff),
+    nsid: command.integer("nsid", 0xffff_ffff),
+  }));
   if (held.length > ASYNC_EVENTS_MAX) {
     throw reader.refused(`its state has ${held.length} commands that wait`);
   }
@@ -77,11 +56,17 @@ export function parseEventsState(value: unknown): EventsState {
     throw reader.refused("its state has a command twice");
   }
   return {
+    /** Commands that wait for an event, the oldest first. */
     held,
+    /** Events that wait for a command, of {@linkcode NvmeEvent}. */
     pending: reader.integers("pending", KINDS.length - 1),
+    /** Types that were told and whose log page was not read since, of {@linkcode NvmeAer}. */
     heldBack: reader.integers("heldBack", NvmeAer.NOTICE),
   };
 }
+
+/** Events as they are saved. */
+export type EventsState = ReturnType<typeof parseEventsState>;
 
 /**
  * Events that wait for a command, and commands that wait for an event.
@@ -135,11 +120,6 @@ export class AsyncEvents {
     if (this.#held.length === ASYNC_EVENTS_MAX) return NvmeSc.ASYNC_LIMIT;
     this.#held.push(command);
     return IN_FLIGHT;
-  }
-
-  /** Tells whether a command waits here for an event. */
-  holds(command: Command): boolean {
-    return this.#held.includes(command);
   }
 
   /**

@@ -5,7 +5,7 @@
  */
 
 import { bit, field } from "../../../src/core/bits.ts";
-import { StateReader } from "../../../src/core/state_reader.ts";
+import type { StateReader } from "../../../src/core/state_reader.ts";
 import {
   NVME_AEN_BIT_NS_ATTR,
   NVME_AEN_CFG_TEMPERATURE,
@@ -63,47 +63,35 @@ const PLAIN = {
 type PlainName = keyof typeof PLAIN;
 const PLAIN_NAMES = Object.keys(PLAIN) as PlainName[];
 
-/** Choices of the driver, also as they are saved. */
-export interface FeaturesState {
-  readonly values: Record<PlainName, number>;
-  /** Interrupt vector configuration, by vector. */
-  readonly vectors: number[];
-  /** By namespace id. */
-  readonly errorRecovery: number[];
-  writeCache: boolean;
-  /** Host Behavior Support: advanced command retry. */
-  commandRetry: boolean;
-  /** Thresholds in kelvins. */
-  temperatureOver: number;
-  temperatureUnder: number;
-}
-
 /**
  * Checks the state of features.
  *
  * @param vectors Interrupt vectors
  * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
  */
-export function parseFeaturesState(
-  value: unknown,
-  vectors: number,
-): FeaturesState {
-  const reader = new StateReader(value, "the features");
-  const values = new StateReader(reader.value("values"), "the features");
+export function parseFeaturesState(reader: StateReader, vectors: number) {
+  const values = reader.part("values");
   return {
     values: Object.fromEntries(
       PLAIN_NAMES.map((name) => [name, values.integer(name, U32_MAX)]),
-    ) as FeaturesState["values"],
+    ) as Record<PlainName, number>,
+    /** Interrupt vector configuration, by vector. */
     vectors: [...reader.integers("vectors", 0x1_ffff, vectors)],
+    /** By namespace id. */
     errorRecovery: [
       ...reader.integers("errorRecovery", U32_MAX, NSID_MAX + 1),
     ],
     writeCache: reader.flag("writeCache"),
+    /** Host Behavior Support: advanced command retry. */
     commandRetry: reader.flag("commandRetry"),
+    /** Thresholds in kelvins. */
     temperatureOver: reader.integer("temperatureOver", 0xffff),
     temperatureUnder: reader.integer("temperatureUnder", 0xffff),
   };
 }
+
+/** Choices of the driver, also as they are saved. */
+export type FeaturesState = ReturnType<typeof parseFeaturesState>;
 
 /** Features as they concern whoever serves queues. Plain data. */
 export interface QueueFeatures {

@@ -5,14 +5,10 @@
  */
 
 import { setU64 } from "../../../src/core/bits.ts";
-import { StateReader } from "../../../src/core/state_reader.ts";
+import type { StateReader } from "../../../src/core/state_reader.ts";
 import { NvmeCounter } from "../counters.ts";
 import { NvmeAdmin, NvmeCmd, NvmeLog } from "../defs.ts";
-import {
-  ERROR_LOG_ENTRIES,
-  type ErrorEntry,
-  parseErrorEntries,
-} from "../io/error_log.ts";
+import { ERROR_LOG_ENTRIES, parseErrorEntry } from "../io/error_log.ts";
 import type { NvmeQueues } from "../io/queues.ts";
 import { type Features, TEMPERATURE_KELVIN } from "./features.ts";
 
@@ -66,7 +62,7 @@ const HOUR_MS = 3_600_000;
 const DATA_UNIT_BYTES = 512_000;
 /** Critical warning: the temperature is past a threshold. */
 const SMART_CRIT_TEMPERATURE = 1 << 1;
-const CHANGED_MANY = 0xffff_ffff;
+const U32_MAX = 0xffff_ffff;
 
 /** Commands that change the contents of blocks. */
 const CHANGING: readonly number[] = [
@@ -86,42 +82,32 @@ export interface LogPagesOptions {
   readonly gather: () => void;
 }
 
-/** Log pages as they are saved. */
-export interface LogPagesState {
-  /** Number of errors so far. */
-  readonly errorCount: number;
-  /** The last of them, the newest first. */
-  readonly errors: readonly ErrorEntry[];
-  /** Namespaces that changed since the page was read. */
-  readonly changed: readonly number[];
-  /** True while a loss of power would count as an unsafe shutdown. */
-  readonly inUse: boolean;
-  readonly powerCycles: number;
-  readonly unsafeShutdowns: number;
-  /** Time since power-on, in milliseconds. */
-  readonly poweredMs: number;
-}
-
 /**
  * Checks the state of log pages.
  *
  * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
  */
-export function parseLogPagesState(value: unknown): LogPagesState {
-  const reader = new StateReader(value, "the log pages");
-  const errorCount = reader.integer("errorCount", 0xffff_ffff);
+export function parseLogPagesState(reader: StateReader) {
+  const errorCount = reader.integer("errorCount", U32_MAX);
+  const kept = Math.min(errorCount, ERROR_LOG_ENTRIES);
   return {
+    /** Number of errors so far. */
     errorCount,
-    errors: parseErrorEntries(
-      reader.list("errors", Math.min(errorCount, ERROR_LOG_ENTRIES)),
-    ),
-    changed: reader.integers("changed", 0xffff_ffff),
+    /** The last of them, the newest first. */
+    errors: reader.parts("errors", parseErrorEntry, kept),
+    /** Namespaces that changed since the page was read. */
+    changed: reader.integers("changed", U32_MAX),
+    /** True while a loss of power would count as an unsafe shutdown. */
     inUse: reader.flag("inUse"),
     powerCycles: reader.integer("powerCycles", Number.MAX_SAFE_INTEGER),
     unsafeShutdowns: reader.integer("unsafeShutdowns", Number.MAX_SAFE_INTEGER),
+    /** Time since power-on, in milliseconds. */
     poweredMs: reader.integer("poweredMs", Number.MAX_SAFE_INTEGER),
   };
 }
+
+/** Log pages as they are saved. */
+export type LogPagesState = ReturnType<typeof parseLogPagesState>;
 
 /** The log pages of a controller. */
 export class LogPages {
@@ -280,7 +266,7 @@ export class LogPages {
     const view = new DataView(page.buffer);
     const changed = this.#changed.toSorted((a, b) => a - b);
     if (changed.length > CHANGED_NS_LOG.ENTRIES) {
-      view.setUint32(0, CHANGED_MANY, true);
+      view.setUint32(0, U32_MAX, true);
       return page;
     }
     for (const [i, nsid] of changed.entries()) {

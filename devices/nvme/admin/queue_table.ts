@@ -32,7 +32,6 @@ import type { NvmeRegisters } from "../registers.ts";
 import type {
   NamespaceGrant,
   QueueGrant,
-  QueueReport,
   ServiceMessage,
 } from "../threads/queue_service.ts";
 import { sharedWordCount } from "../threads/shared_words.ts";
@@ -269,11 +268,6 @@ export class QueueTable {
   /** Has the thread of a completion queue look at its doorbells. */
   wake(cqid: number): void {
     this.#threads!.wake(this.#threadOf(cqid));
-  }
-
-  /** Events on other threads since the last call. */
-  reports(): QueueReport[] {
-    return this.callOthers({ op: "report" }) as QueueReport[];
   }
 
   /** Leaves guest memory alone. */

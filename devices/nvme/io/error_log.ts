@@ -4,7 +4,7 @@
  * @module
  */
 
-import { StateReader } from "../../../src/core/state_reader.ts";
+import type { StateReader } from "../../../src/core/state_reader.ts";
 import type { Command } from "../command/engine.ts";
 import { NvmeAdmin, NvmeCmd, NvmeSc, SQE } from "../defs.ts";
 import type { SharedWords } from "../threads/shared_words.ts";
@@ -12,38 +12,30 @@ import type { SharedWords } from "../threads/shared_words.ts";
 /** Entries of the error log; ELPE is one less. */
 export const ERROR_LOG_ENTRIES = 16;
 
+const U32_MAX = 0xffff_ffff;
 /** SCT and SC of a status. */
 const STATUS_CODE = 0x7ff;
 
-/** An entry of the error log (figure 193). */
-export interface ErrorEntry {
-  /** Counts all errors of the controller. */
-  number: number;
+/** The largest value of each field of an entry. */
+const FIELD_MAX = {
+  /** Counts all errors of the controller, from 1. */
+  number: U32_MAX,
   /** Its submission queue; {@linkcode NO_COMMAND} for an error of no command. */
-  sqid: number;
-  /** The command; {@linkcode NO_COMMAND} for an error of none. */
-  cid: number;
-  /** 15 bits. */
-  status: number;
-  /** Place of the error in the command: byte in 7:0, bit in 10:8; {@linkcode NO_LOCATION} for no single place. */
-  location: number;
-  /** The first block that it is about: low and high word. */
-  lbaLow: number;
-  lbaHigh: number;
-  nsid: number;
-}
-
-/** The largest value of each field. */
-const FIELD_MAX: Readonly<Record<keyof ErrorEntry, number>> = {
-  number: 0xffff_ffff,
   sqid: 0xffff,
+  /** The command; {@linkcode NO_COMMAND} for an error of none. */
   cid: 0xffff,
+  /** 15 bits. */
   status: 0x7fff,
+  /** Place of the error in the command: byte in 7:0, bit in 10:8; {@linkcode NO_LOCATION} for no single place. */
   location: 0xffff,
-  lbaLow: 0xffff_ffff,
-  lbaHigh: 0xffff_ffff,
-  nsid: 0xffff_ffff,
-};
+  /** The first block that it is about: low and high word. */
+  lbaLow: U32_MAX,
+  lbaHigh: U32_MAX,
+  nsid: U32_MAX,
+} as const;
+
+/** An entry of the error log (figure 193). */
+export type ErrorEntry = Record<keyof typeof FIELD_MAX, number>;
 
 /** Stands for the queue and the command of an error that no command made (figure 193). */
 const NO_COMMAND = 0xffff;
@@ -94,19 +86,16 @@ export function isUnmetQuestion(opcode: number, status: number): boolean {
 }
 
 /**
- * Checks entries.
+ * Checks an entry.
  *
- * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when they cannot be
+ * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
  */
-export function parseErrorEntries(list: readonly unknown[]): ErrorEntry[] {
-  return list.map((value) => {
-    const reader = new StateReader(value, "an entry of the error log");
-    return Object.fromEntries(
-      Object.entries(FIELD_MAX).map((
-        [name, max],
-      ) => [name, reader.integer(name, max)]),
-    ) as unknown as ErrorEntry;
-  });
+export function parseErrorEntry(reader: StateReader): ErrorEntry {
+  return Object.fromEntries(
+    Object.entries(FIELD_MAX).map((
+      [name, max],
+    ) => [name, reader.integer(name, max)]),
+  ) as ErrorEntry;
 }
 
 /** The errors that one thread has found. */

@@ -6,7 +6,7 @@
 
 import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { NO_WINDOW, RangeWindow } from "../../../src/memory/range_window.ts";
-import { StateReader } from "../../../src/core/state_reader.ts";
+import type { StateReader } from "../../../src/core/state_reader.ts";
 import type { SharedWords } from "../threads/shared_words.ts";
 
 const WORD = 4;
@@ -21,48 +21,36 @@ export interface DoorbellBuffers {
   readonly eventIova: number;
 }
 
-/** Doorbells as they are saved, numbered as they lie in the BAR. */
-export interface DoorbellsState {
-  /** Values of the registers; null when clients map them: that page travels with its contents, which may be newer. */
-  readonly registers: readonly number[] | null;
-  /** After Doorbell Buffer Config; null before. */
-  readonly buffers: DoorbellBuffers | null;
-  /** Value that each shadow doorbell was set to, 1 once it has had another, and value that EventIdx was set to. */
-  readonly initial: readonly number[];
-  readonly inUse: readonly number[];
-  readonly armed: readonly number[];
-}
-
 /**
- * Checks the state of doorbells.
+ * Checks the state of doorbells, numbered as they lie in the BAR.
  *
  * @param count Number of doorbells
  * @param mapped Clients map them
  * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
  */
 export function parseDoorbellsState(
-  value: unknown,
+  reader: StateReader,
   count: number,
   mapped: boolean,
-): DoorbellsState {
-  const reader = new StateReader(value, "the doorbells");
-  const readBuffers = () => {
-    const buffers = new StateReader(reader.value("buffers"), "the doorbells");
-    return {
-      shadowIova: buffers.integer("shadowIova", Number.MAX_SAFE_INTEGER),
-      eventIova: buffers.integer("eventIova", Number.MAX_SAFE_INTEGER),
-    };
-  };
+) {
+  const isMapped = mapped && reader.value("registers") === null;
   return {
-    registers: mapped && reader.value("registers") === null
-      ? null
-      : reader.integers("registers", U32_MAX, count),
-    buffers: reader.value("buffers") === null ? null : readBuffers(),
+    /** Values of the registers; null when clients map them: that page travels with its contents, which may be newer. */
+    registers: isMapped ? null : reader.integers("registers", U32_MAX, count),
+    /** Buffers of Doorbell Buffer Config; null before. */
+    buffers: reader.partOrNull("buffers", (part): DoorbellBuffers => ({
+      shadowIova: part.integer("shadowIova", Number.MAX_SAFE_INTEGER),
+      eventIova: part.integer("eventIova", Number.MAX_SAFE_INTEGER),
+    })),
+    /** Value that each shadow doorbell was set to, 1 once it has had another, and value that EventIdx was set to. */
     initial: reader.integers("initial", U32_MAX, count),
     inUse: reader.integers("inUse", 1, count),
     armed: reader.integers("armed", U32_MAX, count),
   };
 }
+
+/** Doorbells as they are saved. */
+export type DoorbellsState = ReturnType<typeof parseDoorbellsState>;
 
 /** The doorbell of a submission queue's tail. */
 export function tailDoorbell(qid: number): number {

@@ -8,51 +8,13 @@
 import { Errno } from "../../../src/core/errno.ts";
 import { Access, type GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { RangeWindow } from "../../../src/memory/range_window.ts";
-import { StateReader } from "../../../src/core/state_reader.ts";
+import type { StateReader } from "../../../src/core/state_reader.ts";
 import { CQE, CQE_BYTES, NvmeSc, SQE, SQE_BYTES } from "../defs.ts";
 
 const U32_MAX = 0xffff_ffff;
 /** The most entries of an admin queue (AQA). */
 const ADMIN_ENTRIES_MAX = 4096;
 const CIDS = 0x1_0000;
-/** No doorbell value: what a queue has not rejected yet. */
-const NOTHING = -1;
-
-/** A queue. */
-interface QueueState {
-  readonly qid: number;
-  /** Entries. */
-  readonly size: number;
-  readonly iova: number;
-  readonly head: number;
-  readonly tail: number;
-  /** The doorbell value that was refused last. */
-  readonly rejected: number | null;
-}
-
-/** A completion queue. */
-export interface CompletionQueueState extends QueueState {
-  readonly vector: number;
-  /** True when completions interrupt. */
-  readonly interrupts: boolean;
-  /** Of the next entry: 0 or 1. */
-  readonly phase: number;
-  /** Number of entries that no interrupt has told about, and true when one of them is of a command that failed. */
-  readonly untold: number;
-  readonly urgent: boolean;
-}
-
-/** A submission queue. */
-export interface SubmissionQueueState extends QueueState {
-  /** Its completion queue. */
-  readonly cqid: number;
-}
-
-/** All queues of a controller. */
-export interface QueueSetState {
-  readonly completion: readonly CompletionQueueState[];
-  readonly submission: readonly SubmissionQueueState[];
-}
 
 /** Limits of a controller. */
 export interface QueueLimits {
@@ -64,34 +26,83 @@ export interface QueueLimits {
   readonly maxEntries: number;
 }
 
+function readQueue(reader: StateReader, { pairs, maxEntries }: QueueLimits) {
+  const qid = reader.integer("qid", pairs);
+  const size = reader.integer(
+    "size",
+    qid === 0 ? ADMIN_ENTRIES_MAX : maxEntries,
+  );
+  if (size < 2) throw reader.refused("it has less than two entries");
+  return {
+    qid,
+    /** Entries. */
+    size,
+    iova: reader.integer("iova", Number.MAX_SAFE_INTEGER),
+    head: reader.integer("head", size - 1),
+    tail: reader.integer("tail", size - 1),
+    /** Doorbell value that was refused last. */
+    rejected: reader.value("rejected") === null
+      ? null
+      : reader.integer("rejected", U32_MAX),
+  };
+}
+
+function readCompletionQueue(reader: StateReader, limits: QueueLimits) {
+  return {
+    ...readQueue(reader, limits),
+    vector: reader.integer("vector", limits.vectors - 1),
+    /** True when completions interrupt. */
+    interrupts: reader.flag("interrupts"),
+    /** Phase of the next entry: 0 or 1. */
+    phase: reader.integer("phase", 1),
+    /** Number of entries that no interrupt has told about. */
+    untold: reader.integer("untold", U32_MAX),
+    /** True when one of them is of a command that failed. */
+    urgent: reader.flag("urgent"),
+  };
+}
+
+function readSubmissionQueue(reader: StateReader, limits: QueueLimits) {
+  return {
+    ...readQueue(reader, limits),
+    /** Its completion queue. */
+    cqid: reader.integer("cqid", limits.pairs),
+  };
+}
+
+/** A completion queue, as it is saved. */
+export type CompletionQueueState = Readonly<
+  ReturnType<typeof readCompletionQueue>
+>;
+
+/** A submission queue, as it is saved. */
+export type SubmissionQueueState = Readonly<
+  ReturnType<typeof readSubmissionQueue>
+>;
+
+/** All queues of a controller, as they are saved. */
+export interface QueueSetState {
+  readonly completion: readonly CompletionQueueState[];
+  readonly submission: readonly SubmissionQueueState[];
+}
+
 /**
  * Checks the state of queues.
  *
  * @throws {import("../../../src/core/errno.ts").ErrnoError} EINVAL when it cannot be
  */
 export function parseQueueSetState(
-  value: unknown,
+  reader: StateReader,
   limits: QueueLimits,
 ): QueueSetState {
-  const reader = new StateReader(value, "the queues");
-  const completion = reader.list("completion").map((value) => {
-    const each = new StateReader(value, "a completion queue");
-    return {
-      ...parseQueue(each, limits),
-      vector: each.integer("vector", limits.vectors - 1),
-      interrupts: each.flag("interrupts"),
-      phase: each.integer("phase", 1),
-      untold: each.integer("untold", U32_MAX),
-      urgent: each.flag("urgent"),
-    };
-  });
-  const submission = reader.list("submission").map((value) => {
-    const each = new StateReader(value, "a submission queue");
-    return {
-      ...parseQueue(each, limits),
-      cqid: each.integer("cqid", limits.pairs),
-    };
-  });
+  const completion = reader.parts(
+    "completion",
+    (each) => readCompletionQueue(each, limits),
+  );
+  const submission = reader.parts(
+    "submission",
+    (each) => readSubmissionQueue(each, limits),
+  );
   const cqids = new Set(completion.map(({ qid }) => qid));
   const sqids = new Set(submission.map(({ qid }) => qid));
   if (cqids.size < completion.length || sqids.size < submission.length) {
@@ -101,27 +112,6 @@ export function parseQueueSetState(
     throw reader.refused("its state has a queue that completes nowhere");
   }
   return { completion, submission };
-}
-
-function parseQueue(
-  reader: StateReader,
-  { pairs, maxEntries }: QueueLimits,
-): QueueState {
-  const qid = reader.integer("qid", pairs);
-  const size = reader.integer(
-    "size",
-    qid === 0 ? ADMIN_ENTRIES_MAX : maxEntries,
-  );
-  if (size < 2) throw reader.refused("it has less than two entries");
-  return {
-    ...{ qid, size },
-    iova: reader.integer("iova", Number.MAX_SAFE_INTEGER),
-    head: reader.integer("head", size - 1),
-    tail: reader.integer("tail", size - 1),
-    rejected: reader.value("rejected") === null
-      ? null
-      : reader.integer("rejected", U32_MAX),
-  };
 }
 
 /**
@@ -154,7 +144,7 @@ export class CompletionQueue {
   /** True when one of those is of a command that failed. */
   urgent: boolean;
   /** The doorbell value that was refused last. */
-  rejected: number;
+  rejected: number | null;
   readonly #ring: RangeWindow;
   #phase: number;
 
@@ -175,7 +165,7 @@ export class CompletionQueue {
     this.#phase = state.phase;
     this.untold = state.untold;
     this.urgent = state.urgent;
-    this.rejected = state.rejected ?? NOTHING;
+    this.rejected = state.rejected;
   }
 
   /** Entries that the driver has not consumed, as far as it has told. */
@@ -239,18 +229,13 @@ export class CompletionQueue {
 
   /** State of the queue; nothing may be reserved. */
   save(): CompletionQueueState {
+    const { qid, size, vector, interrupts, head, tail } = this;
+    const { untold, urgent, rejected } = this;
     return {
-      qid: this.qid,
-      size: this.size,
+      ...{ qid, size, vector, interrupts, head, tail },
+      ...{ untold, urgent, rejected },
       iova: this.#ring.iova,
-      vector: this.vector,
-      interrupts: this.interrupts,
-      head: this.head,
-      tail: this.tail,
       phase: this.#phase,
-      untold: this.untold,
-      urgent: this.urgent,
-      rejected: this.rejected === NOTHING ? null : this.rejected,
     };
   }
 }
@@ -272,7 +257,7 @@ export class SubmissionQueue {
   /** True while it is being deleted: nothing is fetched any more. */
   ending = false;
   /** The doorbell value that was refused last. */
-  rejected: number;
+  rejected: number | null;
   readonly #ring: RangeWindow;
   /** Number of entries from `head` on that were refreshed since they were submitted. */
   #fresh = 0;
@@ -296,7 +281,7 @@ export class SubmissionQueue {
     );
     this.head = state.head;
     this.tail = state.tail;
-    this.rejected = state.rejected ?? NOTHING;
+    this.rejected = state.rejected;
   }
 
   /** True when nothing is to be fetched, as far as the driver has told. */
@@ -376,14 +361,8 @@ export class SubmissionQueue {
 
   /** State of the queue, apart from commands that wait for an event. */
   save(): SubmissionQueueState {
-    return {
-      qid: this.qid,
-      size: this.size,
-      iova: this.#ring.iova,
-      cqid: this.cq.qid,
-      head: this.head,
-      tail: this.tail,
-      rejected: this.rejected === NOTHING ? null : this.rejected,
-    };
+    const { qid, size, cq, head, tail, rejected } = this;
+    const { iova } = this.#ring;
+    return { qid, size, iova, cqid: cq.qid, head, tail, rejected };
   }
 }

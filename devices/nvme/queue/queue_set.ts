@@ -169,16 +169,27 @@ export class QueueSet {
     return true;
   }
 
+  /** Looks at a doorbell that was written by message. @returns False when its queue is not here */
+  ring(qid: number, isHead: boolean, value: number): boolean {
+    const queue = isHead ? this.cq(qid) : this.sq(qid);
+    if (queue === null) return false;
+    // A value that was refused before is a mistake again.
+    queue.rejected = null;
+    const index = isHead ? headDoorbell(qid) : tailDoorbell(qid);
+    this.#options.doorbells.write(index, value);
+    if (queue instanceof CompletionQueue) this.updateHead(queue);
+    else this.updateTail(queue);
+    return true;
+  }
+
   /** Looks at the doorbell of a submission queue. */
   updateTail(sq: SubmissionQueue): void {
-    let value = this.#options.doorbells.read(tailDoorbell(sq.qid));
-    if (value === sq.tail || value === NO_DOORBELL || value === sq.rejected) {
-      return;
-    }
-    value = this.#admit(sq, value);
+    const found = this.#news(tailDoorbell(sq.qid), sq.tail, sq.rejected);
+    if (found === NO_DOORBELL) return;
+    const value = this.#admit(sq, found);
     if (value === NO_DOORBELL) return;
     if (sq.submitTo(value)) {
-      sq.rejected = NO_DOORBELL;
+      sq.rejected = null;
       return;
     }
     sq.rejected = value;
@@ -202,12 +213,10 @@ export class QueueSet {
 
   /** Looks at the doorbell of a completion queue. */
   updateHead(cq: CompletionQueue): void {
-    const value = this.#options.doorbells.read(headDoorbell(cq.qid));
-    if (value === cq.head || value === NO_DOORBELL || value === cq.rejected) {
-      return;
-    }
+    const value = this.#news(headDoorbell(cq.qid), cq.head, cq.rejected);
+    if (value === NO_DOORBELL) return;
     if (cq.consumeTo(value)) {
-      cq.rejected = NO_DOORBELL;
+      cq.rejected = null;
       return;
     }
     cq.rejected = value;
@@ -300,22 +309,23 @@ export class QueueSet {
    * @param heads The heads of all completion queues matter, not just those of queues with commands to fetch
    */
   hasNews(heads: boolean): boolean {
-    const { doorbells } = this.#options;
-    doorbells.refresh();
+    this.refreshDoorbells();
     for (let i = 0; i < this.#activeSqs.length; i++) {
       const sq = this.#activeSqs[i]!;
-      const tail = doorbells.read(tailDoorbell(sq.qid));
-      if (tail !== sq.tail && tail !== NO_DOORBELL && tail !== sq.rejected) {
-        return true;
-      }
+      const tail = this.#news(tailDoorbell(sq.qid), sq.tail, sq.rejected);
+      if (tail !== NO_DOORBELL) return true;
       if (sq.empty && !heads) continue;
       const { cq } = sq;
-      const head = doorbells.read(headDoorbell(cq.qid));
-      if (head !== cq.head && head !== NO_DOORBELL && head !== cq.rejected) {
-        return true;
-      }
+      const head = this.#news(headDoorbell(cq.qid), cq.head, cq.rejected);
+      if (head !== NO_DOORBELL) return true;
     }
     return false;
+  }
+
+  /** The value of a doorbell, or NO_DOORBELL when it is as known or was rejected before. */
+  #news(index: number, known: number, rejected: number | null): number {
+    const value = this.#options.doorbells.read(index);
+    return value === known || value === rejected ? NO_DOORBELL : value;
   }
 
   /** Asks the driver to ring whenever it consumes entries, and looks whether it has; for pin interrupts. */
