@@ -35,16 +35,17 @@ import {
 } from "./defs.ts";
 import type { DeviceState } from "../../src/core/state_form.ts";
 import type { ResourceBag } from "../../src/os/resource_bag.ts";
-import { areRequirementsMet } from "./feature_rules.ts";
-import { givenOffloads, NO_OFFLOADS, offloadFeatures } from "./offloads.ts";
 import {
-  NetQueues,
-  type NetQueuesOptions,
-  type NetSettings,
-} from "./queue/net_queues.ts";
+  areRequirementsMet,
+  givenOffloads,
+  offeredFeatures,
+} from "./features.ts";
+import { NetQueues, type NetQueuesOptions } from "./queue/net_queues.ts";
+import { SEGMENTS_MAX } from "./queue/pair.ts";
 import {
   macFromText,
   NET_FORM,
+  type NetSettings,
   type NetState,
   parseNetState,
 } from "./state.ts";
@@ -67,26 +68,7 @@ export interface VirtioNetParts {
     };
 }
 
-const FEATURES = Features.of(
-  VIRTIO_NET_F.MTU,
-  VIRTIO_NET_F.MAC,
-  VIRTIO_NET_F.MRG_RXBUF,
-  VIRTIO_NET_F.STATUS,
-  VIRTIO_NET_F.CTRL_VQ,
-  VIRTIO_NET_F.CTRL_RX,
-  VIRTIO_NET_F.CTRL_VLAN,
-  VIRTIO_NET_F.CTRL_RX_EXTRA,
-  VIRTIO_NET_F.GUEST_ANNOUNCE,
-  VIRTIO_NET_F.CTRL_MAC_ADDR,
-  VIRTIO_NET_F.VQ_NOTF_COAL,
-  VIRTIO_NET_F.NOTF_COAL,
-);
-const MQ = Features.of(VIRTIO_NET_F.MQ);
-
 const NO_FEATURES = new Features(0, 0);
-
-/** IOV_MAX: what one readv(2) or writev(2) takes. */
-const SEGMENTS_MAX = 1024;
 
 /** What {@linkcode NetQueues} of another thread are made of. Plain data. */
 export interface NetGrant extends Omit<NetQueuesOptions, "mac"> {
@@ -183,10 +165,7 @@ export class VirtioNet implements VirtioDevice {
       options: queueOptions,
       onLinkChange: () => this.onLinkChange(),
     });
-    this.#coalescing = new CoalescingControl(
-      count * 2,
-      (index) => this.#pairs.has(index) && this.#queues[index]!.enabled,
-    );
+    this.#coalescing = new CoalescingControl(count * 2);
     this.#control = new ControlQueue({
       ...{ interrupt, fail },
       memory: context.memory,
@@ -195,6 +174,8 @@ export class VirtioNet implements VirtioDevice {
       counters: this.#pairs.tally,
       chainSegments: Math.min(options.queueSize, SEGMENTS_MAX),
       coalescing: this.#coalescing,
+      isInUse: (index) =>
+        this.#pairs.has(index) && this.#queues[index]?.enabled === true,
       setMac: (mac) => this.#setMac(mac),
       acknowledgeAnnounce: () => this.#clearAnnounce(),
       setQueuePairs: (count) => this.#setQueuePairs(count),
@@ -515,16 +496,4 @@ export class VirtioNet implements VirtioDevice {
     }
     return "the driver was asked to announce itself";
   }
-}
-
-function offeredFeatures(
-  backend: NetBackend,
-  pairs: number,
-  offloads: boolean,
-): Features {
-  const able = offloads && backend.hasVnetHeader
-    ? backend.offloads ?? NO_OFFLOADS
-    : NO_OFFLOADS;
-  const features = FEATURES.union(offloadFeatures(able));
-  return pairs > 1 ? features.union(MQ) : features;
 }

@@ -6,7 +6,7 @@
 
 import { type CounterRecord, parseCounters } from "../../src/core/counters.ts";
 import { StateForm } from "../../src/core/state_form.ts";
-import { StateReader } from "../../src/core/state_reader.ts";
+import type { StateReader } from "../../src/core/state_reader.ts";
 import { NET_COUNTERS, PAIR_COUNTERS } from "./counters.ts";
 import { formatMac } from "./config.ts";
 import type { CoalescingLimits } from "./queue/coalescing.ts";
@@ -32,21 +32,26 @@ export interface CoalescingState {
   readonly queues: readonly CoalescingLimits[];
 }
 
-/** Everything that a card goes on from, beyond its queues and features; see {@linkcode VirtioNet.save}. */
-export interface NetState {
-  /** The address that a reset restores. */
-  readonly permanentMac: string;
-  /** The address in force. */
+/** What the control side, or the driver by way of it, decides about frames. Plain data. */
+export interface NetSettings {
+  /** The address in force, as people write it. */
   readonly mac: string;
+  /** Whether the card is plugged in. */
   readonly linkUp: boolean;
-  /** Whether the driver is to announce itself, and has not said that it did. */
-  readonly announce: boolean;
   /** How many queue pairs receive. */
   readonly activePairs: number;
   /** What is left to the driver, a set of NetOffload. */
   readonly guestOffloads: number;
   readonly filter: FilterState;
   readonly coalescing: CoalescingState;
+}
+
+/** Everything that a card goes on from, beyond its queues and features; see {@linkcode VirtioNet.save}. */
+export interface NetState extends NetSettings {
+  /** The address that a reset restores. */
+  readonly permanentMac: string;
+  /** Whether the driver is to announce itself, and has not said that it did. */
+  readonly announce: boolean;
   /** What was counted, by name. */
   readonly counters: Readonly<Record<string, number>>;
   readonly pairs: readonly PairCounts[];
@@ -58,10 +63,12 @@ export interface NetState {
 export type PairCounts = CounterRecord<typeof PAIR_COUNTERS>;
 
 const U32_MAX = 0xffff_ffff;
-const WHAT = "the network card";
 
 /** Form of {@linkcode NetState}. */
-export const NET_FORM: StateForm<NetState> = new StateForm("virtio-net", WHAT);
+export const NET_FORM: StateForm<NetState> = new StateForm(
+  "virtio-net",
+  "the network card",
+);
 
 /** The bytes of an address written as by {@linkcode formatMac}; null for anything else. */
 export function macFromText(text: string): Uint8Array<ArrayBuffer> | null {
@@ -95,8 +102,7 @@ function readTable(state: StateReader, name: string): readonly string[] | null {
   return texts;
 }
 
-function readFilter(value: unknown): FilterState {
-  const state = new StateReader(value, `${WHAT}'s filter`);
+function readFilter(state: StateReader): FilterState {
   return {
     modes: state.texts("modes"),
     unicast: readTable(state, "unicast"),
@@ -105,20 +111,18 @@ function readFilter(value: unknown): FilterState {
   };
 }
 
-function readLimits(value: unknown): CoalescingLimits {
-  const state = new StateReader(value, `${WHAT}'s coalescing`);
+function readLimits(state: StateReader): CoalescingLimits {
   return {
     maxPackets: state.integer("maxPackets", U32_MAX),
     maxUsecs: state.integer("maxUsecs", U32_MAX),
   };
 }
 
-function readCoalescing(value: unknown, queues: number): CoalescingState {
-  const state = new StateReader(value, `${WHAT}'s coalescing`);
+function readCoalescing(state: StateReader, queues: number): CoalescingState {
   return {
-    rx: readLimits(state.value("rx")),
-    tx: readLimits(state.value("tx")),
-    queues: state.list("queues", queues).map(readLimits),
+    rx: readLimits(state.part("rx")),
+    tx: readLimits(state.part("tx")),
+    queues: state.parts("queues", readLimits, queues),
   };
 }
 
@@ -137,8 +141,8 @@ export function parseNetState(value: unknown, pairs: number): NetState {
     announce: state.flag("announce"),
     activePairs: state.integer("activePairs", pairs),
     guestOffloads: state.integer("guestOffloads", U32_MAX),
-    filter: readFilter(state.value("filter")),
-    coalescing: readCoalescing(state.value("coalescing"), pairs * 2),
+    filter: readFilter(state.part("filter")),
+    coalescing: readCoalescing(state.part("coalescing"), pairs * 2),
     counters: parseCounters(NET_COUNTERS, state.value("counters")),
     pairs: state.list("pairs", pairs)
       .map((pair) => parseCounters(PAIR_COUNTERS, pair)),

@@ -7,10 +7,11 @@
 import type { Counters } from "../../../src/core/counters.ts";
 import type { BottomHalf, Loop } from "../../../src/loop/event_loop.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
+import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import { Features } from "../../../src/virtio/features.ts";
 import { Chain, type Virtqueue } from "../../../src/virtio/queue/queue.ts";
+import type { CoalescingLimits } from "../queue/coalescing.ts";
 import type { CoalescingControl } from "./coalescing_control.ts";
-import { CommandReader } from "./command_reader.ts";
 import { NetCounter } from "../counters.ts";
 import {
   ETH_ALEN,
@@ -38,7 +39,7 @@ import {
   VLAN_N_VID,
 } from "../defs.ts";
 import { MAC_TABLE_ENTRIES, type ReceiveFilter } from "./filter.ts";
-import { askedOffloads } from "../offloads.ts";
+import { askedOffloads } from "../features.ts";
 
 /** Largest size of the control queue. */
 export const CTRL_QUEUE_SIZE = 64;
@@ -65,6 +66,8 @@ export interface ControlQueueOptions {
   /** The driver chooses receive offloads that it has negotiated, a set of NetOffload; false when that cannot be. */
   readonly setGuestOffloads: (offloads: number) => boolean;
   readonly coalescing: CoalescingControl;
+  /** There is an enabled queue of that number for packets. */
+  readonly isInUse: (queueIndex: number) => boolean;
   /** The most descriptors in a chain: the queue may be at a number that is a larger queue's otherwise. */
   readonly chainSegments: number;
   /** What commands have changed is to be in force before the driver sees that they are done. */
@@ -138,16 +141,14 @@ export class ControlQueue {
     const { memory, counters } = this.#options;
     const writable = this.#chain.writable;
     this.#resultBytes = 0;
-    // Without a place for the ack the driver could not learn what became of the command: nothing is done.
     this.#reader.begin(this.#chain.readable);
-    const result = writable.lengthBytes < 1 ? VIRTIO_NET_ERR : this.#execute();
+    // Without a place for the ack the driver could not learn what became of the command: nothing is done.
+    const isDone = writable.lengthBytes >= RESULT && this.#execute();
     counters.add(
-      result === VIRTIO_NET_OK
-        ? NetCounter.ctrlCommands
-        : NetCounter.ctrlErrors,
+      isDone ? NetCounter.ctrlCommands : NetCounter.ctrlErrors,
       1,
     );
-    this.#answer[0] = result;
+    this.#answer[0] = isDone ? VIRTIO_NET_OK : VIRTIO_NET_ERR;
     return memory.scatter(
       writable,
       this.#answer,
@@ -155,29 +156,37 @@ export class ControlQueue {
     );
   }
 
-  #execute(): number {
-    if (this.#reader.leftBytes < VIRTIO_NET_CTRL_HDR.SIZE) {
-      return VIRTIO_NET_ERR;
-    }
-    const commandClass = this.#reader.number(1)!;
-    const command = this.#reader.number(1)!;
+  /** @returns Whether it was a command, negotiated and right */
+  #execute(): boolean {
+    const reader = this.#reader;
+    if (reader.leftBytes < VIRTIO_NET_CTRL_HDR.SIZE) return false;
+    const commandClass = reader.number(1);
+    const command = reader.number(1);
     switch (commandClass) {
       case VIRTIO_NET_CTRL_RX:
-        return this.#handleRx(command);
+        return this.#setMode(command);
       case VIRTIO_NET_CTRL_MAC:
-        return this.#handleMac(command);
+        return command === VIRTIO_NET_CTRL_MAC_TABLE_SET
+          ? this.#has(VIRTIO_NET_F.CTRL_RX) && this.#setMacTable()
+          : command === VIRTIO_NET_CTRL_MAC_ADDR_SET &&
+            this.#has(VIRTIO_NET_F.CTRL_MAC_ADDR) && this.#setMac();
       case VIRTIO_NET_CTRL_VLAN:
-        return this.#handleVlan(command);
+        return this.#has(VIRTIO_NET_F.CTRL_VLAN) && this.#setVlan(command);
       case VIRTIO_NET_CTRL_ANNOUNCE:
-        return this.#handleAnnounce(command);
+        return command === VIRTIO_NET_CTRL_ANNOUNCE_ACK &&
+          this.#has(VIRTIO_NET_F.GUEST_ANNOUNCE) && this.#acknowledge();
       case VIRTIO_NET_CTRL_MQ:
-        return this.#handleMq(command);
+        return command === VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET &&
+          this.#has(VIRTIO_NET_F.MQ) && reader.leftBytes === 2 &&
+          this.#options.setQueuePairs(reader.number(2));
       case VIRTIO_NET_CTRL_GUEST_OFFLOADS:
-        return this.#handleGuestOffloads(command);
+        return command === VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET &&
+          this.#has(VIRTIO_NET_F.CTRL_GUEST_OFFLOADS) &&
+          this.#setGuestOffloads();
       case VIRTIO_NET_CTRL_NOTF_COAL:
-        return this.#handleCoalescing(command);
+        return this.#coalesce(command);
       default:
-        return VIRTIO_NET_ERR;
+        return false;
     }
   }
 
@@ -185,147 +194,152 @@ export class ControlQueue {
     return this.#features!.has(feature);
   }
 
-  #handleRx(command: number): number {
+  #setMode(command: number): boolean {
     const feature = command <= VIRTIO_NET_CTRL_RX_CMD.ALLMULTI
       ? VIRTIO_NET_F.CTRL_RX
       : VIRTIO_NET_F.CTRL_RX_EXTRA;
-    if (command > VIRTIO_NET_CTRL_RX_CMD.NOBCAST || !this.#has(feature)) {
-      return VIRTIO_NET_ERR;
-    }
     const on = this.#reader.number(1);
-    if (on === null) return VIRTIO_NET_ERR;
+    if (
+      command > VIRTIO_NET_CTRL_RX_CMD.NOBCAST || !this.#has(feature) || on < 0
+    ) return false;
     this.#options.filter.setMode(command, on !== 0);
-    return VIRTIO_NET_OK;
+    return true;
   }
 
-  #handleMac(command: number): number {
-    switch (command) {
-      case VIRTIO_NET_CTRL_MAC_TABLE_SET:
-        return this.#has(VIRTIO_NET_F.CTRL_RX)
-          ? this.#setMacTable()
-          : VIRTIO_NET_ERR;
-      case VIRTIO_NET_CTRL_MAC_ADDR_SET:
-        return this.#has(VIRTIO_NET_F.CTRL_MAC_ADDR)
-          ? this.#setMac()
-          : VIRTIO_NET_ERR;
-      default:
-        return VIRTIO_NET_ERR;
-    }
-  }
-
-  #setMac(): number {
-    if (this.#reader.leftBytes !== ETH_ALEN) return VIRTIO_NET_ERR;
-    const mac = this.#reader.bytes(ETH_ALEN)!;
+  #setMac(): boolean {
+    if (this.#reader.leftBytes !== ETH_ALEN) return false;
+    const mac = this.#reader.bytes(ETH_ALEN);
     // A card has an address of its own: not a group's, not none.
-    if ((mac[0]! & 1) !== 0 || mac.every((byte) => byte === 0)) {
-      return VIRTIO_NET_ERR;
-    }
+    if ((mac[0]! & 1) !== 0 || mac.every((byte) => byte === 0)) return false;
     this.#options.setMac(mac);
-    return VIRTIO_NET_OK;
+    return true;
   }
 
-  #setMacTable(): number {
+  #setMacTable(): boolean {
     // Nothing is changed before all of it has been checked.
     const unicast = this.#readTable();
-    if (unicast === undefined) return VIRTIO_NET_ERR;
+    if (unicast === undefined) return false;
     const multicast = this.#readTable();
-    if (multicast === undefined || this.#reader.leftBytes !== 0) {
-      return VIRTIO_NET_ERR;
-    }
+    if (multicast === undefined || this.#reader.leftBytes !== 0) return false;
     this.#options.filter.setMacTable(unicast, multicast);
-    return VIRTIO_NET_OK;
+    return true;
   }
 
   /** @returns The addresses, null when there are more than we keep, undefined when the table is cut short */
   #readTable(): Uint8Array | null | undefined {
-    const entries = this.#reader.number(4);
-    if (entries === null || entries * ETH_ALEN > this.#reader.leftBytes) {
-      return undefined;
-    }
-    if (entries > MAC_TABLE_ENTRIES) {
-      this.#reader.skip(entries * ETH_ALEN);
-      return null;
-    }
-    return this.#reader.bytes(entries * ETH_ALEN)!;
+    const reader = this.#reader;
+    const entries = reader.number(4);
+    const lengthBytes = entries * ETH_ALEN;
+    if (entries < 0 || lengthBytes > reader.leftBytes) return undefined;
+    if (entries <= MAC_TABLE_ENTRIES) return reader.bytes(lengthBytes);
+    reader.skip(lengthBytes);
+    return null;
   }
 
-  #handleVlan(command: number): number {
+  #setVlan(command: number): boolean {
     const vid = this.#reader.number(2);
+    const adds = command === VIRTIO_NET_CTRL_VLAN_ADD;
     if (
-      !this.#has(VIRTIO_NET_F.CTRL_VLAN) || vid === null || vid >= VLAN_N_VID
-    ) {
-      return VIRTIO_NET_ERR;
-    }
-    switch (command) {
-      case VIRTIO_NET_CTRL_VLAN_ADD:
-      case VIRTIO_NET_CTRL_VLAN_DEL:
-        this.#options.filter.setVlan(vid, command === VIRTIO_NET_CTRL_VLAN_ADD);
-        return VIRTIO_NET_OK;
-      default:
-        return VIRTIO_NET_ERR;
-    }
+      vid < 0 || vid >= VLAN_N_VID ||
+      (!adds && command !== VIRTIO_NET_CTRL_VLAN_DEL)
+    ) return false;
+    this.#options.filter.setVlan(vid, adds);
+    return true;
   }
 
-  #handleAnnounce(command: number): number {
-    if (
-      command !== VIRTIO_NET_CTRL_ANNOUNCE_ACK ||
-      !this.#has(VIRTIO_NET_F.GUEST_ANNOUNCE)
-    ) {
-      return VIRTIO_NET_ERR;
-    }
+  #acknowledge(): boolean {
     this.#options.acknowledgeAnnounce();
-    return VIRTIO_NET_OK;
+    return true;
   }
 
-  #handleMq(command: number): number {
-    if (
-      command !== VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET ||
-      !this.#has(VIRTIO_NET_F.MQ) || this.#reader.leftBytes !== 2
-    ) {
-      return VIRTIO_NET_ERR;
-    }
-    return this.#options.setQueuePairs(this.#reader.number(2)!)
-      ? VIRTIO_NET_OK
-      : VIRTIO_NET_ERR;
+  #setGuestOffloads(): boolean {
+    const reader = this.#reader;
+    if (reader.leftBytes !== 8) return false;
+    const asked = new Features(reader.number(4), reader.number(4));
+    const offloads = askedOffloads(asked, this.#features!);
+    return offloads >= 0 && this.#options.setGuestOffloads(offloads);
   }
 
-  #handleGuestOffloads(command: number): number {
-    if (
-      command !== VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET ||
-      !this.#has(VIRTIO_NET_F.CTRL_GUEST_OFFLOADS) ||
-      this.#reader.leftBytes !== 8
-    ) {
-      return VIRTIO_NET_ERR;
-    }
-    const low = this.#reader.number(4)!;
-    const high = this.#reader.number(4)!;
-    const offloads = askedOffloads(new Features(low, high), this.#features!);
-    return offloads >= 0 && this.#options.setGuestOffloads(offloads)
-      ? VIRTIO_NET_OK
-      : VIRTIO_NET_ERR;
-  }
-
-  #handleCoalescing(command: number): number {
+  #coalesce(command: number): boolean {
     const { coalescing } = this.#options;
-    const ofQueue = command >= VIRTIO_NET_CTRL_NOTF_COAL_CMD.VQ_SET;
-    if (
-      !this.#has(ofQueue ? VIRTIO_NET_F.VQ_NOTF_COAL : VIRTIO_NET_F.NOTF_COAL)
-    ) {
-      return VIRTIO_NET_ERR;
+    const { RX_SET, TX_SET, VQ_SET, VQ_GET } = VIRTIO_NET_CTRL_NOTF_COAL_CMD;
+    if (command === RX_SET || command === TX_SET) {
+      const limits = this.#readLimits();
+      if (!this.#has(VIRTIO_NET_F.NOTF_COAL) || limits === null) return false;
+      coalescing.setAll(command === RX_SET ? 0 : 1, limits);
+      return true;
     }
-    if (command !== VIRTIO_NET_CTRL_NOTF_COAL_CMD.VQ_GET) {
-      return coalescing.set(command, this.#reader)
-        ? VIRTIO_NET_OK
-        : VIRTIO_NET_ERR;
-    }
+    if (!this.#has(VIRTIO_NET_F.VQ_NOTF_COAL)) return false;
+    // { le16 vq_index; le16 reserved; }
+    const queue = this.#reader.number(2);
+    const reserved = this.#reader.number(2);
+    if (reserved < 0 || !this.#options.isInUse(queue)) return false;
+    if (command === VQ_GET) return this.#tellLimits(coalescing.of(queue));
+    const limits = this.#readLimits();
+    if (command !== VQ_SET || limits === null) return false;
+    coalescing.set(queue, limits);
+    return true;
+  }
+
+  /** Reads the rest of a command as limits; null when it is longer or shorter. */
+  #readLimits(): CoalescingLimits | null {
+    const reader = this.#reader;
+    if (reader.leftBytes !== VIRTIO_NET_CTRL_COAL.SIZE) return null;
+    const maxPackets = reader.number(4);
+    const maxUsecs = reader.number(4);
+    return { maxPackets, maxUsecs };
+  }
+
+  #tellLimits({ maxPackets, maxUsecs }: CoalescingLimits): boolean {
+    const { MAX_PACKETS, MAX_USECS, SIZE } = VIRTIO_NET_CTRL_COAL;
     const room = this.#chain.writable.lengthBytes - RESULT;
-    if (
-      room < VIRTIO_NET_CTRL_COAL.SIZE ||
-      !coalescing.get(this.#reader, this.#result)
-    ) {
-      return VIRTIO_NET_ERR;
-    }
-    this.#resultBytes = VIRTIO_NET_CTRL_COAL.SIZE;
-    return VIRTIO_NET_OK;
+    if (room < SIZE || this.#reader.leftBytes !== 0) return false;
+    this.#result.setUint32(MAX_PACKETS, maxPackets, true);
+    this.#result.setUint32(MAX_USECS, maxUsecs, true);
+    this.#resultBytes = SIZE;
+    return true;
+  }
+}
+
+/** Reads a command's data from the front. */
+class CommandReader {
+  readonly #memory: GuestMemory;
+  readonly #list: ScatterGather;
+  readonly #word = new Uint8Array(4);
+  readonly #view = new DataView(this.#word.buffer);
+
+  constructor(memory: GuestMemory, segments: number) {
+    this.#memory = memory;
+    this.#list = memory.createScatterGather(segments);
+  }
+
+  begin(list: ScatterGather): void {
+    this.#list.clear();
+    this.#list.append(list);
+  }
+
+  /** Bytes that have not been read. */
+  get leftBytes(): number {
+    return this.#list.lengthBytes;
+  }
+
+  /** Reads 1, 2 or 4 bytes, little-endian; −1 at the end of the data. */
+  number(width: 1 | 2 | 4): number {
+    this.#word.fill(0);
+    if (this.#memory.gather(this.#list, this.#word, width) < width) return -1;
+    this.#list.consume(width);
+    return this.#view.getUint32(0, true);
+  }
+
+  /** Reads bytes, no more than are left. */
+  bytes(lengthBytes: number): Uint8Array {
+    const bytes = new Uint8Array(lengthBytes);
+    this.#memory.gather(this.#list, bytes, lengthBytes);
+    this.#list.consume(lengthBytes);
+    return bytes;
+  }
+
+  skip(lengthBytes: number): void {
+    this.#list.consume(lengthBytes);
   }
 }

@@ -17,30 +17,17 @@ import type { Virtqueue } from "../../../src/virtio/queue/queue.ts";
 import { ReceiveFilter } from "../control/filter.ts";
 import { NET_COUNTERS } from "../counters.ts";
 import { VIRTIO_NET_F, VIRTIO_NET_VQ } from "../defs.ts";
-import { takenOffloads } from "../offloads.ts";
+import { takenOffloads } from "../features.ts";
 import {
   type CoalescingState,
-  type FilterState,
   macFromText,
+  type NetSettings,
   type PairCounts,
 } from "../state.ts";
 import { NO_COALESCING, Notifier } from "./coalescing.ts";
+import { SEGMENTS_MAX } from "./pair.ts";
 import { Receiver } from "./rx.ts";
 import { Transmitter } from "./tx.ts";
-
-/** What the control side, or the driver by way of it, decides about frames. Plain data. */
-export interface NetSettings {
-  /** The card's address, as people write it. */
-  readonly mac: string;
-  /** Whether the card is plugged in. */
-  readonly linkUp: boolean;
-  /** How many queue pairs receive. */
-  readonly activePairs: number;
-  /** What is left to the driver, a set of NetOffload. */
-  readonly guestOffloads: number;
-  readonly filter: FilterState;
-  readonly coalescing: CoalescingState;
-}
 
 /** What {@linkcode NetQueues} are made with. */
 export interface NetQueuesParts {
@@ -55,9 +42,6 @@ export interface NetQueuesParts {
 
 /** How queue pairs behave. */
 export type NetQueuesOptions = Omit<CardOptions, "offloads">;
-
-/** IOV_MAX: what one readv(2) or writev(2) takes. */
-const SEGMENTS_MAX = 1024;
 
 const NONE: CoalescingState = {
   rx: NO_COALESCING,
@@ -252,10 +236,10 @@ export class NetQueues implements QueueThreadHandler, NetPeer {
   /** What each pair has moved. */
   pairCounts(): PairCounts[] {
     return this.#rx.map((rx, pair) => ({
-      rxPackets: rx.packets,
-      rxBytes: rx.bytes,
-      txPackets: this.#tx[pair]!.packets,
-      txBytes: this.#tx[pair]!.bytes,
+      rxPackets: rx.traffic.packets,
+      rxBytes: rx.traffic.bytes,
+      txPackets: this.#tx[pair]!.traffic.packets,
+      txBytes: this.#tx[pair]!.traffic.bytes,
     }));
   }
 
@@ -266,8 +250,8 @@ export class NetQueues implements QueueThreadHandler, NetPeer {
   ): void {
     this.tally.restore(counters);
     for (const [pair, count] of pairs.slice(0, this.count).entries()) {
-      this.#rx[pair]!.countFrom(count.rxPackets, count.rxBytes);
-      this.#tx[pair]!.countFrom(count.txPackets, count.txBytes);
+      this.#rx[pair]!.traffic.load(count.rxPackets, count.rxBytes);
+      this.#tx[pair]!.traffic.load(count.txPackets, count.txBytes);
     }
   }
 

@@ -6,51 +6,38 @@
 
 import type { Counters } from "../../../src/core/counters.ts";
 import { Errno } from "../../../src/core/errno.ts";
-import type { Loop } from "../../../src/loop/event_loop.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
 import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { Chain, type Virtqueue } from "../../../src/virtio/queue/queue.ts";
-import type { Notifier } from "./coalescing.ts";
 import { NetCounter } from "../counters.ts";
 import {
   ETH_DATA_LEN,
   ETH_HLEN,
   GSO_FRAME_BYTES,
   VIRTIO_NET_HDR,
-  VLAN_HLEN,
 } from "../defs.ts";
 import { FILTER_BYTES, type ReceiveFilter } from "../control/filter.ts";
 import { HeaderKind, sanitizeHeader } from "./header.ts";
-import { canSegment } from "../offloads.ts";
+import { canSegment } from "../features.ts";
+import {
+  BUDGET,
+  largestFrameBytes,
+  type PairOptions,
+  plainFrameBytes,
+  SEGMENTS_MAX,
+  Traffic,
+} from "./pair.ts";
 import { Relief } from "./relief.ts";
 
-/** Frames that are moved before the loop gets its turn. */
-const BUDGET = 64;
 /** The most buffers that one frame is spread over. */
 const CHAINS_MAX = 256;
-/** IOV_MAX: what one readv(2) takes. */
-const SEGMENTS_MAX = 1024;
 
 /** What a {@linkcode Receiver} works with. */
-export interface ReceiverOptions {
-  readonly memory: GuestMemory;
-  readonly loop: Loop;
-  readonly backend: NetBackend;
-  /** Which queue pair this is. */
-  readonly pair: number;
+export interface ReceiverOptions extends PairOptions {
   readonly filter: ReceiveFilter;
-  readonly counters: Counters;
-  /** Largest IP packet in bytes. */
-  readonly mtu: number;
-  /** The most descriptors in a chain. */
-  readonly chainSegments: number;
-  /** Passes interrupts on. */
-  readonly notifier: Notifier;
   /** The longest that frames are kept from a driver that cannot keep up, in milliseconds; 0 for not at all. */
   readonly reliefMs: number;
-  /** The driver broke a rule. */
-  readonly fail: (reason: string) => void;
 }
 
 /**
@@ -66,6 +53,8 @@ export interface ReceiverOptions {
  * ```
  */
 export class Receiver {
+  /** What was given to the driver. */
+  readonly traffic: Traffic = new Traffic();
   readonly #options: ReceiverOptions;
   readonly #memory: GuestMemory;
   readonly #backend: NetBackend;
@@ -82,8 +71,6 @@ export class Receiver {
   readonly #backendHeaderBytes: number;
   /** Length of the largest frame that came over a wire, VLAN tag included. */
   readonly #plainMaxBytes: number;
-  /** Frames and bytes given to the driver on this queue. */
-  readonly #given = new Float64Array(2);
   #queue: Virtqueue | null = null;
   #mergeable = false;
   /** What the back end may leave to the driver, a set of NetOffload. */
@@ -128,17 +115,7 @@ export class Receiver {
     this.#header = options.backend.hasVnetHeader
       ? this.#start
       : new Uint8Array(VIRTIO_NET_HDR.SIZE);
-    this.#plainMaxBytes = options.mtu + ETH_HLEN + VLAN_HLEN;
-  }
-
-  /** Frames given to the driver on this queue. */
-  get packets(): number {
-    return this.#given[0]!;
-  }
-
-  /** Their bytes. */
-  get bytes(): number {
-    return this.#given[1]!;
+    this.#plainMaxBytes = plainFrameBytes(options.mtu);
   }
 
   /**
@@ -161,13 +138,10 @@ export class Receiver {
   /** The back end leaves these offloads to the driver from now on, a set of NetOffload. */
   setOffloads(offloads: number): void {
     this.#offloads = offloads;
-    const segments = canSegment(offloads);
-    this.#frameMaxBytes = segments
-      ? Math.max(GSO_FRAME_BYTES + VLAN_HLEN, this.#plainMaxBytes)
-      : this.#plainMaxBytes;
+    this.#frameMaxBytes = largestFrameBytes(this.#options.mtu, offloads);
     const plain = ETH_HLEN + this.#driverMtu;
     this.#neededBytes = VIRTIO_NET_HDR.SIZE +
-      (segments ? Math.max(GSO_FRAME_BYTES, plain) : plain);
+      (canSegment(offloads) ? Math.max(GSO_FRAME_BYTES, plain) : plain);
   }
 
   /** Forgets the queue. */
@@ -212,12 +186,6 @@ export class Receiver {
         writable.overlaps(iova, lengthBytes)
       ) this.#lost = true;
     }
-  }
-
-  /** What was given so far, where the queue was before. */
-  countFrom(packets: number, bytes: number): void {
-    this.#given[0] = packets;
-    this.#given[1] = bytes;
   }
 
   /** The driver has added buffers. */
@@ -346,7 +314,7 @@ export class Receiver {
     // The driver may have given some that are not in reach yet.
     if (!queue.awaitsReach) {
       this.#counters.add(NetCounter.rxStarved, 1);
-      this.#relief.ranDry(this.#given[0]!, this.#given[1]!);
+      this.#relief.ranDry(this.traffic.packets, this.traffic.bytes);
     }
     this.#starve();
     return 0;
@@ -471,8 +439,7 @@ export class Receiver {
     if (frameBytes > this.#plainMaxBytes) {
       counters.add(NetCounter.rxGsoPackets, 1);
     }
-    this.#given[0]!++;
-    this.#given[1]! += frameBytes;
+    this.traffic.add(frameBytes);
     this.#unpublished++;
   }
 }

@@ -4,51 +4,30 @@
  * @module
  */
 
-import type { Counters } from "../../../src/core/counters.ts";
 import { Errno } from "../../../src/core/errno.ts";
-import type { BottomHalf, Loop, Timer } from "../../../src/loop/event_loop.ts";
+import type { BottomHalf, Timer } from "../../../src/loop/event_loop.ts";
 import type { GuestMemory } from "../../../src/memory/guest_memory.ts";
 import { ScatterGather } from "../../../src/memory/scatter_gather.ts";
-import type { NetBackend } from "../../../src/backend/net/contract.ts";
 import { Chain, type Virtqueue } from "../../../src/virtio/queue/queue.ts";
-import type { Notifier } from "./coalescing.ts";
 import { NetCounter } from "../counters.ts";
-import {
-  ETH_HLEN,
-  GSO_FRAME_BYTES,
-  VIRTIO_NET_HDR,
-  VLAN_HLEN,
-} from "../defs.ts";
+import { ETH_HLEN, VIRTIO_NET_HDR } from "../defs.ts";
 import { HeaderKind, sanitizeHeader } from "./header.ts";
-import { canSegment } from "../offloads.ts";
-
-/** Frames that are moved before the loop gets its turn. */
-const BUDGET = 64;
+import {
+  BUDGET,
+  largestFrameBytes,
+  type PairOptions,
+  plainFrameBytes,
+  SEGMENTS_MAX,
+  Traffic,
+} from "./pair.ts";
 
 /** So many frames at a time are a rush: more will come. */
 const RUSH_FRAMES = 2;
 
-/** IOV_MAX: what one writev(2) takes. */
-const SEGMENTS_MAX = 1024;
-
 /** What a {@linkcode Transmitter} works with. */
-export interface TransmitterOptions {
-  readonly memory: GuestMemory;
-  readonly loop: Loop;
-  readonly backend: NetBackend;
-  /** Which queue pair this is. */
-  readonly pair: number;
-  readonly counters: Counters;
-  /** Largest IP packet in bytes. */
-  readonly mtu: number;
-  /** The most descriptors in a chain. */
-  readonly chainSegments: number;
-  /** Passes interrupts on. */
-  readonly notifier: Notifier;
+export interface TransmitterOptions extends PairOptions {
   /** How long the queue is left alone in a rush, in milliseconds; 0 for not at all. */
   readonly delayMs: number;
-  /** The driver broke a rule. */
-  readonly fail: (reason: string) => void;
 }
 
 /**
@@ -61,6 +40,8 @@ export interface TransmitterOptions {
  * quiet. A frame that the back end cannot take stays in the available ring, so there is nothing to give up on a reset.
  */
 export class Transmitter {
+  /** What the back end took. */
+  readonly traffic: Traffic = new Traffic();
   readonly #options: TransmitterOptions;
   /** The chain at hand is behind those of the frames that are kept. */
   readonly #chains: Chain[] = [];
@@ -76,8 +57,6 @@ export class Transmitter {
   readonly #delayMs: number;
   /** Length of the largest frame that goes over a wire, VLAN tag included. */
   readonly #plainMaxBytes: number;
-  /** Frames and bytes that the back end took of this queue. */
-  readonly #taken = new Float64Array(2);
   /** What the driver may leave to us, a set of NetOffload. */
   #offloads = 0;
   #maxBytes = 0;
@@ -99,7 +78,7 @@ export class Transmitter {
     );
     if (options.backend.hasVnetHeader) this.#makeHeaders(memory);
     else this.#headers.push(new Uint8Array(VIRTIO_NET_HDR.SIZE));
-    this.#plainMaxBytes = ETH_HLEN + VLAN_HLEN + options.mtu;
+    this.#plainMaxBytes = plainFrameBytes(options.mtu);
   }
 
   #makeHeaders(memory: GuestMemory): void {
@@ -116,22 +95,6 @@ export class Transmitter {
     }
   }
 
-  /** Frames that the back end took of this queue. */
-  get packets(): number {
-    return this.#taken[0]!;
-  }
-
-  /** Their bytes. */
-  get bytes(): number {
-    return this.#taken[1]!;
-  }
-
-  /** What was taken so far, where the queue was before. */
-  countFrom(packets: number, bytes: number): void {
-    this.#taken[0] = packets;
-    this.#taken[1] = bytes;
-  }
-
   /**
    * Takes a queue into service.
    *
@@ -141,9 +104,7 @@ export class Transmitter {
     this.#queue = queue;
     this.#blocked = false;
     this.#offloads = offloads;
-    this.#maxBytes = canSegment(offloads)
-      ? Math.max(GSO_FRAME_BYTES + VLAN_HLEN, this.#plainMaxBytes)
-      : this.#plainMaxBytes;
+    this.#maxBytes = largestFrameBytes(this.#options.mtu, offloads);
   }
 
   /** Forgets the queue. */
@@ -277,8 +238,7 @@ export class Transmitter {
     counters.add(NetCounter.txPackets, 1);
     counters.add(NetCounter.txBytes, frameBytes);
     if (cuts) counters.add(NetCounter.txGsoPackets, 1);
-    this.#taken[0]!++;
-    this.#taken[1]! += frameBytes;
+    this.traffic.add(frameBytes);
     return 0;
   }
 

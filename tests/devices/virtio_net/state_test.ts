@@ -588,7 +588,7 @@ Deno.test("VirtioNet.load refuses what cannot be", () => {
   ];
   for (const [state, message] of bad) {
     const error = assertThrows(() => rig.card.load(state), Error, message);
-    assert(error.message.startsWith("Cannot load the network card"));
+    assert(/^Cannot load .*the network card: /.test(error.message));
   }
   rig.card.load(good);
   assertEquals(rig.card.save(), good);
