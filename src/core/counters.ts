@@ -128,9 +128,9 @@ export class Counters<out T extends CounterTable = CounterTable> {
 }
 
 /**
- * Checks saved counters.
+ * Checks saved counters. One that another version did not have begins at 0.
  *
- * @throws {import("./errno.ts").ErrnoError} EINVAL when they are not all that the table has
+ * @throws {import("./errno.ts").ErrnoError} EINVAL when they are none
  */
 export function parseCounters<T extends CounterTable>(
   table: T,
@@ -139,7 +139,10 @@ export function parseCounters<T extends CounterTable>(
   const reader = new StateReader(saved, "the counters");
   return mapNames(
     table,
-    (name) => reader.integer(name, Number.MAX_SAFE_INTEGER),
+    (name) =>
+      Object.hasOwn(reader.fields, name)
+        ? reader.integer(name, Number.MAX_SAFE_INTEGER)
+        : 0,
   );
 }
 

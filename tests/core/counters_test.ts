@@ -44,10 +44,14 @@ Deno.test("countersOf puts the name of a part before those of its counters", () 
   assertEquals(countersOf("ns2"), {});
 });
 
-Deno.test("parseCounters takes saved counters, and nothing that cannot be one", () => {
+Deno.test("parseCounters takes saved counters of any version, and nothing that cannot be one", () => {
   const saved = { reads: 1, writes: 2, oddities: 0 };
   assertEquals(parseCounters(TABLE, { ...saved, others: "x" }), saved);
-  for (const wrong of [null, 7, { ...saved, reads: 0.5 }, { reads: 1 }]) {
+  assertEquals(
+    parseCounters(TABLE, { writes: 2 }),
+    { reads: 0, writes: 2, oddities: 0 },
+  );
+  for (const wrong of [null, 7, { ...saved, reads: 0.5 }, { reads: "1" }]) {
     assertThrows(() => parseCounters(TABLE, wrong), ErrnoError);
   }
 });

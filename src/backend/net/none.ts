@@ -11,6 +11,7 @@ import { TX_DROPPED } from "./counters.ts";
 import type { OpenNet } from "./driver.ts";
 import { type NetBackend, type NetPeer, QUEUE_PAIRS_MAX } from "./contract.ts";
 import type { DeviceState } from "../../core/state_form.ts";
+import type { Saved } from "../../os/resource_bag.ts";
 import { netForm } from "./state.ts";
 
 interface NoneState {
@@ -21,7 +22,7 @@ const FORM = netForm<NoneState>("none");
 
 /** Opens nothing. */
 export const openNone: OpenNet<object> = (_options, _context, saved) =>
-  new NoneBackend(saved && FORM.read(saved.state).value("counters"));
+  new NoneBackend(saved);
 
 /** Takes every frame and has none. */
 class NoneBackend implements NetBackend {
@@ -30,9 +31,9 @@ class NoneBackend implements NetBackend {
   readonly queuePairs = QUEUE_PAIRS_MAX;
   readonly #counters = new Counters(TX_DROPPED);
 
-  /** @param counted What a predecessor has counted, if there was one */
-  constructor(counted?: unknown) {
-    if (counted !== undefined) this.#counters.restore(counted);
+  constructor(saved?: Saved<unknown>) {
+    if (saved === undefined) return;
+    this.#counters.restore(FORM.read(saved.state).value("counters"));
   }
 
   start(_peer: NetPeer): void {}

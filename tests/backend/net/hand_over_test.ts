@@ -557,6 +557,46 @@ moveTest("refuses what another kind or version gave", ({ far }) => {
   }
 });
 
+/** Tries to go on with one field of a state wrong, each of them in turn, and then with all as it was. */
+function spoil(scene: Scene, values: OptionTexts): void {
+  const card = scene.open(values);
+  using given = give(card.backend);
+  card.backend.close();
+  const { body, ...label } = given.state as DeviceState;
+  const options = NET_OPTIONS.parse(values);
+  const before = openFds();
+  for (const name of Object.keys(body as object)) {
+    for (const value of [undefined, Symbol.for("no data")]) {
+      const spoilt = { ...body as object, [name]: value };
+      const state = { ...label, body: spoilt };
+      assertThrows(
+        () =>
+          openNetBackend(options, scene.far.context, { state, bag: given.bag }),
+        Error,
+        "Cannot load ",
+        `${values.net} with another ${name}`,
+      );
+      assertEquals(openFds(), before);
+    }
+  }
+  using _taken = new Card(
+    scene.far,
+    openNetBackend(options, scene.far.context, given),
+  );
+}
+
+moveTest("refuses states of which a part is something else", (scene) => {
+  const at = (name: string) => `${scene.folder}/${name}`;
+  spoil(scene, { net: "none" });
+  spoil(scene, { net: "stream", path: at("a"), server: "on" });
+  spoil(scene, { net: "stream", path: at("b") });
+  spoil(scene, {
+    net: "dgram",
+    "local-path": at("c"),
+    "remote-path": at("d"),
+  });
+});
+
 const PAIRS = 4;
 const HEADER_BYTES = 12;
 const namespaceTest = tapTests(import.meta.url);
