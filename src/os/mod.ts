@@ -14,7 +14,6 @@ export * from "./fd.ts";
 export * from "./file_io.ts";
 export * from "./groups.ts";
 export * from "./socket/inet.ts";
-export * from "./socket/inet_socket.ts";
 export * from "./wait/io_uring.ts";
 export * from "./mapping.ts";
 export * from "./wait/poll.ts";

@@ -1,10 +1,14 @@
 /**
- * TCP: from a name to addresses, and from an address to a connection.
+ * Sockets of the Internet families: from a name to addresses, and from an address to a socket.
  *
  * @module
  */
 
 import { Errno, ErrnoError } from "../../core/errno.ts";
+import {
+  formatInetAddress,
+  type InetAddress,
+} from "../../core/inet_address.ts";
 import { check, cString, SyscallError } from "../errors.ts";
 import { Fd } from "../fd.ts";
 import { lastErrno, libc } from "../symbols.ts";
@@ -13,12 +17,15 @@ const AF_UNSPEC = 0;
 const AF_INET = 2;
 const AF_INET6 = 10;
 const SOCK_STREAM = 1;
-const SOCK_NONBLOCK = 0o4000;
-const SOCK_CLOEXEC = 0o2000000;
+const SOCK_DGRAM = 2;
+const NONBLOCK_CLOEXEC = 0o4000 | 0o2000000;
 const SOL_SOCKET = 1;
+const SO_REUSEADDR = 2;
 const SO_KEEPALIVE = 9;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
+const IPPROTO_IPV6 = 41;
+const IPV6_V6ONLY = 26;
 const AI_NUMERICSERV = 0x400;
 
 // struct addrinfo { int flags, family, socktype, protocol; socklen_t addrlen; struct sockaddr *addr; char *canonname;
@@ -32,13 +39,24 @@ const ADDRINFO = {
   NEXT: 40,
   SIZE: 48,
 } as const;
+// struct sockaddr_in { sa_family_t family; in_port_t port; struct in_addr addr; char zero[8]; }
+const SOCKADDR_IN = { FAMILY: 0, PORT: 2, ADDR: 4, SIZE: 16 } as const;
+// struct sockaddr_in6 { sa_family_t family; in_port_t port; u32 flowinfo; struct in6_addr addr; u32 scope_id; }
+const SOCKADDR_IN6 = { FAMILY: 0, PORT: 2, ADDR: 8, SIZE: 28 } as const;
 
-/** A socket address of the Internet, as connect(2) takes it. */
-export interface InternetAddress {
-  /** AF_INET or AF_INET6. */
-  readonly family: number;
-  /** struct sockaddr_in or sockaddr_in6. */
-  readonly bytes: Uint8Array<ArrayBuffer>;
+/** A struct sockaddr_in or sockaddr_in6. */
+export type InetSockaddr = Uint8Array<ArrayBuffer>;
+
+/** The address as the kernel takes it. */
+export function sockaddrInet(address: InetAddress): InetSockaddr {
+  const isIpv6 = address.host.length === 16;
+  const layout = isIpv6 ? SOCKADDR_IN6 : SOCKADDR_IN;
+  const bytes = new Uint8Array(layout.SIZE);
+  const view = new DataView(bytes.buffer);
+  view.setUint16(layout.FAMILY, isIpv6 ? AF_INET6 : AF_INET, true);
+  view.setUint16(layout.PORT, address.port, false);
+  bytes.set(address.host, layout.ADDR);
+  return bytes;
 }
 
 /**
@@ -47,7 +65,7 @@ export interface InternetAddress {
  * @param host A name, or an address as text
  * @throws {ErrnoError} ENXIO when there is none
  */
-export function resolveTcp(host: string, port: number): InternetAddress[] {
+export function resolveTcp(host: string, port: number): InetSockaddr[] {
   const hints = new Uint8Array(ADDRINFO.SIZE);
   const view = new DataView(hints.buffer);
   view.setInt32(ADDRINFO.FLAGS, AI_NUMERICSERV, true);
@@ -78,8 +96,8 @@ export function resolveTcp(host: string, port: number): InternetAddress[] {
   }
 }
 
-function readAddresses(list: Deno.PointerValue): InternetAddress[] {
-  const addresses: InternetAddress[] = [];
+function readAddresses(list: Deno.PointerValue): InetSockaddr[] {
+  const addresses: InetSockaddr[] = [];
   // SAFETY: the list belongs to us until freeaddrinfo; every address is copied.
   for (let at = list; at !== null;) {
     const info = new Deno.UnsafePointerView(at);
@@ -88,39 +106,95 @@ function readAddresses(list: Deno.PointerValue): InternetAddress[] {
     if (address !== null && (family === AF_INET || family === AF_INET6)) {
       const bytes = new Uint8Array(info.getUint32(ADDRINFO.ADDRLEN));
       new Deno.UnsafePointerView(address).copyInto(bytes);
-      addresses.push({ family, bytes });
+      addresses.push(bytes);
     }
     at = info.getPointer(ADDRINFO.NEXT);
   }
   return addresses;
 }
 
-/**
- * Begins to connect a nonblocking TCP socket, with small messages sent at once and dead peers noticed. Once it is
- * writable, {@linkcode import("./socket.ts").socketError} tells whether it is connected.
- *
- * @throws {SyscallError} ECONNREFUSED, ENETUNREACH and the like, when that is known at once
- */
-export function startTcp(address: InternetAddress): Fd {
-  const type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
-  const fd = new Fd(check(libc.socket(address.family, type, 0), "socket"));
+function setFlag(fd: number, level: number, name: number): void {
+  const on = new Uint8Array(Int32Array.of(1).buffer);
+  check(libc.setsockopt(fd, level, name, on, on.length), "setsockopt");
+}
+
+/** Runs `use` on a new nonblocking socket for an address, which is closed when that throws. */
+function withSocket(
+  address: InetSockaddr,
+  type: number,
+  use: (fd: number) => void,
+): Fd {
+  const family = new DataView(address.buffer).getUint16(0, true);
+  const fd = new Fd(
+    check(libc.socket(family, type | NONBLOCK_CLOEXEC, 0), "socket"),
+  );
   try {
-    setOption(fd.number, IPPROTO_TCP, TCP_NODELAY);
-    setOption(fd.number, SOL_SOCKET, SO_KEEPALIVE);
-    const { bytes } = address;
-    if (libc.connect(fd.number, bytes, bytes.length) < 0) {
-      const errno = lastErrno();
-      if (errno !== Errno.EINPROGRESS) throw new SyscallError("connect", errno);
-    }
+    use(fd.number);
+    return fd;
   } catch (error) {
     fd.close();
     throw error;
   }
-  return fd;
 }
 
-function setOption(fd: number, level: number, name: number): void {
-  const on = new Uint8Array(4);
-  on[0] = 1;
-  check(libc.setsockopt(fd, level, name, on, on.length), "setsockopt");
+/**
+ * Has a TCP connection send small writes at once and notice a peer that vanished.
+ *
+ * @throws {SyscallError}
+ */
+export function tuneTcp(fd: number): void {
+  setFlag(fd, IPPROTO_TCP, TCP_NODELAY);
+  setFlag(fd, SOL_SOCKET, SO_KEEPALIVE);
+}
+
+/**
+ * Begins to connect a nonblocking TCP socket, as {@linkcode tuneTcp} has it. Once it is writable,
+ * {@linkcode import("./socket.ts").socketError} tells whether it is connected.
+ *
+ * @throws {SyscallError} ECONNREFUSED, ENETUNREACH and the like, when that is known at once
+ */
+export function startTcp(address: InetSockaddr): Fd {
+  return withSocket(address, SOCK_STREAM, (fd) => {
+    tuneTcp(fd);
+    if (libc.connect(fd, address, address.length) === 0) return;
+    const errno = lastErrno();
+    if (errno !== Errno.EINPROGRESS) throw new SyscallError("connect", errno);
+  });
+}
+
+/**
+ * A listening TCP socket; accept4(2) serves it as it does a UNIX socket.
+ *
+ * @throws {SyscallError} EADDRINUSE, EADDRNOTAVAIL, EACCES
+ */
+export function listenTcp(address: InetAddress, backlog = 8): Fd {
+  const at = sockaddrInet(address);
+  return withSocket(at, SOCK_STREAM, (fd) => {
+    setFlag(fd, SOL_SOCKET, SO_REUSEADDR);
+    if (address.host.length === 16) setFlag(fd, IPPROTO_IPV6, IPV6_V6ONLY);
+    const where = `Cannot listen on ${formatInetAddress(address)}`;
+    check(libc.bind(fd, at, at.length), "bind", where);
+    check(libc.listen(fd, backlog), "listen", where);
+  });
+}
+
+/**
+ * A UDP socket between two addresses of one family: what comes from elsewhere is not received.
+ *
+ * @throws {SyscallError} EADDRINUSE, EADDRNOTAVAIL, ENETUNREACH
+ */
+export function openUdp(local: InetAddress, remote: InetAddress): Fd {
+  const [from, to] = [sockaddrInet(local), sockaddrInet(remote)];
+  return withSocket(from, SOCK_DGRAM, (fd) => {
+    check(
+      libc.bind(fd, from, from.length),
+      "bind",
+      `Cannot receive at ${formatInetAddress(local)}`,
+    );
+    check(
+      libc.connect(fd, to, to.length),
+      "connect",
+      `Cannot send to ${formatInetAddress(remote)}`,
+    );
+  });
 }

@@ -9,7 +9,7 @@ import type { StateReader } from "../../../core/state_reader.ts";
 import { bit } from "../../../core/bits.ts";
 import { Errno } from "../../../core/errno.ts";
 import { BlockOp, type BlockRequest } from "../contract.ts";
-import type { NbdExport } from "./handshake.ts";
+import type { NbdAgreement } from "./connection.ts";
 import {
   NBD_CMD,
   NBD_CMD_FLAG,
@@ -150,7 +150,7 @@ export class NbdCommands {
    * @param state To go on from
    */
   constructor(
-    found: NbdExport,
+    found: NbdAgreement,
     maxTransferBytes: number,
     state: NbdWriteState | null,
   ) {
@@ -176,7 +176,7 @@ export class NbdCommands {
   }
 
   /** Goes on with another server, or the same one after a restart. */
-  use(found: NbdExport): void {
+  use(found: NbdAgreement): void {
     this.#flags = found.flags;
   }
 

@@ -12,7 +12,7 @@ import {
   connectUnix,
   Epoll,
   type Fd,
-  type InternetAddress,
+  type InetSockaddr,
   MessageHeader,
   NativeBuffer,
   pollFd,
@@ -36,21 +36,23 @@ const RETRY_MAX_MS = 5000;
 const BUFFER_BYTES = 16384;
 const SOCKET = "nbd";
 
-/** Address of a server, for connect(2): a path, or one of several. */
-export interface NbdTarget {
+/** Server to connect to: by its path, or by one of several addresses. */
+interface NbdTarget {
   /** For people. */
   readonly text: string;
   readonly location: NbdLocation;
   /** Empty for a UNIX socket. */
-  readonly addresses: readonly InternetAddress[];
+  readonly addresses: readonly InetSockaddr[];
 }
 
 /**
- * Looks the server up; blocks where a name must be asked for.
+ * Finds the server.
  *
+ * @param known Its addresses; looked up when absent, which blocks where a name must be asked for
  * @throws {ErrnoError} ENXIO when the name has no address
  */
-function findServer(location: NbdLocation): NbdTarget {
+function findServer(uri: string, known?: readonly InetSockaddr[]): NbdTarget {
+  const location = parseNbdUri(uri);
   const { path, host, port, exportName } = location;
   const name = exportName === "" ? "" : ` export "${exportName}"`;
   if (path !== null) {
@@ -60,7 +62,7 @@ function findServer(location: NbdLocation): NbdTarget {
   return {
     text: `${shown}:${port}${name}`,
     location,
-    addresses: resolveTcp(host, port),
+    addresses: known ?? resolveTcp(host, port),
   };
 }
 
@@ -233,66 +235,8 @@ function connectAny(target: NbdTarget): [Fd, NbdExport] {
   }
 }
 
-/**
- * Connects to one address after the other, blocking; for start-up.
- *
- * @throws {ErrnoError} With one line that says what is wrong, and the remedy
- */
-function connectFirst(options: NbdBlockOptions, log: Log): [Fd, NbdLinkState] {
-  const target = findServer(parseNbdUri(options.uri));
-  const [fd, found] = connectAny(target);
-  try {
-    const info = nbdInfo(found, options, log);
-    return [fd, { target, found, info, retryMs: RETRY_FIRST_MS }];
-  } catch (error) {
-    fd.close();
-    throw error;
-  }
-}
-
-/** State of a link; plain data. */
-export interface NbdLinkState {
-  /** Address of the server, looked up already. */
-  readonly target: NbdTarget;
-  /** Properties of the export on this connection, or on the last one. */
-  readonly found: NbdExport;
-  readonly info: BlockInfo;
-  /** How long to wait after the next failure, in milliseconds. */
-  readonly retryMs: number;
-}
-
-/** @throws {ErrnoError} EINVAL when a saved state has it wrong */
-export function parseLinkState(reader: StateReader): NbdLinkState {
-  const target = reader.part("target");
-  const location = target.part("location");
-  const found = reader.part("found");
-  const bytes = (name: string) => found.integer(name, Number.MAX_SAFE_INTEGER);
-  return {
-    target: {
-      text: target.text("text"),
-      location: {
-        path: location.textOrNull("path"),
-        host: location.text("host"),
-        port: location.integer("port", 0xffff),
-        exportName: location.text("exportName"),
-      },
-      addresses: target.parts("addresses", (address) => ({
-        family: address.integer("family", 0xffff),
-        bytes: address.bytes("bytes"),
-      })),
-    },
-    found: {
-      sizeBytes: bytes("sizeBytes"),
-      flags: found.integer("flags", 0xffff),
-      structuredReplies: found.flag("structuredReplies"),
-      minimumBlockBytes: bytes("minimumBlockBytes"),
-      preferredBlockBytes: bytes("preferredBlockBytes"),
-      maximumPayloadBytes: bytes("maximumPayloadBytes"),
-    },
-    info: readInfo(reader.value("info")),
-    retryMs: reader.number("retryMs"),
-  };
-}
+/** Outcome of a negotiation, as far as it is needed after it. */
+export type NbdAgreement = Pick<NbdExport, "flags" | "structuredReplies">;
 
 /** Whoever a link tells of what happens, and counts for. */
 export interface NbdLinkClient {
@@ -321,19 +265,19 @@ export class NbdLink {
   readonly #target: NbdTarget;
   /** Ends the wait for the next attempt, or the attempt. */
   readonly #timer: Timer;
-  #found: NbdExport;
+  #found: NbdAgreement;
   #info: BlockInfo;
   #fd: Fd | null;
   #attempt: Attempt | null = null;
   #attempts = 0;
   /** Of the connection, or of the attempt. */
   #watch: FdWatch | null = null;
-  #retryMs: number;
+  #retryMs = RETRY_FIRST_MS;
   /** True from when the loss of the connection was told until its end was. */
   #lost: boolean;
 
   /**
-   * Connects, blocking until the server has answered, unless there is a connection to go on with.
+   * Connects to one address after the other, blocking until a server has answered; or goes on with what there was.
    *
    * @param saved From {@linkcode NbdLink.save}, and a connection if there was one
    * @throws {ErrnoError} With one line that says what is wrong, and the remedy
@@ -342,22 +286,34 @@ export class NbdLink {
     options: NbdBlockOptions,
     { loop, log }: BlockContext,
     client: NbdLinkClient,
-    saved?: Saved<NbdLinkState>,
+    saved?: Saved<StateReader>,
   ) {
     this.#options = options;
     this.#loop = loop;
     this.#log = log;
     this.#client = client;
-    const [fd, state] = saved === undefined
-      ? connectFirst(options, log)
-      : [saved.bag.has(SOCKET) ? saved.bag.take(SOCKET) : null, saved.state];
-    this.#target = state.target;
-    this.description = `NBD server ${state.target.text}`;
-    this.#fd = fd;
-    this.#lost = fd === null;
-    this.#found = state.found;
-    this.#info = state.info;
-    this.#retryMs = state.retryMs;
+    if (saved === undefined) {
+      this.#target = findServer(options.uri);
+      const [fd, found] = connectAny(this.#target);
+      using undo = new DisposableStack();
+      undo.use(fd);
+      this.#info = nbdInfo(found, options, log);
+      undo.move();
+      this.#found = found;
+      this.#fd = fd;
+    } else {
+      const { state, bag } = saved;
+      const addresses = state.parts("addresses", (it) => it.bytes("bytes"));
+      this.#target = findServer(options.uri, addresses);
+      this.#info = readInfo(state.value("info"));
+      this.#found = {
+        flags: state.integer("flags", 0xffff),
+        structuredReplies: state.flag("structuredReplies"),
+      };
+      this.#fd = bag.has(SOCKET) ? bag.take(SOCKET) : null;
+    }
+    this.description = `NBD server ${this.#target.text}`;
+    this.#lost = this.#fd === null;
     this.#timer = loop.timer(() => this.#onTimer());
   }
 
@@ -366,8 +322,8 @@ export class NbdLink {
     return this.#info;
   }
 
-  /** Properties of the export on this connection, or on the last one. */
-  get found(): NbdExport {
+  /** What the server agreed to, on this connection or on the last one. */
+  get found(): NbdAgreement {
     return this.#found;
   }
 
@@ -420,13 +376,10 @@ export class NbdLink {
   }
 
   /** Gives what to go on from. */
-  save(): NbdLinkState {
-    return {
-      target: this.#target,
-      found: this.#found,
-      info: this.#info,
-      retryMs: this.#retryMs,
-    };
+  save(): Readonly<Record<string, unknown>> {
+    const { flags, structuredReplies } = this.#found;
+    const addresses = this.#target.addresses.map((bytes) => ({ bytes }));
+    return { addresses, flags, structuredReplies, info: this.#info };
   }
 
   /** Closes the socket, and looks for no other. */

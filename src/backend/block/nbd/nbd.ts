@@ -36,7 +36,7 @@ import {
   NbdSlotState,
   parseWriteState,
 } from "./commands.ts";
-import { NbdLink, parseLinkState } from "./connection.ts";
+import { NbdLink } from "./connection.ts";
 import { NBD_COUNTERS, type NbdBlockOptions, NbdCounter } from "./driver.ts";
 import { NBD_CMD, NBD_ERROR } from "./protocol.ts";
 import { NbdReceiver, type NbdReplySink } from "./receiver.ts";
@@ -99,7 +99,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
       counters: this.#counters,
       onEvents: (events) => this.#onEvents(events),
       onConnected: (resized) => this.#onConnected(resized),
-    }, state && { state: parseLinkState(state), bag: saved!.bag });
+    }, state && { state, bag: saved!.bag });
     this.description = this.#link.description;
     const { found, info } = this.#link;
     this.#commands = new NbdCommands(
