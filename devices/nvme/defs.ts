@@ -125,7 +125,7 @@ export const NvmeSc = {
 } as const;
 
 /** "Do not retry", in the 15 bits of a status. */
-export const NVME_SC_DNR = 0x4000;
+const NVME_SC_DNR = 0x4000;
 /** "More": the error log has an entry about it. */
 export const NVME_SC_MORE = 0x2000;
 

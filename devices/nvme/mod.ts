@@ -1,5 +1,20 @@
 /**
- * The NVM Express controller: `--device nvme`.
+ * The NVM Express controller: `--device nvme` (base specification 1.4).
+ *
+ * ```text
+ *   NvmeController        registers, CC and CSTS, state; one for each device, on its control thread
+ *     admin/              commands of the admin queue: queues, Identify, features, log pages, events
+ *       QueueTable        has the queues of each thread do the same messages
+ *         ▼ QueueMessage
+ *   NvmeQueues            io/queues.ts, on each thread that serves queues (threads/)
+ *     queue/              rings, doorbells, interrupts
+ *     command/            commands in flight, and their data pointers
+ *     io/                 the NVM command set on namespaces, each of which is storage
+ * ```
+ * A command goes from `queue/queue_set.ts` (a doorbell) through `command/engine.ts` (fetched) to `admin/admin.ts` or
+ * `io/io.ts` (executed), and back through the engine (completed) to `queue/interrupt_lines.ts`. A new I/O command belongs
+ * into `io/io.ts`, a feature into `admin/features.ts`, a register into `registers.ts`; numbers and layouts are in `defs.ts`.
+ * Whatever a driver could tell a controller by is also in `state.ts`, or it is lost in a move.
  *
  * @module
  */

@@ -183,14 +183,14 @@ Deno.test("memory is unmapped 1000 times under the load of an NVMe controller on
       7,
       (qid) => qid <= 3 ? nvme.driver.ram : other.memory,
     );
-    const lent = loads.slice(3);
+    const others = loads.slice(3);
     for (let round = 0; round < 1000; round++) {
       step(loads);
-      // A driver waits for what it lent before it takes it back; the rest goes on.
+      // A driver waits for commands with memory there before it takes that away; the rest goes on.
       nvme.until(() => {
         step(loads.slice(0, 3));
-        for (const load of lent) load.reap();
-        return lent.every(({ inFlight }) => inFlight === 0);
+        for (const load of others) load.reap();
+        return others.every(({ inFlight }) => inFlight === 0);
       }, "commands");
       other.unshare(client);
       step(loads.slice(0, 3));

@@ -23,7 +23,7 @@ function hash64(text: string): bigint {
 }
 
 /** As many bytes as wanted, made from a text; the same for the same text. */
-export function deriveBytes(text: string, lengthBytes: number): Uint8Array {
+function deriveBytes(text: string, lengthBytes: number): Uint8Array {
   const bytes = new Uint8Array(Math.ceil(lengthBytes / 8) * 8);
   const view = new DataView(bytes.buffer);
   for (let at = 0; at < bytes.length; at += 8) {

@@ -109,7 +109,7 @@ export class Command {
 }
 
 /** A fixed number of commands. */
-export class CommandPool {
+class CommandPool {
   readonly #free: Command[];
   #count: number;
 
@@ -144,9 +144,9 @@ export class CommandPool {
 }
 
 /** I/O commands in flight at once, of all queues together. */
-export const IO_COMMANDS = 256;
+const IO_COMMANDS = 256;
 /** Admin commands in flight at once: a full house of I/O never keeps them waiting. */
-export const ADMIN_COMMANDS = 32;
+const ADMIN_COMMANDS = 32;
 /** Commands that are fetched before the loop gets its turn. */
 const BUDGET = 128;
 

@@ -310,7 +310,7 @@ export class NaiveDriver {
   /**
    * A data buffer of whole pages and the PRPs for a part of it.
    *
-   * @param offset Where in its first page the data begins
+   * @param offset Offset of the data in its first page
    */
   prps(buffer: number, offset: number, bytes: number): Partial<Sqe> {
     const pages: number[] = [];

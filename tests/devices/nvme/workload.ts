@@ -48,8 +48,8 @@ export class Workload {
   /**
    * @param random From 0 to 1
    * @param first The first piece that is this load's own
-   * @param pieces How many
-   * @param memory Where its buffers are
+   * @param pieces Number of pieces
+   * @param memory Holds its buffers
    */
   constructor(
     driver: NaiveDriver,
