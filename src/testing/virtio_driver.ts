@@ -36,6 +36,9 @@ export interface VirtioStructure {
   readonly capability: number;
 }
 
+/** Time a reset may take, which waits for requests in flight, in milliseconds. */
+const RESET_TIMEOUT_MS = 5000;
+
 /** Settings of a queue. */
 export interface QueueOptions {
   /** Entries; the device's maximum unless told. */
@@ -224,8 +227,9 @@ export class VirtioDriver {
   /** Resets the device and waits until it says so. The queues are forgotten, their memory is given back. */
   reset(): void {
     this.status = 0;
-    for (let tries = 0; this.status !== 0; tries++) {
-      if (tries > 10_000) {
+    const deadline = performance.now() + RESET_TIMEOUT_MS;
+    while (this.status !== 0) {
+      if (performance.now() > deadline) {
         throw new Error("Cannot reset the device: its status stays set");
       }
     }
@@ -422,8 +426,9 @@ export class VirtioDriver {
   resetQueue(queue: DriverQueue<DriverRing>): void {
     this.writeCommon(COMMON.QUEUE_SELECT, 2, queue.index);
     this.writeCommon(COMMON.QUEUE_RESET, 2, 1);
-    for (let tries = 0; this.readCommon(COMMON.QUEUE_RESET, 2) !== 0; tries++) {
-      if (tries > 10_000) {
+    const deadline = performance.now() + RESET_TIMEOUT_MS;
+    while (this.readCommon(COMMON.QUEUE_RESET, 2) !== 0) {
+      if (performance.now() > deadline) {
         throw new Error(
           `Cannot reset queue ${queue.index}: the device does not finish`,
         );
