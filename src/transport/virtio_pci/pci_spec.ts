@@ -9,21 +9,17 @@ import type {
   BarSpec,
   CapabilitySpec,
   PciSpec,
+  VendorCapability,
 } from "../../pci/device.ts";
-import {
-  configAccessCapability,
-  notifyCapability,
-  structureCapability,
-} from "./capabilities.ts";
 import {
   PCI_SUBDEVICE_ID_QEMU,
   PCI_VENDOR_ID_REDHAT_QUMRANET,
+  VIRTIO_PCI_CAP,
   VIRTIO_PCI_CAP_CFG,
   VIRTIO_PCI_MODERN_DEVICE_ID_BASE,
 } from "../../virtio/defs.ts";
 import type { VirtioDevice } from "../../virtio/device.ts";
-import { NOTIFY_SLOT_BYTES } from "./notify_page.ts";
-import type { NotifyStructure } from "./notify_structure.ts";
+import { NOTIFY_SLOT_BYTES, type NotifyStructure } from "./notify.ts";
 
 /** The BAR of the MSI-X table and pending bits. */
 export const VIRTIO_PCI_MSIX_BAR = 1;
@@ -121,7 +117,7 @@ function msixParts(
 }
 
 function virtioCapabilities(
-  { device, read, write }: VirtioPciSpecParts,
+  parts: VirtioPciSpecParts,
   barBytes: number,
 ): CapabilitySpec[] {
   const at = (cfgType: number, offset: number, lengthBytes: number) => ({
@@ -130,33 +126,126 @@ function virtioCapabilities(
     offset,
     lengthBytes,
   });
-  const size = LAYOUT.STRUCTURE_SIZE;
-  const capabilities: CapabilitySpec[] = [
-    structureCapability(at(VIRTIO_PCI_CAP_CFG.COMMON, LAYOUT.COMMON, size)),
-    structureCapability(at(VIRTIO_PCI_CAP_CFG.ISR, LAYOUT.ISR, size)),
+  const { COMMON, ISR, DEVICE, NOTIFY, STRUCTURE_SIZE } = LAYOUT;
+  const structures: [type: number, offset: number][] = [
+    [VIRTIO_PCI_CAP_CFG.COMMON, COMMON],
+    [VIRTIO_PCI_CAP_CFG.ISR, ISR],
   ];
-  if ((device.configLengthBytes ?? 0) > 0) {
-    capabilities.push(
-      structureCapability(at(VIRTIO_PCI_CAP_CFG.DEVICE, LAYOUT.DEVICE, size)),
-    );
+  if ((parts.device.configLengthBytes ?? 0) > 0) {
+    structures.push([VIRTIO_PCI_CAP_CFG.DEVICE, DEVICE]);
   }
-  const notifyBytes = barBytes - LAYOUT.NOTIFY;
-  capabilities.push(
+  return [
+    ...structures.map(([type, offset]) =>
+      structureCapability(at(type, offset, STRUCTURE_SIZE))
+    ),
     notifyCapability(
-      at(VIRTIO_PCI_CAP_CFG.NOTIFY, LAYOUT.NOTIFY, notifyBytes),
+      at(VIRTIO_PCI_CAP_CFG.NOTIFY, NOTIFY, barBytes - NOTIFY),
       LAYOUT.NOTIFY_OFF_MULTIPLIER,
     ),
-    configAccessCapability(VIRTIO_PCI_CAP_CFG.PCI, {
-      // The virtio structures, and nothing else, may be reached this way (4.1.4.9.2).
-      allows: (bar, offset, width) =>
-        bar === VIRTIO_PCI_MODERN_BAR && offset + width <= barBytes,
-      read,
-      write,
-    }),
-  );
-  return capabilities;
+    configAccessCapability(parts, barBytes),
+  ];
 }
 
 function powerOfTwoAtLeast(value: number): number {
   return 2 ** Math.ceil(Math.log2(value));
+}
+
+/** The id, next and length bytes come before the body that a {@linkcode VendorCapability} describes. */
+const PREFIX = 3;
+
+/** Where a structure is. */
+interface StructureLocation {
+  /** Which structure, a VIRTIO_PCI_CAP_CFG. */
+  readonly cfgType: number;
+  /** Number of the BAR. */
+  readonly bar: number;
+  /** Where in the BAR. */
+  readonly offset: number;
+  /** Length in bytes. */
+  readonly lengthBytes: number;
+}
+
+function body(sizeBytes: number, at: StructureLocation): DataView<ArrayBuffer> {
+  const view = new DataView(new ArrayBuffer(sizeBytes - PREFIX));
+  view.setUint8(VIRTIO_PCI_CAP.CFG_TYPE - PREFIX, at.cfgType);
+  view.setUint8(VIRTIO_PCI_CAP.BAR - PREFIX, at.bar);
+  view.setUint32(VIRTIO_PCI_CAP.OFFSET - PREFIX, at.offset, true);
+  view.setUint32(VIRTIO_PCI_CAP.LENGTH - PREFIX, at.lengthBytes, true);
+  return view;
+}
+
+/** `struct virtio_pci_cap`. */
+function structureCapability(at: StructureLocation): VendorCapability {
+  const view = body(VIRTIO_PCI_CAP.SIZE, at);
+  return { kind: "vendor", body: new Uint8Array(view.buffer) };
+}
+
+/** `struct virtio_pci_notify_cap` (section 4.1.4.4). */
+function notifyCapability(
+  at: StructureLocation,
+  multiplier: number,
+): VendorCapability {
+  const view = body(VIRTIO_PCI_CAP.NOTIFY_SIZE, at);
+  view.setUint32(VIRTIO_PCI_CAP.NOTIFY_MULT - PREFIX, multiplier, true);
+  return { kind: "vendor", body: new Uint8Array(view.buffer) };
+}
+
+const WINDOW_DATA = VIRTIO_PCI_CAP.PCI_CFG_DATA - PREFIX;
+
+/**
+ * `struct virtio_pci_cfg_cap` (section 4.1.4.9): a window of up to 4 bytes on the other structures, for firmware that
+ * has no BARs mapped. An access that the section forbids reads as it last was and writes nothing.
+ */
+function configAccessCapability(
+  { read, write }: VirtioPciSpecParts,
+  barBytes: number,
+): VendorCapability {
+  const view = body(VIRTIO_PCI_CAP.PCI_CFG_SIZE, {
+    cfgType: VIRTIO_PCI_CAP_CFG.PCI,
+    bar: 0,
+    offset: 0,
+    lengthBytes: 0,
+  });
+  const writable = new Uint8Array(view.byteLength);
+  writable[VIRTIO_PCI_CAP.BAR - PREFIX] = 0xff;
+  writable.fill(0xff, VIRTIO_PCI_CAP.OFFSET - PREFIX);
+  return {
+    kind: "vendor",
+    body: new Uint8Array(view.buffer),
+    writable,
+    onRead: (bytes, offset, lengthBytes) => {
+      if (offset + lengthBytes <= WINDOW_DATA) return;
+      const { bar, at, width } = windowOn(bytes, barBytes);
+      if (width === 0) return;
+      const value = read(bar, at, width);
+      for (let i = 0; i < width; i++) {
+        bytes.setUint8(WINDOW_DATA + i, value >>> (i * 8));
+      }
+    },
+    onWrite: (bytes, offset, lengthBytes) => {
+      if (offset + lengthBytes <= WINDOW_DATA) return;
+      const { bar, at, width } = windowOn(bytes, barBytes);
+      if (width === 0) return;
+      let value = 0;
+      for (let i = 0; i < width; i++) {
+        value |= bytes.getUint8(WINDOW_DATA + i) << (i * 8);
+      }
+      write(bar, at, width, value >>> 0);
+    },
+  };
+}
+
+/** The registers that the window is on; width 0 when it points at nothing that may be accessed. */
+function windowOn(
+  bytes: DataView,
+  barBytes: number,
+): { bar: number; at: number; width: AccessWidth | 0 } {
+  const bar = bytes.getUint8(VIRTIO_PCI_CAP.BAR - PREFIX);
+  const at = bytes.getUint32(VIRTIO_PCI_CAP.OFFSET - PREFIX, true);
+  const width = bytes.getUint32(VIRTIO_PCI_CAP.LENGTH - PREFIX, true);
+  // The virtio structures, and nothing else, may be reached this way (4.1.4.9.2).
+  const allowed = (width === 1 || width === 2 || width === 4) &&
+    at % width === 0 && bar === VIRTIO_PCI_MODERN_BAR &&
+    at + width <= barBytes;
+  return { bar, at, width: allowed ? width : 0 };
 }

@@ -28,7 +28,7 @@ import {
   VIRTIO_DEFAULTS,
 } from "../../virtio/options.ts";
 import { IsrStatus } from "./isr_status.ts";
-import { NotifyStructure } from "./notify_structure.ts";
+import { NotifyStructure } from "./notify.ts";
 import {
   VIRTIO_PCI_MODERN_BAR,
   VIRTIO_PCI_MODERN_LAYOUT,

@@ -3,7 +3,8 @@ import fc from "fast-check";
 import {
   NotifyPage,
   notifyPageBytes,
-} from "../../../src/transport/virtio_pci/notify_page.ts";
+} from "../../../src/transport/virtio_pci/notify.ts";
+import { KickPath } from "../../../src/virtio/session/queues.ts";
 import { heapGrowthPerOperation } from "../../resources.ts";
 
 const SEED = 0x5eed;
@@ -35,17 +36,17 @@ Deno.test("NotifyPage tells a 16-bit and a 32-bit write of any queue once", () =
   const queues = 2000;
   const { page, view, listener } = pageOf(queues);
   assertEquals(view.byteLength, 8192);
-  assert(!page.look(listener));
+  assert(!page.look(listener, KickPath.PAGE));
   for (let queue = 0; queue < queues; queue++) {
     view.setUint16(queue * 4, queue, true);
-    assert(page.look(listener));
+    assert(page.look(listener, KickPath.PAGE));
     assertEquals(listener.take(), [`${queue}`]);
-    assert(!page.look(listener));
+    assert(!page.look(listener, KickPath.PAGE));
     const data = (queue * 37) & 0x7fff;
     view.setUint32(queue * 4, ((data << 16) | queue) >>> 0, true);
-    assert(page.look(listener));
+    assert(page.look(listener, KickPath.PAGE));
     assertEquals(listener.take(), [`${queue} ${data}`]);
-    assert(!page.look(listener));
+    assert(!page.look(listener, KickPath.PAGE));
   }
 });
 
@@ -54,14 +55,14 @@ Deno.test("NotifyPage tells one of several writes, the last", () => {
   view.setUint32(8, 0x0001_0002, true);
   view.setUint32(8, 0x0005_0002, true);
   view.setUint16(0, 0, true);
-  assert(page.look(listener));
+  assert(page.look(listener, KickPath.PAGE));
   assertEquals(listener.take(), ["0", "2 5"]);
 });
 
 Deno.test("NotifyPage takes data that look like none for none", () => {
   const { page, view, listener } = pageOf(2);
   view.setUint32(4, 0xffff_0001, true);
-  assert(page.look(listener));
+  assert(page.look(listener, KickPath.PAGE));
   assertEquals(listener.take(), ["1"]);
 });
 
@@ -87,14 +88,14 @@ Deno.test("NotifyPage tells of its own queues whatever a client writes wherever"
           else view.setUint32(offset, value, true);
           touched.add(offset >> 2);
         }
-        page.look(listener);
+        page.look(listener, KickPath.PAGE);
         for (const told of listener.take()) {
           const [queue, data = 0] = told.split(" ").map(Number);
           assert(queue! < queues && touched.has(queue!), told);
           assert(data >= 0 && data <= 0xffff, told);
         }
         // Once told, all is quiet.
-        assert(!page.look(listener));
+        assert(!page.look(listener, KickPath.PAGE));
       },
     ),
     { seed: SEED, numRuns: 300 },
@@ -104,9 +105,9 @@ Deno.test("NotifyPage tells of its own queues whatever a client writes wherever"
 Deno.test("NotifyPage finds a page of zeroes, as after the file behind it was renewed", () => {
   const { page, view, listener } = pageOf(3);
   new Uint8Array(view.buffer).fill(0);
-  assert(page.look(listener));
+  assert(page.look(listener, KickPath.PAGE));
   assertEquals(listener.take(), ["0 0", "1 0", "2 0"]);
-  assert(!page.look(listener));
+  assert(!page.look(listener, KickPath.PAGE));
 });
 
 Deno.test("NotifyPage allocates nothing when it looks", () => {
@@ -123,7 +124,7 @@ Deno.test("NotifyPage allocates nothing when it looks", () => {
   const growth = heapGrowthPerOperation(100_000, (operations) => {
     for (let i = 0; i < operations; i++) {
       view.setUint16(12, 3, true);
-      page.look(listener);
+      page.look(listener, KickPath.PAGE);
     }
   });
   assert(growth < 1, `${growth} bytes`);

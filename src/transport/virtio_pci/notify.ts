@@ -4,6 +4,7 @@
  * @module
  */
 
+import { PAGE_SIZE } from "../../core/bits.ts";
 import type { Poller } from "../../loop/event_loop.ts";
 import { LookTimer } from "../../loop/look_timer.ts";
 import type { DeviceContext } from "../../pci/context.ts";
@@ -12,16 +13,84 @@ import type {
   BarSpec,
   Doorbell,
   MmapArea,
+  SharedMemory,
 } from "../../pci/device.ts";
 import { VIRTIO_F } from "../../virtio/features.ts";
-import {
-  NOTIFY_SLOT_BYTES,
-  NotifyPage,
-  notifyPageBytes,
-  type NotifyPageListener,
-} from "./notify_page.ts";
 import type { VirtioSession } from "../../virtio/session/session.ts";
 import { KickPath } from "../../virtio/session/queues.ts";
+
+/** Bytes of a queue's slot: what NOTIFICATION_DATA makes drivers write (section 4.1.5.2.2). */
+export const NOTIFY_SLOT_BYTES = 4;
+
+/** What hears of notifications. */
+type Kicked = Pick<VirtioSession, "kick" | "kickWithData">;
+
+/** The upper half of a slot that nobody wrote to. */
+const UPPER_HALF = 0xffff;
+
+/**
+ * What a slot holds while its queue is not notified: the complement of the queue's index. A driver writes the index to
+ * the lower half, whatever the width of its write, and no byte of that is equal to the complement's.
+ */
+function sentinel(queue: number): number {
+  return ~queue;
+}
+
+/**
+ * One 32-bit slot for each queue, in memory that clients write and we look at.
+ *
+ * Memory ordering: a driver makes buffers available and then stores to the slot; the slot is exchanged, sequentially
+ * consistent, before the ring is looked at. So either a store is seen, or it comes after the exchange and is found by the
+ * next look. Two stores between two looks are one notification, as they may be.
+ *
+ * A client may write anything anywhere: whatever is not the sentinel of its slot is a notification of that queue.
+ */
+export class NotifyPage {
+  readonly #slots: Int32Array<ArrayBuffer>;
+
+  /**
+   * @param memory Of at least {@linkcode notifyPageBytes}; may be moved to another file, but not in our address space
+   * @param queues How many slots there are
+   */
+  constructor(memory: SharedMemory, queues: number) {
+    const { buffer, byteOffset } = memory.bytes;
+    this.#slots = new Int32Array(buffer, byteOffset, queues);
+    this.clear();
+  }
+
+  /** Forgets notifications that were not looked at. */
+  clear(): void {
+    for (let queue = 0; queue < this.#slots.length; queue++) {
+      Atomics.store(this.#slots, queue, sentinel(queue));
+    }
+  }
+
+  /**
+   * Takes the notifications that came since the last look.
+   *
+   * @returns Whether there were any
+   */
+  look(session: Kicked, path: KickPath): boolean {
+    const slots = this.#slots;
+    let found = false;
+    for (let queue = 0; queue < slots.length; queue++) {
+      const empty = sentinel(queue);
+      if (Atomics.load(slots, queue) === empty) continue;
+      const data = Atomics.exchange(slots, queue, empty) >>> 16;
+      found = true;
+      // Untouched, or data that cannot be told from it: looking at the queue is right in both cases.
+      if (data === UPPER_HALF) session.kick(queue, path);
+      else session.kickWithData(queue, data, path);
+    }
+    return found;
+  }
+}
+
+/** How much memory the slots of so many queues take, in whole pages. */
+export function notifyPageBytes(queues: number): number {
+  const pages = Math.ceil(queues * NOTIFY_SLOT_BYTES / PAGE_SIZE);
+  return Math.max(1, pages) * PAGE_SIZE;
+}
 
 /** A {@linkcode NotifyPage}, where in the BAR it is, and what looks at it while the loop sleeps. */
 interface MappedNotify {
@@ -40,7 +109,6 @@ export class NotifyStructure {
   /** How much of the BAR it takes. */
   readonly lengthBytes: number;
   readonly #session: VirtioSession;
-  readonly #byPage: NotifyPageListener;
   readonly #mapped: MappedNotify | null;
   readonly #poller: Poller;
 
@@ -57,7 +125,6 @@ export class NotifyStructure {
     this.offset = offset;
     this.lengthBytes = notifyPageBytes(session.queues.length);
     this.#session = session;
-    this.#byPage = this.#listener(KickPath.PAGE);
     this.#mapped = mapped ? this.#map(context) : null;
     context.log.debug(
       mapped
@@ -128,7 +195,6 @@ export class NotifyStructure {
   }
 
   #map(context: DeviceContext): MappedNotify {
-    const byMessage = this.#listener(KickPath.MESSAGE);
     const memory = context.createSharedMemory(
       "virtio-notify",
       this.lengthBytes,
@@ -139,7 +205,7 @@ export class NotifyStructure {
       memory,
       // A message that wrote there need not wait for the next look.
       onWrite: () => {
-        page.look(byMessage);
+        page.look(this.#session, KickPath.MESSAGE);
       },
     };
     const timer = new LookTimer(context.loop, () => this.#onTimer());
@@ -149,7 +215,8 @@ export class NotifyStructure {
   /** Looks for notifications in memory, and for new chains in the rings; returns whether there were any. */
   #poll(): boolean {
     const mapped = this.#mapped;
-    const noted = mapped !== null && mapped.page.look(this.#byPage);
+    const noted = mapped !== null &&
+      mapped.page.look(this.#session, KickPath.PAGE);
     return this.#session.poll() || noted;
   }
 
@@ -158,14 +225,6 @@ export class NotifyStructure {
     if (this.#session.running) return this.#poll();
     this.stop();
     return false;
-  }
-
-  #listener(path: KickPath): NotifyPageListener {
-    const session = this.#session;
-    return {
-      kick: (queue) => session.kick(queue, path),
-      kickWithData: (queue, data) => session.kickWithData(queue, data, path),
-    };
   }
 
   #doorbells(): Doorbell[] {
