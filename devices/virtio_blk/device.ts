@@ -5,6 +5,7 @@
  */
 
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
+import { resizeStorage } from "../../src/backend/block/resize.ts";
 import { formatSize } from "../../src/core/size.ts";
 import type { DeviceState } from "../../src/core/state_form.ts";
 import type { ResourceBag } from "../../src/os/resource_bag.ts";
@@ -19,7 +20,6 @@ import type {
 import type { Features } from "../../src/virtio/features.ts";
 import type { VirtioOptions } from "../../src/virtio/options.ts";
 import type { Virtqueue } from "../../src/virtio/queue/queue.ts";
-import { resizeCommand } from "./commands.ts";
 import {
   BlkConfig,
   diskFeatures,
@@ -153,14 +153,14 @@ export class VirtioBlk implements VirtioDevice {
   save(): DeviceState<VirtioBlkState> {
     return VIRTIO_BLK_FORM.write({
       ...this.#settings(),
-      counters: this.#queues.saveCounters(),
+      counters: this.#queues.tally.toRecord(),
       backend: this.#backend.save?.() ?? null,
     });
   }
 
   load(value: unknown): void {
     const state = parseVirtioBlkState(value);
-    this.#queues.loadCounters(state.counters);
+    this.#queues.tally.restore(state.counters);
     this.#setWriteCache(state.writeback);
     // The driver knows another size than the storage has by now.
     const { sizeBytes } = this.#backend.info;
@@ -224,4 +224,20 @@ export class VirtioBlk implements VirtioDevice {
     this.#config.writeback = on;
     this.#queues.configure(this.#settings());
   }
+}
+
+/** The `resize` command: changes the size of a disk's storage, or tells it. */
+function resizeCommand(backend: BlockBackend): DeviceCommand {
+  return {
+    help:
+      "resize SIZE [--shrink]: change the disk's size; without a word, tell",
+    run(args) {
+      if (args.length > 0) resizeStorage(backend, args);
+      const { sizeBytes } = backend.info;
+      return {
+        text: `the disk has ${formatSize(sizeBytes)}`,
+        data: { sizeBytes },
+      };
+    },
+  };
 }

@@ -26,12 +26,7 @@ import { BLK_COUNTERS, BlkCounter, countRequest } from "./counters.ts";
 import type { DiskOptions } from "./config.ts";
 import { VIRTIO_BLK_F } from "./defs.ts";
 import { type Slot, SlotPool, SlotState } from "./in_flight.ts";
-import {
-  RequestParser,
-  statusOfResult,
-  StatusWriter,
-  Verdict,
-} from "./request.ts";
+import { RequestParser, statusOfResult, Verdict } from "./request.ts";
 
 /** What the control side decides about requests. Plain data. */
 export interface BlkSettings {
@@ -78,10 +73,10 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
   readonly #memory: GuestMemory;
   readonly #transport: QueueTransport;
   readonly #backend: BlockBackend;
-  readonly #counters = new Counters(BLK_COUNTERS);
+  /** What is counted here. */
+  readonly tally = new Counters(BLK_COUNTERS);
   readonly #pool: SlotPool;
   readonly #parser: RequestParser;
-  readonly #status: StatusWriter;
   readonly #more: readonly BottomHalf[];
   readonly #publish: BottomHalf;
   readonly #unsubscribe: () => void;
@@ -118,7 +113,6 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
       discard: false,
       writeZeroes: false,
     }, options.serial);
-    this.#status = new StatusWriter(memory);
     this.#epochs = new Uint32Array(queues);
     this.#dirty = new Uint8Array(queues);
     this.#more = Array.from(
@@ -240,20 +234,10 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
 
   counters(): Readonly<Record<string, number>> {
     return {
-      ...this.#counters.toRecord(),
+      ...this.tally.toRecord(),
       inFlight: this.#pool.used,
       ...countersOf("backend", this.#backend.counters?.()),
     };
-  }
-
-  /** What was counted here, by name, without the storage's. */
-  saveCounters(): Readonly<Record<string, number>> {
-    return this.#counters.toRecord();
-  }
-
-  /** Goes on from what {@linkcode BlkQueues.saveCounters} gave. */
-  loadCounters(counters: Readonly<Record<string, number>>): void {
-    this.#counters.restore(counters);
   }
 
   close(): void {
@@ -357,15 +341,15 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
   /** Answers the driver. */
   #finish(slot: Slot, status: number): void {
     if (!this.#isAlive(slot)) return this.#drop(slot);
-    const written = this.#status.complete(slot, status);
-    countRequest(this.#counters, slot, status);
+    const written = this.#parser.complete(slot, status);
+    countRequest(this.tally, slot, status);
     this.#queues[slot.queue]!.push(slot.chain.head, written);
     this.#dirty[slot.queue] = 1;
     this.#pool.release(slot);
   }
 
   #drop(slot: Slot): void {
-    this.#counters.add(BlkCounter.dropped, 1);
+    this.tally.add(BlkCounter.dropped, 1);
     this.#pool.release(slot);
   }
 
@@ -450,7 +434,7 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
       this.#drop(slot);
       return false;
     }
-    this.#counters.add(BlkCounter.reissued, 1);
+    this.tally.add(BlkCounter.reissued, 1);
     return this.#submit(slot);
   }
 

@@ -55,7 +55,7 @@ export interface RequestLimits {
 }
 
 /**
- * Reads and checks requests. Every byte of a request is read once; nothing is allocated.
+ * Reads and checks requests, and ends them. Every byte of a request is read once; nothing is allocated.
  *
  * A chain is `header | data to write` (device-readable) and then `data that was read | status` (device-writable), cut
  * into descriptors anywhere (section 2.7.4).
@@ -69,11 +69,16 @@ export class RequestParser {
   readonly #id = new Uint8Array(VIRTIO_BLK_ID_BYTES);
   readonly #header = new Uint8Array(VIRTIO_BLK_OUTHDR.SIZE);
   readonly #view = new DataView(this.#header.buffer);
+  /** The status byte, and where it goes. */
+  readonly #byte = new Uint8Array(1);
+  readonly #last: ScatterGather;
+  readonly #address = new Uint32Array(2);
 
   /** @param serial What GET_ID tells, at most 20 ASCII characters */
   constructor(memory: GuestMemory, limits: RequestLimits, serial: string) {
     this.#memory = memory;
     this.limits = limits;
+    this.#last = memory.createScatterGather(1);
     new TextEncoder().encodeInto(serial, this.#id);
   }
 
@@ -144,6 +149,33 @@ export class RequestParser {
       // All of them were checked, against what the storage was then; an empty one needs nothing.
       if (slot.request.lengthBytes > 0) return true;
     }
+  }
+
+  /**
+   * Ends the request of a slot: the status goes into the last device-writable byte.
+   *
+   * @param status VIRTIO_BLK_S_*
+   * @returns What the used ring is to tell: how many bytes were written without a gap from the start (2.7.8.2)
+   */
+  complete(slot: Slot, status: number): number {
+    const { writable } = slot.chain;
+    const room = writable.lengthBytes - 1;
+    const data = status === VIRTIO_BLK_S.OK ? slot.dataBytes : 0;
+    this.#aimAtLastByte(writable);
+    this.#byte[0] = status;
+    this.#memory.scatter(this.#last, this.#byte, 1);
+    return data === room && slot.chain.isWhole ? room + 1 : data;
+  }
+
+  #aimAtLastByte(list: ScatterGather): void {
+    // Straight from the words of the list: an address as one number would cost a heap number.
+    const words = list.words;
+    const last = (list.count - 1) * 4;
+    const low = words[last]! + words[last + 2]! - 1;
+    this.#address[0] = low;
+    this.#address[1] = words[last + 1]! + (low >= 0x1_0000_0000 ? 1 : 0);
+    this.#last.clear();
+    this.#last.pushWords(this.#address, 1);
   }
 
   #broken(reason: string): number {
@@ -274,45 +306,4 @@ export function statusOfResult(result: number): number {
   return result === -Errno.EOPNOTSUPP
     ? VIRTIO_BLK_S.UNSUPP
     : VIRTIO_BLK_S.IOERR;
-}
-
-/** Writes the status byte of requests. */
-export class StatusWriter {
-  readonly #memory: GuestMemory;
-  readonly #list: ScatterGather;
-  readonly #byte = new Uint8Array(1);
-  readonly #address = new Uint32Array(2);
-
-  /** @param memory What the chains lie in */
-  constructor(memory: GuestMemory) {
-    this.#memory = memory;
-    this.#list = memory.createScatterGather(1);
-  }
-
-  /**
-   * Ends the request of a slot: the status goes into the last device-writable byte.
-   *
-   * @param status VIRTIO_BLK_S_*
-   * @returns What the used ring is to tell: how many bytes were written without a gap from the start (2.7.8.2)
-   */
-  complete(slot: Slot, status: number): number {
-    const { writable } = slot.chain;
-    const room = writable.lengthBytes - 1;
-    const data = status === VIRTIO_BLK_S.OK ? slot.dataBytes : 0;
-    this.#aimAtLastByte(writable);
-    this.#byte[0] = status;
-    this.#memory.scatter(this.#list, this.#byte, 1);
-    return data === room && slot.chain.isWhole ? room + 1 : data;
-  }
-
-  #aimAtLastByte(list: ScatterGather): void {
-    // Straight from the words of the list: an address as one number would cost a heap number.
-    const words = list.words;
-    const last = (list.count - 1) * 4;
-    const low = words[last]! + words[last + 2]! - 1;
-    this.#address[0] = low;
-    this.#address[1] = words[last + 1]! + (low >= 0x1_0000_0000 ? 1 : 0);
-    this.#list.clear();
-    this.#list.pushWords(this.#address, 1);
-  }
 }

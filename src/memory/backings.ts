@@ -85,7 +85,7 @@ export class Backings {
         backing.lengthBytes - offset,
       );
       if (offset % 4 !== 0 || room < 4) {
-        if (this.gather(list, this.#bytes, 4, skip, segment) < 4) {
+        if (this.#copy(list, this.#bytes, 4, false, skip, segment) < 4) {
           return -Errno.EFAULT;
         }
         into[to++] = this.#word[0]!;
@@ -123,16 +123,27 @@ export class Backings {
     );
   }
 
+  /** See {@linkcode GuestMemory.gather}. */
+  gather(list: ScatterGather, into: Uint8Array, lengthBytes: number): number {
+    return this.#copy(list, into, lengthBytes, false);
+  }
+
+  /** See {@linkcode GuestMemory.scatter}. */
+  scatter(list: ScatterGather, from: Uint8Array, lengthBytes: number): number {
+    return this.#copy(list, from, lengthBytes, true);
+  }
+
   /**
-   * See {@linkcode GuestMemory.gather}.
+   * Copies between the start of a list and bytes of our own; returns how many.
    *
    * @param skipBytes Where in a segment to begin, which is longer
    * @param first Which segment that is
    */
-  gather(
+  #copy(
     list: ScatterGather,
-    into: Uint8Array,
+    own: Uint8Array,
     lengthBytes: number,
+    toGuest: boolean,
     skipBytes = 0,
     first = 0,
   ): number {
@@ -152,34 +163,9 @@ export class Backings {
         const { bytes } = backing;
         let at = hva - backing.hva;
         const n = Math.min(left, backing.lengthBytes - at);
-        for (const end = done + n; done < end;) {
-          into[done++] = bytes[at++]!;
-        }
-        left -= n;
-        hva += n;
-      }
-    }
-    return done;
-  }
-
-  /** See {@linkcode GuestMemory.scatter}. */
-  scatter(list: ScatterGather, from: Uint8Array, lengthBytes: number): number {
-    let done = 0;
-    for (let i = 0; i < list.count && done < lengthBytes; i++) {
-      const word = i * 4;
-      let hva = u64(list.words[word]!, list.words[word + 1]!);
-      const length = list.words[word + 2]!;
-      let left = Math.min(length, lengthBytes - done);
-      while (left > 0) {
-        this.#address[0] = hva;
-        const backing = this.#find();
-        if (backing === UNREACHABLE) return done;
-        const { bytes } = backing;
-        let at = hva - backing.hva;
-        const n = Math.min(left, backing.lengthBytes - at);
-        for (const end = done + n; done < end;) {
-          bytes[at++] = from[done++]!;
-        }
+        const end = done + n;
+        if (toGuest) { while (done < end) bytes[at++] = own[done++]!; }
+        else while (done < end) own[done++] = bytes[at++]!;
         left -= n;
         hva += n;
       }
