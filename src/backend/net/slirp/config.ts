@@ -1,14 +1,21 @@
 /**
- * `struct SlirpConfig` from the options.
+ * From the options to libslirp: its `struct SlirpConfig`, and ports of the host that lead to the guest.
  *
  * @module
  */
 
 import { setU64 } from "../../../core/bits.ts";
+import { ErrnoError, errnoName } from "../../../core/errno.ts";
 import { NativeBuffer } from "../../../os/mod.ts";
-import { netmask } from "../frame/ipv4.ts";
-import type { UserNetOptions } from "../user/driver.ts";
-import { SLIRP_CONFIG, SLIRP_CONFIG_VERSION } from "./symbols.ts";
+import { lastErrno } from "../../../os/symbols.ts";
+import { formatIpv4, netmask } from "../frame/ipv4.ts";
+import { explainBind } from "../socket/own_socket.ts";
+import type { HostForward, UserNetOptions } from "../user/driver.ts";
+import {
+  SLIRP_CONFIG,
+  SLIRP_CONFIG_VERSION,
+  type SlirpSymbols,
+} from "./symbols.ts";
 
 const AT = SLIRP_CONFIG;
 
@@ -84,4 +91,39 @@ function writeFixed(
   writeIpv6(view, AT.VNAMESERVER6, IPV6_DNS);
   setU64(view, AT.IF_MTU, mtu);
   setU64(view, AT.IF_MRU, mtu);
+}
+
+/**
+ * Forwards a port.
+ *
+ * @throws {ErrnoError} With the remedy
+ */
+export function addHostForward(
+  symbols: SlirpSymbols,
+  slirp: Deno.PointerValue,
+  forward: HostForward,
+): void {
+  const { protocol, hostAddress, hostPort, guestAddress, guestPort } = forward;
+  const result = symbols.slirp_add_hostfwd(
+    slirp,
+    protocol === "udp" ? 1 : 0,
+    networkOrder(hostAddress),
+    hostPort,
+    networkOrder(guestAddress),
+    guestPort,
+  );
+  if (result < 0) throw forwardError(forward, lastErrno());
+}
+
+/** An IPv4 address as the number a little-endian machine reads from its four bytes. */
+function networkOrder(address: number): number {
+  return ((address & 0xff) << 24 | (address & 0xff00) << 8 |
+    (address >>> 8) & 0xff00 | address >>> 24) >>> 0;
+}
+
+function forwardError(forward: HostForward, errno: number): ErrnoError {
+  const { protocol, hostAddress, hostPort } = forward;
+  const where = `${protocol} ${formatIpv4(hostAddress)}:${hostPort}`;
+  const why = explainBind(errno) ?? `libslirp fails with ${errnoName(errno)}`;
+  return new ErrnoError(errno, `Cannot forward ${where} to the guest: ${why}`);
 }

@@ -14,8 +14,7 @@ import { SlirpCounter } from "../user/counters.ts";
 import type { UserNetOptions } from "../user/driver.ts";
 import { VIRTIO_NET_HDR } from "../frame/vnet_header.ts";
 import { SlirpCallbacks, type SlirpHost } from "./callbacks.ts";
-import { buildSlirpConfig } from "./config.ts";
-import { addHostForward } from "./forward.ts";
+import { addHostForward, buildSlirpConfig } from "./config.ts";
 import {
   LEASE_REQUEST_BYTES,
   putLeaseRequest,

@@ -4,17 +4,12 @@
  * @module
  */
 
-import {
-  type CounterRecord,
-  Counters,
-  indicesOf,
-} from "../../../core/counters.ts";
+import { Counters, indicesOf } from "../../../core/counters.ts";
 import { Errno, ErrnoError } from "../../../core/errno.ts";
 import type { FdWatch, Timer } from "../../../loop/event_loop.ts";
 import {
   bindUnixDatagram,
   Epoll,
-  type Fd,
   openUdp,
   type ResourceBag,
   type Saved,
@@ -25,6 +20,7 @@ import {
 import type { ScatterGather } from "../../../memory/scatter_gather.ts";
 import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
+import { explainBind, OwnSocket } from "./own_socket.ts";
 import { SegmentMessage } from "../../../memory/segments.ts";
 import type { DeviceState } from "../../../core/state_form.ts";
 import { KEEPING_EVENTS, netForm, Ownership } from "../state.ts";
@@ -33,12 +29,7 @@ import {
   type DgramNetOptions,
   formatEndpoint,
 } from "./drivers.ts";
-import {
-  makeSocketFile,
-  parseSocketFile,
-  removeSocketFile,
-  type SocketFile,
-} from "../../../os/socket/socket_file.ts";
+import { makeSocketFile } from "../../../os/socket/socket_file.ts";
 
 /** How many datagrams are thrown away before the loop gets its turn. */
 const DISCARD_MAX = 256;
@@ -50,14 +41,7 @@ const KIND = "dgram";
 
 const Count = indicesOf(DGRAM_COUNTERS);
 
-interface DgramState {
-  /** Of the local address; null for UDP. */
-  readonly file: SocketFile | null;
-  readonly running: boolean;
-  readonly counters: CounterRecord<typeof DGRAM_COUNTERS>;
-}
-
-const FORM = netForm<DgramState>(KIND);
+const FORM = netForm(KIND);
 
 /** Opens a datagram socket. */
 export const openDgram: OpenNet<DgramNetOptions> = (
@@ -70,8 +54,8 @@ export const openDgram: OpenNet<DgramNetOptions> = (
 class DgramBackend implements NetBackend {
   readonly description: string;
   readonly hasVnetHeader = false;
-  readonly #fd: Fd;
-  readonly #file: SocketFile | null;
+  readonly #socket: OwnSocket;
+  readonly #fd: number;
   readonly #ownership: Ownership;
   readonly #message: SegmentMessage;
   readonly #watch: FdWatch;
@@ -105,30 +89,22 @@ class DgramBackend implements NetBackend {
       ? sockaddrUn(remote.path)
       : null;
     this.#ownership = new Ownership(loop, saved === undefined);
-    if (saved !== undefined) {
-      const state = FORM.read(saved.state);
-      this.#file = state.partOrNull("file", parseSocketFile);
+    const state = saved && FORM.read(saved.state);
+    if (state !== undefined) {
       this.#keeping = state.flag("running");
       this.#counters.restore(state.value("counters"));
-      this.#fd = saved.bag.take(KIND);
-    } else if (local.family === "unix" && remote.family === "unix") {
-      const { made, file } = makeSocketFile(local, bindUnixDatagram);
-      this.#fd = made;
-      this.#file = file;
-    } else if (local.family === "inet" && remote.family === "inet") {
-      this.#fd = openOrExplain(() => openUdp(local.address, remote.address));
-      this.#file = null;
-    } else {
-      throw new ErrnoError(
-        Errno.EINVAL,
-        `Cannot open ${this.description}: both ends must be of one family`,
-      );
     }
+    this.#socket = new OwnSocket(
+      this.#ownership,
+      () => bindTo(options),
+      state && { state, bag: saved!.bag },
+    );
+    this.#fd = this.#socket.fd;
     this.#message = new SegmentMessage(destination);
     this.#retry = loop.timer(() => this.#tellWritable());
     try {
       this.#watch = loop.watch(
-        this.#fd.number,
+        this.#fd,
         this.#events(),
         (events) => this.#onEvents(events),
       );
@@ -156,7 +132,7 @@ class DgramBackend implements NetBackend {
 
   send(frame: ScatterGather): number {
     this.#setSegments(frame);
-    const n = this.#message.send(this.#fd.number);
+    const n = this.#message.send(this.#fd);
     if (n >= 0) {
       this.#retryMs = RETRY_FIRST_MS;
       return n;
@@ -179,7 +155,7 @@ class DgramBackend implements NetBackend {
 
   receive(into: ScatterGather): number {
     this.#setSegments(into);
-    const n = this.#message.receiveDatagram(this.#fd.number);
+    const n = this.#message.receiveDatagram(this.#fd);
     if (n < 0 && n !== -Errno.EAGAIN) {
       // Of UDP: an earlier frame was not delivered. None was taken off the queue, and the card is called again.
       this.#counters.add(Count.rxErrors, 1);
@@ -197,16 +173,16 @@ class DgramBackend implements NetBackend {
     return this.#counters.toRecord();
   }
 
-  save(): DeviceState<DgramState> {
+  save(): DeviceState {
     return FORM.write({
-      file: this.#file,
+      file: this.#socket.file,
       running: this.#peer !== null || this.#keeping,
       counters: this.#counters.toRecord(),
     });
   }
 
   handOver(bag: ResourceBag): void {
-    bag.put(KIND, this.#fd.number);
+    this.#socket.handOver(bag);
     this.#ownership.giveAway();
   }
 
@@ -221,9 +197,7 @@ class DgramBackend implements NetBackend {
   #release(): void {
     this.#retry.close();
     this.#message.close();
-    this.#fd.close();
-    const owned = this.#ownership.end();
-    if (owned && this.#file !== null) removeSocketFile(this.#file);
+    this.#socket.close();
   }
 
   #events(): number {
@@ -240,7 +214,7 @@ class DgramBackend implements NetBackend {
   #onEvents(events: number): void {
     if (this.#keeping) return;
     // Cannot be masked, and lasts until it is asked for.
-    if ((events & Epoll.ERR) !== 0 && socketError(this.#fd.number) !== 0) {
+    if ((events & Epoll.ERR) !== 0 && socketError(this.#fd) !== 0) {
       this.#counters.add(Count.rxErrors, 1);
     }
     if ((events & Epoll.OUT) !== 0) this.#tellWritable();
@@ -267,36 +241,26 @@ class DgramBackend implements NetBackend {
     // No room for any byte.
     this.#message.segments.clear();
     for (let i = 0; i < DISCARD_MAX; i++) {
-      if (this.#message.receiveDatagram(this.#fd.number) < 0) return;
+      if (this.#message.receiveDatagram(this.#fd) < 0) return;
     }
   }
 }
 
-function openOrExplain(open: () => Fd): Fd {
+function bindTo({ local, remote }: DgramNetOptions) {
+  // Both ends are of one family, as the options have it.
+  if (local.family === "unix") return makeSocketFile(local, bindUnixDatagram);
+  const { address } = remote as typeof local;
   try {
-    return open();
+    return { made: openUdp(local.address, address), file: null };
   } catch (error) {
     if (!(error instanceof SyscallError)) throw error;
-    const why = explain(error.errno);
+    const { errno } = error;
+    const why = errno === Errno.EINVAL || errno === Errno.ENETUNREACH
+      ? "the remote address cannot be reached from the local one"
+      : explainBind(errno);
     if (why === null) throw error;
-    throw new ErrnoError(error.errno, `Cannot plug the card in: ${why}`, {
+    throw new ErrnoError(errno, `Cannot plug the card in: ${why}`, {
       cause: error,
     });
-  }
-}
-
-function explain(errno: number): string | null {
-  switch (errno) {
-    case Errno.EADDRINUSE:
-      return "the local port is in use, choose another";
-    case Errno.EADDRNOTAVAIL:
-      return "this host does not have the local address";
-    case Errno.EACCES:
-      return "ports this low need CAP_NET_BIND_SERVICE, choose one from 1024 up";
-    case Errno.EINVAL:
-    case Errno.ENETUNREACH:
-      return "the remote address cannot be reached from the local one";
-    default:
-      return null;
   }
 }

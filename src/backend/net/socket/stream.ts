@@ -22,12 +22,8 @@ import {
   SyscallError,
   tuneTcp,
 } from "../../../os/mod.ts";
-import {
-  makeSocketFile,
-  parseSocketFile,
-  removeSocketFile,
-  type SocketFile,
-} from "../../../os/socket/socket_file.ts";
+import { makeSocketFile } from "../../../os/socket/socket_file.ts";
+import { OwnSocket } from "./own_socket.ts";
 import { Backoff } from "../backoff.ts";
 import type { OpenNet } from "../driver.ts";
 import { formatEndpoint, type StreamNetOptions } from "./drivers.ts";
@@ -39,7 +35,7 @@ import {
 
 /** Marks the state of such a back end. */
 const KIND = "stream";
-/** Name of the socket that listens, or connects. */
+/** Name of the socket that connects. */
 const SOCKET = "socket";
 
 /** Connects, or listens. */
@@ -58,22 +54,15 @@ export const openStream: OpenNet<StreamNetOptions> = (
     saved,
   );
 
-interface ServerState {
-  /** Of its address; null for TCP. */
-  readonly file: SocketFile | null;
-  /** True while it waits for a peer. */
-  readonly accepting: boolean;
-}
-
 /** Accepts one connection after another; further peers wait until the one before has gone. */
 class Server implements Connector {
   readonly description: string;
   readonly #context: ConnectorContext;
   readonly #where: string;
-  readonly #fd: Fd;
-  readonly #file: SocketFile | null;
+  readonly #socket: OwnSocket;
   readonly #watch: FdWatch;
   readonly #isTcp: boolean;
+  /** True while it waits for a peer. */
   #accepting: boolean;
 
   /** @throws {ErrnoError} When the address cannot be had */
@@ -86,28 +75,24 @@ class Server implements Connector {
     this.#where = formatEndpoint(endpoint);
     this.description = `stream, server at ${this.#where}`;
     this.#isTcp = endpoint.family === "inet";
-    this.#accepting = false;
-    if (saved !== undefined) {
-      const state = new StateReader(saved.state, "a server");
-      this.#accepting = state.flag("accepting");
-      this.#file = state.partOrNull("file", parseSocketFile);
-      this.#fd = saved.bag.take(SOCKET);
-    } else if (endpoint.family === "unix") {
-      const { made, file } = makeSocketFile(endpoint, listenUnix);
-      this.#fd = made;
-      this.#file = file;
-    } else {
-      this.#fd = listenTcp(endpoint.address);
-      this.#file = null;
-    }
+    const state = saved && new StateReader(saved.state, "a server");
+    this.#accepting = state?.flag("accepting") ?? false;
+    this.#socket = new OwnSocket(
+      context.ownership,
+      () =>
+        endpoint.family === "unix"
+          ? makeSocketFile(endpoint, listenUnix)
+          : { made: listenTcp(endpoint.address), file: null },
+      state && { state, bag: saved!.bag },
+    );
     try {
       this.#watch = context.loop.watch(
-        this.#fd.number,
+        this.#socket.fd,
         this.#accepting ? Epoll.IN : 0,
         () => this.#accept(),
       );
     } catch (error) {
-      this.#release();
+      this.#socket.close();
       throw error;
     }
   }
@@ -124,29 +109,23 @@ class Server implements Connector {
     this.begin();
   }
 
-  save(): ServerState {
-    return { file: this.#file, accepting: this.#accepting };
+  save(): unknown {
+    return { file: this.#socket.file, accepting: this.#accepting };
   }
 
   handOver(bag: ResourceBag): void {
-    bag.put(SOCKET, this.#fd.number);
+    this.#socket.handOver(bag);
   }
 
   close(): void {
     this.#watch.close();
-    this.#release();
-  }
-
-  #release(): void {
-    this.#fd.close();
-    const owned = this.#context.ownership.end();
-    if (owned && this.#file !== null) removeSocketFile(this.#file);
+    this.#socket.close();
   }
 
   #accept(): void {
     let fd: Fd | null;
     try {
-      fd = acceptUnix(this.#fd.number);
+      fd = acceptUnix(this.#socket.fd);
     } catch (error) {
       if (!(error instanceof ErrnoError)) throw error;
       // Out of descriptors or memory: the peer stays in the queue, and this is called again.
