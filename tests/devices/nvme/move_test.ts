@@ -592,7 +592,8 @@ Deno.test("NvmeController.load refuses what is no state of it", () => {
     at[last] = value;
     refuse(state, `${path} = ${value}`);
     delete at[last];
-    refuse(state, `no ${path}`);
+    // A counter that an older version did not have is 0.
+    if (keys.at(-1) !== "counters") refuse(state, `no ${path}`);
   }
 });
 
