@@ -6,19 +6,24 @@
 
 import { parseCounters } from "../../src/core/counters.ts";
 import { StateForm } from "../../src/core/state_form.ts";
+import type { StateReader } from "../../src/core/state_reader.ts";
 import { BLK_COUNTERS } from "./counters.ts";
 
-/** What a driver could tell a disk by, beyond what is the transport's. */
-export interface VirtioBlkState {
-  /** The cache mode, as the driver reads it and may have set it. */
-  readonly writeback: boolean;
-  /** The capacity that the driver was told. */
-  readonly sizeBytes: number;
-  /** What was counted, by name. */
-  readonly counters: Readonly<Record<string, number>>;
-  /** What the storage has saved, for openBlockBackend; null for storage that cannot be saved. */
-  readonly backend: unknown;
+function readState(state: StateReader) {
+  return {
+    /** The cache mode, as the driver reads it and may have set it. */
+    writeback: state.flag("writeback"),
+    /** The capacity that the driver was told. */
+    sizeBytes: state.integer("sizeBytes", Number.MAX_SAFE_INTEGER),
+    /** What was counted, by name. */
+    counters: parseCounters(BLK_COUNTERS, state.value("counters")),
+    /** What the storage has saved, for openBlockBackend; null for storage that cannot be saved. */
+    backend: state.value("backend"),
+  };
 }
+
+/** What a driver could tell a disk by, beyond what is the transport's. */
+export type VirtioBlkState = Readonly<ReturnType<typeof readState>>;
 
 /** Form of {@linkcode VirtioBlkState}. */
 export const VIRTIO_BLK_FORM: StateForm<VirtioBlkState> = new StateForm(
@@ -32,11 +37,5 @@ export const VIRTIO_BLK_FORM: StateForm<VirtioBlkState> = new StateForm(
  * @throws {import("../../src/core/errno.ts").ErrnoError} EINVAL when it is none of a disk
  */
 export function parseVirtioBlkState(value: unknown): VirtioBlkState {
-  const reader = VIRTIO_BLK_FORM.read(value);
-  return {
-    writeback: reader.flag("writeback"),
-    sizeBytes: reader.integer("sizeBytes", Number.MAX_SAFE_INTEGER),
-    counters: parseCounters(BLK_COUNTERS, reader.value("counters")),
-    backend: reader.value("backend"),
-  };
+  return readState(VIRTIO_BLK_FORM.read(value));
 }

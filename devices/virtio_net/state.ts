@@ -12,63 +12,10 @@ import { formatMac } from "./config.ts";
 import type { CoalescingLimits } from "./queue/coalescing.ts";
 import { ETH_ALEN, VLAN_N_VID } from "./defs.ts";
 
-/** The receive filter; addresses as people write them. */
-export interface FilterState {
-  /** Names of the VIRTIO_NET_CTRL_RX_CMD modes that are on. */
-  readonly modes: readonly string[];
-  /** The address table; null for more addresses than fit. */
-  readonly unicast: readonly string[] | null;
-  readonly multicast: readonly string[] | null;
-  /** VLANs that are let in. */
-  readonly vlans: readonly number[];
-}
-
-/** Notification coalescing. */
-export interface CoalescingState {
-  /** What all receive queues, and all transmit queues, were given last. */
-  readonly rx: CoalescingLimits;
-  readonly tx: CoalescingLimits;
-  /** What is in force, by queue number. */
-  readonly queues: readonly CoalescingLimits[];
-}
-
-/** What the control side, or the driver by way of it, decides about frames. Plain data. */
-export interface NetSettings {
-  /** The address in force, as people write it. */
-  readonly mac: string;
-  /** Whether the card is plugged in. */
-  readonly linkUp: boolean;
-  /** How many queue pairs receive. */
-  readonly activePairs: number;
-  /** What is left to the driver, a set of NetOffload. */
-  readonly guestOffloads: number;
-  readonly filter: FilterState;
-  readonly coalescing: CoalescingState;
-}
-
-/** Everything that a card goes on from, beyond its queues and features; see {@linkcode VirtioNet.save}. */
-export interface NetState extends NetSettings {
-  /** The address that a reset restores. */
-  readonly permanentMac: string;
-  /** Whether the driver is to announce itself, and has not said that it did. */
-  readonly announce: boolean;
-  /** What was counted, by name. */
-  readonly counters: Readonly<Record<string, number>>;
-  readonly pairs: readonly PairCounts[];
-  /** What its network has saved, for openNetBackend; null for one that cannot go on elsewhere. */
-  readonly backend: unknown;
-}
-
 /** Frames and bytes of one queue pair. */
 export type PairCounts = CounterRecord<typeof PAIR_COUNTERS>;
 
 const U32_MAX = 0xffff_ffff;
-
-/** Form of {@linkcode NetState}. */
-export const NET_FORM: StateForm<NetState> = new StateForm(
-  "virtio-net",
-  "the network card",
-);
 
 /** The bytes of an address written as by {@linkcode formatMac}; null for anything else. */
 export function macFromText(text: string): Uint8Array<ArrayBuffer> | null {
@@ -102,11 +49,14 @@ function readTable(state: StateReader, name: string): readonly string[] | null {
   return texts;
 }
 
-function readFilter(state: StateReader): FilterState {
+function readFilter(state: StateReader) {
   return {
+    /** Names of the VIRTIO_NET_CTRL_RX_CMD modes that are on. */
     modes: state.texts("modes"),
+    /** The address table, as people write it; null for more addresses than fit. */
     unicast: readTable(state, "unicast"),
     multicast: readTable(state, "multicast"),
+    /** VLANs that are let in. */
     vlans: state.integers("vlans", VLAN_N_VID - 1),
   };
 }
@@ -118,13 +68,64 @@ function readLimits(state: StateReader): CoalescingLimits {
   };
 }
 
-function readCoalescing(state: StateReader, queues: number): CoalescingState {
+function readCoalescing(state: StateReader, queues: number) {
   return {
+    /** What all receive queues, and all transmit queues, were given last. */
     rx: readLimits(state.part("rx")),
     tx: readLimits(state.part("tx")),
+    /** What is in force, by queue number. */
     queues: state.parts("queues", readLimits, queues),
   };
 }
+
+function readSettings(state: StateReader, pairs: number) {
+  return {
+    /** The address in force, as people write it. */
+    mac: readMac(state, "mac"),
+    /** True while the card is plugged in. */
+    linkUp: state.flag("linkUp"),
+    /** How many queue pairs receive. */
+    activePairs: state.integer("activePairs", pairs),
+    /** What is left to the driver, a set of NetOffload. */
+    guestOffloads: state.integer("guestOffloads", U32_MAX),
+    filter: readFilter(state.part("filter")),
+    coalescing: readCoalescing(state.part("coalescing"), pairs * 2),
+  };
+}
+
+function readState(state: StateReader, pairs: number) {
+  return {
+    /** The address that a reset restores. */
+    permanentMac: readMac(state, "permanentMac"),
+    ...readSettings(state, pairs),
+    /** True while the driver is to announce itself, and has not said that it did. */
+    announce: state.flag("announce"),
+    /** What was counted, by name. */
+    counters: parseCounters(NET_COUNTERS, state.value("counters")),
+    pairs: state.list("pairs", pairs)
+      .map((pair) => parseCounters(PAIR_COUNTERS, pair)),
+    /** What its network has saved, for openNetBackend; null for one that cannot go on elsewhere. */
+    backend: state.value("backend"),
+  };
+}
+
+/** The receive filter. */
+export type FilterState = Readonly<ReturnType<typeof readFilter>>;
+
+/** Notification coalescing. */
+export type CoalescingState = Readonly<ReturnType<typeof readCoalescing>>;
+
+/** What the control side, or the driver by way of it, decides about frames. Plain data. */
+export type NetSettings = Readonly<ReturnType<typeof readSettings>>;
+
+/** Everything that a card goes on from, beyond its queues and features; see {@linkcode VirtioNet.save}. */
+export type NetState = Readonly<ReturnType<typeof readState>>;
+
+/** Form of {@linkcode NetState}. */
+export const NET_FORM: StateForm<NetState> = new StateForm(
+  "virtio-net",
+  "the network card",
+);
 
 /**
  * Parses the state of a card.
@@ -133,19 +134,5 @@ function readCoalescing(state: StateReader, queues: number): CoalescingState {
  * @throws {ErrnoError} EINVAL when it is none of such a card
  */
 export function parseNetState(value: unknown, pairs: number): NetState {
-  const state = NET_FORM.read(value);
-  return {
-    permanentMac: readMac(state, "permanentMac"),
-    mac: readMac(state, "mac"),
-    linkUp: state.flag("linkUp"),
-    announce: state.flag("announce"),
-    activePairs: state.integer("activePairs", pairs),
-    guestOffloads: state.integer("guestOffloads", U32_MAX),
-    filter: readFilter(state.part("filter")),
-    coalescing: readCoalescing(state.part("coalescing"), pairs * 2),
-    counters: parseCounters(NET_COUNTERS, state.value("counters")),
-    pairs: state.list("pairs", pairs)
-      .map((pair) => parseCounters(PAIR_COUNTERS, pair)),
-    backend: state.value("backend"),
-  };
+  return readState(NET_FORM.read(value), pairs);
 }

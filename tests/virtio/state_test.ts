@@ -447,6 +447,8 @@ Deno.test("VirtioPci.load refuses what cannot be", () => {
   delete sessionOf(state)!.device;
   let count = 0;
   for (const [where, bad] of spoiled(state)) {
+    // Another version may not have counted it.
+    if (/\.counters\.\w+ left out$/.test(where)) continue;
     const session = sessionOf(bad);
     if (session !== null && typeof session === "object") {
       session.device = { kind: "echo", version: 1, body: { config: [] } };

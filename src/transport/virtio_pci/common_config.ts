@@ -9,7 +9,7 @@ import type { AccessWidth } from "../../pci/device.ts";
 import { type Register, RegisterMap } from "../../pci/register_map.ts";
 import { VIRTIO_MSI_NO_VECTOR, VIRTIO_PCI_COMMON } from "../../virtio/defs.ts";
 import type { VirtioSession } from "../../virtio/session/session.ts";
-import { StateReader } from "../../core/state_reader.ts";
+import type { StateReader } from "../../core/state_reader.ts";
 
 /** The registers, named as in the standard; 64-bit fields are two registers. */
 export const COMMON_CONFIG_REGISTERS: RegisterMap = new RegisterMap(
@@ -42,110 +42,87 @@ export const COMMON_CONFIG_REGISTERS: RegisterMap = new RegisterMap(
   ],
 );
 
-/** What a driver has written for one queue. */
-export interface QueueSetupState {
-  readonly size: number;
-  readonly vector: number;
-  /** As in the registers: desc, driver and device area; low word, high word each. */
-  readonly addresses: readonly number[];
-}
-
-/** What the registers hold beyond the state of the device; see {@linkcode CommonConfig.save}. */
-export interface CommonConfigState {
-  readonly deviceFeatureSelect: number;
-  readonly driverFeatureSelect: number;
-  readonly configVector: number;
-  readonly queueSelect: number;
-  readonly queues: readonly QueueSetupState[];
-}
-
 const U16_MAX = 0xffff;
 const U32_MAX = 0xffff_ffff;
+/** Words of the addresses of a queue: desc, driver and device area; low word, high word each. */
+const ADDRESS_WORDS = 6;
 
 /** What the driver writes for one queue before it enables it. */
-class QueueSetup {
-  size: number;
-  vector = VIRTIO_MSI_NO_VECTOR;
-  /** desc, driver and device area; low word, high word each. */
-  readonly addresses = new Uint32Array(6);
-  readonly #maxSize: number;
+function freshQueue(maxSize: number) {
+  return {
+    size: maxSize,
+    vector: VIRTIO_MSI_NO_VECTOR as number,
+    addresses: new Array<number>(ADDRESS_WORDS).fill(0),
+  };
+}
 
-  constructor(maxSize: number) {
-    this.#maxSize = maxSize;
-    this.size = maxSize;
-  }
+function freshState(maxSizes: readonly number[]) {
+  return {
+    deviceFeatureSelect: 0,
+    driverFeatureSelect: 0,
+    configVector: VIRTIO_MSI_NO_VECTOR as number,
+    queueSelect: 0,
+    queues: maxSizes.map(freshQueue),
+  };
+}
 
-  reset(): void {
-    this.size = this.#maxSize;
-    this.vector = VIRTIO_MSI_NO_VECTOR;
-    this.addresses.fill(0);
-  }
+type QueueSetup = ReturnType<typeof freshQueue>;
 
-  address(part: number): number {
-    return u64(this.addresses[part * 2]!, this.addresses[part * 2 + 1]!);
-  }
+/** What the registers hold beyond the state of the device; see {@linkcode CommonConfig.save}. */
+export type CommonConfigState = ReturnType<typeof freshState>;
 
-  save(): QueueSetupState {
-    const { size, vector } = this;
-    return { size, vector, addresses: Array.from(this.addresses) };
-  }
-
-  load(value: unknown, what: string): void {
-    const state = new StateReader(value, what);
-    this.size = state.integer("size", this.#maxSize);
-    this.vector = state.integer("vector", U16_MAX);
-    this.addresses.set(
-      state.integers("addresses", U32_MAX, this.addresses.length),
-    );
-  }
+function readState(
+  state: StateReader,
+  maxSizes: readonly number[],
+): CommonConfigState {
+  let index = 0;
+  return {
+    deviceFeatureSelect: state.integer("deviceFeatureSelect", U32_MAX),
+    driverFeatureSelect: state.integer("driverFeatureSelect", U32_MAX),
+    configVector: state.integer("configVector", U16_MAX),
+    queueSelect: state.integer("queueSelect", U16_MAX),
+    queues: [...state.parts("queues", (queue) => ({
+      size: queue.integer("size", maxSizes[index++] ?? 0),
+      vector: queue.integer("vector", U16_MAX),
+      addresses: [...queue.integers("addresses", U32_MAX, ADDRESS_WORDS)],
+    }), maxSizes.length)],
+  };
 }
 
 /** The registers of the structure and what they hold; state of the device itself is the session's. */
 export class CommonConfig {
   readonly #session: VirtioSession;
   readonly #vectors: number;
-  readonly #queues: readonly QueueSetup[];
-  #deviceFeatureSelect = 0;
-  #driverFeatureSelect = 0;
-  #configVector: number = VIRTIO_MSI_NO_VECTOR;
-  #queueSelect = 0;
+  readonly #maxSizes: readonly number[];
+  #state: CommonConfigState;
 
   /** @param vectors Size of the MSI-X table; 0 without one */
   constructor(session: VirtioSession, vectors: number) {
     this.#session = session;
     this.#vectors = vectors;
-    this.#queues = session.queues.map((queue) => new QueueSetup(queue.maxSize));
+    this.#maxSizes = session.queues.map((queue) => queue.maxSize);
+    this.#state = freshState(this.#maxSizes);
   }
 
   /** The vector of configuration changes, or VIRTIO_MSI_NO_VECTOR. */
   get configVector(): number {
-    return this.#configVector;
+    return this.#state.configVector;
   }
 
   /** The vector of a queue, or VIRTIO_MSI_NO_VECTOR. */
   queueVector(index: number): number {
-    return this.#queues[index]!.vector;
+    return this.#state.queues[index]!.vector;
   }
 
   /** Everything as after power-on; the session is reset apart. */
   reset(): void {
-    this.#deviceFeatureSelect = 0;
-    this.#driverFeatureSelect = 0;
-    this.#configVector = VIRTIO_MSI_NO_VECTOR;
-    this.#queueSelect = 0;
-    for (const queue of this.#queues) queue.reset();
+    this.#state = freshState(this.#maxSizes);
     this.tellVectors();
   }
 
   /** What the registers hold. */
   save(): CommonConfigState {
-    return {
-      deviceFeatureSelect: this.#deviceFeatureSelect,
-      driverFeatureSelect: this.#driverFeatureSelect,
-      configVector: this.#configVector,
-      queueSelect: this.#queueSelect,
-      queues: this.#queues.map((queue) => queue.save()),
-    };
+    return structuredClone(this.#state);
   }
 
   /**
@@ -153,20 +130,13 @@ export class CommonConfig {
    *
    * @throws {ErrnoError} EINVAL when it is no such state, or has a vector that cannot be had
    */
-  load(value: unknown): void {
-    const state = new StateReader(value, "the common configuration");
-    this.#deviceFeatureSelect = state.integer("deviceFeatureSelect", U32_MAX);
-    this.#driverFeatureSelect = state.integer("driverFeatureSelect", U32_MAX);
-    this.#configVector = state.integer("configVector", U16_MAX);
-    this.#queueSelect = state.integer("queueSelect", U16_MAX);
-    const queues = state.list("queues", this.#queues.length);
-    queues.forEach((queue, i) => this.#queues[i]!.load(queue, `queue ${i}`));
+  load(reader: StateReader): void {
+    this.#state = readState(reader, this.#maxSizes);
     this.tellVectors();
-    for (
-      const { vector } of [{ vector: this.#configVector }, ...this.#queues]
-    ) {
+    const { configVector, queues } = this.#state;
+    for (const { vector } of [{ vector: configVector }, ...queues]) {
       if (this.#validVector(vector) === vector) continue;
-      throw state.refused(
+      throw reader.refused(
         `it uses vector ${vector}, there are ${this.#vectors} here`,
       );
     }
@@ -174,7 +144,9 @@ export class CommonConfig {
 
   /** Tells the session the vectors of all queues. */
   tellVectors(): void {
-    this.#queues.forEach(({ vector }, i) => this.#session.setVector(i, vector));
+    this.#state.queues.forEach(({ vector }, i) =>
+      this.#session.setVector(i, vector)
+    );
   }
 
   /** Reads `width` bytes, which may be part of a register or several. */
@@ -208,30 +180,30 @@ export class CommonConfig {
     const session = this.#session;
     switch (at) {
       case VIRTIO_PCI_COMMON.DFSELECT:
-        return this.#deviceFeatureSelect;
+        return this.#state.deviceFeatureSelect;
       case VIRTIO_PCI_COMMON.DF:
-        return session.offered.word(this.#deviceFeatureSelect);
+        return session.offered.word(this.#state.deviceFeatureSelect);
       case VIRTIO_PCI_COMMON.GFSELECT:
-        return this.#driverFeatureSelect;
+        return this.#state.driverFeatureSelect;
       case VIRTIO_PCI_COMMON.GF:
-        return session.accepted.word(this.#driverFeatureSelect);
+        return session.accepted.word(this.#state.driverFeatureSelect);
       case VIRTIO_PCI_COMMON.MSIX:
-        return this.#configVector;
+        return this.#state.configVector;
       case VIRTIO_PCI_COMMON.NUMQ:
-        return this.#queues.length;
+        return this.#state.queues.length;
       case VIRTIO_PCI_COMMON.STATUS:
         return session.status;
       case VIRTIO_PCI_COMMON.CFGGENERATION:
         return session.configGeneration;
       case VIRTIO_PCI_COMMON.Q_SELECT:
-        return this.#queueSelect;
+        return this.#state.queueSelect;
       default:
         return this.#readQueueRegister(at);
     }
   }
 
   #readQueueRegister(at: number): number {
-    const queue = this.#queues[this.#queueSelect];
+    const queue = this.#state.queues[this.#state.queueSelect];
     // Size 0 says that there is no such queue (4.1.4.3).
     if (queue === undefined) {
       return at === VIRTIO_PCI_COMMON.Q_MSIX ? VIRTIO_MSI_NO_VECTOR : 0;
@@ -242,10 +214,10 @@ export class CommonConfig {
       case VIRTIO_PCI_COMMON.Q_MSIX:
         return queue.vector;
       case VIRTIO_PCI_COMMON.Q_ENABLE:
-        return this.#session.queues[this.#queueSelect]!.enabled ? 1 : 0;
+        return this.#session.queues[this.#state.queueSelect]!.enabled ? 1 : 0;
       case VIRTIO_PCI_COMMON.Q_NOFF:
       case VIRTIO_PCI_COMMON.Q_NDATA:
-        return this.#queueSelect;
+        return this.#state.queueSelect;
       case VIRTIO_PCI_COMMON.Q_DESCLO:
       case VIRTIO_PCI_COMMON.Q_DESCHI:
       case VIRTIO_PCI_COMMON.Q_AVAILLO:
@@ -262,22 +234,22 @@ export class CommonConfig {
   #writeRegister(register: Register, value: number): void {
     switch (register.offset) {
       case VIRTIO_PCI_COMMON.DFSELECT:
-        this.#deviceFeatureSelect = value;
+        this.#state.deviceFeatureSelect = value;
         return;
       case VIRTIO_PCI_COMMON.GFSELECT:
-        this.#driverFeatureSelect = value;
+        this.#state.driverFeatureSelect = value;
         return;
       case VIRTIO_PCI_COMMON.GF:
-        this.#session.acceptFeatures(this.#driverFeatureSelect, value);
+        this.#session.acceptFeatures(this.#state.driverFeatureSelect, value);
         return;
       case VIRTIO_PCI_COMMON.MSIX:
-        this.#configVector = this.#validVector(value);
+        this.#state.configVector = this.#validVector(value);
         return;
       case VIRTIO_PCI_COMMON.STATUS:
         this.#session.writeStatus(value);
         return;
       case VIRTIO_PCI_COMMON.Q_SELECT:
-        this.#queueSelect = value;
+        this.#state.queueSelect = value;
         return;
       default:
         this.#writeQueueRegister(register.offset, value);
@@ -285,29 +257,29 @@ export class CommonConfig {
   }
 
   #writeQueueRegister(at: number, value: number): void {
-    const setup = this.#queues[this.#queueSelect];
+    const setup = this.#state.queues[this.#state.queueSelect];
     if (setup === undefined) return;
-    const queue = this.#session.queues[this.#queueSelect]!;
+    const queue = this.#session.queues[this.#state.queueSelect]!;
     switch (at) {
       case VIRTIO_PCI_COMMON.Q_MSIX:
         setup.vector = this.#validVector(value);
-        this.#session.setVector(this.#queueSelect, setup.vector);
+        this.#session.setVector(this.#state.queueSelect, setup.vector);
         return;
       case VIRTIO_PCI_COMMON.Q_ENABLE:
         // Writing 0 is forbidden (4.1.4.3.2) and does nothing; SPDK does it after a reset.
         if (value === 1) this.#enable(setup);
         return;
       case VIRTIO_PCI_COMMON.Q_RESET:
-        if (value === 1 && this.#session.resetQueue(this.#queueSelect)) {
-          setup.reset();
-          this.#session.setVector(this.#queueSelect, setup.vector);
+        if (value === 1 && this.#session.resetQueue(this.#state.queueSelect)) {
+          Object.assign(setup, freshQueue(queue.maxSize));
+          this.#session.setVector(this.#state.queueSelect, setup.vector);
         }
         return;
     }
     // All other fields are to be written before the queue is enabled (4.1.4.3.2).
     if (queue.enabled) return;
     if (at === VIRTIO_PCI_COMMON.Q_SIZE) {
-      if (this.#session.acceptsQueueSize(this.#queueSelect, value)) {
+      if (this.#session.acceptsQueueSize(this.#state.queueSelect, value)) {
         setup.size = value;
       }
     } else if (
@@ -318,11 +290,13 @@ export class CommonConfig {
   }
 
   #enable(setup: QueueSetup): void {
-    this.#session.enableQueue(this.#queueSelect, {
-      size: setup.size,
-      descIova: setup.address(0),
-      availIova: setup.address(1),
-      usedIova: setup.address(2),
+    const { size, addresses } = setup;
+    const address = (at: number) => u64(addresses[at]!, addresses[at + 1]!);
+    this.#session.enableQueue(this.#state.queueSelect, {
+      size,
+      descIova: address(0),
+      availIova: address(2),
+      usedIova: address(4),
     });
   }
 

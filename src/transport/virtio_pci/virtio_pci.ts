@@ -262,7 +262,7 @@ export class VirtioPci implements PciDevice {
     this.#isr.load(
       state.integer("isr", VIRTIO_PCI_ISR.QUEUE | VIRTIO_PCI_ISR.CONFIG),
     );
-    this.#common.load(state.value("common"));
+    this.#common.load(state.part("common"));
     this.session.load(state.value("session"));
     this.session.restoreCounters(state.value("counters"));
   }

@@ -29,7 +29,7 @@ import { offWrap, PackedEvents } from "./packed_events.ts";
 import type { Chain } from "./queue.ts";
 import { NOWHERE, type Ring, type RingFormat } from "./ring.ts";
 import type { QueueAddresses, RingParts } from "./ring_parts.ts";
-import type { RingState } from "./ring_state.ts";
+import type { PackedRingState } from "./ring_state.ts";
 
 const RULES: ChainRules = {
   order: "2.8.17",
@@ -147,7 +147,7 @@ export class PackedRing implements RingFormat {
     };
   }
 
-  load(state: RingState & { readonly format: "packed" }): string | null {
+  load(state: PackedRingState): string | null {
     const { availAt, usedAt, size } = state;
     if (availAt >= size || usedAt >= size) {
       return `descriptors ${availAt} and ${usedAt} do not exist in a queue of ${size}`;

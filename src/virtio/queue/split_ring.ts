@@ -30,7 +30,7 @@ import type { ChainLedger } from "./chain_ledger.ts";
 import type { Chain } from "./queue.ts";
 import { NOWHERE, type Ring, type RingFormat } from "./ring.ts";
 import type { QueueAddresses, RingParts } from "./ring_parts.ts";
-import type { RingState } from "./ring_state.ts";
+import type { SplitRingState } from "./ring_state.ts";
 
 const INDEX_MASK = 0xffff;
 
@@ -136,7 +136,7 @@ export class SplitRing implements RingFormat {
     };
   }
 
-  load(state: RingState & { readonly format: "split" }): string | null {
+  load(state: SplitRingState): string | null {
     const { availIdx, usedIdx, size } = state;
     if (((availIdx - usedIdx) & INDEX_MASK) > size) {
       return `indices ${availIdx} and ${usedIdx} are further apart than ${size} entries`;
