@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type CounterRecord, Counters } from "../../core/counters.ts";
+import { Counters } from "../../core/counters.ts";
 import { Errno } from "../../core/errno.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
 import { TX_DROPPED } from "./counters.ts";
@@ -14,11 +14,7 @@ import type { DeviceState } from "../../core/state_form.ts";
 import type { Saved } from "../../os/resource_bag.ts";
 import { netForm } from "./state.ts";
 
-interface NoneState {
-  readonly counters: CounterRecord<typeof TX_DROPPED>;
-}
-
-const FORM = netForm<NoneState>("none");
+const FORM = netForm("none");
 
 /** Opens nothing. */
 export const openNone: OpenNet<object> = (_options, _context, saved) =>
@@ -55,7 +51,7 @@ class NoneBackend implements NetBackend {
     return this.#counters.toRecord();
   }
 
-  save(): DeviceState<NoneState> {
+  save(): DeviceState {
     return FORM.write({ counters: this.#counters.toRecord() });
   }
 

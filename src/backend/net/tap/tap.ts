@@ -23,6 +23,7 @@ import type {
 } from "../contract.ts";
 import type { OpenNet } from "../driver.ts";
 import type { DeviceState } from "../../../core/state_form.ts";
+import type { StateReader } from "../../../core/state_reader.ts";
 import { parseCounters } from "../../../core/counters.ts";
 import { netForm, Ownership } from "../state.ts";
 import {
@@ -35,44 +36,10 @@ import { TapQueue } from "./queue.ts";
 import { TapSender } from "./sender.ts";
 
 /**
- * The interface is the descriptors', which are in a bag by pair: the kernel deletes one that was made here with the last
- * of them.
+ * Form of its state. The interface is the descriptors', which are in a bag by pair: the kernel deletes one that was made
+ * here with the last of them.
  */
-interface TapState {
-  readonly ifname: string;
-  /** By pair: true where the kernel gives and takes frames; null for a pair that is not in the bag. */
-  readonly attached: readonly (boolean | null)[];
-  /** What was found out at first; to ask anew would switch off what the driver has chosen. */
-  readonly offloads: NetOffloads;
-  /** True when the back end that gave it goes on, and chooses for all pairs. */
-  readonly shared: boolean;
-  readonly running: boolean;
-  readonly gone: boolean;
-  readonly counters: TapCounters;
-}
-
-const FORM = netForm<TapState>("tap");
-
-/** @throws {import("../../../core/errno.ts").ErrnoError} EINVAL when it cannot be */
-function parseTapState(state: unknown): TapState {
-  const reader = FORM.read(state);
-  const offloads = reader.part("offloads");
-  return {
-    ifname: reader.text("ifname"),
-    attached: reader.list("attached").map((on) => {
-      if (on === null || typeof on === "boolean") return on;
-      throw reader.refused("its attached cannot be");
-    }),
-    offloads: {
-      take: offloads.integer("take", 0xffff_ffff),
-      give: offloads.integer("give", 0xffff_ffff),
-    },
-    shared: reader.flag("shared"),
-    running: reader.flag("running"),
-    gone: reader.flag("gone"),
-    counters: parseCounters(TAP_COUNTERS, reader.value("counters")),
-  };
-}
+const FORM = netForm("tap");
 
 /** Opens a TAP, or goes on with one, or with some of its pairs. */
 export const openTapBackend: OpenNet<TapNetOptions> = (
@@ -110,8 +77,6 @@ export class TapBackend implements NetBackend {
   /** What waits is to be kept for the first start: a queue that was detached would drop it. */
   #keeping = false;
   #wantedPairs = 1;
-  /** Receive errors of predecessors. */
-  #rxErrorsBefore = 0;
 
   /**
    * @param saved What a predecessor was and had open, or what another back end shares
@@ -126,7 +91,7 @@ export class TapBackend implements NetBackend {
     this.#log = context.log;
     this.queuePairs = context.queuePairs ?? 1;
     this.#ownership = new Ownership(context.loop, saved === undefined);
-    const state = saved && parseTapState(saved.state);
+    const state = saved && FORM.read(saved.state);
     const taps = state === undefined
       ? openInterface(
         options.ifname,
@@ -135,7 +100,7 @@ export class TapBackend implements NetBackend {
         context.log,
       )
       : [];
-    this.ifname = state?.ifname ?? taps[0]!.ifname;
+    this.ifname = state?.text("ifname") ?? taps[0]!.ifname;
     this.description = `tap ${this.ifname}`;
     this.#sender = new TapSender({
       queues: this.#queues,
@@ -147,13 +112,18 @@ export class TapBackend implements NetBackend {
       this.#queues[pair] = this.#makeQueue(pair, fd);
     });
     try {
-      if (state !== undefined) {
-        this.offloads = state.offloads;
-        this.#isShared = state.shared;
-        this.#load(state, saved!.bag);
-      } else {
+      if (state === undefined) {
         this.offloads = probeTapOffloads(this.#queues[0]!.fd);
         this.setQueuePairs(1);
+      } else {
+        // To ask anew would switch off what the driver has chosen.
+        const offloads = state.part("offloads");
+        this.offloads = {
+          take: offloads.integer("take", 0xffff_ffff),
+          give: offloads.integer("give", 0xffff_ffff),
+        };
+        this.#isShared = state.flag("shared");
+        this.#load(state, saved!.bag);
       }
     } catch (error) {
       this.close();
@@ -240,14 +210,15 @@ export class TapBackend implements NetBackend {
       txBatches: batches,
       rxErrors: this.#queues.reduce(
         (sum, queue) => sum + (queue?.rxErrors ?? 0),
-        this.#rxErrorsBefore,
+        0,
       ),
     };
   }
 
-  save(): DeviceState<TapState> {
+  save(): DeviceState<object> {
     return FORM.write({
       ifname: this.ifname,
+      // By pair: true where the kernel gives and takes frames; null for a pair that is not in the bag.
       attached: this.#queues.map((queue) => queue!.attached),
       offloads: this.offloads,
       shared: false,
@@ -262,7 +233,7 @@ export class TapBackend implements NetBackend {
     this.#ownership.giveAway();
   }
 
-  share(pairs: readonly number[], bag: ResourceBag): DeviceState<TapState> {
+  share(pairs: readonly number[], bag: ResourceBag): DeviceState {
     this.#put(pairs, bag);
     for (const pair of pairs) this.#shared.add(pair);
     return FORM.write({
@@ -300,18 +271,23 @@ export class TapBackend implements NetBackend {
     return new TapQueue(pair, fd, this.#loop, onGone, attached);
   }
 
-  #load(state: TapState, bag: ResourceBag): void {
-    for (const [pair, attached] of state.attached.entries()) {
+  #load(state: StateReader, bag: ResourceBag): void {
+    const counters = parseCounters(TAP_COUNTERS, state.value("counters"));
+    for (const [pair, attached] of state.list("attached").entries()) {
       if (attached === null) continue;
+      if (typeof attached !== "boolean") {
+        throw state.refused("its attached cannot be");
+      }
       const fd = bag.take(`${pair}`);
       this.#queues[pair] = this.#makeQueue(pair, fd, attached);
+      if (attached) this.#wantedPairs = pair + 1;
     }
-    this.#keeping = state.running;
-    this.#gone = state.gone;
-    this.#wantedPairs = state.attached.filter((on) => on).length;
-    this.#sender.dropped = state.counters.txDropped;
-    this.#sender.batches = state.counters.txBatches;
-    this.#rxErrorsBefore = state.counters.rxErrors;
+    this.#keeping = state.flag("running");
+    this.#gone = state.flag("gone");
+    this.#sender.dropped = counters.txDropped;
+    this.#sender.batches = counters.txBatches;
+    const first = this.#queues[0];
+    if (first !== undefined) first.rxErrors = counters.rxErrors;
   }
 
   #put(pairs: readonly number[], bag: ResourceBag): void {
