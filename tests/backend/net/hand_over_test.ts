@@ -5,7 +5,6 @@ import { Access } from "../../../src/memory/guest_memory.ts";
 import type { NetPeer } from "../../../src/backend/net/contract.ts";
 import { openNetBackend } from "../../../src/backend/net/open.ts";
 import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import type { StreamState } from "../../../src/backend/net/socket/stream_backend.ts";
 import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
 import { openFds } from "../../resources.ts";
 import { Card, Host } from "./card.ts";
@@ -204,8 +203,10 @@ moveTest(
     backend.stop();
     using given = give(backend);
     backend.close();
-    const { stream } = (given.state as DeviceState<StreamState>).body;
-    assert(stream!.unsent.length > 0, "a part is left");
+    const { stream } = (given.state as DeviceState<
+      { stream: { unsent: Uint8Array } }
+    >).body;
+    assert(stream.unsent.length > 0, "a part is left");
     const [, host] = scene.hosts;
     const moved = openNetBackend(
       NET_OPTIONS.parse(values),

@@ -26,24 +26,6 @@ const SEND_BYTES = 256 * 1024;
 /** How often one receive() reads, however many frames without meaning it finds. */
 const READS_MAX = 4;
 
-/** State of a {@linkcode FrameStream}. */
-export interface FrameStreamState {
-  /** What was read and not taken: frames, and the beginning of one. */
-  readonly received: Uint8Array<ArrayBuffer>;
-  /** Frames that are yet to leave, the first of them perhaps in part. */
-  readonly unsent: Uint8Array<ArrayBuffer>;
-  readonly endReason: string | null;
-}
-
-/** @throws {import("../../../core/errno.ts").ErrnoError} EINVAL when a saved state has it wrong */
-export function parseFrameStream(reader: StateReader): FrameStreamState {
-  return {
-    received: reader.bytes("received"),
-    unsent: reader.bytes("unsent"),
-    endReason: reader.textOrNull("endReason"),
-  };
-}
-
 /**
  * One connection.
  *
@@ -89,17 +71,20 @@ export class FrameStream implements Disposable {
    * @param fd A connected socket; taken over
    * @param headerBytes Length of what each frame begins with before its addresses
    * @param state Of a predecessor on that socket, if there was one
+   * @throws {import("../../../core/errno.ts").ErrnoError} EINVAL when the state cannot be
    */
-  constructor(fd: Fd, headerBytes = 0, state?: FrameStreamState) {
+  constructor(fd: Fd, headerBytes = 0, state?: StateReader) {
     this.#minBytes = headerBytes + ETH_HLEN;
     this.#fd = fd;
     if (state === undefined) return;
-    this.#in.bytes.set(state.received);
-    this.#tail = state.received.length;
-    this.#out.bytes.set(state.unsent);
-    this.#outTail = state.unsent.length;
+    const received = state.bytes("received");
+    const unsent = state.bytes("unsent");
+    this.#endReason = state.textOrNull("endReason");
+    this.#in.bytes.set(received);
+    this.#tail = received.length;
+    this.#out.bytes.set(unsent);
+    this.#outTail = unsent.length;
     this.#full = this.#outTail > 0;
-    this.#endReason = state.endReason;
   }
 
   /** The socket. */
@@ -281,10 +266,12 @@ export class FrameStream implements Disposable {
     while (this.#endReason === null && this.#takeFrame() !== 0);
   }
 
-  /** What a successor on that socket must know. */
-  save(): FrameStreamState {
+  /** State for a successor on that socket; plain data. */
+  save(): Readonly<Record<string, unknown>> {
     return {
+      // Frames, and the beginning of one.
       received: this.#in.bytes.slice(this.#head, this.#tail),
+      // The first of them perhaps in part.
       unsent: this.#out.bytes.slice(this.#outHead, this.#outTail),
       endReason: this.#endReason,
     };

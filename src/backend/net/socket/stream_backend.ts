@@ -30,11 +30,7 @@ import { VIRTIO_NET_HDR } from "../frame/vnet_header.ts";
 import type { DeviceState, StateForm } from "../../../core/state_form.ts";
 import type { StateReader } from "../../../core/state_reader.ts";
 import { KEEPING_EVENTS, netForm, Ownership } from "../state.ts";
-import {
-  FrameStream,
-  type FrameStreamState,
-  parseFrameStream,
-} from "./frame_stream.ts";
+import { FrameStream } from "./frame_stream.ts";
 
 /** Name of the socket's descriptor. */
 const SOCKET = "socket";
@@ -79,17 +75,6 @@ export interface ConnectorContext {
   readonly detach: () => void;
 }
 
-/** State of a {@linkcode StreamBackend}. */
-export interface StreamState {
-  /** The connection; null when there is none. */
-  readonly stream: FrameStreamState | null;
-  /** True when a card was there. */
-  readonly running: boolean;
-  readonly counters: Readonly<Record<string, number>>;
-  /** As of {@linkcode Connector.save}. */
-  readonly connector: unknown;
-}
-
 /**
  * A network behind a stream socket: the card on one side, at most one connection on the other.
  *
@@ -102,7 +87,7 @@ export interface StreamState {
 export class StreamBackend implements NetBackend {
   readonly hasVnetHeader: boolean;
   readonly offloads?: NetOffloads;
-  readonly #form: StateForm<StreamState>;
+  readonly #form: StateForm<object>;
   readonly #loop: Loop;
   readonly #connector: Connector;
   readonly #ownership: Ownership;
@@ -246,7 +231,7 @@ export class StreamBackend implements NetBackend {
     return { ...this.#counted(), connected, ...this.#connector.counters?.() };
   }
 
-  save(): DeviceState<StreamState> {
+  save(): DeviceState {
     return this.#form.write({
       stream: this.#stream?.save() ?? null,
       running: this.#peer !== null || this.#keeping,
@@ -276,27 +261,24 @@ export class StreamBackend implements NetBackend {
   #load(state: StateReader, bag: ResourceBag): void {
     this.#keeping = state.flag("running");
     this.#counters.restore(state.value("counters"));
-    const stream = state.partOrNull("stream", parseFrameStream);
-    if (stream !== null) this.#plug(bag.take(SOCKET), stream);
+    state.partOrNull("stream", (it) => this.#plug(bag.take(SOCKET), it));
     // The rest of a frame, and an end that the predecessor noticed and had not told yet.
     if (!this.#keeping) this.#more.schedule();
   }
 
-  #plug(fd: Fd, state?: FrameStreamState): void {
+  #plug(fd: Fd, state?: StateReader): void {
     const headerBytes = this.hasVnetHeader ? VIRTIO_NET_HDR.SIZE : 0;
-    const stream = new FrameStream(fd, headerBytes, state);
+    using undo = new DisposableStack();
+    undo.use(fd);
+    const stream = undo.use(new FrameStream(fd, headerBytes, state));
     this.#stream = stream;
-    try {
-      this.#watch = this.#loop.watch(
-        stream.fd,
-        this.#events(),
-        (events) => this.#onEvents(events),
-      );
-    } catch (error) {
-      this.#stream = null;
-      stream.close();
-      throw error;
-    }
+    undo.defer(() => this.#stream = null);
+    this.#watch = this.#loop.watch(
+      stream.fd,
+      this.#events(),
+      (events) => this.#onEvents(events),
+    );
+    undo.move();
   }
 
   /** Closes the connection, if any; the connector is not told. */
