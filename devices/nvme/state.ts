@@ -6,7 +6,7 @@
 
 import { bit, field } from "../../src/core/bits.ts";
 import { type DeviceState, StateForm } from "../../src/core/state_form.ts";
-import type { BlockOptions } from "../../src/backend/block/options.ts";
+import { parseBlockOptions } from "../../src/backend/block/options.ts";
 import type { StateReader } from "../../src/core/state_reader.ts";
 import { parseCounters } from "../../src/core/counters.ts";
 import { NVME_COUNTERS } from "./counters.ts";
@@ -82,7 +82,7 @@ export function parseNamespaces(reader: StateReader) {
     /** Logical blocks, as the driver knows them. */
     blocks: one.integer("blocks", Number.MAX_SAFE_INTEGER),
     /** Options that its storage was opened with; null for storage that somebody else opened. */
-    block: one.value("block") as BlockOptions | null,
+    block: one.partOrNull("block", parseBlockOptions),
     /** State of its storage; null for storage that stays where it is. */
     backend: one.value("backend") as DeviceState | null,
   }));

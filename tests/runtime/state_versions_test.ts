@@ -3,9 +3,14 @@
  * another version, and an upgrade from the one before.
  */
 
-import { assertEquals } from "@std/assert";
-import { decodePlainData } from "../../src/core/plain_data.ts";
-import { listenUnix } from "../../src/os/mod.ts";
+import { assert, assertEquals } from "@std/assert";
+import { loadModel } from "../../devices/registry.ts";
+import { ErrnoError } from "../../src/core/errno.ts";
+import { silentLog } from "../../src/core/log.ts";
+import { decodePlainData, encodePlainData } from "../../src/core/plain_data.ts";
+import { EventLoop } from "../../src/loop/event_loop.ts";
+import { type Fd, listenUnix, type Saved } from "../../src/os/mod.ts";
+import { DeviceHost } from "../../src/runtime/device_host.ts";
 import type { OptionTexts } from "../../src/core/options.ts";
 import { NetDriver, VirtioDriver } from "../../src/testing/mod.ts";
 import {
@@ -14,6 +19,7 @@ import {
   type VfioUserClient,
 } from "../../src/transport/vfio_user/client/mod.ts";
 import { Folder } from "../backend/block/rig.ts";
+import { openFds, sharedMappings } from "../resources.ts";
 import { connectClient } from "../transport/vfio_user/remote.ts";
 import { DeviceProcess } from "./device_process.ts";
 import { RemoteNvme } from "./nvme_client.ts";
@@ -51,41 +57,63 @@ function compare(name: string, text: string): void {
   );
 }
 
-const DEVICES: readonly [
-  string,
-  OptionTexts,
-  (client: VfioUserClient, ram: GuestRam) => void,
-][] = [
-  [
-    "virtio-blk",
-    { memory: "1M" },
-    (client, ram) =>
-      new VerifiedDisk(new VirtioDriver(new PciClient(client), ram.memory), {
-        ...{ queues: 1, slotsPerQueue: 1, blocks: 1, seed: 1 },
-      }),
-  ],
-  [
-    "virtio-net",
-    { net: "none" },
-    (client, ram) =>
+interface Sample {
+  readonly model: string;
+  readonly options: (folder: Folder) => OptionTexts;
+  readonly setUp: (client: VfioUserClient, ram: GuestRam) => void;
+}
+
+function setUpDisk(client: VfioUserClient, ram: GuestRam): void {
+  new VerifiedDisk(new VirtioDriver(new PciClient(client), ram.memory), {
+    ...{ queues: 1, slotsPerQueue: 1, blocks: 1, seed: 1 },
+  });
+}
+
+/** By the names of their golden files. */
+const SAMPLES: Readonly<Record<string, Sample>> = {
+  "virtio-blk": {
+    model: "virtio-blk",
+    options: () => ({ memory: "1M" }),
+    setUp: setUpDisk,
+  },
+  "virtio-blk-file": {
+    model: "virtio-blk",
+    options: (folder) => ({ file: folder.image("disk", 1 << 20) }),
+    setUp: setUpDisk,
+  },
+  "virtio-net": {
+    model: "virtio-net",
+    options: () => ({ net: "none" }),
+    setUp: (client, ram) =>
       new NetDriver(new VirtioDriver(new PciClient(client), ram.memory)),
-  ],
-  [
-    "nvme",
-    { memory: "1M", queues: "1" },
-    (client, ram) => {
+  },
+  "nvme": {
+    model: "nvme",
+    options: () => ({ memory: "1M", queues: "1" }),
+    setUp: (client, ram) => {
       const { driver } = new RemoteNvme(client, ram, 0);
       driver.configureShadow();
       driver.createPair(1, 16, 0);
     },
-  ],
-];
+  },
+};
 
-Deno.test("states of devices have the fields of their versions", async () => {
+/** Has each device be saved while a driver uses it. */
+async function withStates(
+  run: (sample: {
+    readonly name: string;
+    readonly model: string;
+    readonly options: OptionTexts;
+    readonly saved: Saved<Uint8Array>;
+    readonly listener: Fd;
+  }) => void | Promise<void>,
+): Promise<void> {
   using folder = new Folder();
   await using process = new DeviceProcess(folder.path);
-  for (const [model, options, setUp] of DEVICES) {
-    const path = `${folder.path}/${model}`;
+  for (const [name, sample] of Object.entries(SAMPLES)) {
+    const { model, setUp } = sample;
+    const options = sample.options(folder);
+    const path = `${folder.path}/${name}`;
     using listener = listenUnix(path);
     process.host({ model, options, state: null }, listener);
     using client = connectClient(path);
@@ -93,8 +121,76 @@ Deno.test("states of devices have the fields of their versions", async () => {
     using ram = new GuestRam(4 << 20);
     ram.share(client);
     setUp(client, ram);
-    const { state, bag } = process.give();
-    bag[Symbol.dispose]();
-    compare(model, `${outline(decodePlainData(state)).trim()}\n`);
+    const saved = process.give();
+    using _bag = saved.bag;
+    await run({ name, model, options, saved, listener });
   }
-});
+}
+
+Deno.test("states of devices have the fields of their versions", () =>
+  withStates(({ name, saved }) =>
+    compare(name, `${outline(decodePlainData(saved.state)).trim()}\n`)
+  ));
+
+/** A field of a state, by where it is. */
+interface Field {
+  readonly place: string;
+  readonly owner: Record<string, unknown>;
+  readonly name: string;
+}
+
+function fieldsOf(value: unknown, place = ""): Field[] {
+  if (
+    typeof value !== "object" || value === null || ArrayBuffer.isView(value)
+  ) {
+    return [];
+  }
+  const owner = value as Record<string, unknown>;
+  return Object.keys(owner).flatMap((name) => {
+    const at = `${place}.${name}`;
+    return [{ place: at, owner, name }, ...fieldsOf(owner[name], at)];
+  });
+}
+
+const JUNK = [
+  ...[-1, 0, 1, 1.5, 255, 0x7fff_ffff, 2 ** 32, Number.MAX_SAFE_INTEGER, NaN],
+  ...[null, true, "x", [], [0], {}, new Uint8Array(3), undefined],
+];
+
+Deno.test("states with a field of something else are refused, or do no harm", () =>
+  withStates(async ({ options, saved, listener, ...sample }) => {
+    const { state, bag } = saved;
+    const model = await loadModel(sample.model);
+    using loop = new EventLoop();
+    const attempt = (state: Uint8Array) => {
+      using host = new DeviceHost({
+        ...{ id: "odd", model, options: model.options!.parse(options) },
+        ...{ loop, log: silentLog, listener: listener.number },
+        ...{ saved: { state, bag }, poisonUnmapped: true },
+      });
+      for (let i = 0; i < 3; i++) loop.turn(0);
+      host.hold();
+    };
+    attempt(state);
+    const before = [openFds(), sharedMappings()];
+    let refused = 0;
+    const fields = fieldsOf(decodePlainData(state)).length;
+    for (let i = 0; i < fields; i++) {
+      const root = decodePlainData(state);
+      const { owner, name, place } = fieldsOf(root)[i % fields]!;
+      const junk = JUNK[(i * 7 + (i / fields | 0) * 5) % JUNK.length];
+      owner[name] = junk;
+      try {
+        attempt(encodePlainData(root));
+      } catch (error) {
+        refused++;
+        const { name, message } = error as Error;
+        assert(
+          error instanceof ErrnoError || message.startsWith("Cannot "),
+          `${place} = ${junk}: ${name}: ${message}`,
+        );
+      }
+      assertEquals([openFds(), sharedMappings()], before, `${place} = ${junk}`);
+    }
+    assert(refused > fields / 2);
+  }));

@@ -6,6 +6,7 @@
 
 import { oneOfKinds } from "../../core/option_groups.ts";
 import { type Infer, type Options, refuse } from "../../core/options.ts";
+import type { StateReader } from "../../core/state_reader.ts";
 import type { BlockDriver } from "./driver.ts";
 import { BACKEND } from "./async/driver.ts";
 import { FILE } from "./file/driver.ts";
@@ -54,6 +55,19 @@ export const BLOCK_OPTIONS = oneOfKinds(
 
 /** What holds a controller's blocks; plain data that can be sent to a Worker. */
 export type BlockOptions = Infer<typeof BLOCK_OPTIONS>;
+
+/**
+ * Takes saved options of storage that is open, of which little but the kind is used again.
+ *
+ * @throws {import("../../core/errno.ts").ErrnoError} EINVAL when there is no such kind
+ */
+export function parseBlockOptions(reader: StateReader): BlockOptions {
+  const kind = reader.text("kind");
+  if (!Object.hasOwn(BLOCK_DRIVERS, kind)) {
+    throw reader.refused(`there is no storage of kind ${kind}`);
+  }
+  return reader.fields as unknown as BlockOptions;
+}
 
 /** How the kind of storage that was chosen declares itself. */
 export function blockDriver(options: BlockOptions): BlockDriver<BlockOptions> {

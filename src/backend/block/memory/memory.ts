@@ -73,6 +73,7 @@ export class MemoryBackend implements BlockBackend {
   ) {
     this.#options = options;
     const state = saved && FORM.read(saved.state);
+    if (state !== undefined) this.#counts.restore(state.value("counters"));
     this.#info = state === undefined
       ? this.#describe(options.sizeBytes)
       : readInfo(state.value("info"));
@@ -88,7 +89,6 @@ export class MemoryBackend implements BlockBackend {
       throw error;
     }
     this.#base[0] = this.#mapping.hva;
-    if (state !== undefined) this.#counts.restore(state.value("counters"));
   }
 
   get description(): string {
