@@ -28,7 +28,7 @@ import { RANGES_MAX } from "./in_flight.ts";
 import { RANGE_SECTORS_MAX } from "./request.ts";
 
 const QUEUE_SIZE_MAX = 1024;
-/** What is left of a queue's descriptors when header and status have theirs. */
+/** Descriptors of a queue that header and status take. */
 const OVERHEAD_SEGMENTS = 2;
 /** Below a page Linux does not go. */
 const SIZE_MAX_MIN = 4096;
@@ -84,13 +84,13 @@ export const VIRTIO_BLK_OPTIONS = options({
   return { ...values, segMax };
 });
 
-/** What a disk is made with; plain data. */
+/** Options of a disk; plain data. */
 export type VirtioBlkOptions = Infer<typeof VIRTIO_BLK_OPTIONS>;
 
-/** How the disk behaves, whatever holds its blocks. */
+/** Options of the disk itself, whatever holds its blocks. */
 export type DiskOptions = Omit<VirtioBlkOptions, "block" | "rings">;
 
-/** What a disk on such storage offers. */
+/** Features that a disk on such storage offers. */
 export function diskFeatures(info: BlockInfo, queues: number): Features {
   const bits: number[] = [
     VIRTIO_BLK_F.SIZE_MAX,
@@ -110,7 +110,7 @@ export function diskFeatures(info: BlockInfo, queues: number): Features {
 }
 
 /**
- * How long a segment may be so that a request of `segMax` of them is one the storage takes: there is no limit on the
+ * Length that a segment may have so that a request of `segMax` of them is one the storage takes: there is no limit on the
  * request as a whole.
  */
 function sizeMax(info: BlockInfo, segMax: number): number {
@@ -186,7 +186,7 @@ export class BlkConfig {
     );
   }
 
-  /** Whether the cache mode is writeback. */
+  /** True when the cache mode is writeback. */
   get writeback(): boolean {
     return this.#bytes[VIRTIO_BLK_CONFIG.WRITEBACK] !== 0;
   }

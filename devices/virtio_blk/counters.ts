@@ -1,5 +1,5 @@
 /**
- * What a disk counts.
+ * Counters of a disk.
  *
  * @module
  */

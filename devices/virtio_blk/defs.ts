@@ -63,7 +63,7 @@ export const VIRTIO_BLK_CONFIG = {
   SIZE: 60,
 } as const;
 
-/** What a request asks for (section 5.2.6). */
+/** Types of requests (section 5.2.6). */
 export const VIRTIO_BLK_T = {
   IN: 0,
   OUT: 1,
@@ -75,7 +75,7 @@ export const VIRTIO_BLK_T = {
   SECURE_ERASE: 14,
 } as const;
 
-/** How a request ended: its last device-writable byte (section 5.2.6). */
+/** Status of a request: its last device-writable byte (section 5.2.6). */
 export const VIRTIO_BLK_S = { OK: 0, IOERR: 1, UNSUPP: 2 } as const;
 
 /** The device-readable header of a request: `le32 type; le32 reserved; le64 sector;` (section 5.2.6). */

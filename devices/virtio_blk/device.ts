@@ -39,14 +39,14 @@ import {
   type VirtioBlkState,
 } from "./state.ts";
 
-/** What a {@linkcode VirtioBlk} is made with. */
+/** Parts of a {@linkcode VirtioBlk}. */
 export interface VirtioBlkParts {
   /** As handed to the model. */
   readonly context: DeviceContext;
   readonly transport: VirtioTransport;
-  /** What holds its blocks; the disk starts and closes it. */
+  /** Storage of its blocks; the disk starts and closes it. */
   readonly backend: BlockBackend;
-  /** How it behaves. */
+  /** Options of the disk itself. */
   readonly options: DiskOptions & { readonly rings?: VirtioOptions };
 }
 
@@ -97,7 +97,7 @@ export class VirtioBlk implements VirtioDevice {
     this.#setWriteCache(options.writeCache);
   }
 
-  /** How many requests were taken from the queues of this thread and not answered. */
+  /** Number of requests that were taken from the queues of this thread and not answered. */
   get inFlight(): number {
     return this.#queues.inFlight;
   }

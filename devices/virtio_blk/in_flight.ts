@@ -9,7 +9,7 @@ import type { GuestMemory } from "../../src/memory/guest_memory.ts";
 import { Chain } from "../../src/virtio/queue/queue.ts";
 import { VIRTIO_BLK_RANGE } from "./defs.ts";
 
-/** Where a {@linkcode Slot} is in its life. */
+/** States of a {@linkcode Slot}. */
 export const SlotState = {
   /** Nothing is in it. */
   FREE: 0,
@@ -32,9 +32,9 @@ const NO_RANGES = new DataView(NO_BYTES.buffer);
 
 /** Room for one request; made once. */
 export class Slot {
-  /** What the back end gets; its tag is the number of the slot. */
+  /** Request for the back end; its tag is the number of the slot. */
   readonly request: BlockRequest;
-  /** Where the driver put it. */
+  /** Descriptors of the driver. */
   readonly chain: Chain;
   state: SlotState = SlotState.FREE;
   /** Number of the queue it came from. */
@@ -43,11 +43,11 @@ export class Slot {
   epoch = 0;
   /** VIRTIO_BLK_T_*. */
   type = 0;
-  /** How many bytes of the device-writable part, from its start, success fills. */
+  /** Bytes of the device-writable part, from its start, that success fills. */
   dataBytes = 0;
   /** Ranges of DISCARD and WRITE_ZEROES, {@linkcode VIRTIO_BLK_RANGE} each; the driver's are looked at only once. */
   ranges: DataView<ArrayBuffer> = NO_RANGES;
-  /** How many ranges there are, and which of them is being served. */
+  /** Number of ranges, and the one that is being served. */
   rangeCount = 0;
   range = 0;
   #rangeBytes = NO_BYTES;
@@ -89,12 +89,12 @@ export class SlotPool {
     return this.#slots;
   }
 
-  /** How many slots are not free. */
+  /** Number of slots that are not free. */
   get used(): number {
     return this.#slots.length - this.#freeCount;
   }
 
-  /** How many slots are in a state. */
+  /** Number of slots in a state. */
   count(state: SlotState): number {
     let count = 0;
     for (const slot of this.#slots) if (slot.state === state) count++;
@@ -114,7 +114,7 @@ export class SlotPool {
     return slot;
   }
 
-  /** Whether requests in flight use a part of a range of guest memory. */
+  /** True when requests in flight use a part of a range of guest memory. */
   uses(iova: number, lengthBytes: number): boolean {
     for (const { state, chain: { readable, writable } } of this.#slots) {
       if (state !== SlotState.IN_FLIGHT) continue;

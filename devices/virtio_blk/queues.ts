@@ -28,19 +28,19 @@ import { VIRTIO_BLK_F } from "./defs.ts";
 import { type Slot, SlotPool, SlotState } from "./in_flight.ts";
 import { RequestParser, statusOfResult, Verdict } from "./request.ts";
 
-/** What the control side decides about requests. Plain data. */
+/** Decisions of the control side about requests. Plain data. */
 export interface BlkSettings {
-  /** Whether completed writes may wait for a flush. */
+  /** True when completed writes may wait for a flush. */
   readonly writeback: boolean;
   /** Length of the storage, as the driver knows it. */
   readonly sizeBytes: number;
 }
 
-/** What {@linkcode BlkQueues} are made with. */
+/** Parts of {@linkcode BlkQueues}. */
 export interface BlkQueuesParts {
   readonly context: Pick<DeviceContext, "memory" | "loop">;
   readonly transport: QueueTransport;
-  /** What holds the blocks; started here, and closed. */
+  /** Storage of the blocks; started here, and closed. */
   readonly backend: BlockBackend;
   readonly options: DiskOptions;
   /** The storage has another size. */
@@ -73,7 +73,7 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
   readonly #memory: GuestMemory;
   readonly #transport: QueueTransport;
   readonly #backend: BlockBackend;
-  /** What is counted here. */
+  /** Counters of this thread. */
   readonly tally = new Counters(BLK_COUNTERS);
   readonly #pool: SlotPool;
   readonly #parser: RequestParser;
@@ -84,14 +84,14 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
   #queues: readonly Virtqueue[] = [];
   /** The life of each queue: changes when it is reset, so that a request of the last one can be told. */
   readonly #epochs: Uint32Array;
-  /** Which queues have chains pushed that are not published. */
+  /** 1 for a queue with chains pushed that are not published. */
   readonly #dirty: Uint8Array;
   #parked = 0;
   #draining = false;
   #running = false;
   #paused = false;
   #writeback = false;
-  /** Whether the driver may write `writeback`. */
+  /** True when the driver may write `writeback`. */
   #mayChangeCache = false;
 
   constructor(parts: BlkQueuesParts) {
@@ -127,7 +127,7 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
     backend.start(this);
   }
 
-  /** How many requests were taken from the queues and not answered. */
+  /** Number of requests that were taken from the queues and not answered. */
   get inFlight(): number {
     return this.#pool.used;
   }
@@ -284,7 +284,7 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
   }
 
   /**
-   * Whether a request must not be served before the register writes that the driver has sent before it: a write that may
+   * True when a request must not be served before the register writes that the driver has sent before it: a write that may
    * wait for a flush, unless the driver has just said otherwise by a write of `writeback` (5.2.6.2). What a flush or a
    * read does is the same in both modes, and a write is only made better by a mode that has ended.
    */
@@ -353,7 +353,7 @@ export class BlkQueues implements QueueThreadHandler, BlockClient {
     this.#pool.release(slot);
   }
 
-  /** Whether the slot belongs to the present life of its queue. */
+  /** True when the slot belongs to the present life of its queue. */
   #isAlive(slot: Slot): boolean {
     return slot.epoch === this.#epochs[slot.queue];
   }

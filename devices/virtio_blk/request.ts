@@ -22,7 +22,7 @@ import {
 } from "./defs.ts";
 import { RANGES_MAX, type Slot } from "./in_flight.ts";
 
-/** What {@linkcode RequestParser.parse} found, where that is not a VIRTIO_BLK_S_* status to answer with. */
+/** Findings of {@linkcode RequestParser.parse} where that is not a VIRTIO_BLK_S_* status to answer with. */
 export const Verdict = {
   /** The back end is to do it. */
   SUBMIT: -1,
@@ -36,7 +36,7 @@ export const RANGE_SECTORS_MAX = 0x20_0000;
 /** From here on the upper half of a sector number makes an offset beyond 2^53. */
 const SECTOR_HIGH_LIMIT = 0x1000;
 
-/** What a request is measured by; changes with the storage and with what was negotiated. */
+/** Limits of requests; change with the storage and with what was negotiated. */
 export interface RequestLimits {
   /** Length of the storage. */
   sizeBytes: number;
@@ -44,13 +44,13 @@ export interface RequestLimits {
   logicalBlockBytes: number;
   /** Longest read or write. */
   maxTransferBytes: number;
-  /** Whether every kind of write is refused. */
+  /** True when every kind of write is refused. */
   readonly: boolean;
-  /** Whether each write is to be durable by itself: the cache is off, and the back end cannot see to it. */
+  /** True when each write is to be durable by itself: the cache is off, and the back end cannot see to it. */
   durableWrites: boolean;
-  /** Whether DISCARD was negotiated. */
+  /** True when DISCARD was negotiated. */
   discard: boolean;
-  /** Whether WRITE_ZEROES was negotiated. */
+  /** True when WRITE_ZEROES was negotiated. */
   writeZeroes: boolean;
 }
 
@@ -61,9 +61,9 @@ export interface RequestLimits {
  * into descriptors anywhere (section 2.7.4).
  */
 export class RequestParser {
-  /** What requests are measured by; the device keeps it up to date. */
+  /** Limits of requests; the device keeps them up to date. */
   readonly limits: RequestLimits;
-  /** Why the last request was {@linkcode Verdict.BROKEN}. */
+  /** Reason that the last request was {@linkcode Verdict.BROKEN} for. */
   lastError = "";
   readonly #memory: GuestMemory;
   readonly #id = new Uint8Array(VIRTIO_BLK_ID_BYTES);
@@ -130,7 +130,7 @@ export class RequestParser {
     }
   }
 
-  /** Whether a request lies inside the storage, which may have become smaller since it was parsed. */
+  /** True when a request lies inside the storage, which may have become smaller since it was parsed. */
   fits(request: BlockRequest): boolean {
     const { offset, lengthBytes } = request;
     return offset + lengthBytes <= this.limits.sizeBytes;

@@ -1,5 +1,5 @@
 /**
- * What of a disk outlasts a move: its state, and what was opened for it.
+ * State of a disk, which outlasts a move.
  *
  * @module
  */
@@ -15,14 +15,14 @@ function readState(state: StateReader) {
     writeback: state.flag("writeback"),
     /** The capacity that the driver was told. */
     sizeBytes: state.integer("sizeBytes", Number.MAX_SAFE_INTEGER),
-    /** What was counted, by name. */
+    /** Counters by name. */
     counters: parseCounters(BLK_COUNTERS, state.value("counters")),
-    /** What the storage has saved, for openBlockBackend; null for storage that cannot be saved. */
+    /** State of the storage, for openBlockBackend; null for storage that cannot be saved. */
     backend: state.value("backend"),
   };
 }
 
-/** What a driver could tell a disk by, beyond what is the transport's. */
+/** State of a disk, beyond that of the transport. */
 export type VirtioBlkState = Readonly<ReturnType<typeof readState>>;
 
 /** Form of {@linkcode VirtioBlkState}. */

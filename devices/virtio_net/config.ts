@@ -108,10 +108,10 @@ export const VIRTIO_NET_OPTIONS = options({
   return { ...values, linkUp: link === "up" };
 });
 
-/** What a card is made with; plain data. */
+/** Options of a card; plain data. */
 export type VirtioNetOptions = Infer<typeof VIRTIO_NET_OPTIONS>;
 
-/** What the card itself is made with. */
+/** Options of the card itself. */
 export interface CardOptions
   extends Omit<VirtioNetOptions, "mac" | "net" | "rings"> {
   /** Six bytes. */

@@ -1,5 +1,5 @@
 /**
- * What a card counts.
+ * Counters of a card.
  *
  * @module
  */
@@ -48,7 +48,7 @@ export const NET_COUNTERS = {
   rxDroppedNoRoom: [DROPPED, { ...RECEIVE, reason: "no_room" }],
   /** The back end lost a frame. */
   rxErrors: [ERRORS, { kind: "receive" }],
-  /** How often reception stopped because the driver gave too few buffers. */
+  /** Times that reception stopped because the driver gave too few buffers. */
   rxStarved: [STALLS, { reason: "no_buffers" }],
   /** Frames that the back end took. */
   txPackets: [PACKETS, TRANSMIT],
@@ -64,7 +64,7 @@ export const NET_COUNTERS = {
   txDroppedLinkDown: [DROPPED, { ...TRANSMIT, reason: "link_down" }],
   /** The back end refused a frame, or lost it after it took it. */
   txErrors: [ERRORS, { kind: "transmit" }],
-  /** How often the back end made us wait. */
+  /** Times that the back end made us wait. */
   txBlocked: [STALLS, { reason: "backend" }],
   /** Control commands that were answered with VIRTIO_NET_OK. */
   ctrlCommands: [REQUESTS, { op: "control" }],
@@ -78,7 +78,7 @@ export const NET_COUNTERS = {
   rxDroppedBadHeader: [DROPPED, { ...RECEIVE, reason: "bad_header" }],
   /** Interrupts that were not raised because one that is held back stands for them too. */
   coalescedInterrupts: [SUPPRESSED, { reason: "coalesced" }],
-  /** How often frames were kept from a driver that could not keep up. */
+  /** Times that frames were kept from a driver that could not keep up. */
   rxRests: [STALLS, { reason: "overloaded_driver" }],
 } satisfies CounterTable;
 

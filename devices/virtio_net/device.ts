@@ -50,12 +50,12 @@ import {
   parseNetState,
 } from "./state.ts";
 
-/** What a {@linkcode VirtioNet} is made with. */
+/** Parts of a {@linkcode VirtioNet}. */
 export interface VirtioNetParts {
   /** As handed to the model. */
   readonly context: DeviceContext;
   readonly transport: VirtioTransport;
-  /** What it is plugged into; the card closes it. */
+  /** Network that it is plugged into; the card closes it. */
   readonly backend: NetBackend;
   /** Its address and shape. */
   /** One pair, all offloads and no delays where nothing is said. */
@@ -63,18 +63,18 @@ export interface VirtioNetParts {
     & Pick<CardOptions, "mac" | "mtu" | "linkUp" | "queueSize">
     & Partial<CardOptions>
     & {
-      /** How it is offered to drivers. */
+      /** Offer to drivers. */
       readonly offer?: VirtioOptions;
     };
 }
 
 const NO_FEATURES = new Features(0, 0);
 
-/** What {@linkcode NetQueues} of another thread are made of. Plain data. */
+/** Parts of {@linkcode NetQueues} of another thread. Plain data. */
 export interface NetGrant extends Omit<NetQueuesOptions, "mac"> {
   /** The card's address, as people write it. */
   readonly mac: string;
-  /** What the back end shares. */
+  /** Part of the back end that is shared. */
   readonly backend: unknown;
 }
 
@@ -108,15 +108,15 @@ export class VirtioNet implements VirtioDevice {
   readonly #pairs: NetQueues;
   readonly #coalescing: CoalescingControl;
   readonly #control: ControlQueue;
-  /** Whether it is plugged in, as was chosen. */
+  /** True when it is plugged in, as was chosen. */
   #linkUp: boolean;
   #negotiated: Features = NO_FEATURES;
   #queues: readonly Virtqueue[] = [];
-  /** How many pairs receive. */
+  /** Number of pairs that receive. */
   #activePairs = 1;
   /** Number of the control queue. */
   #ctrlIndex = NO_QUEUE;
-  /** What is left to the driver, a set of NetOffload. */
+  /** Offloads that are left to the driver, a set of NetOffload. */
   #guestOffloads = 0;
   #running = false;
   #held = false;
@@ -204,7 +204,7 @@ export class VirtioNet implements VirtioDevice {
     };
   }
 
-  /** Whether the link is up, as the driver is told: the card is plugged in, and into something that is there. */
+  /** True when the link is up, as the driver is told: the card is plugged in, and into something that is there. */
   get linkUp(): boolean {
     return (this.#config.status & VIRTIO_NET_S_LINK_UP) !== 0;
   }
@@ -439,7 +439,7 @@ export class VirtioNet implements VirtioDevice {
     return true;
   }
 
-  /** Whether it is plugged into something that is there. */
+  /** True when it is plugged into something that is there. */
   #hasLink(): boolean {
     return this.#linkUp && (this.#backend.linkUp ?? true);
   }

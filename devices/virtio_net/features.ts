@@ -35,7 +35,7 @@ const FEATURES = Features.of(
 /** Feature bit and what it stands for; all of it. */
 type Row = readonly [feature: number, offloads: number];
 
-/** What the driver may leave to us. */
+/** Offloads that the driver may leave to us. */
 const TAKEN: readonly Row[] = [
   [F.CSUM, CSUM],
   [F.HOST_TSO4, TSO4],
@@ -45,7 +45,7 @@ const TAKEN: readonly Row[] = [
   [F.HOST_USO, USO4 | USO6],
 ];
 
-/** What we may leave to the driver. */
+/** Offloads that we may leave to the driver. */
 const GIVEN: readonly Row[] = [
   [F.GUEST_CSUM, CSUM],
   [F.GUEST_TSO4, TSO4],
@@ -59,7 +59,7 @@ const GIVEN: readonly Row[] = [
 /** No offload at all. */
 const NO_OFFLOADS: NetOffloads = { take: 0, give: 0 };
 
-/** Whether one of the offloads makes frames longer than a wire takes. */
+/** True when one of the offloads makes frames longer than a wire takes. */
 export function canSegment(offloads: number): boolean {
   return (offloads & (TSO4 | TSO6 | UFO | USO4 | USO6)) !== 0;
 }
@@ -98,18 +98,18 @@ function offloadsOf(rows: readonly Row[], features: Features): number {
   return offloads;
 }
 
-/** What the driver leaves to us with these features. */
+/** Offloads that the driver leaves to us with these features. */
 export function takenOffloads(features: Features): number {
   return offloadsOf(TAKEN, features);
 }
 
-/** What we may leave to the driver with these features. */
+/** Offloads that we may leave to the driver with these features. */
 export function givenOffloads(features: Features): number {
   return offloadsOf(GIVEN, features);
 }
 
 /**
- * What a driver asks for with VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET (virtio 1.3, section 5.1.6.5.8).
+ * Offloads that a driver asks for with VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET (virtio 1.3, section 5.1.6.5.8).
  *
  * @param asked The command's 64 bits
  * @returns The offloads, or −1 when one of them was not negotiated, or is none
@@ -143,7 +143,7 @@ const REQUIREMENTS: readonly (readonly [number, ...number[]])[] = [
   [F.VQ_NOTF_COAL, F.CTRL_VQ],
 ];
 
-/** Whether every feature has what it needs. */
+/** True when every feature has what it needs. */
 export function areRequirementsMet(features: Features): boolean {
   return REQUIREMENTS.every(([feature, ...needed]) =>
     !features.has(feature) || needed.some((other) => features.has(other))

@@ -1,5 +1,5 @@
 /**
- * What a card is saved as.
+ * State of a card.
  *
  * @module
  */
@@ -70,10 +70,10 @@ function readLimits(state: StateReader): CoalescingLimits {
 
 function readCoalescing(state: StateReader, queues: number) {
   return {
-    /** What all receive queues, and all transmit queues, were given last. */
+    /** Limits that all receive queues, and all transmit queues, were given last. */
     rx: readLimits(state.part("rx")),
     tx: readLimits(state.part("tx")),
-    /** What is in force, by queue number. */
+    /** Limits in force, by queue number. */
     queues: state.parts("queues", readLimits, queues),
   };
 }
@@ -84,9 +84,9 @@ function readSettings(state: StateReader, pairs: number) {
     mac: readMac(state, "mac"),
     /** True while the card is plugged in. */
     linkUp: state.flag("linkUp"),
-    /** How many queue pairs receive. */
+    /** Number of queue pairs that receive. */
     activePairs: state.integer("activePairs", pairs),
-    /** What is left to the driver, a set of NetOffload. */
+    /** Offloads that are left to the driver, a set of NetOffload. */
     guestOffloads: state.integer("guestOffloads", U32_MAX),
     filter: readFilter(state.part("filter")),
     coalescing: readCoalescing(state.part("coalescing"), pairs * 2),
@@ -100,11 +100,11 @@ function readState(state: StateReader, pairs: number) {
     ...readSettings(state, pairs),
     /** True while the driver is to announce itself, and has not said that it did. */
     announce: state.flag("announce"),
-    /** What was counted, by name. */
+    /** Counters by name. */
     counters: parseCounters(NET_COUNTERS, state.value("counters")),
     pairs: state.list("pairs", pairs)
       .map((pair) => parseCounters(PAIR_COUNTERS, pair)),
-    /** What its network has saved, for openNetBackend; null for one that cannot go on elsewhere. */
+    /** State of its network, for openNetBackend; null for one that cannot go on elsewhere. */
     backend: state.value("backend"),
   };
 }
@@ -115,7 +115,7 @@ export type FilterState = Readonly<ReturnType<typeof readFilter>>;
 /** Notification coalescing. */
 export type CoalescingState = Readonly<ReturnType<typeof readCoalescing>>;
 
-/** What the control side, or the driver by way of it, decides about frames. Plain data. */
+/** Decisions about frames, of the control side or of the driver by way of it. Plain data. */
 export type NetSettings = Readonly<ReturnType<typeof readSettings>>;
 
 /** Everything that a card goes on from, beyond its queues and features; see {@linkcode VirtioNet.save}. */

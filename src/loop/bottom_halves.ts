@@ -48,7 +48,7 @@ export class BottomHalves {
     this.#onError = onError;
   }
 
-  /** Whether {@linkcode run} has something to do, be it only to forget what was cancelled. */
+  /** True when {@linkcode run} has something to do, be it only to forget what was cancelled. */
   get waiting(): boolean {
     return this.#first !== null;
   }

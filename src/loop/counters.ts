@@ -1,5 +1,5 @@
 /**
- * What an event loop counts.
+ * Counters of an event loop.
  *
  * @module
  */
@@ -16,12 +16,12 @@ import { storeMonotonicSeconds } from "../os/mod.ts";
 /** Counters of a loop. */
 export const LOOP_COUNTERS = {
   turns: [counter("iothread_turns", "Turns of the event loop")],
-  /** How often another thread signalled {@linkcode EventLoop.wakeFd}. */
+  /** Times that another thread signalled {@linkcode EventLoop.wakeFd}. */
   wakeUps: [counter("iothread_wakeups", "Wake-ups by the main thread")],
   events: [
     counter("iothread_events", "Ready descriptors that were handled"),
   ],
-  /** How often it slept, or looked whether it need. */
+  /** Times that it slept, or looked whether it need. */
   sleeps: [counter("iothread_sleeps", "How often it went to sleep")],
   pollHits: [counter("iothread_poll_hits", "Polling that found work")],
   pollMisses: [
@@ -48,7 +48,7 @@ export const LOOP_COUNTERS = {
   ],
 } satisfies CounterTable;
 
-/** What a loop has counted since it was made. */
+/** Counts of a loop since it was made. */
 export type LoopCounters = CounterRecord<typeof LOOP_COUNTERS>;
 
 /** Indices of {@linkcode LOOP_COUNTERS}. */
@@ -81,7 +81,7 @@ export class LoopCounts {
       this.#at[At.SLEPT_FROM]!;
   }
 
-  /** What was counted by now. */
+  /** All counts by now. */
   read(): LoopCounters {
     storeMonotonicSeconds(this.#at, At.NOW);
     const counters = this.#counters.toRecord();

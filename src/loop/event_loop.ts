@@ -31,7 +31,7 @@ import {
 export type { LoopCounters } from "./counters.ts";
 export type * from "./loop.ts";
 
-/** How a loop behaves. */
+/** Options of a loop. */
 export interface EventLoopOptions {
   /** The longest the loop polls before it sleeps, in microseconds; 0 (the default) never polls, Infinity never sleeps. */
   readonly pollMaxUs?: number;
@@ -162,7 +162,7 @@ export class EventLoop implements Loop, Disposable {
     return worked;
   }
 
-  /** What was counted since the loop was made. */
+  /** Counts since the loop was made. */
   counters(): LoopCounters {
     return this.#counts.read();
   }

@@ -6,7 +6,7 @@
 
 import type { Loop, Timer } from "./loop.ts";
 
-/** How often it looks, in milliseconds. */
+/** Interval of looks, in milliseconds. */
 const LOOK_MS = { LEAST: 0.05, MOST: 1 } as const;
 
 /**

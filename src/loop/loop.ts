@@ -1,5 +1,5 @@
 /**
- * What an event loop offers to device models and back ends; nothing here depends on a system.
+ * Event loop as it is offered to device models and back ends; nothing here depends on a system.
  *
  * @module
  */
@@ -45,7 +45,7 @@ export interface Timer extends Disposable {
   close(): void;
 }
 
-/** What a polling handler does around a stretch of polling. */
+/** Calls of a polling handler around a stretch of polling. */
 export interface PollHooks {
   /** Polling begins: notifications are not needed for now. */
   begin(): void;

@@ -31,17 +31,17 @@ export class Polling {
     this.#onError = onError;
   }
 
-  /** How long to poll before the loop sleeps, in microseconds. */
+  /** Time to poll before the loop sleeps, in microseconds. */
   get budgetUs(): number {
     return this.#budgetUs;
   }
 
-  /** How many handlers a round calls. */
+  /** Number of handlers that a round calls. */
   get handlers(): number {
     return this.#handlers.length;
   }
 
-  /** Whether {@linkcode adapt} makes a difference. */
+  /** True when {@linkcode adapt} makes a difference. */
   get adaptive(): boolean {
     return this.#maxUs !== 0;
   }
@@ -119,11 +119,11 @@ function remove<T>(list: T[], item: T): void {
   if (at >= 0) list.splice(at, 1);
 }
 
-/** How many steps of polling go by from a look that found something to the next: a round is one, and one for each
+/** Steps of polling that go by from a look that found something to the next: a round is one, and one for each
  * handler. */
 const STEPS_MIN = 64;
 const STEPS_MAX = 4096;
-/** What a round that found work counts for besides: it took longer, and whoever sends messages waits. */
+/** Steps that a round which found work counts for besides: it took longer, and whoever sends messages waits. */
 const STEPS_OF_WORK = 6;
 /** No longer goes by without a look, as soon as the pace has been found. A look is a system call, of up to 1 µs. */
 const INTERVAL_MS = 0.032;

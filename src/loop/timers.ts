@@ -46,7 +46,7 @@ export class Timers {
   readonly #timers = new Set<LoopTimer>();
   readonly #onError: (error: unknown) => void;
   readonly #rearm = (): void => this.#arm();
-  /** What the timerfd is set to. */
+  /** Time that the timerfd is set to. */
   #deadlineMs = Infinity;
 
   /** @param onError Called with what a callback threw */

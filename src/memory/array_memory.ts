@@ -23,11 +23,11 @@ export interface ArrayRange {
   readonly iova: number;
   /** Length in bytes. */
   readonly lengthBytes: number;
-  /** What the device may do; everything unless told. */
+  /** Accesses of the device that are allowed; everything unless told. */
   readonly access?: Access;
   /** The bytes behind it, as when memory is mapped a second time; fresh zeros without it. */
   readonly buffer?: ArrayBuffer;
-  /** Where in the buffer it begins. */
+  /** Offset in the buffer. */
   readonly offset?: number;
 }
 

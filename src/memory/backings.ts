@@ -10,7 +10,7 @@ import type { ScratchMemory } from "./guest_memory.ts";
 import { Backing, UNREACHABLE } from "./region.ts";
 import type { ScatterGather } from "./scatter_gather.ts";
 
-/** What the ranges show, and what lists may hold though no guest address leads there. */
+/** Memory that ranges show, and that lists may hold though no guest address leads there. */
 export class Backings {
   /** While false, ranges are not in reach; scratch memory is. */
   accessible = true;
@@ -38,7 +38,7 @@ export class Backings {
     backing.owner.release();
   }
 
-  /** What was found last may be out of reach. */
+  /** Forgets what was found last, which may be out of reach. */
   forgetLast(): void {
     this.#last = UNREACHABLE;
   }
@@ -177,7 +177,7 @@ export class Backings {
     this.#backings.splice(this.#below(backing.hva), 0, backing);
   }
 
-  /** What has bytes at `#address` of our own address space. */
+  /** Finds what has bytes at `#address` of our own address space. */
   #find(): Backing {
     const hva = this.#address[0]!;
     const last = this.#last;
@@ -190,7 +190,7 @@ export class Backings {
     return this.#last = backing;
   }
 
-  /** How many backings begin below an address of our own. */
+  /** Number of backings that begin below an address of our own. */
   #below(hva: number): number {
     let low = 0;
     let high = this.#backings.length;

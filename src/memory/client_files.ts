@@ -27,22 +27,22 @@ const WHOLE_FILE_MAX_BYTES = 2 ** 40;
 /** A part of a client's file. */
 export interface FilePart {
   readonly fd: number;
-  /** Where in the file, page-aligned. */
+  /** Offset in the file, page-aligned. */
   readonly offset: number;
   readonly lengthBytes: number;
   readonly access: Access;
 }
 
-/** Where a part of a file is mapped. */
+/** Place where a part of a file is mapped. */
 export interface MappedPart {
   readonly backing: Backing;
-  /** Where in the backing it begins. */
+  /** Offset in the backing. */
   readonly offset: number;
-  /** Whether the file was not mapped before. */
+  /** True when the file was not mapped before. */
   readonly isNew: boolean;
 }
 
-/** How files are mapped. */
+/** Options of mappings. */
 export interface ClientFilesOptions {
   /** Leave inaccessible pages where a mapping was; each range is then mapped by itself. */
   readonly poison: boolean;
@@ -50,11 +50,11 @@ export interface ClientFilesOptions {
   readonly prealloc: boolean;
 }
 
-/** What another process maps to see the same. */
+/** Part of a file that another process maps to see the same. */
 export interface FilePlace {
   /** Stays that of whoever tells. */
   readonly fd: number;
-  /** Where in the file, page-aligned. */
+  /** Offset in the file, page-aligned. */
   readonly offset: number;
 }
 
@@ -118,7 +118,7 @@ export class ClientFiles {
     }
   }
 
-  /** Where what a range shows is in its file; null for what is no file. */
+  /** Finds the part of a file that a range shows; null for what is no file. */
   placeOf({ backing, offset }: Region): FilePlace | null {
     const mapped = this.#mappings.get(backing);
     return mapped === undefined

@@ -43,17 +43,17 @@ import { SpanningWindow } from "./spanning_window.ts";
 
 export type { DmaRange };
 
-/** What to map; the descriptor stays the caller's and may be closed afterwards. */
+/** Range to map; the descriptor stays the caller's and may be closed afterwards. */
 export interface DmaMapOptions extends DmaRange {
   /** The file behind the range; without one the range is known but cannot be reached yet. */
   readonly fd?: number;
-  /** Where in the file, page-aligned. */
+  /** Offset in the file, page-aligned. */
   readonly offset?: number;
 }
 
 /** A range that another thread of this process has mapped. Plain data. */
 export interface SharedRange extends DmaRange {
-  /** Where it is mapped; 0 when it is known and cannot be reached. */
+  /** Address where it is mapped; 0 when it is known and cannot be reached. */
   readonly hva: number;
   /** The mapping that it is all or a part of. */
   readonly mappingHva: number;
@@ -64,11 +64,11 @@ export interface SharedRange extends DmaRange {
 interface RangeState extends DmaRange {
   /** Number of its file, `fileN` in a bag; null when there is none. */
   readonly file: number | null;
-  /** Where in the file, page-aligned. */
+  /** Offset in the file, page-aligned. */
   readonly offset: number;
 }
 
-/** What is mapped; see {@linkcode DmaMemory.save}. Plain data. */
+/** Ranges that are mapped; see {@linkcode DmaMemory.save}. Plain data. */
 export interface MemoryState {
   /** In order of address. */
   readonly ranges: readonly RangeState[];
@@ -94,7 +94,7 @@ export function parseMemoryState(reader: StateReader): MemoryState {
   };
 }
 
-/** Where lists and scratch memory are. */
+/** Storage of lists and scratch memory. */
 export interface ListStorage {
   /** An empty list of so many segments. */
   list(capacity: number): ScatterGather;
@@ -104,9 +104,9 @@ export interface ListStorage {
   close(): void;
 }
 
-/** How guest memory is to be held. */
+/** Options of guest memory. */
 export interface DmaMemoryOptions {
-  /** Where lists and scratch memory are; where C finds them, unless told. */
+  /** Storage of lists and scratch memory; where C finds them, unless told. */
   readonly storage?: ListStorage;
   /**
    * Leave inaccessible pages where a mapping was, so that any later use of it faults: for tests; address space is not
@@ -115,7 +115,7 @@ export interface DmaMemoryOptions {
   readonly poison?: boolean;
   /** Have every page of a file there before it is used, so that no use of it can find that there is no memory left. */
   readonly prealloc?: boolean;
-  /** What {@linkcode DmaMemory.save} of a predecessor gave: mapped here too. */
+  /** State that {@linkcode DmaMemory.save} of a predecessor gave: mapped here too. */
   readonly saved?: Saved<MemoryState>;
 }
 
@@ -128,7 +128,7 @@ export const DMA_COUNTERS = {
   ],
 } satisfies CounterTable;
 
-/** What is mapped, in numbers. */
+/** Numbers of what is mapped. */
 export type DmaStatistics = CounterRecord<typeof DMA_COUNTERS>;
 
 /** See {@linkcode DmaMemory.onUnreachable}. */
@@ -186,7 +186,7 @@ export class DmaMemory implements GuestMemory, Disposable {
   #lengthBytes = 0;
   /** Told when an access fails because its range came without a file; once until {@linkcode DmaMemory.unmapAll}. */
   onUnreachable: ((range: DmaRange) => void) | null = null;
-  /** How often the cause of a failure is still looked for: a driver can fail for ever, and ranges may be many. */
+  /** Times that the cause of a failure is still looked for: a driver can fail for ever, and ranges may be many. */
   #searches = SEARCHES_MAX;
   readonly #files: ClientFiles;
   /** Mappings of another thread, by address. */
@@ -242,12 +242,12 @@ export class DmaMemory implements GuestMemory, Disposable {
     if (on) this.#changed();
   }
 
-  /** How many ranges are mapped. */
+  /** Number of ranges. */
   get count(): number {
     return this.#regions.count;
   }
 
-  /** How many ranges are mapped, and how long they are together. */
+  /** Number of ranges, and their length together. */
   statistics(): DmaStatistics {
     return { ranges: this.count, lengthBytes: this.#lengthBytes };
   }
@@ -496,7 +496,7 @@ export class DmaMemory implements GuestMemory, Disposable {
     return () => this.#listeners.delete(listener);
   }
 
-  /** What is mapped, whose files go into a bag. */
+  /** Saves what is mapped, whose files go into a bag. */
   save(bag: ResourceBag): MemoryState {
     const files: number[] = [];
     const ranges = this.#regions.list().map((region): RangeState => {

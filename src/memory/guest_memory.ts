@@ -12,7 +12,7 @@ import { Errno } from "../core/errno.ts";
 import type { ScatterGather } from "./scatter_gather.ts";
 
 /**
- * How long a ring that is in use may be out of reach before its driver is held to have broken the rules, in milliseconds.
+ * Time that a ring in use may be out of reach before its driver is held to have broken the rules, in milliseconds.
  * A client takes memory away and maps it again in other pieces whenever its memory map changes, and a driver goes on
  * meanwhile; QEMU needs a fraction of a millisecond for that.
  */
@@ -27,7 +27,7 @@ export const RING_ABSENCE_MS = 1000;
  */
 export const MEMORY_PENDING: number = -Errno.EAGAIN;
 
-/** What a transfer does to guest memory; the bits of a DMA mapping's protection. */
+/** Accesses of a transfer to guest memory; the bits of a DMA mapping's protection. */
 export const Access = {
   /** The device reads guest memory. */
   READ: 1,
@@ -96,7 +96,7 @@ export interface GuestMemory {
   readonly generation: number;
 
   /**
-   * Whether the device may access guest memory. While it may not (its function is not a bus master, see
+   * True when the device may access guest memory. While it may not (its function is not a bus master, see
    * {@linkcode PciFunction} of src/pci/function.ts) nothing is found here, which is then no mistake of the driver.
    */
   readonly accessible: boolean;
@@ -114,10 +114,10 @@ export interface GuestMemory {
    */
   createScratch(lengthBytes: number): ScratchMemory;
 
-  /** Whether all segments of a list are still mapped where they were when it was filled, and for this. */
+  /** True when all segments of a list are still mapped where they were when it was filled, and for this. */
   holds(list: ScatterGather, access: Access): boolean;
 
-  /** Whether all of a range is mapped, and for this. */
+  /** True when all of a range is mapped, and for this. */
   covers(iova: number, lengthBytes: number, access: Access): boolean;
 
   /**
@@ -243,7 +243,7 @@ export interface MemoryListener {
   /** Something was mapped or unmapped, or is accessible again. */
   onChange?(): void;
   /**
-   * What accesses were {@linkcode MEMORY_PENDING} for is in reach, or never will be. It stays so for one turn: whoever has
+   * Tells that what accesses were {@linkcode MEMORY_PENDING} for is in reach, or never will be. It stays so for one turn: whoever has
    * anything to do again does it in that, or asks anew later.
    */
   onReach?(): void;

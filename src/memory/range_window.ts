@@ -43,7 +43,7 @@ export class RangeWindow {
     return this.#window;
   }
 
-  /** Whether all of the range can be reached: a single comparison once it was found. */
+  /** True when all of the range can be reached: a single comparison once it was found. */
   ready(): boolean {
     return this.#generation === this.#memory.generation || this.#resolve();
   }

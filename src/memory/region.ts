@@ -12,11 +12,11 @@ export interface DmaRange {
   readonly iova: number;
   /** Length in bytes. */
   readonly lengthBytes: number;
-  /** What the device may do. */
+  /** Accesses of the device that are allowed. */
   readonly access: Access;
 }
 
-/** Who takes a {@linkcode Backing} away when its last range is gone. */
+/** Owner of a {@linkcode Backing}, which takes it away when its last range is gone. */
 export interface BackingOwner {
   /** Views of the buffer must not be used afterwards. */
   release(): void;
@@ -33,7 +33,7 @@ export class Backing {
   /** The same as words. */
   readonly words: Uint32Array<ArrayBuffer>;
   readonly owner: BackingOwner;
-  /** How many ranges show it. */
+  /** Number of ranges that show it. */
   ranges = 0;
 
   constructor(buffer: ArrayBuffer, hva: number, owner: BackingOwner) {
@@ -58,13 +58,13 @@ export class Region implements DmaRange {
   /** The address after the last. */
   readonly end: number;
   readonly access: Access;
-  /** What lies behind it, {@linkcode UNREACHABLE} for nothing. */
+  /** Memory behind it, {@linkcode UNREACHABLE} for nothing. */
   readonly backing: Backing;
-  /** Where in that it begins, in bytes. */
+  /** Offset in that, in bytes. */
   readonly offset: number;
   /** Address of the first byte in our address space, or 0. */
   readonly hva: number;
-  /** Whether a window was made of it: such windows end with it. */
+  /** True when a window was made of it: such windows end with it. */
   windowed = false;
 
   /** @param offset Where in the backing; all of the range is inside */

@@ -129,7 +129,7 @@ export class ScatterGather {
     return 0;
   }
 
-  /** Whether a part of the list is guest memory of this range. */
+  /** True when a part of the list is guest memory of this range. */
   overlaps(iova: number, lengthBytes: number): boolean {
     const iovas = this.#iovas;
     const end = iova + lengthBytes;

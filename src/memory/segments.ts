@@ -123,7 +123,7 @@ const NAME_MAX = 128;
  * kernel. Nothing here allocates after construction.
  */
 export class SegmentMessage implements Disposable {
-  /** What is sent, or received into. */
+  /** Segments that are sent, or received into. */
   readonly segments: Iovec = new Iovec();
   readonly #memory = new NativeBuffer(MSGHDR.SIZE + NAME_MAX);
   readonly #pointer = this.#memory.pointer();

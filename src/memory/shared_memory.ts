@@ -15,7 +15,7 @@ export interface SharedMemory {
 /** Memory of a device in a memfd. Its creator owns it. */
 export class MemfdMemory implements SharedMemory, Disposable {
   #fd: Fd;
-  /** Whether the memory shows {@linkcode MemfdMemory.fd}, and not a part of somebody else's file. */
+  /** True when the memory shows {@linkcode MemfdMemory.fd}, and not a part of somebody else's file. */
   #showsOwn = true;
   readonly #mapping: Mapping;
   readonly bytes: Uint8Array<ArrayBuffer>;
@@ -36,7 +36,7 @@ export class MemfdMemory implements SharedMemory, Disposable {
     this.bytes = new Uint8Array(this.#mapping.buffer);
   }
 
-  /** Where the memory is in this process, for other threads. */
+  /** Address of the memory in this process, for other threads. */
   get hva(): number {
     return this.#mapping.hva;
   }

@@ -23,7 +23,7 @@ export class SortedRegions {
   #run = 0;
   #at = 0;
 
-  /** How many there are. */
+  /** Number of them. */
   get count(): number {
     return this.#count;
   }

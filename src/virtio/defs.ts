@@ -151,7 +151,7 @@ export const VIRTIO_MSI_NO_VECTOR = 0xffff;
 /** Bits of the ISR status (section 4.1.4.5). */
 export const VIRTIO_PCI_ISR = { QUEUE: 0x1, CONFIG: 0x2 } as const;
 
-/** What a virtio structure capability describes (section 4.1.4). */
+/** Structures that a capability describes (section 4.1.4). */
 export const VIRTIO_PCI_CAP_CFG = {
   COMMON: 1,
   NOTIFY: 2,

@@ -11,7 +11,7 @@ import type { Features } from "./features.ts";
 import type { VirtioOptions } from "./options.ts";
 import type { Virtqueue } from "./queue/queue.ts";
 
-/** What serves queues may ask of the transport, on whichever thread it is. */
+/** Transport as it is to what serves queues, on whichever thread it is. */
 export interface QueueTransport {
   /** Tells the driver that `queue` has used buffers; call it when {@linkcode Virtqueue.publish} says so. */
   interrupt(queue: Virtqueue): void;
@@ -22,7 +22,7 @@ export interface QueueTransport {
   fail(reason: string): void;
 }
 
-/** What a device model may ask of its transport. */
+/** Transport as it is to a device model. */
 export interface VirtioTransport extends QueueTransport {
   /** Tells the driver that the device configuration changed, and bumps the generation. */
   configChanged(): void;
@@ -40,7 +40,7 @@ export interface VirtioTransport extends QueueTransport {
  */
 export interface QueueHandler {
   /**
-   * Whether what is done with the chains of a queue depends on something that a driver may write to the device
+   * True when what is done with the chains of a queue depends on something that a driver may write to the device
    * configuration. They then wait for the register writes that were sent before them, which costs a system call for each
    * look that finds some; see src/pci/posted_writes.ts. Taken for granted without it. Where only some chains depend on it,
    * the answer is no, and the model asks {@linkcode Virtqueue.settled} about those.
@@ -98,7 +98,7 @@ export interface QueueThreadHandler extends QueueHandler {
   close(): void;
 }
 
-/** What a device model offers whose queues other threads can serve; its {@linkcode DeviceModel} makes handlers there. */
+/** Offer of a device model whose queues other threads can serve; its {@linkcode DeviceModel} makes handlers there. */
 export interface QueueSharing {
   /**
    * Queues that one thread must serve together.
@@ -109,7 +109,7 @@ export interface QueueSharing {
    */
   groupOf(queue: number, features: Features): number;
   /**
-   * What a handler for some groups is made of, which the device then does not serve itself.
+   * Makes the parts of a handler for some groups, which the device then does not serve itself.
    *
    * @param bag For descriptors that go with it
    * @returns Plain data for {@linkcode DeviceModel.serve}
@@ -135,12 +135,12 @@ export interface VirtioDevice extends QueueHandler {
   readonly deviceId: number;
   /** PCI class code, 24 bits, for transports by way of PCI; that of a device of no class without it. */
   readonly pciClassCode?: number;
-  /** How it is offered: kinds of rings, notifications, MSI-X; as by default where it says nothing. */
+  /** Offer to drivers: kinds of rings, notifications, MSI-X; as by default where it says nothing. */
   readonly offer?: Partial<VirtioOptions>;
   /** Feature bits of the device type, none without it; the transport adds its own (VERSION_1, ring features). */
   readonly features?: Features;
   /**
-   * Whether the device can work with these bits, which are a subset of what is offered: false when one of them
+   * True when the device can work with these bits, which are a subset of what is offered: false when one of them
    * requires another that is missing. Everything is accepted without it.
    */
   acceptsFeatures?(features: Features): boolean;
@@ -153,7 +153,7 @@ export interface VirtioDevice extends QueueHandler {
   /** Writes device configuration; read-only fields ignore it. */
   writeConfig?(offset: number, width: AccessWidth, value: number): void;
   /**
-   * What a driver could tell this device by, beyond status, features and queues. Called while the device holds and has no
+   * State of the device beyond status, features and queues. Called while the device holds and has no
    * chain in flight; changes nothing.
    */
   save?(): DeviceState;
@@ -177,7 +177,7 @@ export interface VirtioDevice extends QueueHandler {
   close?(): void;
 }
 
-/** Whether a model has made a virtio device, and not a PCI device. */
+/** True when a model has made a virtio device, and not a PCI device. */
 export function isVirtioDevice(device: unknown): device is VirtioDevice {
   return typeof device === "object" && device !== null &&
     "queueSizes" in device;

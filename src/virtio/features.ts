@@ -51,7 +51,7 @@ export class Features {
     return new Features(low, high);
   }
 
-  /** Whether bit `n` is in the set. */
+  /** True when bit `n` is in the set. */
   has(n: number): boolean {
     return n < 32 ? bit(this.#low, n) : bit(this.#high, n - 32);
   }
@@ -66,7 +66,7 @@ export class Features {
     return new Features(this.#low | other.#low, this.#high | other.#high);
   }
 
-  /** Whether every bit of this set is in the other. */
+  /** True when every bit of this set is in the other. */
   isSubsetOf(other: Features): boolean {
     return (this.#low & ~other.#low) === 0 && (this.#high & ~other.#high) === 0;
   }

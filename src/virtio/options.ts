@@ -9,7 +9,7 @@ import { oneOf, onOff, type Options, options } from "../core/options.ts";
 import { Features, VIRTIO_F } from "./features.ts";
 
 /**
- * Which features of rings and of memory are offered, and how one notifies the other; plain data that can be sent to a
+ * Features of rings and of memory that are offered, and ways to notify; plain data that can be sent to a
  * Worker.
  */
 export interface VirtioOptions {
@@ -25,7 +25,7 @@ export interface VirtioOptions {
   readonly notificationData: boolean;
   /** ACCESS_PLATFORM. */
   readonly iommuPlatform: boolean;
-  /** Whether interrupts can be MSI-X messages; else they are INTA#. */
+  /** True when interrupts can be MSI-X messages; else they are INTA#. */
   readonly msix: boolean;
   /** The way drivers notify the device; `auto` leaves the choice to us. */
   readonly doorbells: "auto" | "message" | "mmap";
@@ -84,7 +84,7 @@ export function virtioOptions(inOrder: boolean = true): Options<VirtioOptions> {
   }));
 }
 
-/** What is offered unless someone chooses. */
+/** Offer unless someone chooses. */
 export const VIRTIO_DEFAULTS: VirtioOptions = virtioOptions().parse({});
 
 /** The options that are a feature each. */
@@ -97,7 +97,7 @@ const FEATURES = {
   iommuPlatform: VIRTIO_F.ACCESS_PLATFORM,
 } as const satisfies Partial<Record<keyof VirtioOptions, number>>;
 
-/** What `VirtioPciOptions.ringFeatures` is to be for these options; RING_RESET is always offered. */
+/** Value of `VirtioPciOptions.ringFeatures` for these options; RING_RESET is always offered. */
 export function ringFeatures(options: VirtioOptions): Features {
   const chosen = Object.entries(FEATURES)
     .filter(([field]) => options[field as keyof typeof FEATURES]);
@@ -105,7 +105,7 @@ export function ringFeatures(options: VirtioOptions): Features {
 }
 
 /**
- * What `VirtioPciOptions.mapNotify` is to be for these options.
+ * Value of `VirtioPciOptions.mapNotify` for these options.
  *
  * `auto` is no. To look at a page costs wake-ups while the loop sleeps, and up to a millisecond; while the loop polls,
  * drivers are told not to notify, in whatever way. And QEMU waits for the answer to every register write of a device of

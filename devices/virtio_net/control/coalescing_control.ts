@@ -1,5 +1,5 @@
 /**
- * What drivers set of notification coalescing (virtio 1.3, section 5.1.6.5.9).
+ * Notification coalescing as drivers set it (virtio 1.3, section 5.1.6.5.9).
  *
  * @module
  */
@@ -11,7 +11,7 @@ import type { CoalescingState } from "../state.ts";
 export class CoalescingControl {
   /** By queue number. */
   readonly #limits: CoalescingLimits[];
-  /** What all receive queues, and all transmit queues, were given last. */
+  /** Limits that all receive queues, and all transmit queues, were given last. */
   readonly #common: [CoalescingLimits, CoalescingLimits] = [
     NO_COALESCING,
     NO_COALESCING,
@@ -51,7 +51,7 @@ export class CoalescingControl {
     }
   }
 
-  /** What was set. */
+  /** All limits, to be saved. */
   save(): CoalescingState {
     return {
       rx: this.#common[0],

@@ -51,7 +51,7 @@ const BUDGET = 64;
 const RESULT = 1;
 const RESULT_MAX_BYTES = VIRTIO_NET_CTRL_COAL.SIZE;
 
-/** What a {@linkcode ControlQueue} works with. */
+/** Parts of a {@linkcode ControlQueue}. */
 export interface ControlQueueOptions {
   readonly memory: GuestMemory;
   readonly loop: Loop;
@@ -70,7 +70,7 @@ export interface ControlQueueOptions {
   readonly isInUse: (queueIndex: number) => boolean;
   /** The most descriptors in a chain: the queue may be at a number that is a larger queue's otherwise. */
   readonly chainSegments: number;
-  /** What commands have changed is to be in force before the driver sees that they are done. */
+  /** Puts into force what commands have changed, before the driver sees that they are done. */
   readonly apply: () => void;
   /** See VirtioTransport. */
   readonly interrupt: (queue: Virtqueue) => void;

@@ -1,5 +1,5 @@
 /**
- * Which received frames the driver wants: receive modes, address table and VLAN table.
+ * Received frames that the driver wants, by receive modes, address table and VLAN table.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import { type FilterState, macFromText, macsToText } from "../state.ts";
 /** Addresses that are filtered exactly; a driver that asks for more gets all of the kind. */
 export const MAC_TABLE_ENTRIES = 64;
 
-/** How much of a frame {@linkcode ReceiveFilter.accepts} looks at: addresses, an 802.1Q tag. */
+/** Bytes of a frame that {@linkcode ReceiveFilter.accepts} looks at: addresses, an 802.1Q tag. */
 export const FILTER_BYTES = 18;
 
 const RX_MODES = Object.entries(VIRTIO_NET_CTRL_RX_CMD);
@@ -116,7 +116,7 @@ export class ReceiveFilter {
     this.#filtersVlans = on;
   }
 
-  /** Whether every frame passes, so that none needs to be looked at. */
+  /** True when every frame passes, so that none needs to be looked at. */
   get promiscuous(): boolean {
     return this.#modes[VIRTIO_NET_CTRL_RX_CMD.PROMISC] !== 0;
   }
@@ -153,7 +153,7 @@ export class ReceiveFilter {
     this.#vlans[word] = withBit(this.#vlans[word]!, vid & 31, allowed);
   }
 
-  /** What the driver has set, the card's own address and whether VLANs are filtered at all aside. */
+  /** Settings of the driver, the card's own address and whether VLANs are filtered at all aside. */
   save(): FilterState {
     const vlans: number[] = [];
     for (let vid = 0; vid < VLAN_N_VID; vid++) {
@@ -180,7 +180,7 @@ export class ReceiveFilter {
   }
 
   /**
-   * Whether the driver wants a frame.
+   * True when the driver wants a frame.
    *
    * @param bytes Holds the first {@linkcode FILTER_BYTES} of the frame
    * @param at Where in `bytes` the frame begins

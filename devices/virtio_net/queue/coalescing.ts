@@ -59,7 +59,7 @@ export class Notifier {
     this.#counters = counters;
   }
 
-  /** What is in force. */
+  /** Limits in force. */
   get limits(): CoalescingLimits {
     return this.#limits;
   }

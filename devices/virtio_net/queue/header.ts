@@ -18,7 +18,7 @@ import {
   VIRTIO_NET_HDR_GSO_UDP_L4,
 } from "../defs.ts";
 
-/** What a header is found to be. */
+/** Kinds of headers. */
 export const HeaderKind = {
   /** It asks for what is not allowed, or makes no sense. */
   BAD: -1,

@@ -29,18 +29,18 @@ import { SEGMENTS_MAX } from "./pair.ts";
 import { Receiver } from "./rx.ts";
 import { Transmitter } from "./tx.ts";
 
-/** What {@linkcode NetQueues} are made with. */
+/** Parts of {@linkcode NetQueues}. */
 export interface NetQueuesParts {
   readonly context: Pick<DeviceContext, "memory" | "loop">;
   readonly transport: QueueTransport;
-  /** What they are plugged into; closed here. */
+  /** Network that they are plugged into; closed here. */
   readonly backend: NetBackend;
   readonly options: NetQueuesOptions;
   /** There is something else at the other end of the network. */
   readonly onLinkChange: () => void;
 }
 
-/** How queue pairs behave. */
+/** Options of queue pairs. */
 export type NetQueuesOptions = Omit<CardOptions, "offloads">;
 
 const NONE: CoalescingState = {
@@ -58,11 +58,11 @@ const NONE: CoalescingState = {
  * end, which is left as it is; what was chosen meanwhile is done when the card goes on.
  */
 export class NetQueues implements QueueThreadHandler, NetPeer {
-  /** How many pairs there are. */
+  /** Number of pairs. */
   readonly count: number;
-  /** Which received frames the driver wants. */
+  /** Received frames that the driver wants. */
   readonly filter = new ReceiveFilter();
-  /** What is counted here. */
+  /** Counters of this thread. */
   readonly tally = new Counters(NET_COUNTERS);
   readonly #transport: QueueTransport;
   readonly #backend: NetBackend;
@@ -74,12 +74,12 @@ export class NetQueues implements QueueThreadHandler, NetPeer {
   readonly #unsubscribe: () => void;
   #linkUp: boolean;
   #coalescing = NONE;
-  /** How many pairs the driver knows of; 0 while it has not started the card. */
+  /** Number of pairs that the driver knows of; 0 while it has not started the card. */
   #known = 0;
   #activePairs = 1;
   #running = false;
   #held = false;
-  /** Whether the back end is started. */
+  /** True when the back end is started. */
   #plugged = false;
 
   constructor(parts: NetQueuesParts) {
@@ -122,12 +122,12 @@ export class NetQueues implements QueueThreadHandler, NetPeer {
     });
   }
 
-  /** How many pairs the driver knows of; 0 while it has not started the card. */
+  /** Number of pairs that the driver knows of; 0 while it has not started the card. */
   get known(): number {
     return this.#known;
   }
 
-  /** Whether the driver knows a receive or transmit queue of that number. */
+  /** True when the driver knows a receive or transmit queue of that number. */
   has(index: number): boolean {
     return index < this.#known * 2;
   }
@@ -233,7 +233,7 @@ export class NetQueues implements QueueThreadHandler, NetPeer {
     );
   }
 
-  /** What each pair has moved. */
+  /** Traffic of each pair. */
   pairCounts(): PairCounts[] {
     return this.#rx.map((rx, pair) => ({
       rxPackets: rx.traffic.packets,
@@ -304,7 +304,7 @@ export class NetQueues implements QueueThreadHandler, NetPeer {
   }
 }
 
-/** Whether a queue that is no control queue transmits. */
+/** True when a queue that is no control queue transmits. */
 function isTransmitQueue(index: number): boolean {
   return (index & 1) === VIRTIO_NET_VQ.TX;
 }

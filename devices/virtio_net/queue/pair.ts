@@ -1,5 +1,5 @@
 /**
- * What the two queues of a pair have in common.
+ * Common parts of the two queues of a pair.
  *
  * @module
  */
@@ -18,12 +18,12 @@ export const BUDGET = 64;
 /** IOV_MAX: what one readv(2) or writev(2) takes. */
 export const SEGMENTS_MAX = 1024;
 
-/** What either queue works with. */
+/** Parts of either queue. */
 export interface PairOptions {
   readonly memory: GuestMemory;
   readonly loop: Loop;
   readonly backend: NetBackend;
-  /** Which queue pair this is. */
+  /** Number of the queue pair. */
   readonly pair: number;
   readonly counters: Counters;
   /** Largest IP packet in bytes. */

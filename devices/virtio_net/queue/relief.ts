@@ -1,5 +1,5 @@
 /**
- * What a driver gets that cannot keep up with the frames that come: time.
+ * Time for a driver that cannot keep up with the frames that come.
  *
  * A guest that is offered more than it can handle spends all its time on taking frames in and none on the programs that
  * they are for, which lose them in the end (Mogul and Ramakrishnan, "Eliminating Receive Livelock in an Interrupt-driven
@@ -26,7 +26,7 @@ const SMALL_FRAME_BYTES = 512;
 /** Rest in proportion to the time before: what programs do with a frame costs a guest more than taking it in. */
 const REST_RATIO = 1.5;
 
-/** What a {@linkcode Relief} works with. */
+/** Parts of a {@linkcode Relief}. */
 export interface ReliefOptions {
   readonly loop: Loop;
   readonly counters: Counters;

@@ -33,7 +33,7 @@ import { Relief } from "./relief.ts";
 /** The most buffers that one frame is spread over. */
 const CHAINS_MAX = 256;
 
-/** What a {@linkcode Receiver} works with. */
+/** Parts of a {@linkcode Receiver}. */
 export interface ReceiverOptions extends PairOptions {
   readonly filter: ReceiveFilter;
   /** The longest that frames are kept from a driver that cannot keep up, in milliseconds; 0 for not at all. */
@@ -53,7 +53,7 @@ export interface ReceiverOptions extends PairOptions {
  * ```
  */
 export class Receiver {
-  /** What was given to the driver. */
+  /** Frames that were given to the driver. */
   readonly traffic: Traffic = new Traffic();
   readonly #options: ReceiverOptions;
   readonly #memory: GuestMemory;
@@ -73,17 +73,17 @@ export class Receiver {
   readonly #plainMaxBytes: number;
   #queue: Virtqueue | null = null;
   #mergeable = false;
-  /** What the back end may leave to the driver, a set of NetOffload. */
+  /** Offloads that the back end may leave to the driver, a set of NetOffload. */
   #offloads = 0;
   /** The MTU that the driver has to expect. */
   #driverMtu = 0;
   /** Length of the largest frame that can come. */
   #frameMaxBytes = 0;
-  /** What the driver must give for the largest frame it has to expect. */
+  /** Bytes that the driver must give for the largest frame it has to expect. */
   #neededBytes = 0;
   /** Chains at hand. */
   #held = 0;
-  /** Whether memory that they lie in was unmapped. */
+  /** True when memory that they lie in was unmapped. */
   #lost = false;
   /** Room in the chains at hand. */
   #roomBytes = 0;
@@ -93,7 +93,7 @@ export class Receiver {
   #tight = false;
   #starved = false;
   #busy = false;
-  /** What the driver did wrong. */
+  /** Rule that the driver broke. */
   #violation = "";
 
   constructor(options: ReceiverOptions) {
@@ -357,7 +357,7 @@ export class Receiver {
     this.#held = kept;
   }
 
-  /** Whether the frame of `length` bytes at hand is to be delivered; counts why not. */
+  /** True when the frame of `length` bytes at hand is to be delivered; counts why not. */
   #isWanted(length: number): boolean {
     const counters = this.#counters;
     if (length < ETH_HLEN) {
@@ -383,7 +383,7 @@ export class Receiver {
     return false;
   }
 
-  /** Whether the back end's header is one that the driver can take; counts why not. */
+  /** True when the back end's header is one that the driver can take; counts why not. */
   #isHeaderGood(length: number): boolean {
     const kind = sanitizeHeader(this.#header, length, this.#offloads, true);
     if (kind === HeaderKind.GSO) return true;

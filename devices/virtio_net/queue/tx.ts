@@ -24,9 +24,9 @@ import {
 /** So many frames at a time are a rush: more will come. */
 const RUSH_FRAMES = 2;
 
-/** What a {@linkcode Transmitter} works with. */
+/** Parts of a {@linkcode Transmitter}. */
 export interface TransmitterOptions extends PairOptions {
-  /** How long the queue is left alone in a rush, in milliseconds; 0 for not at all. */
+  /** Time that the queue is left alone in a rush, in milliseconds; 0 for not at all. */
   readonly delayMs: number;
 }
 
@@ -40,7 +40,7 @@ export interface TransmitterOptions extends PairOptions {
  * quiet. A frame that the back end cannot take stays in the available ring, so there is nothing to give up on a reset.
  */
 export class Transmitter {
-  /** What the back end took. */
+  /** Frames that the back end took. */
   readonly traffic: Traffic = new Traffic();
   readonly #options: TransmitterOptions;
   /** The chain at hand is behind those of the frames that are kept. */
@@ -49,7 +49,7 @@ export class Transmitter {
   readonly #headers: Uint8Array<ArrayBuffer>[] = [];
   /** The same as lists, for a back end with headers. */
   readonly #headerLists: ScatterGather[] = [];
-  /** What the back end gets: the driver's frame, behind our header if it has one. */
+  /** Segments for the back end: the driver's frame, behind our header if it has one. */
   readonly #list: ScatterGather;
   readonly #more: BottomHalf;
   /** Runs in a rush. */
@@ -57,7 +57,7 @@ export class Transmitter {
   readonly #delayMs: number;
   /** Length of the largest frame that goes over a wire, VLAN tag included. */
   readonly #plainMaxBytes: number;
-  /** What the driver may leave to us, a set of NetOffload. */
+  /** Offloads that the driver may leave to us, a set of NetOffload. */
   #offloads = 0;
   #maxBytes = 0;
   #queue: Virtqueue | null = null;

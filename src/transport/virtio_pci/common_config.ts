@@ -47,7 +47,7 @@ const U32_MAX = 0xffff_ffff;
 /** Words of the addresses of a queue: desc, driver and device area; low word, high word each. */
 const ADDRESS_WORDS = 6;
 
-/** What the driver writes for one queue before it enables it. */
+/** Registers that the driver writes for one queue before it enables it. */
 function freshQueue(maxSize: number) {
   return {
     size: maxSize,
@@ -68,7 +68,7 @@ function freshState(maxSizes: readonly number[]) {
 
 type QueueSetup = ReturnType<typeof freshQueue>;
 
-/** What the registers hold beyond the state of the device; see {@linkcode CommonConfig.save}. */
+/** Values of the registers beyond the state of the device; see {@linkcode CommonConfig.save}. */
 export type CommonConfigState = ReturnType<typeof freshState>;
 
 function readState(
@@ -120,7 +120,7 @@ export class CommonConfig {
     this.tellVectors();
   }
 
-  /** What the registers hold. */
+  /** Values of the registers. */
   save(): CommonConfigState {
     return structuredClone(this.#state);
   }

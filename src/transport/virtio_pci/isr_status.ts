@@ -8,7 +8,7 @@ import type { Interrupts } from "../../pci/context.ts";
 import type { CommonConfig } from "./common_config.ts";
 import { VIRTIO_MSI_NO_VECTOR, VIRTIO_PCI_ISR } from "../../virtio/defs.ts";
 
-/** Which vectors a driver has chosen. */
+/** Vectors that a driver has chosen. */
 type Vectors = Pick<CommonConfig, "queueVector" | "configVector">;
 
 /** The ISR status register, and the interrupts that are raised with it or instead of it. */
@@ -22,7 +22,7 @@ export class IsrStatus {
     this.#vectors = vectors;
   }
 
-  /** What the register holds; looking at it changes nothing. */
+  /** Value of the register; looking at it changes nothing. */
   get value(): number {
     return this.#value;
   }

@@ -22,14 +22,14 @@ import { KickPath } from "../../virtio/session/queues.ts";
 /** Bytes of a queue's slot: what NOTIFICATION_DATA makes drivers write (section 4.1.5.2.2). */
 export const NOTIFY_SLOT_BYTES = 4;
 
-/** What hears of notifications. */
+/** Listener for notifications. */
 type Kicked = Pick<VirtioSession, "kick" | "kickWithData">;
 
 /** The upper half of a slot that nobody wrote to. */
 const UPPER_HALF = 0xffff;
 
 /**
- * What a slot holds while its queue is not notified: the complement of the queue's index. A driver writes the index to
+ * Value of a slot while its queue is not notified: the complement of the queue's index. A driver writes the index to
  * the lower half, whatever the width of its write, and no byte of that is equal to the complement's.
  */
 function sentinel(queue: number): number {
@@ -86,7 +86,7 @@ export class NotifyPage {
   }
 }
 
-/** How much memory the slots of so many queues take, in whole pages. */
+/** Bytes of memory for the slots of so many queues, in whole pages. */
 export function notifyPageBytes(queues: number): number {
   const pages = Math.ceil(queues * NOTIFY_SLOT_BYTES / PAGE_SIZE);
   return Math.max(1, pages) * PAGE_SIZE;
@@ -104,9 +104,9 @@ interface MappedNotify {
  * we look at.
  */
 export class NotifyStructure {
-  /** Where it begins in its BAR. */
+  /** Offset in its BAR. */
   readonly offset: number;
-  /** How much of the BAR it takes. */
+  /** Bytes that it takes of the BAR. */
   readonly lengthBytes: number;
   readonly #session: VirtioSession;
   readonly #mapped: MappedNotify | null;
@@ -143,12 +143,12 @@ export class NotifyStructure {
     });
   }
 
-  /** Whether clients map it. */
+  /** True when clients map it. */
   get mapped(): boolean {
     return this.#mapped !== null;
   }
 
-  /** What it adds to the description of its BAR. */
+  /** Part that it adds to the description of its BAR. */
   get barSpec(): Pick<BarSpec, "doorbells" | "mmap"> {
     return this.#mapped === null
       ? { doorbells: this.#doorbells() }

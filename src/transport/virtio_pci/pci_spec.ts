@@ -1,5 +1,5 @@
 /**
- * What a virtio device shows of itself on the PCI bus (virtio 1.3, sections 4.1.2 to 4.1.4): ids, BARs, capabilities.
+ * Description of a virtio device on the PCI bus (virtio 1.3, sections 4.1.2 to 4.1.4): ids, BARs, capabilities.
  *
  * @module
  */
@@ -28,7 +28,7 @@ export const VIRTIO_PCI_MSIX_BAR = 1;
 export const VIRTIO_PCI_MODERN_BAR = 4;
 
 /**
- * Where the virtio structures are in their BAR: QEMU's layout, which SPDK's driver takes for granted. The notify
+ * Places of the virtio structures in their BAR: QEMU's layout, which SPDK's driver takes for granted. The notify
  * structure reaches to the end of the BAR.
  */
 export const VIRTIO_PCI_MODERN_LAYOUT = {
@@ -47,7 +47,7 @@ const MSIX_ENTRY_BYTES = 16;
 const MSIX_BAR_BYTES = 0x1000;
 const MSIX_PBA_OFFSET = 0x800;
 
-/** What the description of a device is made of. */
+/** Parts of the description of a device. */
 export interface VirtioPciSpecParts {
   readonly device: VirtioDevice;
   /** Size of the MSI-X table; 0 for a device without MSI-X. */
@@ -153,13 +153,13 @@ function powerOfTwoAtLeast(value: number): number {
 /** The id, next and length bytes come before the body that a {@linkcode VendorCapability} describes. */
 const PREFIX = 3;
 
-/** Where a structure is. */
+/** Place of a structure. */
 interface StructureLocation {
-  /** Which structure, a VIRTIO_PCI_CAP_CFG. */
+  /** Type of the structure, a VIRTIO_PCI_CAP_CFG. */
   readonly cfgType: number;
   /** Number of the BAR. */
   readonly bar: number;
-  /** Where in the BAR. */
+  /** Offset in the BAR. */
   readonly offset: number;
   /** Length in bytes. */
   readonly lengthBytes: number;

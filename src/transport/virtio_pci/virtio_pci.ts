@@ -44,15 +44,15 @@ export {
   VIRTIO_PCI_MSIX_BAR,
 } from "./pci_spec.ts";
 
-/** How a virtio-pci device differs from the usual. */
+/** Options of a virtio-pci device, where it differs from the usual. */
 export interface VirtioPciOptions extends SessionOptions {
-  /** Whether it has MSI-X; it does unless told. */
+  /** True when it has MSI-X; it does unless told. */
   readonly msix?: boolean;
   /** Size of the MSI-X table, 1–2048; one vector for each queue and one for the configuration by default. */
   readonly vectors?: number;
-  /** Whether clients map the notify structure, which is then polled; there are no eventfds for it. */
+  /** True when clients map the notify structure, which is then polled; there are no eventfds for it. */
   readonly mapNotify?: boolean;
-  /** What {@linkcode VirtioPci.handOver} put, to go on with. */
+  /** Descriptors that {@linkcode VirtioPci.handOver} put, to go on with. */
   readonly bag?: ResourceBag;
 }
 
@@ -64,7 +64,7 @@ export interface VirtioPciState {
   readonly common: CommonConfigState;
   /** Status, features, queues, and the device model. */
   readonly session: DeviceState<SessionState>;
-  /** What was counted. */
+  /** Counters by name. */
   readonly counters: Readonly<Record<string, number>>;
 }
 

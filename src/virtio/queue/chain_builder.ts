@@ -1,5 +1,5 @@
 /**
- * What the descriptor chains of both ring formats have in common: buffers that go into the lists of a chain, and tables
+ * Common parts of the descriptor chains of both ring formats: buffers that go into the lists of a chain, and tables
  * of indirect descriptors.
  *
  * @module
@@ -29,20 +29,20 @@ const INDIRECT_ENTRIES_MAX = 0x1_0000;
 /** Pages of the longest table, if it begins inside one. */
 const TABLE_SEGMENTS = INDIRECT_ENTRIES_MAX * VRING_DESC.SIZE / PAGE_SIZE + 1;
 
-/** Where the fourth word of a copied descriptor is, behind its address and its length: its meaning is the format's. */
+/** Place of the fourth word of a copied descriptor, behind its address and its length: its meaning is the format's. */
 export const LAST_WORD = 3;
 
 /** Sections of the standard that say what a chain must be, for messages. */
 export interface ChainRules {
   /** Readable buffers come before writable ones. */
   readonly order: string;
-  /** What a descriptor refers to. */
+  /** Memory that a descriptor refers to. */
   readonly buffer: string;
   /** The limit of a chain's length in bytes. */
   readonly length: string;
   /** The limit of a chain's length in buffers. */
   readonly segments: string;
-  /** What an indirect table is. */
+  /** Shape of an indirect table. */
   readonly table: string;
 }
 
@@ -72,7 +72,7 @@ export class ChainBuilder {
     this.#table = memory.createScatterGather(TABLE_SEGMENTS);
   }
 
-  /** Which rule the chain broke, after a negative result. */
+  /** Rule that the chain broke, after a negative result. */
   get lastError(): string {
     return this.#lastError;
   }

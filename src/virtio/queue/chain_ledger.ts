@@ -1,5 +1,5 @@
 /**
- * Which chains of a queue are with the device, and in which order they go back to the driver.
+ * Chains of a queue that are with the device, and the order in which they go back to the driver.
  *
  * @module
  */
@@ -12,7 +12,7 @@ const HELD = 1;
 const DONE = 2;
 
 /**
- * What a driver takes for written when it is told of a later chain only: such a chain is used "completely" (2.7.9,
+ * Bytes that a driver takes for written when it is told of a later chain only: such a chain is used "completely" (2.7.9,
  * 2.8.8).
  *
  * @returns −1 for a chain with buffers of both kinds: drivers do not agree on what that means (Linux adds up both), so
@@ -45,7 +45,7 @@ export class ChainLedger {
   #popped = new Uint16Array(0);
   /** Heads in the order they go back: those pushed, or the same array. */
   #returning = new Uint16Array(0);
-  /** Where the next popped and the next pushed head is noted, and which goes back next. */
+  /** Places of the next popped and the next pushed head, and of the one that goes back next. */
   #popAt = 0;
   #pushAt = 0;
   #nextAt = 0;
@@ -71,27 +71,27 @@ export class ChainLedger {
     this.#outstanding = this.#done = 0;
   }
 
-  /** How many chains are with the device. */
+  /** Number of chains that are with the device. */
   get held(): number {
     return this.#outstanding - this.#done;
   }
 
-  /** How many chains the driver has not got back. */
+  /** Number of chains that the driver has not got back. */
   get outstanding(): number {
     return this.#outstanding;
   }
 
-  /** Whether the device has this chain. */
+  /** True when the device has this chain. */
   holds(head: number): boolean {
     return this.#state[head] === HELD;
   }
 
-  /** What the chain was popped into that has this head. */
+  /** Chain that has this head. */
   chain(head: number): Chain {
     return this.#chains[head]!;
   }
 
-  /** Whether the driver has not got this chain back. */
+  /** True when the driver has not got this chain back. */
   has(head: number): boolean {
     return this.#state[head] !== FREE;
   }
@@ -158,12 +158,12 @@ export class ChainLedger {
     return head;
   }
 
-  /** How much was written to a chain that {@linkcode ChainLedger.next} has returned. */
+  /** Bytes that were written to a chain that {@linkcode ChainLedger.next} has returned. */
   written(head: number): number {
     return this.#written[head]!;
   }
 
-  /** Whether a driver with IN_ORDER knows all about this chain when it is told of a later one. */
+  /** True when a driver with IN_ORDER knows all about this chain when it is told of a later one. */
   canBeSkipped(head: number): boolean {
     return this.#inOrder && this.#written[head] === this.#assumed[head];
   }

@@ -30,7 +30,7 @@ export class PackedEvents {
     this.#ring = ring;
   }
 
-  /** What the flags in the device's structure are, VRING_PACKED_EVENT_FLAG. */
+  /** Flags in the device's structure, VRING_PACKED_EVENT_FLAG. */
   get flags(): number {
     return this.#flags;
   }
@@ -64,7 +64,7 @@ export class PackedEvents {
   }
 
   /**
-   * Whether the driver wants to know that `added` descriptors from `first` on were used; its structure was refreshed.
+   * True when the driver wants to know that `added` descriptors from `first` on were used; its structure was refreshed.
    *
    * @param wrap The wrap counter at `first`
    */

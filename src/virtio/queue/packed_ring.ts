@@ -67,22 +67,22 @@ export class PackedRing implements RingFormat {
   readonly #ring: Ring;
   readonly #events: PackedEvents;
   readonly #builder: ChainBuilder;
-  /** Which descriptor is looked at for the next chain, and the wrap counter there. */
+  /** Descriptor that is looked at for the next chain, and the wrap counter there. */
   #availAt = 0;
   #availWrap = true;
-  /** Where the next used descriptor is written, and the wrap counter there. */
+  /** Place of the next used descriptor, and the wrap counter there. */
   #usedAt = 0;
   #usedWrap = true;
-  /** How many descriptors the driver has not got back, from `#usedAt` to `#availAt`. */
+  /** Number of descriptors that the driver has not got back, from `#usedAt` to `#availAt`. */
   #outstanding = 0;
-  /** How many descriptors from `#availAt` on were found available, … */
+  /** Number of descriptors from `#availAt` on that were found available, … */
   #seen = 0;
   /** … how many of them were refreshed since, and where. */
   #fresh = 0;
   #refreshed: MemoryWindow | null = null;
   /** True while what was seen is being refreshed. */
   #isScanned = false;
-  /** How many descriptors of the ring a chain has, by buffer id. */
+  /** Number of descriptors of the ring that a chain has, by buffer id. */
   #descriptors = new Uint16Array(0);
   /** The buffer id of the descriptor that was copied last. */
   #id = 0;

@@ -1,5 +1,5 @@
 /**
- * What every kind of virtqueue offers to a device model: split and packed rings behind the same calls.
+ * Virtqueues as they are to a device model: split and packed rings behind the same calls.
  *
  * @module
  */
@@ -9,19 +9,19 @@ import type { ScatterGather } from "../../memory/scatter_gather.ts";
 
 /** One descriptor chain taken from a queue; made once, reused for ever. */
 export class Chain {
-  /** Which chain this is, to be given back to {@linkcode Virtqueue.push}. */
+  /** Number of the chain, to be given back to {@linkcode Virtqueue.push}. */
   head = 0;
   /** The device-readable buffers, in order. */
   readonly readable: ScatterGather;
   /** The device-writable buffers, in order. */
   readonly writable: ScatterGather;
   /**
-   * Whether all of the buffers are there. Else they lie in more pieces of memory than there is room for, which no driver
+   * True when all of the buffers are there. Else they lie in more pieces of memory than there is room for, which no driver
    * promises to avoid, and of them no more is there than the last writable byte. Such a chain is popped only where
    * `mayLack` says so, and is a broken rule otherwise.
    */
   isWhole = true;
-  /** Whether its device can do without some. */
+  /** True when its device can do without some. */
   readonly mayLack: boolean;
 
   /**
@@ -63,14 +63,14 @@ export interface Virtqueue {
   readonly index: number;
   /** Entries of the ring, as the driver chose; of a packed ring any number, not only powers of two. */
   readonly size: number;
-  /** Whether the driver has enabled it. */
+  /** True when the driver has enabled it. */
   readonly enabled: boolean;
   /**
-   * Whether something of the ring, or of a chain, was not in reach when it was looked at last. Nothing can be said of what is
+   * True when something of the ring, or of a chain, was not in reach when it was looked at last. Nothing can be said of what is
    * available then; the device is notified again when it is.
    */
   readonly awaitsReach: boolean;
-  /** What the driver did wrong, after a negative {@linkcode pop}. */
+  /** Rule that the driver broke, after a negative {@linkcode pop}. */
   readonly lastError: string;
   /**
    * Takes the next available chain.
@@ -80,7 +80,7 @@ export interface Virtqueue {
    */
   pop(chain: Chain): number;
   /**
-   * Whether the register writes that were sent before the chain that was popped last was available have been carried
+   * True when the register writes that were sent before the chain that was popped last was available have been carried
    * out; a system call for each look that found chains. When not, the device gives the chain back and looks no further:
    * it is notified again. Always so where no chain is given before they have been ({@linkcode VirtioDevice.dependsOnRegisters}).
    */

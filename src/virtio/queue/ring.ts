@@ -45,11 +45,11 @@ export interface RingFormat {
   readonly alignment: string;
   /** The rule that a queue size breaks; null for none. */
   checkSize(size: number, maxSize: number): string | null;
-  /** What the device accesses. */
+  /** Parts that the device accesses. */
   parts(at: QueueAddresses, eventIdx: boolean): RingParts;
   /** Begins at the start of a ring of so many entries. */
   reset(size: number): void;
-  /** How far it has come, beside what states of both formats have. */
+  /** Position in the ring, beside what states of both formats have. */
   save(): unknown;
   /**
    * Goes on where {@linkcode RingFormat.save} was called, of a ring of this format.
@@ -138,11 +138,11 @@ export class Ring implements Virtqueue {
   size = 0;
   lastError = "";
   awaitsReach = false;
-  /** How many batches were published of which the driver did not want to hear; whoever adds them up sets it to 0. */
+  /** Number of published batches of which the driver did not want to hear; whoever adds them up sets it to 0. */
   suppressed = 0;
   /** True while something was published of which it is not known whether the driver wants an interrupt: publish again. */
   undecided = false;
-  /** What was negotiated, as long as the queue is enabled. */
+  /** Features that were negotiated, as long as the queue is enabled. */
   eventIdx = false;
   indirect = false;
   inOrder = false;
@@ -172,7 +172,7 @@ export class Ring implements Virtqueue {
   /** True when everything that was found is behind register writes that have been carried out. */
   #settled = true;
   /**
-   * Where in the ring the driver was asked to notify, when to look whether it had something to tell by then has to wait: it
+   * Place in the ring where the driver was asked to notify, when to look whether it had something to tell by then has to wait: it
    * is not asked there again. {@linkcode NOWHERE} otherwise.
    */
   #askedAt = NOWHERE;
@@ -207,13 +207,13 @@ export class Ring implements Virtqueue {
     this.#format = this.#split = formats.split(this);
   }
 
-  /** How many chains the device has popped and not pushed. */
+  /** Number of chains that the device has popped and not pushed. */
   get inFlight(): number {
     return this.ledger.held;
   }
 
   /**
-   * How many chains the driver has not got back: those in flight, and those that are pushed but not published, wait for
+   * Number of chains that the driver has not got back: those in flight, and those that are pushed but not published, wait for
    * others (IN_ORDER), or could not be published because the ring was out of reach.
    */
   get outstanding(): number {
@@ -305,7 +305,7 @@ export class Ring implements Virtqueue {
   }
 
   /**
-   * How {@linkcode Virtqueue.settled} is known; null, as at first, for a queue of which it is always so. Disabling the queue
+   * Sets how {@linkcode Virtqueue.settled} is known; null, as at first, for a queue of which it is always so. Disabling the queue
    * does not change that.
    *
    * @param everyChain Whether pop finds only chains that are settled
@@ -316,7 +316,7 @@ export class Ring implements Virtqueue {
   }
 
   /**
-   * Where the queue is and how far it has come, everything that a driver could tell it by; the ring itself is the
+   * Place and position of the queue, everything that a driver could tell it by; the ring itself is the
    * guest's. Good for going on only when {@linkcode Ring.outstanding} is 0: no chain is in it.
    */
   save(): RingState {

@@ -1,5 +1,5 @@
 /**
- * Where a driver has put the parts of a queue, and what the device accesses of them (virtio 1.3, sections 2.7 and 2.8).
+ * Parts of a queue: where a driver has put them, and what the device accesses (virtio 1.3, sections 2.7 and 2.8).
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { hex } from "../../core/bits.ts";
 import type { Access } from "../../memory/guest_memory.ts";
 
-/** Where a driver has put a queue. */
+/** Addresses of a queue, as a driver has set them. */
 export interface QueueAddresses {
   /** Entries of the ring. */
   readonly size: number;
@@ -25,7 +25,7 @@ export interface RingPart {
   readonly name: string;
   readonly iova: number;
   readonly lengthBytes: number;
-  /** What its address is a multiple of. */
+  /** Number that its address is a multiple of. */
   readonly alignment: number;
   readonly access: Access;
 }

@@ -1,14 +1,14 @@
 /**
- * Where a queue is and how far it has come, as plain data.
+ * Place and position of a queue, as plain data.
  *
  * @module
  */
 
 import { StateReader } from "../../core/state_reader.ts";
 
-/** What queues of either format have. */
+/** State of queues of either format. */
 export interface RingPlace {
-  /** Whether the driver has enabled the queue; nothing else counts when it has not. */
+  /** True when the driver has enabled the queue; nothing else counts when it has not. */
   readonly enabled: boolean;
   /** Entries of the ring. */
   readonly size: number;
@@ -25,17 +25,17 @@ export interface SplitRingState extends RingPlace {
   readonly availIdx: number;
   /** The used index as the driver knows it, 16 bits. */
   readonly usedIdx: number;
-  /** Whether the driver was last told that notifications are not needed. */
+  /** True when the driver was last told that notifications are not needed. */
   readonly notificationsOff: boolean;
 }
 
 /** A packed queue (virtio 1.3, section 2.8). */
 export interface PackedRingState extends RingPlace {
   readonly format: "packed";
-  /** Which descriptor is looked at for the next chain, and the wrap counter there. */
+  /** Descriptor that is looked at for the next chain, and the wrap counter there. */
   readonly availAt: number;
   readonly availWrap: boolean;
-  /** Where the next used descriptor is written, and the wrap counter there. */
+  /** Place of the next used descriptor, and the wrap counter there. */
   readonly usedAt: number;
   readonly usedWrap: boolean;
   /** The flags of the device's event suppression structure, VRING_PACKED_EVENT_FLAG. */

@@ -54,7 +54,7 @@ export class SplitRing implements RingFormat {
   readonly #ring: Ring;
   readonly #ledger: ChainLedger;
   readonly #builder: ChainBuilder;
-  /** Which available entry is taken next. */
+  /** Available entry that is taken next. */
   #lastAvail = 0;
   /** Up to where available entries and their descriptors were refreshed, and by way of which window. */
   #availIdx = 0;
@@ -67,7 +67,7 @@ export class SplitRing implements RingFormat {
   /** The used index as the driver knows it. */
   #usedIdx = 0;
   #notificationsOff = false;
-  /** Where `used_event` is in the available ring (2.7.6), and `avail_event` in the used ring (2.7.8). */
+  /** Places of `used_event` in the available ring (2.7.6), and `avail_event` in the used ring (2.7.8). */
   #usedEventAt = 0;
   #availEventAt = 0;
 

@@ -38,7 +38,7 @@ export const SESSION_COUNTERS = {
   messageKicks: [KICKS, { path: "message" }],
   /** Of those, by a store to a mapped page. */
   pageKicks: [KICKS, { path: "page" }],
-  /** How often polling found new chains, without a notification. */
+  /** Times that polling found new chains, without a notification. */
   polledKicks: [KICKS, { path: "poll" }],
   /** Notifications of what the device had taken already, as their data say. */
   lateKicks: [counter(
@@ -51,18 +51,18 @@ export const SESSION_COUNTERS = {
   suppressedInterrupts: [SUPPRESSED, { reason: "unwanted" }],
   /** Configuration change notifications. */
   configInterrupts: [INTERRUPTS, { kind: "config" }],
-  /** How often the driver broke a rule. */
+  /** Times that the driver broke a rule. */
   failures: [ERRORS, { kind: "driver" }],
-  /** How often the device was reset. */
+  /** Times that the device was reset. */
   resets: [RESETS, { kind: "device" }],
 } satisfies CounterTable;
 
-/** What a session counts, on one thread. */
+/** Counts of a session on one thread. */
 export type SessionCounters = {
   -readonly [K in keyof typeof SESSION_COUNTERS]: number;
 };
 
-/** How a notification came. */
+/** Ways of notifications. */
 export const KickPath = {
   /** By an eventfd. */
   EVENTFD: 0,
@@ -74,7 +74,7 @@ export const KickPath = {
 /** One of {@linkcode KickPath}. */
 export type KickPath = typeof KickPath[keyof typeof KickPath];
 
-/** What a session tells the queues of every thread. Plain data; answered with a number. */
+/** Message of a session to the queues of every thread. Plain data; answered with a number. */
 export type QueueMessage =
   /** The driver resets a queue. */
   | { readonly op: "resetQueue"; readonly index: number }
@@ -95,13 +95,13 @@ export type QueueMessage =
     readonly lengthBytes: number | undefined;
   };
 
-/** What {@linkcode SessionQueues} are made for. */
+/** Parts of {@linkcode SessionQueues}. */
 export interface SessionQueuesOptions {
   /** The largest size of each queue. */
   readonly sizes: readonly number[];
-  /** What serves them. */
+  /** Handler that serves them. */
   readonly handler: QueueHandler;
-  /** Whether the event loop polls from the start. */
+  /** True when the event loop polls from the start. */
   readonly polled: boolean;
   /** The driver broke a rule. */
   readonly fail: (reason: string) => void;
@@ -453,7 +453,7 @@ export class SessionQueues {
     else counters.eventFdKicks++;
   }
 
-  /** What a queue was looking at is there. */
+  /** Looks again: what a queue was looking at is there. */
   #onReach(): void {
     for (let i = 0; i < this.rings.length; i++) {
       const { awaitsReach, undecided } = this.rings[i]!;

@@ -1,5 +1,5 @@
 /**
- * What a driver sets and reads of a device, whatever its transport and its type: status, features and configuration.
+ * Status, features and configuration of a device, whatever its transport and its type.
  *
  * @module
  */
@@ -23,22 +23,22 @@ export class DeviceStatus {
     return this.#value;
   }
 
-  /** Whether the features are final. */
+  /** True when the features are final. */
   get negotiated(): boolean {
     return this.has(FEATURES_OK);
   }
 
-  /** Whether either side has given up, until the device is reset. */
+  /** True when either side has given up, until the device is reset. */
   get halted(): boolean {
     return this.has(HALTED);
   }
 
-  /** Whether the driver may use the device, and nobody has given up. */
+  /** True when the driver may use the device, and nobody has given up. */
   get running(): boolean {
     return (this.#value & (DRIVER_OK | HALTED)) === DRIVER_OK;
   }
 
-  /** Whether any of these bits is set. */
+  /** True when any of these bits is set. */
   has(bits: number): boolean {
     return (this.#value & bits) !== 0;
   }
@@ -77,7 +77,7 @@ export class DeviceStatus {
 
 /** The features that a driver is offered, and those that it accepts (virtio 1.3, section 2.2). */
 export class Negotiation {
-  /** What the driver may choose from. */
+  /** Features that the driver may choose from. */
   readonly offered: Features;
   readonly #device: VirtioDevice;
   readonly #log: Log;
@@ -91,7 +91,7 @@ export class Negotiation {
     this.offered = offered;
   }
 
-  /** What the driver has accepted by now. */
+  /** Features that the driver has accepted by now. */
   get accepted(): Features {
     return this.#accepted;
   }
@@ -105,7 +105,7 @@ export class Negotiation {
     else if (word !== 0) this.#acceptedBeyond = true;
   }
 
-  /** Whether the device can work with what is accepted. */
+  /** True when the device can work with what is accepted. */
   check(): boolean {
     const { offered } = this;
     const accepted = this.#accepted;
@@ -126,7 +126,7 @@ export class Negotiation {
     this.#acceptedBeyond = false;
   }
 
-  /** What the driver has accepted. */
+  /** State of the choice. */
   save(): Pick<SessionState, "accepted" | "acceptedBeyond"> {
     const { accepted } = this;
     return {
@@ -185,7 +185,7 @@ export class DeviceConfig {
     this.#device.writeConfig?.(offset, width, value);
   }
 
-  /** Where the generation is; the configuration itself is the model's. */
+  /** State of the generation; the configuration itself is the model's. */
   save(): Pick<SessionState, "configGeneration" | "configDirty"> {
     return { configGeneration: this.#generation, configDirty: this.#dirty };
   }

@@ -34,7 +34,7 @@ import {
 } from "./state.ts";
 import { QueueKicks, RemoteQueues } from "./threads.ts";
 
-/** How a transport reaches the driver. */
+/** Ways of a transport to reach the driver. */
 export interface SessionSignals {
   /** Sends a used buffer notification for a queue. */
   notifyUsed(queueIndex: number): void;
@@ -48,11 +48,11 @@ export interface SessionSignals {
   notifyByLine(): void;
 }
 
-/** How a session behaves. */
+/** Options of a session. */
 export interface SessionOptions {
   /** Features of the transport and the rings that are offered; VERSION_1 is added. RING_FEATURES unless told. */
   readonly ringFeatures?: Features;
-  /** Whether the event loop polls all the time, so that drivers need not notify. */
+  /** True when the event loop polls all the time, so that drivers need not notify. */
   readonly polled?: boolean;
 }
 
@@ -119,7 +119,7 @@ export class VirtioSession implements VirtioTransport {
     });
   }
 
-  /** What the driver may choose from. */
+  /** Features that the driver may choose from. */
   get offered(): Features {
     return this.#negotiation.offered;
   }
@@ -139,12 +139,12 @@ export class VirtioSession implements VirtioTransport {
     return this.#negotiation.accepted;
   }
 
-  /** Whether the queues may be touched, apart from {@linkcode stop}. */
+  /** True when the queues may be touched, apart from {@linkcode stop}. */
   get running(): boolean {
     return this.#status.running;
   }
 
-  /** Whether {@linkcode stop} was called last. */
+  /** True when {@linkcode stop} was called last. */
   get stopped(): boolean {
     return this.#queues.stopped;
   }
@@ -183,7 +183,7 @@ export class VirtioSession implements VirtioTransport {
     this.#remote.start(this.accepted, this.queues);
   }
 
-  /** Which queues belong together, as {@linkcode QueueSharing.groupOf} says; none for a device that shares none. */
+  /** Groups of queues that belong together, as {@linkcode QueueSharing.groupOf} says; none for a device that shares none. */
   groups(): readonly number[] {
     const { sharing, queueSizes } = this.device;
     if (sharing === undefined) return [];
@@ -205,7 +205,7 @@ export class VirtioSession implements VirtioTransport {
     this.#leaveElsewhere();
   }
 
-  /** What queue threads know comes back to this one, where it may be saved. */
+  /** Brings back to this thread what queue threads know, where it may be saved. */
   #collect(): void {
     const owed = this.#remote?.collect(this.accepted, this.queues) ?? [];
     for (const queue of owed) this.#queues.owe(queue);
@@ -250,7 +250,7 @@ export class VirtioSession implements VirtioTransport {
     return sum;
   }
 
-  /** Whether a driver may give a queue this size: a power of two, unless it is a packed one (4.1.4.3). */
+  /** True when a driver may give a queue this size: a power of two, unless it is a packed one (4.1.4.3). */
   acceptsQueueSize(index: number, size: number): boolean {
     const queue = this.queues[index];
     if (queue === undefined || size < 1 || size > queue.maxSize) return false;

@@ -14,19 +14,19 @@ export interface SessionState {
   readonly status: number;
   /** The bits the driver has accepted, 0–31 and 32–63. */
   readonly accepted: readonly number[];
-  /** Whether it accepted one above 63. */
+  /** True when it accepted one above 63. */
   readonly acceptedBeyond: boolean;
   /** The configuration generation as the driver last read it. */
   readonly configGeneration: number;
-  /** Whether the configuration changed since it was last read. */
+  /** True when the configuration changed since it was last read. */
   readonly configDirty: boolean;
   /** Numbers of the queues whose drivers are owed a used buffer notification. */
   readonly owedInterrupts: readonly number[];
-  /** Whether a configuration change notification is owed. */
+  /** True when a configuration change notification is owed. */
   readonly owesConfigInterrupt: boolean;
   /** By number. */
   readonly queues: readonly RingState[];
-  /** What the device model said of itself. */
+  /** State of the device model. */
   readonly device: DeviceState;
 }
 

@@ -24,31 +24,31 @@ import type { Ring } from "../queue/ring.ts";
 import type { RingState } from "../queue/ring_state.ts";
 import { KickPath, type QueueMessage, SessionQueues } from "./queues.ts";
 
-/** What a {@linkcode VirtioQueueService} is made of. Plain data. */
+/** Parts of a {@linkcode VirtioQueueService}. Plain data. */
 interface QueueGrant {
   /** The largest size of each queue of the device. */
   readonly queueSizes: readonly number[];
   readonly polled: boolean;
-  /** What {@linkcode QueueSharing.grant} gave. */
+  /** Grant of {@linkcode QueueSharing.grant}. */
   readonly device: unknown;
-  /** What {@linkcode QueueSharing.settings} gave. */
+  /** Settings of {@linkcode QueueSharing.settings}. */
   readonly settings: unknown;
 }
 
-/** Where a queue is and how far it has come. Plain data. */
+/** Place and position of a queue. Plain data. */
 interface QueuePosition {
   readonly index: number;
   readonly ring: RingState;
 }
 
-/** How far the queues of a thread have come. Plain data. */
+/** Positions of the queues of a thread. Plain data. */
 interface QueuePositions {
   readonly rings: readonly QueuePosition[];
   /** Numbers of the queues whose drivers are owed a used buffer notification. */
   readonly owed: readonly number[];
 }
 
-/** What a session tells a queue thread. Plain data. */
+/** Message of a session to a queue thread. Plain data. */
 type ThreadMessage =
   | QueueMessage
   /** The driver set DRIVER_OK, and these queues are the thread's, each with an eventfd that is signalled for it. */
@@ -279,16 +279,16 @@ export class QueueKicks implements Disposable {
   }
 }
 
-/** What {@linkcode RemoteQueues} need of their session. */
+/** Parts of {@linkcode RemoteQueues}. */
 export interface RemoteQueuesParts {
   readonly threads: QueueThreads;
   readonly kicks: QueueKicks;
   readonly sharing: QueueSharing;
   readonly queueSizes: readonly number[];
   readonly polled: boolean;
-  /** What the driver may choose from. */
+  /** Features that the driver may choose from. */
   readonly offered: Features;
-  /** How many MSI-X vectors there are. */
+  /** Number of MSI-X vectors. */
   readonly vectors: number;
   /** Interrupts for used buffers where that is not by vector. */
   readonly notifyByLine: () => void;
