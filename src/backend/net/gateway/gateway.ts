@@ -14,8 +14,11 @@ import type { NetBackend, NetContext, NetPeer } from "../contract.ts";
 import type { DeviceState, StateForm } from "../../../core/state_form.ts";
 import { netForm } from "../state.ts";
 import { GatewayReplies } from "./replies.ts";
-import { GATEWAY_COUNTERS, GatewayCounter } from "../user/counters.ts";
-import type { UserNetOptions } from "../user/driver.ts";
+import {
+  GATEWAY_COUNTERS,
+  GatewayCounter,
+  type UserNetOptions,
+} from "../user/driver.ts";
 
 /** The longest frame taken: 64 KiB of IP behind an Ethernet and a VLAN header. */
 const FRAME_MAX = 65535 + 18;

@@ -38,7 +38,7 @@ function open(task: SlirpTask): SlirpNetwork {
       mtu: task.mtu,
       library,
       socket: new Fd(PEER_SOCKET_FD),
-      page: new SlirpPage(PEER_EXTRA_FD),
+      page: new SlirpPage(new Fd(PEER_EXTRA_FD)),
       onGuestError: (message) =>
         console.error(`the guest's traffic is wrong: ${message.trim()}`),
     });

@@ -8,7 +8,7 @@
  * @module
  */
 
-import { SlirpCounter } from "../user/counters.ts";
+import { SlirpCounter } from "../user/driver.ts";
 import { createMemfd, type Fd, Mapping, sealLength } from "../../../os/mod.ts";
 
 const PAGE_BYTES = 4096;
@@ -31,34 +31,28 @@ export interface SlirpLease {
   readonly address: number;
 }
 
-/**
- * Makes the memory of a page.
- *
- * @throws {import("../../../os/mod.ts").SyscallError}
- */
-export function createSlirpPage(): Fd {
-  const fd = createMemfd("user-network", PAGE_BYTES);
-  try {
-    sealLength(fd.number);
-    return fd;
-  } catch (error) {
-    fd.close();
-    throw error;
-  }
-}
-
 /** A page as one of its sides sees it. */
 export class SlirpPage implements Disposable {
+  readonly #fd: Fd;
   readonly #mapping: Mapping;
   readonly #words: Uint32Array<ArrayBuffer>;
 
   /**
-   * @param fd As of {@linkcode createSlirpPage}; it may be closed afterwards
+   * @param fd Of a page, taken over; a new one is made when absent
    * @throws {import("../../../os/mod.ts").SyscallError}
    */
-  constructor(fd: number) {
-    this.#mapping = new Mapping({ fd, lengthBytes: PAGE_BYTES });
+  constructor(fd?: Fd) {
+    using undo = new DisposableStack();
+    this.#fd = undo.use(fd ?? createMemfd("user-network", PAGE_BYTES));
+    if (fd === undefined) sealLength(this.fd);
+    this.#mapping = new Mapping({ fd: this.fd, lengthBytes: PAGE_BYTES });
     this.#words = new Uint32Array(this.#mapping.buffer);
+    undo.move();
+  }
+
+  /** The descriptor, for the other side. */
+  get fd(): number {
+    return this.#fd.number;
   }
 
   /** Counts; by {@linkcode SlirpCounter}. */
@@ -123,9 +117,10 @@ export class SlirpPage implements Disposable {
     return leases;
   }
 
-  /** Unmaps it. */
+  /** Unmaps and closes it. */
   close(): void {
     this.#mapping.close();
+    this.#fd.close();
   }
 
   [Symbol.dispose](): void {

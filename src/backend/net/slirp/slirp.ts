@@ -7,7 +7,6 @@
 import { StateReader } from "../../../core/state_reader.ts";
 import { Errno, ErrnoError, errnoName } from "../../../core/errno.ts";
 import {
-  type Fd,
   formatExitStatus,
   type ResourceBag,
   type Saved,
@@ -19,7 +18,7 @@ import {
   type PeerProcess,
 } from "../peer/process.ts";
 import { SLIRP_OFFLOADS } from "./offloads.ts";
-import { createSlirpPage, SlirpPage } from "./page.ts";
+import { SlirpPage } from "./page.ts";
 import { IF_MTU_MAX, IF_MTU_MIN } from "./symbols.ts";
 import { EXIT_NO_LIBRARY, READY, type SlirpTask } from "./task.ts";
 
@@ -59,7 +58,6 @@ export class Slirp implements PeerProgram {
   readonly speaker = "libslirp";
   readonly offloads = SLIRP_OFFLOADS;
   readonly #task: SlirpTask;
-  readonly #fd: Fd;
   readonly #page: SlirpPage;
   #version = "";
 
@@ -79,13 +77,7 @@ export class Slirp implements PeerProgram {
     if (saved !== undefined) {
       this.#version = new StateReader(saved.state, "libslirp").text("version");
     }
-    this.#fd = saved?.bag.take(PAGE) ?? createSlirpPage();
-    try {
-      this.#page = new SlirpPage(this.#fd.number);
-    } catch (error) {
-      this.#fd.close();
-      throw error;
-    }
+    this.#page = new SlirpPage(saved?.bag.take(PAGE));
   }
 
   get description(): string {
@@ -102,7 +94,7 @@ export class Slirp implements PeerProgram {
         JSON.stringify(this.#task),
       ],
       variables: VARIABLES,
-      fds: [this.#fd.number],
+      fds: [this.#page.fd],
     };
   }
 
@@ -139,11 +131,10 @@ export class Slirp implements PeerProgram {
   }
 
   handOver(bag: ResourceBag): void {
-    bag.put(PAGE, this.#fd.number);
+    bag.put(PAGE, this.#page.fd);
   }
 
   close(): void {
     this.#page.close();
-    this.#fd.close();
   }
 }

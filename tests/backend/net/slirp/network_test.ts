@@ -6,10 +6,7 @@ import { Access } from "../../../../src/memory/guest_memory.ts";
 import { FrameStream } from "../../../../src/backend/net/socket/frame_stream.ts";
 import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
 import { SlirpNetwork } from "../../../../src/backend/net/slirp/network.ts";
-import {
-  createSlirpPage,
-  SlirpPage,
-} from "../../../../src/backend/net/slirp/page.ts";
+import { SlirpPage } from "../../../../src/backend/net/slirp/page.ts";
 import { openLibslirp } from "../../../../src/backend/net/slirp/symbols.ts";
 import { heapGrowthPerOperation, openFds } from "../../../resources.ts";
 import { PATIENCE_MS } from "../../../until.ts";
@@ -48,8 +45,7 @@ class Wire implements Disposable {
     if ("skip" in libslirp) throw new Error(libslirp.skip);
     const library = openLibslirp(libslirp.library);
     if ("reason" in library) throw new Error(library.reason);
-    using fd = createSlirpPage();
-    this.page = new SlirpPage(fd.number);
+    this.page = new SlirpPage();
     const [ours, theirs] = socketPair();
     this.card = new FrameStream(ours, HEADER_BYTES);
     this.network = new SlirpNetwork({
