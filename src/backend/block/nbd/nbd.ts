@@ -92,6 +92,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
   ) {
     this.#options = options;
     const state = saved && FORM.read(saved.state);
+    const writes = state === undefined ? null : parseWriteState(state);
     if (state !== undefined) {
       this.#counters.restore(state.value("counters"));
     }
@@ -102,11 +103,7 @@ export class NbdBackend implements BlockBackend, NbdReplySink {
     }, state && { state, bag: saved!.bag });
     this.description = this.#link.description;
     const { found, info } = this.#link;
-    this.#commands = new NbdCommands(
-      found,
-      info.maxTransferBytes,
-      state === undefined ? null : parseWriteState(state),
-    );
+    this.#commands = new NbdCommands(found, info.maxTransferBytes, writes);
     this.#sender = new NbdSender(SLOTS);
     this.#receiver = new NbdReceiver(this.#slots, this);
     this.#receiver.restart(found.structuredReplies);

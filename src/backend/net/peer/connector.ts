@@ -69,9 +69,9 @@ export class PeerConnector implements Connector {
   readonly #context: ConnectorContext;
   readonly #program: PeerProgram;
   readonly #backoff: Backoff;
-  #process: PeerProcess | null = null;
-  #starts = 0;
-  #started = false;
+  #process: PeerProcess | null;
+  #starts: number;
+  #started: boolean;
 
   /**
    * @param make Makes the program, with what a predecessor was and had open if there was one; it is closed here
@@ -85,30 +85,29 @@ export class PeerConnector implements Connector {
   ) {
     const state = saved && new StateReader(saved.state, "a program");
     this.#context = context;
+    this.#started = state !== undefined;
+    this.#starts = state?.integer("starts", Number.MAX_SAFE_INTEGER) ?? 0;
+    using undo = new DisposableStack();
+    this.#backoff = undo.use(
+      new Backoff(
+        context.loop,
+        RESTART_MAX_MS,
+        () => this.#restart(),
+        state?.part("backoff"),
+      ),
+    );
     this.#program = make(
       state &&
         { state: state.value("program"), bag: saved!.bag.at("program") },
     );
+    undo.defer(() => this.#program.close?.());
     const { offloads } = this.#program;
     if (offloads !== undefined) this.offloads = offloads;
-    this.#backoff = new Backoff(
-      context.loop,
-      RESTART_MAX_MS,
-      () => this.#restart(),
-      state?.part("backoff"),
+    this.#process = state === undefined ? null : state.partOrNull(
+      "process",
+      (state) => this.#adopt(takePeer(state, saved!.bag.at("process"))),
     );
-    if (state === undefined) return;
-    this.#started = true;
-    try {
-      this.#starts = state.integer("starts", Number.MAX_SAFE_INTEGER);
-      this.#process = state.partOrNull(
-        "process",
-        (state) => this.#adopt(takePeer(state, saved!.bag.at("process"))),
-      );
-    } catch (error) {
-      this.close();
-      throw error;
-    }
+    undo.move();
   }
 
   get description(): string {
