@@ -24,7 +24,7 @@ export class Backoff implements Disposable {
 
   /**
    * @param attempt Called after each pause
-   * @param saved What another one has saved, to go on from there: without a pause where that was waiting
+   * @param saved State of another one, to go on from there: without a pause where that was waiting
    */
   constructor(
     loop: Loop,

@@ -35,43 +35,43 @@ export const NetOffload = {
   USO6: 0x40,
 } as const;
 
-/** What a back end with virtio-net headers can do about offloads; sets of {@linkcode NetOffload}. */
+/** Abilities of a back end with virtio-net headers as to offloads; sets of {@linkcode NetOffload}. */
 export interface NetOffloads {
-  /** What {@linkcode NetBackend.send} takes. */
+  /** Those that {@linkcode NetBackend.send} takes. */
   readonly take: number;
-  /** What {@linkcode NetBackend.receive} can give, once {@linkcode NetBackend.setOffloads} asks for it. */
+  /** Those that {@linkcode NetBackend.receive} can give, once {@linkcode NetBackend.setOffloads} asks for it. */
   readonly give: number;
 }
 
-/** What a back end calls on its card; on the card's event loop. */
+/** A card as its back end calls it, on the card's event loop. */
 export interface NetPeer {
   /**
    * Frames are waiting: call {@linkcode NetBackend.receive} until it has no more.
    *
-   * @param pair Which queue pair they are for; 0 when left out
+   * @param pair Queue pair that they are for; 0 when left out
    */
   onReadable(pair?: number): void;
   /**
    * {@linkcode NetBackend.send} refused with −EAGAIN before and may succeed now.
    *
-   * @param pair Which queue pair may go on; 0 when left out
+   * @param pair Queue pair that may go on; 0 when left out
    */
   onWritable(pair?: number): void;
   /** {@linkcode NetBackend.linkUp} has changed. */
   onLinkChange?(): void;
 }
 
-/** What a back end is opened with. */
+/** Surroundings that a back end is opened in. */
 export interface NetContext {
   readonly loop: Loop;
   readonly log: Log;
-  /** Whose segments the scatter-gather lists hold (for back ends that must look at bytes). */
+  /** Memory whose segments the scatter-gather lists hold (for back ends that must look at bytes). */
   readonly memory: GuestMemory;
   /** Largest IP packet the card is configured for, in bytes. */
   readonly mtu: number;
   /** The card's address, 6 bytes. */
   readonly mac: Uint8Array;
-  /** How many queue pairs the card has, up to {@linkcode QUEUE_PAIRS_MAX}; 1 when absent. */
+  /** Count of queue pairs of the card, up to {@linkcode QUEUE_PAIRS_MAX}; 1 when absent. */
   readonly queuePairs?: number;
 }
 
@@ -88,19 +88,19 @@ export interface NetBackend {
   /** For people, such as `tap tap0`. */
   readonly description: string;
   /**
-   * Whether each frame travels behind a 12-byte virtio-net header (struct virtio_net_hdr_v1) of its own: the kernel
+   * True when each frame travels behind a 12-byte virtio-net header (struct virtio_net_hdr_v1) of its own: the kernel
    * does that on a TAP. Otherwise the card strips and adds it.
    */
   readonly hasVnetHeader: boolean;
   /**
-   * Whether there is something at the other end: its peer is there, its interface was not deleted. Always when absent.
+   * True when there is something at the other end: its peer is there, its interface was not deleted. Always when absent.
    * The back end takes frames all the same.
    */
   readonly linkUp?: boolean;
   /** Offloads by way of those headers; none when absent. */
   readonly offloads?: NetOffloads;
   /**
-   * How many queue pairs it has, each with frames of its own; 1 when absent. Frames of one flow are given on the pair
+   * Count of its queue pairs, each with frames of its own; 1 when absent. Frames of one flow are given on the pair
    * that last sent frames of that flow (virtio 1.3, section 5.1.6.5.6).
    */
   readonly queuePairs?: number;
@@ -129,7 +129,7 @@ export interface NetBackend {
   /**
    * Sends one frame (behind its header, if {@linkcode hasVnetHeader}). The list may be consumed.
    *
-   * @param pair Which queue pair it comes from; 0 when left out
+   * @param pair Queue pair that it comes from; 0 when left out
    * @param more The caller calls {@linkcode flush} before anything else happens to this back end, to the frame's
    * buffers or to guest memory: until then they are as they are, and the frame may wait for others to go with it
    * @returns ≥ 0 when the frame was taken (or dropped for good), −EAGAIN when it must be tried again after `onWritable`,
@@ -140,14 +140,14 @@ export interface NetBackend {
    * Frames that {@linkcode send} took with `more`, of whichever pair, are on their way when it returns, in order, or
    * dropped. Nothing waits when it is absent.
    *
-   * @returns How many of them were dropped by an error
+   * @returns Count of those that were dropped by an error
    */
   flush?(): number;
   /**
    * Receives one frame into the list, which has room for the largest one wherever the driver gave that much. The list
    * is left as it is: not consumed, not truncated.
    *
-   * @param pair Which queue pair to take from; 0 when left out
+   * @param pair Queue pair to take from; 0 when left out
    * @returns Length in bytes including the header, if any (more than the list has room for, when the frame was cut and the
    * back end knows its true length); −EAGAIN when there is none; another −errno when a frame was lost
    */
@@ -155,13 +155,13 @@ export interface NetBackend {
   /**
    * Pauses or resumes `onReadable`.
    *
-   * @param pair Of which queue pair; 0 when left out
+   * @param pair Queue pair that is meant; 0 when left out
    */
   setReceiving(on: boolean, pair?: number): void;
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
   /**
-   * What a back end of the same kind must know to go on, with the frames that wait here. Called whether it
+   * State for a back end of the same kind that goes on, with the frames that wait here. Called whether it
    * is started or not; changes nothing. Absent for one that cannot go on elsewhere.
    *
    * The successor of one that was started drops nothing at its first start: what waits, and what comes until then, is
@@ -182,7 +182,7 @@ export interface NetBackend {
    * @throws {import("../../os/mod.ts").SyscallError}
    */
   share?(pairs: readonly number[], bag: ResourceBag): unknown;
-  /** What was shared has ended: it serves all pairs itself again. */
+  /** Serves all pairs itself again: what was shared has ended. */
   reclaim?(): void;
   /** Releases everything. */
   close(): void;

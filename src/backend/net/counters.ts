@@ -1,5 +1,5 @@
 /**
- * What several kinds of network count.
+ * Counters of several kinds of network.
  *
  * @module
  */

@@ -14,7 +14,7 @@ import type { NetBackend, NetContext } from "./contract.ts";
 /**
  * Opens a network.
  *
- * @param saved What a back end with the same options was and had open: used in place of opening it anew. When this throws,
+ * @param saved State and descriptors of a back end with the same options, in place of opening it anew. When this throws,
  * or the result is closed before it is started and its loop turns, all is as it was, for another attempt on any thread
  * @throws {ErrnoError} With what is wrong and the remedy, or when `saved` is not of a back end of this kind
  */
@@ -28,10 +28,10 @@ export type OpenNet<O> = (
 export interface NetDriver<O extends object> {
   /** Its options. */
   readonly options: Options<O>;
-  /** What it counts. */
+  /** Its counters. */
   readonly counters: CounterTable;
   /** Loads what opens it. */
   readonly load: () => Promise<OpenNet<O>>;
-  /** Whether there may be several queue pairs. */
+  /** True where there may be several queue pairs. */
   readonly multiQueue: boolean;
 }

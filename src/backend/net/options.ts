@@ -40,5 +40,5 @@ export const NET_OPTIONS = oneOfKinds(
   "a network",
 );
 
-/** What a card is plugged into; plain data that can be sent to a Worker. */
+/** Network that a card is plugged into; plain data that can be sent to a Worker. */
 export type NetOptions = Infer<typeof NET_OPTIONS>;

@@ -322,7 +322,7 @@ export class NbdLink {
     return this.#info;
   }
 
-  /** What the server agreed to, on this connection or on the last one. */
+  /** Outcome of the negotiation, of this connection or of the last one. */
   get found(): NbdAgreement {
     return this.#found;
   }

@@ -20,10 +20,10 @@ import { parseNbdUri } from "./uri.ts";
 export const NBD_COUNTERS = {
   ...BLOCK_COUNTERS,
   ...REPLY_COUNTERS,
-  /** How often a connection was lost, and found again. */
+  /** Connections that were lost, and that were found again. */
   disconnects: [BACKEND_ERRORS, { kind: "disconnect" }],
   reconnects: null,
-  /** How often connecting failed. */
+  /** Attempts to connect that failed. */
   failedConnects: [BACKEND_ERRORS, { kind: "connect" }],
   /** Commands that were sent again over another connection. */
   replays: null,

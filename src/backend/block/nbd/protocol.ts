@@ -180,7 +180,7 @@ export const NBD_ERROR = {
   ESHUTDOWN: 108,
 } as const;
 
-/** What every server takes in one READ or WRITE, where it says nothing: 32 MiB. */
+/** Longest READ or WRITE of a server that says nothing of it: 32 MiB. */
 export const NBD_DEFAULT_MAX_PAYLOAD = 0x200_0000;
 /** The longest string of the protocol. */
 export const NBD_MAX_STRING = 4096;

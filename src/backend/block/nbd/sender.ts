@@ -33,7 +33,7 @@ export class NbdSender {
   #restFrom = 0;
   #restBytes = 0;
 
-  /** @param slots How many there are */
+  /** @param slots Number of slots there are */
   constructor(slots: number) {
     this.#headers = new NativeBuffer(slots * HEADER_STRIDE);
   }

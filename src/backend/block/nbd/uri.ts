@@ -48,7 +48,7 @@ function parseForm(uri: string): NbdLocation | null {
   return { path: unix[1]!, host: "", port: 0, exportName: unix[2] ?? "" };
 }
 
-/** @returns What is wrong; null for nothing */
+/** @returns The fault; null for none */
 function fault(uri: string, location: NbdLocation | null): string | null {
   if (/^nbds(\+unix)?:/i.test(uri)) {
     return "TLS is not spoken here; take nbd or nbd+unix through a tunnel (ssh -L, stunnel)";

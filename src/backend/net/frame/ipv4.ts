@@ -26,7 +26,7 @@ export function netmask(prefixLength: number): number {
   return prefixLength === 0 ? 0 : (0xffff_ffff << (32 - prefixLength)) >>> 0;
 }
 
-/** Whether the address lies in the network. */
+/** True for an address in the network. */
 export function inNetwork(
   address: number,
   network: number,

@@ -121,7 +121,7 @@ export const DHCP = {
 /** BOOTP operations. */
 export const BOOTP_OP = { REQUEST: 1, REPLY: 2 } as const;
 
-/** What precedes DHCP options (RFC 2132 section 2). */
+/** Magic number before DHCP options (RFC 2132 section 2). */
 export const DHCP_COOKIE = 0x6382_5363;
 
 /** DHCP message types (RFC 2132 section 9.6). */
@@ -152,7 +152,7 @@ export const DHCP_OPTION = {
 /**
  * The sum of a range's words that {@linkcode internetChecksum} complements (RFC 1071).
  *
- * @param sum What was summed up before
+ * @param sum Sum of words before it
  */
 export function internetSum(
   view: DataView,
@@ -175,7 +175,7 @@ export function internetSum(
 /**
  * The Internet checksum (RFC 1071) of a range.
  *
- * @param sum What was summed up before, as of a pseudo-header
+ * @param sum Sum of words before it, as of a pseudo-header
  * @returns The checksum to be stored; 0 over a range that holds a right one
  */
 export function internetChecksum(

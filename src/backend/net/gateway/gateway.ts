@@ -22,7 +22,7 @@ import {
 
 /** The longest frame taken: 64 KiB of IP behind an Ethernet and a VLAN header. */
 const FRAME_MAX = 65535 + 18;
-/** How many answers wait for the card; a guest that asks without listening loses the rest. */
+/** Most answers that wait for the card; a guest that asks without listening loses the rest. */
 const QUEUE_MAX = 64;
 
 /** Form of its state. It leases one address to whoever asks and keeps no table. */
@@ -142,7 +142,7 @@ export class GatewayBackend implements NetBackend {
   }
 }
 
-/** What to install, for people. */
+/** Advice to install it, for people. */
 export const INSTALL_LIBSLIRP =
   "install libslirp 4.7 or later (apt install libslirp0, or dnf install libslirp)";
 

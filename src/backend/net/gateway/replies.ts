@@ -44,7 +44,7 @@ function gatewayMac(host: number): Uint8Array {
 
 const LEASE_SECONDS = 86_400;
 const BROADCAST = 0xffff_ffff;
-/** Where the payload of what is sent here begins. */
+/** Offset of the payload of what is sent here. */
 const PAYLOAD_AT = ETH.SIZE + IP.SIZE;
 const DHCP_AT = PAYLOAD_AT + UDP.SIZE;
 

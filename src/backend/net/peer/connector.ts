@@ -35,7 +35,7 @@ export interface PeerProgram {
   readonly offloads?: NetOffloads;
   /** See {@linkcode NetBackend.setOffloads}. */
   setOffloads?(give: number): void;
-  /** What starts it, the first time and whenever it has ended. */
+  /** Command that starts it, the first time and whenever it has ended. */
   readonly command: PeerCommand;
   /** Lines that it says of itself whatever happens. */
   readonly usual: readonly RegExp[];
@@ -75,7 +75,7 @@ export class PeerConnector implements Connector {
 
   /**
    * @param make Makes the program, with what a predecessor was and had open if there was one; it is closed here
-   * @param saved What a predecessor was and had open, if there was one
+   * @param saved State and descriptors of a predecessor, if there was one
    * @throws {import("../../../core/errno.ts").ErrnoError} With the remedy
    */
   constructor(

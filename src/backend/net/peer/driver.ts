@@ -8,7 +8,7 @@ import { type Infer, list, options, text } from "../../../core/options.ts";
 import { PEER_COUNTERS } from "../counters.ts";
 import type { NetDriver } from "../driver.ts";
 
-/** What passt(1) allows in a specification of ports: numbers, ranges, addresses, interfaces, exclusions. */
+/** Specifications of ports, of all that passt(1) allows in one: numbers, ranges, addresses, interfaces, exclusions. */
 function ports(protocol: "tcp" | "udp") {
   const name = `${protocol}-ports`;
   return list(text(name, {

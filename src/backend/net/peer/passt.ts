@@ -25,7 +25,7 @@ export const PASST_VARIABLE = "OUTBOARD_PASST";
  * Starts passt.
  *
  * @param saved See {@linkcode import("../driver.ts").OpenNet}
- * @param startMs How long to wait for an end at once
+ * @param startMs Longest wait for an end at once
  * @throws {ErrnoError} ENOENT and the like, with the remedy
  */
 export function openPasst(
@@ -109,8 +109,8 @@ export function passtArguments(
 /**
  * passt for a card with that MTU.
  *
- * @param program Where it was found
- * @param startMs How long to wait for an end at once
+ * @param program Its path, as it was found
+ * @param startMs Longest wait for an end at once
  */
 function passtProgram(
   program: string,

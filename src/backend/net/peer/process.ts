@@ -29,13 +29,13 @@ export const PEER_SOCKET_FD = 3;
 /** The first of the descriptors that it is given besides. */
 export const PEER_EXTRA_FD = 4;
 const END_GRACE_MS = 500;
-/** How much of what it says is kept. */
+/** Most that is kept of what it says, in UTF-16 units. */
 const WORDS_MAX = 4096;
 
 /** A program that runs, on its way to its owner. */
 export interface RunningPeer {
   readonly child: ChildProcess;
-  /** What it says. */
+  /** Its words. */
   readonly stderr: Fd;
   /** The last that it said to a predecessor. */
   readonly said: string;
@@ -184,7 +184,7 @@ export class PeerProcess {
   /**
    * Waits until it says something, blocking.
    *
-   * @returns What matched; null when it has ended or did not say so in time
+   * @returns The match; null when it has ended or did not say so in time
    */
   waitForWords(pattern: RegExp, timeoutMs: number): RegExpExecArray | null {
     const until = performance.now() + timeoutMs;
@@ -218,7 +218,7 @@ export class PeerProcess {
   /**
    * Ends it, by force if it hesitates, and leaves neither a process nor a descriptor.
    *
-   * @returns How it ended
+   * @returns Its exit status
    */
   end(): ExitStatus {
     this.#stopWatching();

@@ -1,5 +1,5 @@
 /**
- * What the program that runs libslirp may not do any more once it is set up, whoever takes it over.
+ * Confinement of the program that runs libslirp: rights that it gives up once it is set up, whoever takes it over.
  *
  * @module
  */

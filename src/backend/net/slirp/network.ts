@@ -30,10 +30,10 @@ import { SlirpPoll } from "./poll.ts";
 import { type Libslirp, SLIRP_POLL, type SlirpSymbols } from "./symbols.ts";
 
 const TIMEOUT_NONE = 0xffff_ffff;
-/** What libslirp asks for when nothing it has runs out (TIMEOUT_DEFAULT). */
+/** Timeout that libslirp asks for when nothing it has runs out (TIMEOUT_DEFAULT). */
 const TIMEOUT_IDLE_MS = 1000;
 
-/** What a {@linkcode SlirpNetwork} is made with. */
+/** Parts of a {@linkcode SlirpNetwork}. */
 export interface SlirpNetworkParts {
   readonly options: UserNetOptions;
   /** The card's, in bytes. */
@@ -61,7 +61,7 @@ export class SlirpNetwork implements SlirpHost, Disposable {
   readonly #poll = new SlirpPoll();
   #slirp: Deno.PointerValue = null;
   #closed = false;
-  /** Answers are nobody's business. */
+  /** True while answers are for nobody. */
   #restoring = false;
   #guestErrors = 0;
 

@@ -1,5 +1,5 @@
 /**
- * What a user-mode network does for a driver that leaves it work: libslirp knows nothing of checksums that are yet to be
+ * Work of a user-mode network for a driver that leaves it some: libslirp knows nothing of checksums that are yet to be
  * completed, and gives TCP segment by segment.
  *
  * @module
@@ -36,7 +36,7 @@ export const SLIRP_OFFLOADS: NetOffloads = {
 const IP_AT = HDR.SIZE + ETH.SIZE;
 const TCP_AT = IP_AT + IP.SIZE;
 const HEADERS_BYTES = IP.SIZE + TCP.SIZE;
-/** Where the payload of a segment without options begins, behind the virtio-net header. */
+/** Offset of the payload of a segment without options, from its virtio-net header on. */
 export const PAYLOAD_AT: number = TCP_AT + TCP.SIZE;
 const DATA_OFFSET_5 = 0x50;
 const PACKET_MAX = 0xffff;
@@ -67,8 +67,8 @@ export function completeChecksum(
 /**
  * Writes the virtio-net header of a frame of libslirp's, whose checksums are right.
  *
- * @param at Where to
- * @param offloads What the driver takes, a set of {@linkcode NetOffload}
+ * @param at Offset to write it to
+ * @param offloads Those that the driver takes, a set of {@linkcode NetOffload}
  */
 export function writeHeader(
   view: DataView,
@@ -90,7 +90,7 @@ export function writeHeader(
  * @param first Offset of the virtio-net header of a frame, which may be such a longer one
  * @param next Of the frame after it
  * @param nextBytes Length of that with the header
- * @returns Whether it does
+ * @returns True when it does
  */
 export function joinSegments(
   view: DataView,
@@ -124,7 +124,7 @@ export function joinSegments(
   return true;
 }
 
-/** Whether a frame is a whole TCP segment, over IPv4, without options of either. */
+/** True for a frame that is a whole TCP segment, over IPv4, without options of either. */
 function isPlain(view: DataView, at: number): boolean {
   return view.getUint16(at + HDR.SIZE + ETH.TYPE) === ETH_P_IP &&
     view.getUint8(at + IP_AT + IP.VERSION_IHL) === VERSION_4_IHL_5 &&
@@ -133,7 +133,7 @@ function isPlain(view: DataView, at: number): boolean {
     view.getUint8(at + TCP_AT + TCP.DATA_OFFSET) === DATA_OFFSET_5;
 }
 
-/** Where two headers must be equal: words of 32 bits. */
+/** Offsets at which two headers must be equal, in words of 32 bits. */
 const SAME_WORDS = [
   HDR.SIZE + ETH.DST,
   HDR.SIZE + ETH.DST + 4,

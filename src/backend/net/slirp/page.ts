@@ -65,7 +65,7 @@ export class SlirpPage implements Disposable {
     this.#words[count] = value;
   }
 
-  /** What the driver takes, a set of NetOffload; set by the card. */
+  /** Offloads that the driver takes, a set of NetOffload; set by the card. */
   get offloads(): number {
     return this.#words[OFFLOADS]!;
   }

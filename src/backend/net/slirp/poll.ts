@@ -11,7 +11,7 @@ import { SLIRP_POLL } from "./symbols.ts";
 /** As many descriptors as the process may have: connections and flows of a guest, and what the runtime has open. */
 export const DESCRIPTORS_MAX = 1024;
 
-/** How far libslirp's clock is ahead of the system's: it takes 0 for "never". */
+/** Lead of libslirp's clock over the system's: it takes 0 for "never". */
 const OFFSET_MS = 1000;
 
 // struct pollfd { int fd; short events; short revents; } as two 32-bit words
@@ -35,14 +35,14 @@ interface SlirpTimer {
 }
 
 /**
- * What one thread's libslirp waits for.
+ * Descriptors and timers of one thread's libslirp.
  *
  * ```text
  *   begin(card), add(…) … add(…), wait() → revents(…), takeDue()     a turn
  * ```
  */
 export class SlirpPoll implements Disposable {
-  /** How many descriptors there was no room for. */
+  /** Count of descriptors that there was no room for. */
   failures = 0;
   readonly #pollfds = new NativeBuffer(DESCRIPTORS_MAX * POLLFD.WORDS * 4);
   readonly #words = new Int32Array(this.#pollfds.bytes.buffer);
@@ -57,7 +57,7 @@ export class SlirpPoll implements Disposable {
     this.#arguments.set(0, this.#pollfds.hva);
   }
 
-  /** How many descriptors are asked for. */
+  /** Count of descriptors that are asked for. */
   get count(): number {
     return this.#count;
   }

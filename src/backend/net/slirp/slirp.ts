@@ -30,7 +30,7 @@ const START_MS = 30_000;
 /** So long it may take to end after its last words. */
 const END_MS = 5000;
 
-/** What the runtime wants to know of its surroundings: where what it has compiled before lies. */
+/** Variables that tell the runtime where what it has compiled before lies. */
 const VARIABLES = [
   ...["PATH", "LD_LIBRARY_PATH"],
   ...["HOME", "DENO_DIR", "XDG_CACHE_HOME"],
@@ -38,7 +38,7 @@ const VARIABLES = [
 
 /** There is no libslirp on this machine. */
 export class NoLibslirpError extends ErrnoError {
-  /** Why, for people. */
+  /** Reason, for people. */
   readonly reason: string;
 
   /** @param reason For people */
@@ -62,7 +62,7 @@ export class Slirp implements PeerProgram {
   #version = "";
 
   /**
-   * @param saved What a predecessor was and had open, if there was one
+   * @param saved State and descriptors of a predecessor, if there was one
    * @throws {ErrnoError} EINVAL for an MTU that libslirp cannot have
    */
   constructor(task: SlirpTask, saved?: Saved<unknown>) {

@@ -118,7 +118,7 @@ export interface Libslirp {
   close(): void;
 }
 
-/** Why there is no libslirp. */
+/** Reason for there being no libslirp. */
 export interface NoLibslirp {
   /** For people: "it is not installed" and the like. */
   readonly reason: string;
@@ -127,7 +127,7 @@ export interface NoLibslirp {
 /** The library's name by its ABI. */
 export const LIBSLIRP_SONAME = "libslirp.so.0";
 
-/** Whether `4.7.0` and the like is 4.7 or later. */
+/** True for `4.7.0` and the like, from 4.7 on. */
 export function isSupportedVersion(version: string): boolean {
   const match = /^(\d+)\.(\d+)/.exec(version);
   if (match === null) return false;

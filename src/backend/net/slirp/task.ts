@@ -1,5 +1,5 @@
 /**
- * What a card tells the program that runs libslirp for it, and what that program's end means.
+ * Argument, words and exit status of the program that runs libslirp for a card.
  *
  * @module
  */
@@ -18,5 +18,5 @@ export interface SlirpTask {
 /** Exit status when there is no libslirp. Below it, an error number; what is wrong is what the program said last. */
 export const EXIT_NO_LIBRARY = 200;
 
-/** What the program says once it runs; the version is the first group. */
+/** Words of the program once it runs; the version is the first group. */
 export const READY: RegExp = /^libslirp ([\d.]{1,20}) is ready$/m;

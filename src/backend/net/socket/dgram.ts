@@ -31,7 +31,7 @@ import {
 } from "./drivers.ts";
 import { makeSocketFile } from "../../../os/socket/socket_file.ts";
 
-/** How many datagrams are thrown away before the loop gets its turn. */
+/** Most datagrams that are thrown away before the loop gets its turn. */
 const DISCARD_MAX = 256;
 /** Nothing tells when a UNIX socket's queue (of 10 datagrams by default) has room again: it is looked after. */
 const RETRY_FIRST_MS = 0.1;
@@ -65,13 +65,13 @@ class DgramBackend implements NetBackend {
   #peer: NetPeer | null = null;
   #receiving = true;
   #refused = false;
-  /** What waits is to be kept for the first start. */
+  /** True while what waits is kept for the first start. */
   #keeping = false;
   #closed = false;
   readonly #counters = new Counters(DGRAM_COUNTERS);
 
   /**
-   * @param saved What a predecessor was and had open, if there was one
+   * @param saved State and descriptors of a predecessor, if there was one
    * @throws {ErrnoError} With the remedy, when the socket cannot be had
    */
   constructor(
@@ -236,7 +236,7 @@ class DgramBackend implements NetBackend {
     segments.addRange(list, 0, list.lengthBytes);
   }
 
-  /** What comes while nobody listens, so that nobody's queue fills up at the other end. */
+  /** Throws away what comes while nobody listens, so that nobody's queue fills up at the other end. */
   #discard(): void {
     // No room for any byte.
     this.#message.segments.clear();

@@ -43,7 +43,7 @@ export function formatEndpoint(endpoint: SocketEndpoint): string {
 /**
  * Two options, of which one is to be given.
  *
- * @param net Whose, such as `net=stream`
+ * @param net Network that has them, such as `net=stream`
  * @param pathKey For a UNIX socket, with what help says of it
  * @param addressKey For an Internet socket, likewise
  */

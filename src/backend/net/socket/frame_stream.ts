@@ -19,11 +19,11 @@ const LENGTH_BYTES = 4;
 export const STREAM_FRAME_MAX: number = 4096 + 65536;
 /** A destination, a source and a type: what is shorter is no Ethernet frame. */
 const ETH_HLEN = 14;
-/** How much is taken from the socket at once. */
+/** Bytes that are taken from the socket at once. */
 const RECEIVE_BYTES = 256 * 1024;
-/** How much is put into it at once, at most. */
+/** Most bytes that are put into it at once. */
 const SEND_BYTES = 256 * 1024;
-/** How often one receive() reads, however many frames without meaning it finds. */
+/** Most reads of one receive(), however many frames without meaning it finds. */
 const READS_MAX = 4;
 
 /**
@@ -57,7 +57,7 @@ export class FrameStream implements Disposable {
   #outHead = 0;
   /** … to here. */
   #outTail = 0;
-  /** Where the last of them begins, and the one before; −1 where there is none of which nothing has left. */
+  /** Offset of the last of them, and of the one before; −1 where there is none of which nothing has left. */
   #last = -1;
   #beforeLast = -1;
   /** The socket had no room for them. */
@@ -92,7 +92,7 @@ export class FrameStream implements Disposable {
     return this.#fd.number;
   }
 
-  /** Why nothing more comes and goes, for people; null while something may. */
+  /** Reason for nothing more to come or go, for people; null while something may. */
   get endReason(): string | null {
     return this.#endReason;
   }
@@ -102,7 +102,7 @@ export class FrameStream implements Disposable {
     return this.#in.view;
   }
 
-  /** Where in {@linkcode received} the frame that was taken last begins. */
+  /** Offset in {@linkcode received} of the frame that was taken last. */
   get taken(): number {
     return this.#taken;
   }
@@ -112,27 +112,27 @@ export class FrameStream implements Disposable {
     return this.#out.view;
   }
 
-  /** How many bytes came so far. */
+  /** Count of bytes that came so far. */
   get bytesRead(): number {
     return this.#bytesRead;
   }
 
-  /** How many frames were too short to be any. */
+  /** Count of frames that were too short to be any. */
   get runts(): number {
     return this.#runts;
   }
 
-  /** How many lengths could not be, which is one at most: it ends the connection. */
+  /** Count of lengths that could not be, which is one at most: it ends the connection. */
   get badLengths(): number {
     return this.#badLengths;
   }
 
-  /** Whether the socket had no room for what was to leave: until it has, nothing more is taken. */
+  /** True when the socket had no room for what was to leave: until it has, nothing more is taken. */
   get isFull(): boolean {
     return this.#full;
   }
 
-  /** Whether the next {@linkcode receive} finds something without reading. */
+  /** True when the next {@linkcode receive} finds something without reading. */
   get hasFrame(): boolean {
     const available = this.#tail - this.#head;
     if (this.#endReason !== null || available < LENGTH_BYTES) return false;
@@ -160,7 +160,7 @@ export class FrameStream implements Disposable {
    * Sends one frame out of memory of the caller's own, when {@linkcode flush} is called or there are many.
    *
    * @param headerBytes Length of what is to be written before it, by the caller
-   * @returns Where in {@linkcode unsent} that begins until then, or as {@linkcode send}
+   * @returns Offset of that in {@linkcode unsent} until then, or as {@linkcode send}
    */
   put(hva: number, lengthBytes: number, headerBytes: number): number {
     const at = this.#reserve(headerBytes + lengthBytes);
@@ -173,7 +173,7 @@ export class FrameStream implements Disposable {
     return at;
   }
 
-  /** Where the frame before the last one that was put begins; −1 when that has left. */
+  /** Offset of the frame before the last one that was put; −1 when that has left. */
   get beforeLast(): number {
     return this.#beforeLast;
   }

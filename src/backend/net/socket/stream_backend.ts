@@ -97,7 +97,7 @@ export class StreamBackend implements NetBackend {
   #watch: FdWatch | null = null;
   #peer: NetPeer | null = null;
   #receiving = true;
-  /** What waits is to be kept for the first start. */
+  /** True while what waits is kept for the first start. */
   #keeping = false;
   /** A frame was refused: the card waits to be told. */
   #refused = false;
@@ -107,7 +107,7 @@ export class StreamBackend implements NetBackend {
   /**
    * @param kind Marks its state
    * @param connect Makes its connector, out of what a predecessor's was and had open if there was one
-   * @param saved What a predecessor was and had open, if there was one
+   * @param saved State and descriptors of a predecessor, if there was one
    * @throws {import("../../../core/errno.ts").ErrnoError} With the remedy, when there can be no connection
    */
   constructor(

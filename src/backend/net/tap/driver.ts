@@ -12,7 +12,7 @@ import type { NetDriver } from "../driver.ts";
 /** The longest name of an interface in bytes: IFNAMSIZ less its NUL. */
 export const IFNAME_MAX = 15;
 
-/** How frames are sent to a TAP. */
+/** Ways to send frames to a TAP. */
 export const TapEngine = {
   /** Many at once by io_uring, a few by a system call each, and so all of them where io_uring is refused. */
   AUTO: "auto",

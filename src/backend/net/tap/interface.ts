@@ -25,7 +25,7 @@ const { CSUM, TSO4, TSO6, ECN, UFO, USO4, USO6 } = NetOffload;
  * that was there, what will not work is logged.
  *
  * @param ifname May hold `%d`
- * @param count How many; an interface with one queue is of another kind than one with several
+ * @param count Number of them; an interface with one queue is of another kind than one with several
  * @param mtu The card's, in bytes
  * @throws {ErrnoError} With the remedy; nothing is left open
  */

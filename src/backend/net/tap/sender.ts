@@ -83,7 +83,7 @@ export class TapSender {
   #ring: IoUring | null = null;
   /** True when the ring knows the queues by their pair. */
   #registered = false;
-  /** Why frames cannot be queued any more, as −errno; 0 while they can. */
+  /** Error for which frames cannot be queued any more, as −errno; 0 while they can. */
   #failure = 0;
 
   constructor(options: TapSenderOptions) {

@@ -74,12 +74,12 @@ export class TapBackend implements NetBackend {
   readonly #log: Log;
   #peer: NetPeer | null = null;
   #gone = false;
-  /** What waits is to be kept for the first start: a queue that was detached would drop it. */
+  /** True while what waits is kept for the first start: a queue that was detached would drop it. */
   #keeping = false;
   #wantedPairs = 1;
 
   /**
-   * @param saved What a predecessor was and had open, or what another back end shares
+   * @param saved State and descriptors of a predecessor, or those that another back end shares
    * @throws {ErrnoError} With the remedy, when the interface cannot be had
    */
   constructor(

@@ -203,7 +203,7 @@ export const GatewayCounter = indicesOf(GATEWAY_COUNTERS);
 /** Counters of libslirp's process; their indices are words of the page that it shares. */
 export const SLIRP_COUNTERS = {
   ...RX_DROPPED,
-  /** What the guest did wrong. */
+  /** Mistakes of the guest. */
   guestErrors: [BACKEND_ERRORS, { kind: "guest" }],
   /** Descriptors that could not be watched. */
   pollErrors: [BACKEND_ERRORS, { kind: "poll" }],
