@@ -6,15 +6,9 @@
  */
 
 import { alignUp, PAGE_SIZE } from "../core/bits.ts";
-import {
-  Access,
-  type GuestMemory,
-  type MemoryListener,
-  type MemoryWindow,
-  type ScratchMemory,
-} from "./guest_memory.ts";
+import { Access, type GuestMemory } from "./guest_memory.ts";
 import { Backing, type DmaRange } from "./region.ts";
-import { DmaMemory } from "./dma_memory.ts";
+import { type ListStorage, MappedMemory } from "./mapped_memory.ts";
 import { ScatterGather } from "./scatter_gather.ts";
 
 /** A range to map. */
@@ -69,10 +63,34 @@ export interface MappableMemory extends GuestMemory {
   bytes(hva: number, lengthBytes: number): Uint8Array;
 }
 
-/** Guest memory whose hvas are pretended: base of the mapping + offset. */
-export class ArrayMemory implements MappableMemory {
-  readonly #memory: DmaMemory;
+/** Storage whose addresses are pretended. */
+class ArrayStorage implements ListStorage {
   #nextHva = FIRST_HVA;
+
+  list(capacity: number): ScatterGather {
+    return new ScatterGather(new Uint32Array(capacity * 4));
+  }
+
+  scratch(lengthBytes: number): { buffer: ArrayBuffer; hva: number } {
+    return {
+      buffer: new ArrayBuffer(lengthBytes),
+      hva: this.reserve(lengthBytes),
+    };
+  }
+
+  /** Takes addresses; a page between them keeps segments of different buffers apart. */
+  reserve(lengthBytes: number): number {
+    const hva = this.#nextHva;
+    this.#nextHva += alignUp(lengthBytes, PAGE_SIZE) + PAGE_SIZE;
+    return hva;
+  }
+
+  close(): void {}
+}
+
+/** Guest memory whose hvas are pretended: base of the mapping + offset. */
+export class ArrayMemory extends MappedMemory implements MappableMemory {
+  readonly #hvas: ArrayStorage;
 
   /**
    * Makes memory with ranges in it.
@@ -82,44 +100,19 @@ export class ArrayMemory implements MappableMemory {
   constructor(
     ranges: readonly ArrayRange[] = [{ iova: 0, lengthBytes: 0x10_0000 }],
   ) {
-    this.#memory = new DmaMemory({
-      storage: {
-        list: (capacity) => new ScatterGather(new Uint32Array(capacity * 4)),
-        scratch: (lengthBytes) => ({
-          buffer: new ArrayBuffer(lengthBytes),
-          hva: this.#reserve(lengthBytes),
-        }),
-        close: () => {},
-      },
-    });
+    const storage = new ArrayStorage();
+    super(storage);
+    this.#hvas = storage;
     for (const range of ranges) this.map(range);
   }
 
-  get generation(): number {
-    return this.#memory.generation;
-  }
-
-  get accessible(): boolean {
-    return this.#memory.accessible;
-  }
-
-  set accessible(on: boolean) {
-    this.#memory.accessible = on;
-  }
-
-  ranges(): readonly DmaRange[] {
-    return this.#memory.ranges();
-  }
-
   map(range: ArrayRange): ArrayBuffer {
-    const buffer = range.buffer ?? new ArrayBuffer(range.lengthBytes);
-    const hva = this.#reserve(buffer.byteLength);
+    const { iova, lengthBytes, offset } = range;
+    const buffer = range.buffer ?? new ArrayBuffer(lengthBytes);
+    const hva = this.#hvas.reserve(buffer.byteLength);
     const access = range.access ?? (Access.READ | Access.WRITE);
-    this.#memory.show(
-      { iova: range.iova, lengthBytes: range.lengthBytes, access },
-      new Backing(buffer, hva, { release: () => {} }),
-      range.offset,
-    );
+    const backing = new Backing(buffer, hva);
+    this.show({ iova, lengthBytes, access }, backing, offset);
     return buffer;
   }
 
@@ -131,101 +124,5 @@ export class ArrayMemory implements MappableMemory {
       this.map({ ...range, ...page, buffer, offset });
     }
     return buffer;
-  }
-
-  unmap(iova: number, lengthBytes: number): void {
-    this.#memory.unmap(iova, lengthBytes);
-  }
-
-  unmapAll(): void {
-    this.#memory.unmapAll();
-  }
-
-  createScatterGather(capacity: number): ScatterGather {
-    return this.#memory.createScatterGather(capacity);
-  }
-
-  createScratch(lengthBytes: number): ScratchMemory {
-    return this.#memory.createScratch(lengthBytes);
-  }
-
-  holds(list: ScatterGather, access: Access): boolean {
-    return this.#memory.holds(list, access);
-  }
-
-  covers(iova: number, lengthBytes: number, access: Access): boolean {
-    return this.#memory.covers(iova, lengthBytes, access);
-  }
-
-  window(
-    iova: number,
-    lengthBytes: number,
-    access: Access,
-  ): MemoryWindow | null {
-    return this.#memory.window(iova, lengthBytes, access);
-  }
-
-  translate(
-    iova: number,
-    lengthBytes: number,
-    access: Access,
-    into: ScatterGather,
-  ): number {
-    return this.#memory.translate(iova, lengthBytes, access, into);
-  }
-
-  translateWords(
-    words: Uint32Array,
-    at: number,
-    lengthBytes: number,
-    access: Access,
-    into: ScatterGather,
-  ): number {
-    return this.#memory.translateWords(words, at, lengthBytes, access, into);
-  }
-
-  gatherWords(
-    list: ScatterGather,
-    skipBytes: number,
-    into: Uint32Array,
-    at: number,
-    count: number,
-  ): number {
-    return this.#memory.gatherWords(list, skipBytes, into, at, count);
-  }
-
-  release(_list: ScatterGather, _writtenBytes: number): number {
-    return 0;
-  }
-
-  gather(list: ScatterGather, into: Uint8Array, lengthBytes: number): number {
-    return this.#memory.gather(list, into, lengthBytes);
-  }
-
-  scatter(list: ScatterGather, from: Uint8Array, lengthBytes: number): number {
-    return this.#memory.scatter(list, from, lengthBytes);
-  }
-
-  read(iova: number, into: Uint8Array): number {
-    return this.#memory.read(iova, into);
-  }
-
-  write(iova: number, from: Uint8Array): number {
-    return this.#memory.write(iova, from);
-  }
-
-  bytes(hva: number, lengthBytes: number): Uint8Array {
-    return this.#memory.bytesAt(hva, lengthBytes);
-  }
-
-  subscribe(listener: MemoryListener): () => void {
-    return this.#memory.subscribe(listener);
-  }
-
-  /** A page between mappings keeps segments of different buffers apart. */
-  #reserve(lengthBytes: number): number {
-    const hva = this.#nextHva;
-    this.#nextHva += alignUp(lengthBytes, PAGE_SIZE) + PAGE_SIZE;
-    return hva;
   }
 }

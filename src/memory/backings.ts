@@ -35,7 +35,7 @@ export class Backings {
     if (--backing.ranges > 0 || backing === UNREACHABLE) return;
     this.forgetLast();
     this.#backings.splice(this.#below(backing.hva), 1);
-    backing.owner.release();
+    backing.release();
   }
 
   /** Forgets what was found last, which may be out of reach. */
@@ -49,7 +49,7 @@ export class Backings {
     hva: number,
     lengthBytes: number,
   ): ScratchMemory {
-    const backing = new Backing(buffer, hva, { release: () => {} });
+    const backing = new Backing(buffer, hva);
     this.#insert(backing);
     return {
       bytes: backing.bytes.subarray(0, lengthBytes),

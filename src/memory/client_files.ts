@@ -179,16 +179,14 @@ export class ClientFiles {
     const { mapping, file } = mapped;
     // SAFETY: the last range is gone before release is called; windows end with the generation, and whoever keeps a
     // translation is told before its range goes.
-    const backing: Backing = new Backing(mapping.buffer, mapping.hva, {
-      release: () => {
-        this.#mappings.delete(backing);
-        if (key !== null && this.#files.get(key) === backing) {
-          this.#files.delete(key);
-        }
-        if (this.#options.poison) mapping.poison();
-        else mapping.close();
-        this.#letGo(file);
-      },
+    const backing: Backing = new Backing(mapping.buffer, mapping.hva, () => {
+      this.#mappings.delete(backing);
+      if (key !== null && this.#files.get(key) === backing) {
+        this.#files.delete(key);
+      }
+      if (this.#options.poison) mapping.poison();
+      else mapping.close();
+      this.#letGo(file);
     });
     this.#mappings.set(backing, mapped);
     if (key !== null) this.#files.set(key, backing);

@@ -10,8 +10,6 @@ import {
   type CounterTable,
   gauge,
 } from "../core/counters.ts";
-import { hex, high32, PAGE_SIZE, u64 } from "../core/bits.ts";
-import { Errno, ErrnoError } from "../core/errno.ts";
 import {
   type Fd,
   NativeBuffer,
@@ -20,26 +18,11 @@ import {
   viewMemory,
 } from "../os/mod.ts";
 import type { StateReader } from "../core/state_reader.ts";
-import { Backings } from "./backings.ts";
 import { ClientFiles } from "./client_files.ts";
-import {
-  Access,
-  type GuestMemory,
-  type MemoryListener,
-  type MemoryWindow,
-  type ScratchMemory,
-} from "./guest_memory.ts";
-import { MappedWindow } from "./mapped_window.ts";
-import {
-  Backing,
-  type DmaRange,
-  NOWHERE,
-  Region,
-  UNREACHABLE,
-} from "./region.ts";
+import { Access } from "./guest_memory.ts";
+import { type ListStorage, MappedMemory } from "./mapped_memory.ts";
+import { Backing, type DmaRange, type Region, UNREACHABLE } from "./region.ts";
 import { ScatterGather } from "./scatter_gather.ts";
-import { SortedRegions } from "./sorted_regions.ts";
-import { SpanningWindow } from "./spanning_window.ts";
 
 export type { DmaRange };
 
@@ -94,20 +77,8 @@ export function parseMemoryState(reader: StateReader): MemoryState {
   };
 }
 
-/** Storage of lists and scratch memory. */
-export interface ListStorage {
-  /** An empty list of so many segments. */
-  list(capacity: number): ScatterGather;
-  /** Zeros, and where lists are to say that they are. */
-  scratch(lengthBytes: number): { buffer: ArrayBuffer; hva: number };
-  /** Frees everything. */
-  close(): void;
-}
-
 /** Options of guest memory. */
 export interface DmaMemoryOptions {
-  /** Storage of lists and scratch memory; where C finds them, unless told. */
-  readonly storage?: ListStorage;
   /**
    * Leave inaccessible pages where a mapping was, so that any later use of it faults: for tests; address space is not
    * given back.
@@ -130,9 +101,6 @@ export const DMA_COUNTERS = {
 
 /** Numbers of what is mapped. */
 export type DmaStatistics = CounterRecord<typeof DMA_COUNTERS>;
-
-/** See {@linkcode DmaMemory.onUnreachable}. */
-const SEARCHES_MAX = 100;
 
 /** Memory that C can take. */
 class NativeStorage implements ListStorage {
@@ -166,35 +134,19 @@ class NativeStorage implements ListStorage {
 }
 
 /**
- * Ranges of guest memory that lie in our own address space, and the one place where an address and a length from a guest
- * are checked. Ranges are sorted by iova and never overlap; addresses of 2^53 and above are never mapped.
+ * Memory of a client, mapped from its files.
+ *
+ * One of two that are {@linkcode MappedMemory}, and no more beside it than what a system is needed for: an access of a device
+ * passes nothing on.
  */
-export class DmaMemory implements GuestMemory, Disposable {
-  generation = 0;
-  readonly #regions = new SortedRegions();
-  readonly #backings = new Backings();
-  readonly #listeners = new Set<MemoryListener>();
-  readonly #storage: ListStorage;
-  /**
-   * The address that is looked for, and what it is here. On data paths addresses go from function to function by way
-   * of these: as arguments they are allocated wherever a call is not inlined.
-   */
-  readonly #address = new Float64Array(1);
-  readonly #hva = new Uint32Array(2);
-  #last: Region = NOWHERE;
-  #accessible = true;
-  #lengthBytes = 0;
-  /** Told when an access fails because its range came without a file; once until {@linkcode DmaMemory.unmapAll}. */
-  onUnreachable: ((range: DmaRange) => void) | null = null;
-  /** Times that the cause of a failure is still looked for: a driver can fail for ever, and ranges may be many. */
-  #searches = SEARCHES_MAX;
+export class DmaMemory extends MappedMemory {
   readonly #files: ClientFiles;
   /** Mappings of another thread, by address. */
   readonly #shared = new Map<number, Backing>();
 
   constructor(options: DmaMemoryOptions = {}) {
+    super(new NativeStorage());
     const { saved, poison = false, prealloc = false } = options;
-    this.#storage = options.storage ?? new NativeStorage();
     this.#files = new ClientFiles({ poison, prealloc });
     if (saved === undefined) return;
     try {
@@ -222,44 +174,9 @@ export class DmaMemory implements GuestMemory, Disposable {
     }
   }
 
-  get accessible(): boolean {
-    return this.#accessible;
-  }
-
-  /**
-   * Takes all of it away from the device, or gives it back; what is mapped stays mapped. Taken away, every range is
-   * announced as if it were unmapped; given back, all are as they are by then.
-   */
-  set accessible(on: boolean) {
-    if (on === this.#accessible) return;
-    if (!on) {
-      for (const region of this.#regions.list()) this.#announce(region);
-      this.#last = NOWHERE;
-      this.#backings.forgetLast();
-      this.generation++;
-    }
-    this.#accessible = this.#backings.accessible = on;
-    if (on) this.#changed();
-  }
-
-  /** Number of ranges. */
-  get count(): number {
-    return this.#regions.count;
-  }
-
   /** Number of ranges, and their length together. */
   statistics(): DmaStatistics {
-    return { ranges: this.count, lengthBytes: this.#lengthBytes };
-  }
-
-  /** The mapped range of the highest address, or null. */
-  lastRange(): DmaRange | null {
-    return this.#regions.last();
-  }
-
-  /** The mapped ranges, in order of address. */
-  ranges(): readonly DmaRange[] {
-    return this.#regions.list();
+    return { ranges: this.count, lengthBytes: this.lengthBytes };
   }
 
   /**
@@ -270,36 +187,24 @@ export class DmaMemory implements GuestMemory, Disposable {
    */
   map(options: DmaMapOptions): boolean {
     const { iova, lengthBytes, access, fd, offset = 0 } = options;
-    this.#checkFree(options);
     if (fd === undefined) {
-      this.#add(options, UNREACHABLE, 0);
+      this.show(options, UNREACHABLE);
       return false;
     }
+    this.checkFree(options);
     const part = this.#files.map({ fd, offset, lengthBytes, access });
-    this.#add({ iova, lengthBytes, access }, part.backing, part.offset);
+    this.show({ iova, lengthBytes, access }, part.backing, part.offset);
     return part.isNew;
-  }
-
-  /**
-   * Adds a range of memory that is in our address space already.
-   *
-   * @param offset Where in the backing it begins
-   * @throws {ErrnoError} EEXIST on overlap
-   */
-  show(range: DmaRange, backing: Backing, offset = 0): void {
-    this.#checkFree(range);
-    this.#add(range, backing, offset);
   }
 
   /** All ranges as another thread maps them. */
   sharedRanges(): SharedRange[] {
-    return this.#regions.list().map(sharedRange);
+    return this.regions().map(sharedRange);
   }
 
   /** The range that begins at an address, as another thread maps it. */
   sharedRange(iova: number): SharedRange {
-    this.#address[0] = iova;
-    return sharedRange(this.#regions.holding(this.#address));
+    return sharedRange(this.rangeAt(iova));
   }
 
   /**
@@ -313,193 +218,10 @@ export class DmaMemory implements GuestMemory, Disposable {
     this.show(range, backing, hva - mappingHva);
   }
 
-  /**
-   * Removes exactly one range.
-   *
-   * @throws {ErrnoError} ENOENT when no mapping is exactly this range
-   */
-  unmap(iova: number, lengthBytes: number): void {
-    const region = this.#regions.firstEndingAfter(iova);
-    if (
-      region === undefined || region.iova !== iova ||
-      region.lengthBytes !== lengthBytes
-    ) {
-      throw new ErrnoError(
-        Errno.ENOENT,
-        `Cannot unmap ${hex(iova)}: no mapping of ${
-          hex(lengthBytes)
-        } bytes begins there`,
-      );
-    }
-    this.#announce(region);
-    this.#regions.remove(region);
-    this.#drop(region);
-    this.#changed();
-  }
-
-  /** Removes everything, as when the client has gone. */
-  unmapAll(): void {
-    this.#searches = SEARCHES_MAX;
-    if (this.#regions.count === 0) return;
-    const regions = this.#regions.list();
-    for (const region of regions) this.#announce(region);
-    this.#regions.clear();
-    for (const region of regions) this.#drop(region);
-    this.#changed();
-  }
-
-  createScatterGather(capacity: number): ScatterGather {
-    return this.#storage.list(capacity);
-  }
-
-  createScratch(lengthBytes: number): ScratchMemory {
-    const { buffer, hva } = this.#storage.scratch(lengthBytes);
-    return this.#backings.addScratch(buffer, hva, lengthBytes);
-  }
-
-  holds(list: ScatterGather, access: Access): boolean {
-    for (let i = 0; i < list.count; i++) {
-      const iova = list.iova(i);
-      const end = iova + list.length(i);
-      const hva = list.base(i);
-      for (let at = iova; at < end;) {
-        const region = this.#find(at);
-        if (
-          (region.access & access) !== access ||
-          region.hva + at - region.iova !== hva + at - iova
-        ) return false;
-        at = region.end;
-      }
-    }
-    return true;
-  }
-
-  covers(iova: number, lengthBytes: number, access: Access): boolean {
-    const end = iova + lengthBytes;
-    let at = iova;
-    do {
-      const region = this.#find(at);
-      if (
-        region.backing === UNREACHABLE || (region.access & access) !== access
-      ) return false;
-      at = region.end;
-    } while (at < end);
-    return true;
-  }
-
-  window(
-    iova: number,
-    lengthBytes: number,
-    access: Access,
-  ): MemoryWindow | null {
-    if (!this.covers(iova, lengthBytes, access)) {
-      this.#findCause(iova, lengthBytes);
-      return null;
-    }
-    const first = this.#find(iova);
-    const offset = first.offset + iova - first.iova;
-    let isOnePiece = true;
-    let isOnPages = true;
-    for (let at = iova; at < iova + lengthBytes;) {
-      const region = this.#find(at);
-      region.windowed = true;
-      isOnePiece &&= region.backing === first.backing &&
-        region.offset - region.iova === first.offset - first.iova;
-      isOnPages &&= region.iova % PAGE_SIZE === 0 &&
-        region.end % PAGE_SIZE === 0;
-      at = region.end;
-    }
-    if (isOnePiece) {
-      return new MappedWindow(first.backing.buffer, offset, lengthBytes);
-    }
-    return isOnPages ? this.#spanningWindow(iova, lengthBytes) : null;
-  }
-
-  translate(
-    iova: number,
-    lengthBytes: number,
-    access: Access,
-    into: ScatterGather,
-  ): number {
-    this.#address[0] = iova;
-    return this.#translate(lengthBytes, access, into);
-  }
-
-  translateWords(
-    words: Uint32Array,
-    at: number,
-    lengthBytes: number,
-    access: Access,
-    into: ScatterGather,
-  ): number {
-    this.#address[0] = u64(words[at]!, words[at + 1]!);
-    return this.#translate(lengthBytes, access, into);
-  }
-
-  gatherWords(
-    list: ScatterGather,
-    skipBytes: number,
-    into: Uint32Array,
-    at: number,
-    count: number,
-  ): number {
-    return this.#backings.gatherWords(list, skipBytes, into, at, count);
-  }
-
-  release(_list: ScatterGather, _writtenBytes: number): number {
-    return 0;
-  }
-
-  gather(list: ScatterGather, into: Uint8Array, lengthBytes: number): number {
-    return this.#backings.gather(list, into, lengthBytes);
-  }
-
-  scatter(list: ScatterGather, from: Uint8Array, lengthBytes: number): number {
-    return this.#backings.scatter(list, from, lengthBytes);
-  }
-
-  read(iova: number, into: Uint8Array): number {
-    return this.#copy(iova, into, Access.READ);
-  }
-
-  write(iova: number, from: Uint8Array): number {
-    return this.#copy(iova, from, Access.WRITE);
-  }
-
-  /**
-   * The bytes of our own address space behind a segment.
-   *
-   * @throws {ErrnoError} EFAULT when the address is in nothing that is mapped
-   */
-  bytesAt(hva: number, lengthBytes: number): Uint8Array {
-    return this.#backings.bytesAt(hva, lengthBytes);
-  }
-
-  /** An access has failed: whoever is responsible for a range that cannot be reached is to hear of it, once. */
-  #findCause(iova: number, lengthBytes: number): void {
-    const tell = this.onUnreachable;
-    if (tell === null || this.#searches === 0) return;
-    this.#searches--;
-    const end = iova + lengthBytes;
-    const range = this.ranges().find((range) =>
-      // What cannot be reached allows nothing.
-      range.access === 0 && range.iova < end &&
-      iova < range.iova + range.lengthBytes
-    );
-    if (range === undefined) return;
-    this.#searches = 0;
-    tell(range);
-  }
-
-  subscribe(listener: MemoryListener): () => void {
-    this.#listeners.add(listener);
-    return () => this.#listeners.delete(listener);
-  }
-
   /** Saves what is mapped, whose files go into a bag. */
   save(bag: ResourceBag): MemoryState {
     const files: number[] = [];
-    const ranges = this.#regions.list().map((region): RangeState => {
+    const ranges = this.regions().map((region): RangeState => {
       const { iova, lengthBytes, access } = region;
       const place = this.#files.placeOf(region);
       if (place === null) {
@@ -516,141 +238,16 @@ export class DmaMemory implements GuestMemory, Disposable {
     return { ranges };
   }
 
-  /** Unmaps everything and frees the lists; further calls do nothing. */
-  close(): void {
-    this.unmapAll();
-    this.#listeners.clear();
-    this.#storage.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
-  }
-
-  /** Translates from `#address` on. */
-  #translate(
-    lengthBytes: number,
-    access: Access,
-    into: ScatterGather,
-  ): number {
-    const before = into.lengthBytes;
-    let left = lengthBytes;
-    // 2^53 and above are never mapped, so a wrapping or inexact address finds no region.
-    while (left > 0) {
-      const region = this.#findAddress();
-      const iova = this.#address[0]!;
-      if (
-        region.backing === UNREACHABLE || (region.access & access) !== access
-      ) {
-        into.truncate(before);
-        this.#findCause(iova, left);
-        return -Errno.EFAULT;
-      }
-      const available = region.end - iova;
-      const length = left < available ? left : available;
-      const hva = region.hva + (iova - region.iova);
-      this.#hva[0] = hva >>> 0;
-      this.#hva[1] = high32(hva);
-      const result = into.pushGuest(this.#hva, this.#address, length);
-      if (result < 0) {
-        into.truncate(before);
-        return result;
-      }
-      this.#address[0] = iova + length;
-      left -= length;
-    }
-    return 0;
-  }
-
-  #copy(iova: number, bytes: Uint8Array, access: Access): number {
-    // Checked as a whole first, so that a failed copy has copied nothing.
-    if (bytes.length > 0 && !this.covers(iova, bytes.length, access)) {
-      this.#findCause(iova, bytes.length);
-      return -Errno.EFAULT;
-    }
-    for (let done = 0; done < bytes.length;) {
-      const region = this.#find(iova + done);
-      const length = Math.min(bytes.length - done, region.end - iova - done);
-      const offset = region.offset + iova + done - region.iova;
-      const guest = region.backing.bytes.subarray(offset, offset + length);
-      if (access === Access.READ) bytes.set(guest, done);
-      else guest.set(bytes.subarray(done, done + length));
-      done += length;
-    }
-    return 0;
-  }
-
-  /** A window on whole mappings of whole pages, page by page. */
-  #spanningWindow(iova: number, lengthBytes: number): SpanningWindow {
-    const skew = iova % PAGE_SIZE;
-    const pages: MappedWindow[] = [];
-    for (let at = iova - skew; at < iova + lengthBytes; at += PAGE_SIZE) {
-      const { backing, offset, iova: first } = this.#find(at);
-      pages.push(
-        new MappedWindow(backing.buffer, offset + at - first, PAGE_SIZE),
-      );
-    }
-    return new SpanningWindow(pages, skew, lengthBytes);
-  }
-
-  #find(iova: number): Region {
-    this.#address[0] = iova;
-    return this.#findAddress();
-  }
-
-  /** The region that holds `#address`. */
-  #findAddress(): Region {
-    const iova = this.#address[0]!;
-    const last = this.#last;
-    if (iova >= last.iova && iova < last.end) return last;
-    if (!this.#accessible) return NOWHERE;
-    const region = this.#regions.holding(this.#address);
-    if (region !== NOWHERE) this.#last = region;
-    return region;
-  }
-
-  #checkFree({ iova, lengthBytes }: DmaRange): void {
-    const next = this.#regions.firstEndingAfter(iova);
-    if (next === undefined || next.iova >= iova + lengthBytes) return;
-    throw new ErrnoError(
-      Errno.EEXIST,
-      `Cannot map ${hex(iova)}: it overlaps a mapping at ${hex(next.iova)}`,
-    );
-  }
-
-  #add(range: DmaRange, backing: Backing, offset: number): void {
-    this.#regions.add(new Region(range, backing, offset));
-    this.#lengthBytes += range.lengthBytes;
-    this.#backings.add(backing);
-    for (const listener of this.#listeners) listener.onMap?.(range.iova);
-    this.#changed();
-  }
-
-  #announce(region: Region): void {
-    for (const listener of this.#listeners) {
-      listener.onUnmap?.(region.iova, region.lengthBytes);
-    }
-  }
-
-  #drop(region: Region): void {
-    this.#last = NOWHERE;
-    this.#lengthBytes -= region.lengthBytes;
-    if (region.windowed) this.generation++;
-    this.#backings.remove(region.backing);
-  }
-
-  #changed(): void {
-    for (const listener of this.#listeners) listener.onChange?.();
-  }
-
   #backingOf({ mappingHva, mappingBytes }: SharedRange): Backing {
     const known = this.#shared.get(mappingHva);
     if (known !== undefined) return known;
     // SAFETY: the other thread unmaps only after it was told that nothing here uses the range any more.
     const buffer = viewMemory(mappingHva, mappingBytes);
-    const backing = new Backing(buffer, mappingHva, {
-      release: () => this.#shared.delete(mappingHva),
-    });
+    const backing = new Backing(
+      buffer,
+      mappingHva,
+      () => this.#shared.delete(mappingHva),
+    );
     this.#shared.set(mappingHva, backing);
     return backing;
   }

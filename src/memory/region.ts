@@ -16,12 +16,6 @@ export interface DmaRange {
   readonly access: Access;
 }
 
-/** Owner of a {@linkcode Backing}, which takes it away when its last range is gone. */
-export interface BackingOwner {
-  /** Views of the buffer must not be used afterwards. */
-  release(): void;
-}
-
 /** Memory of this process that any number of ranges show, each all or a part of it. */
 export class Backing {
   /** Address of the first byte. */
@@ -32,24 +26,23 @@ export class Backing {
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** The same as words. */
   readonly words: Uint32Array<ArrayBuffer>;
-  readonly owner: BackingOwner;
+  /** Called when its last range is gone; views of the buffer must not be used afterwards. */
+  readonly release: () => void;
   /** Number of ranges that show it. */
   ranges = 0;
 
-  constructor(buffer: ArrayBuffer, hva: number, owner: BackingOwner) {
+  constructor(buffer: ArrayBuffer, hva: number, release = () => {}) {
     this.buffer = buffer;
     this.hva = hva;
     this.lengthBytes = buffer.byteLength;
     this.bytes = new Uint8Array(buffer);
     this.words = new Uint32Array(buffer, 0, Math.floor(buffer.byteLength / 4));
-    this.owner = owner;
+    this.release = release;
   }
 }
 
 /** Stands behind a range that is known and cannot be reached. */
-export const UNREACHABLE: Backing = new Backing(new ArrayBuffer(0), 0, {
-  release: () => {},
-});
+export const UNREACHABLE: Backing = new Backing(new ArrayBuffer(0), 0);
 
 /** A range with what lies behind it. */
 export class Region implements DmaRange {

@@ -23,6 +23,7 @@
  */
 
 export * from "../memory/array_memory.ts";
+export type { ListStorage, MappedMemory } from "../memory/mapped_memory.ts";
 export type { DmaRange } from "../memory/region.ts";
 export * from "./driver_memory.ts";
 export * from "./driver_ring.ts";

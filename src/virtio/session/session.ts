@@ -2,6 +2,13 @@
  * The half of a virtio device that no transport and no device type has a say in: status, features, queues and
  * who may touch them when.
  *
+ * A transport talks to the session, and to nothing else in this folder. What a driver writes and reads goes to
+ * `registers.ts`: the rules of the status byte, the choice of features, the generation of the configuration. Queues are
+ * served by `queues.ts`, on this thread and on any other; whatever is done to all of them (reset, halt, pause, resume, hold)
+ * is a message that the queues of every thread carry out alike, and a new one goes there. `threads.ts` is what is between
+ * threads: who serves which queue, how a queue gets there and back, and the eventfds that drivers notify by. `state.ts` is
+ * the form in which a session is saved; each part says itself what it saves.
+ *
  * @module
  */
 
