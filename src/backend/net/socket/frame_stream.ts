@@ -256,9 +256,9 @@ export class FrameStream implements Disposable {
 
   /** Reads what has come, once, and throws whole frames away. */
   discard(): void {
-    while (this.#endReason === null && this.#takeFrame() !== 0);
+    this.clear();
     if (this.#endReason === null) this.#read();
-    while (this.#endReason === null && this.#takeFrame() !== 0);
+    this.clear();
   }
 
   /** Throws away the frames that were read already. */
