@@ -5,7 +5,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { BlockOp } from "../../src/backend/block/contract.ts";
-import { EXPORT_BYTES, NBD } from "../backend/block/nbd_rig.ts";
+import { EXPORT_BYTES, NBD } from "../backend/block/nbd/rig.ts";
 import { Controller, Folder, Host, pattern } from "../backend/block/rig.ts";
 import { guestTest } from "./harness.ts";
 import { clearSockets, QemuNbd } from "./qemu_nbd.ts";

@@ -15,7 +15,7 @@ import {
   type VfioUserClient,
 } from "../../src/transport/vfio_user/client/mod.ts";
 import type { OptionTexts } from "../../src/core/options.ts";
-import { EXPORT_BYTES, ServerThread } from "../backend/block/nbd_rig.ts";
+import { EXPORT_BYTES, ServerThread } from "../backend/block/nbd/rig.ts";
 import { Folder } from "../backend/block/rig.ts";
 import { Card, Host } from "../backend/net/card.ts";
 import {

@@ -8,7 +8,7 @@ import {
 } from "../../../src/backend/block/options.ts";
 import { ResourceBag } from "../../../src/os/mod.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
-import { NbdRig } from "./nbd_rig.ts";
+import { NbdRig } from "./nbd/rig.ts";
 import { Controller, FILE, Folder, Host, MEMORY, pattern } from "./rig.ts";
 
 const BYTES = 1 << 20;

@@ -6,7 +6,7 @@ import type { DeviceState } from "../../../src/core/state_form.ts";
 import type { ManualLoop } from "../../../src/testing/manual_loop.ts";
 import { Folder } from "../../backend/block/rig.ts";
 import { Moving, throughRing } from "../../backend/block/moving.ts";
-import { ServerThread } from "../../backend/block/nbd_rig.ts";
+import { ServerThread } from "../../backend/block/nbd/rig.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
 import { NaiveDriver, type Pair } from "./naive_driver.ts";
 import { PIECE, seededRandom, Workload } from "./workload.ts";

@@ -2,12 +2,12 @@ import { assert, assertEquals } from "@std/assert";
 import {
   BlockOp,
   type BlockRequest,
-} from "../../../src/backend/block/contract.ts";
-import { EXPORT_BYTES, NBD } from "./nbd_rig.ts";
-import type { NbdServerOptions } from "./nbd_server.ts";
-import { Controller, Folder, Host, pattern } from "./rig.ts";
+} from "../../../../src/backend/block/contract.ts";
+import { EXPORT_BYTES, NBD } from "./rig.ts";
+import type { NbdServerOptions } from "./server.ts";
+import { Controller, Folder, Host, pattern } from "../rig.ts";
 
-const SERVER = `${import.meta.dirname}/nbd_server.ts`;
+const SERVER = `${import.meta.dirname}/server.ts`;
 const BLOCK = 4096;
 const BLOCKS = 256;
 const IN_FLIGHT = 32;

@@ -1,6 +1,6 @@
 /** An NBD server in a Worker: commands come as messages, each is answered. */
 
-import { NbdServer, type NbdServerOptions } from "./nbd_server.ts";
+import { NbdServer, type NbdServerOptions } from "./server.ts";
 
 /** Messages to the Worker. */
 export type NbdServerMessage =

@@ -3,12 +3,12 @@ import {
   type BlockClient,
   BlockOp,
   BlockRequest,
-} from "../../../src/backend/block/contract.ts";
-import { NbdBackend } from "../../../src/backend/block/nbd/nbd.ts";
-import { Access } from "../../../src/memory/guest_memory.ts";
-import { heapGrowthPerOperation } from "../../resources.ts";
-import { EXPORT_BYTES, NBD, ServerThread } from "./nbd_rig.ts";
-import { Folder, Host } from "./rig.ts";
+} from "../../../../src/backend/block/contract.ts";
+import { NbdBackend } from "../../../../src/backend/block/nbd/nbd.ts";
+import { Access } from "../../../../src/memory/guest_memory.ts";
+import { heapGrowthPerOperation } from "../../../resources.ts";
+import { EXPORT_BYTES, NBD, ServerThread } from "./rig.ts";
+import { Folder, Host } from "../rig.ts";
 
 const DEPTH = 64;
 const BLOCK = 1024;

@@ -1,11 +1,11 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno, ErrnoError } from "../../../src/core/errno.ts";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import { openNetBackend } from "../../../src/backend/net/open.ts";
-import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
-import { heapGrowthPerOperation, openFds } from "../../resources.ts";
-import { Card, Host } from "./card.ts";
-import { Access } from "../../../src/memory/guest_memory.ts";
+import { Errno, ErrnoError } from "../../../../src/core/errno.ts";
+import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
+import { openNetBackend } from "../../../../src/backend/net/open.ts";
+import type { TapBackend } from "../../../../src/backend/net/tap/tap.ts";
+import { heapGrowthPerOperation, openFds } from "../../../resources.ts";
+import { Card, Host } from "../card.ts";
+import { Access } from "../../../../src/memory/guest_memory.ts";
 import {
   arpRequest,
   ethernet,
@@ -13,8 +13,8 @@ import {
   ip,
   parseIp,
   ping,
-} from "./frames.ts";
-import { NetworkNamespace, tapTests } from "./netns.ts";
+} from "../frames.ts";
+import { NetworkNamespace, tapTests } from "../netns.ts";
 
 const namespaceTest = tapTests(import.meta.url);
 

@@ -1,15 +1,15 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { Errno, ErrnoError } from "../../../src/core/errno.ts";
-import { GatewayBackend } from "../../../src/backend/net/gateway/gateway.ts";
-import { GatewayReplies } from "../../../src/backend/net/gateway/replies.ts";
+import { Errno, ErrnoError } from "../../../../src/core/errno.ts";
+import { GatewayBackend } from "../../../../src/backend/net/gateway/gateway.ts";
+import { GatewayReplies } from "../../../../src/backend/net/gateway/replies.ts";
 import {
   NET_OPTIONS,
   type NetOptions,
-} from "../../../src/backend/net/options.ts";
-import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { openFds } from "../../resources.ts";
-import { Card, Host } from "./card.ts";
+} from "../../../../src/backend/net/options.ts";
+import { openNetBackend } from "../../../../src/backend/net/open.ts";
+import { openFds } from "../../../resources.ts";
+import { Card, Host } from "../card.ts";
 import {
   arpRequest,
   BROADCAST_MAC,
@@ -22,8 +22,8 @@ import {
   parseDhcp,
   parseIp,
   ping,
-} from "./frames.ts";
-import type { OptionTexts } from "../../../src/core/options.ts";
+} from "../frames.ts";
+import type { OptionTexts } from "../../../../src/core/options.ts";
 
 const GATEWAY_MAC = Uint8Array.of(0x52, 0x55, 10, 0, 2, 2);
 

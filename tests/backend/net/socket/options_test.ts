@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import { OptionError, type OptionTexts } from "../../../src/core/options.ts";
+import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
+import { OptionError, type OptionTexts } from "../../../../src/core/options.ts";
 
 const LOOPBACK = [127, 0, 0, 1];
 

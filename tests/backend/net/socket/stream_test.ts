@@ -1,14 +1,14 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno, ErrnoError } from "../../../src/core/errno.ts";
-import { listenUnix } from "../../../src/os/mod.ts";
-import type { NetBackend } from "../../../src/backend/net/contract.ts";
-import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import { openFds } from "../../resources.ts";
-import { Card, Host } from "./card.ts";
-import { be32, bytes } from "./frames.ts";
-import { HostSocket, STREAM } from "./sockets.ts";
-import type { OptionTexts } from "../../../src/core/options.ts";
+import { Errno, ErrnoError } from "../../../../src/core/errno.ts";
+import { listenUnix } from "../../../../src/os/mod.ts";
+import type { NetBackend } from "../../../../src/backend/net/contract.ts";
+import { openNetBackend } from "../../../../src/backend/net/open.ts";
+import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
+import { openFds } from "../../../resources.ts";
+import { Card, Host } from "../card.ts";
+import { be32, bytes } from "../frames.ts";
+import { HostSocket, STREAM } from "../sockets.ts";
+import type { OptionTexts } from "../../../../src/core/options.ts";
 
 interface Scene {
   readonly host: Host;

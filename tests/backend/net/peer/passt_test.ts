@@ -1,19 +1,19 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno, ErrnoError } from "../../../src/core/errno.ts";
-import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
+import { Errno, ErrnoError } from "../../../../src/core/errno.ts";
+import { openNetBackend } from "../../../../src/backend/net/open.ts";
+import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
 import {
   openPasst,
   passtArguments,
-} from "../../../src/backend/net/peer/passt.ts";
-import { testPasst } from "../../guest/passt.ts";
-import { isRunning, openFds } from "../../resources.ts";
-import { PATIENCE_MS } from "../../until.ts";
-import { Card, Host } from "./card.ts";
-import { arpRequest } from "./frames.ts";
-import { HostSocket, STREAM } from "./sockets.ts";
-import type { OptionTexts } from "../../../src/core/options.ts";
-import type { PasstNetOptions } from "../../../src/backend/net/peer/driver.ts";
+} from "../../../../src/backend/net/peer/passt.ts";
+import { testPasst } from "../../../guest/passt.ts";
+import { isRunning, openFds } from "../../../resources.ts";
+import { PATIENCE_MS } from "../../../until.ts";
+import { Card, Host } from "../card.ts";
+import { arpRequest } from "../frames.ts";
+import { HostSocket, STREAM } from "../sockets.ts";
+import type { OptionTexts } from "../../../../src/core/options.ts";
+import type { PasstNetOptions } from "../../../../src/backend/net/peer/driver.ts";
 
 /** Our children, zombies included. */
 function children(): string[] {
@@ -308,10 +308,10 @@ passtTest(
   () => {
     const script = `
       import { Card, Host } from ${
-      JSON.stringify(import.meta.resolve("./card.ts"))
+      JSON.stringify(import.meta.resolve("../card.ts"))
     };
       import { openNetBackend } from ${
-      JSON.stringify(import.meta.resolve("../../../src/backend/net/open.ts"))
+      JSON.stringify(import.meta.resolve("../../../../src/backend/net/open.ts"))
     };
       const options = { net: "passt", program: ${
       JSON.stringify(program)

@@ -1,13 +1,13 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno, ErrnoError } from "../../../src/core/errno.ts";
-import { openTap } from "../../../src/os/mod.ts";
-import { Access } from "../../../src/memory/guest_memory.ts";
-import type { NetPeer } from "../../../src/backend/net/contract.ts";
-import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
-import { openFds } from "../../resources.ts";
-import { Host } from "./card.ts";
+import { Errno, ErrnoError } from "../../../../src/core/errno.ts";
+import { openTap } from "../../../../src/os/mod.ts";
+import { Access } from "../../../../src/memory/guest_memory.ts";
+import type { NetPeer } from "../../../../src/backend/net/contract.ts";
+import { openNetBackend } from "../../../../src/backend/net/open.ts";
+import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
+import type { TapBackend } from "../../../../src/backend/net/tap/tap.ts";
+import { openFds } from "../../../resources.ts";
+import { Host } from "../card.ts";
 import {
   arpRequest,
   ethernet,
@@ -15,8 +15,8 @@ import {
   parseTcp,
   ping,
   tcp,
-} from "./frames.ts";
-import { NetworkNamespace, tapTests } from "./netns.ts";
+} from "../frames.ts";
+import { NetworkNamespace, tapTests } from "../netns.ts";
 
 const PAIRS = 4;
 const HEADER_BYTES = 12;

@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { BLOCK_OPTIONS } from "../../../src/backend/block/options.ts";
-import { parseNbdUri } from "../../../src/backend/block/nbd/uri.ts";
+import { BLOCK_OPTIONS } from "../../../../src/backend/block/options.ts";
+import { parseNbdUri } from "../../../../src/backend/block/nbd/uri.ts";
 
 const tcp = (host: string, port: number, exportName: string) => ({
   path: null,

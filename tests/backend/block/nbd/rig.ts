@@ -5,12 +5,12 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { workersGone, workerThreads } from "../../resources.ts";
-import { PATIENCE_MS } from "../../until.ts";
-import type { NbdServerOptions, NbdServerRequest } from "./nbd_server.ts";
-import type { NbdServerMessage } from "./nbd_server_worker.ts";
-import { Controller, Folder, Host } from "./rig.ts";
-import type { BlockOptions } from "../../../src/backend/block/options.ts";
+import { workersGone, workerThreads } from "../../../resources.ts";
+import { PATIENCE_MS } from "../../../until.ts";
+import type { NbdServerOptions, NbdServerRequest } from "./server.ts";
+import type { NbdServerMessage } from "./server_worker.ts";
+import { Controller, Folder, Host } from "../rig.ts";
+import type { BlockOptions } from "../../../../src/backend/block/options.ts";
 
 type NbdBlockOptions = Extract<BlockOptions, { kind: "nbd" }>;
 
@@ -30,7 +30,7 @@ export const EXPORT_BYTES = 8 << 20;
 export class ServerThread implements AsyncDisposable {
   readonly #others = workerThreads();
   readonly #worker = new Worker(
-    new URL("./nbd_server_worker.ts", import.meta.url).href,
+    new URL("./server_worker.ts", import.meta.url).href,
     { type: "module" },
   );
   port = 0;

@@ -1,27 +1,30 @@
 import { assert, assertEquals } from "@std/assert";
-import { Errno, ErrnoError } from "../../../src/core/errno.ts";
-import { check, Fd, IoUring, ResourceBag } from "../../../src/os/mod.ts";
-import { libc } from "../../../src/os/symbols.ts";
-import { Access } from "../../../src/memory/guest_memory.ts";
-import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
-import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import type { TapBackend } from "../../../src/backend/net/tap/tap.ts";
-import type { NetBackend, NetPeer } from "../../../src/backend/net/contract.ts";
-import { openTapQueues } from "../../../src/backend/net/tap/interface.ts";
-import { TapQueue } from "../../../src/backend/net/tap/queue.ts";
+import { Errno, ErrnoError } from "../../../../src/core/errno.ts";
+import { check, Fd, IoUring, ResourceBag } from "../../../../src/os/mod.ts";
+import { libc } from "../../../../src/os/symbols.ts";
+import { Access } from "../../../../src/memory/guest_memory.ts";
+import type { ScatterGather } from "../../../../src/memory/scatter_gather.ts";
+import { openNetBackend } from "../../../../src/backend/net/open.ts";
+import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
+import type { TapBackend } from "../../../../src/backend/net/tap/tap.ts";
+import type {
+  NetBackend,
+  NetPeer,
+} from "../../../../src/backend/net/contract.ts";
+import { openTapQueues } from "../../../../src/backend/net/tap/interface.ts";
+import { TapQueue } from "../../../../src/backend/net/tap/queue.ts";
 import {
   TapSender,
   type TapSenderOptions,
-} from "../../../src/backend/net/tap/sender.ts";
-import { RecordingLog } from "../../../src/testing/fake_context.ts";
-import { heapGrowthPerOperation, openFds } from "../../resources.ts";
-import { Host } from "./card.ts";
-import type { NamespaceTest } from "../../namespaces.ts";
-import { NetworkNamespace, tapTests } from "./netns.ts";
-import { ETH_P_EXPERIMENTAL, PacketSocket } from "./packet_socket.ts";
-import { give } from "./traveller.ts";
-import { TapEngine } from "../../../src/backend/net/tap/driver.ts";
+} from "../../../../src/backend/net/tap/sender.ts";
+import { RecordingLog } from "../../../../src/testing/fake_context.ts";
+import { heapGrowthPerOperation, openFds } from "../../../resources.ts";
+import { Host } from "../card.ts";
+import type { NamespaceTest } from "../../../namespaces.ts";
+import { NetworkNamespace, tapTests } from "../netns.ts";
+import { ETH_P_EXPERIMENTAL, PacketSocket } from "../packet_socket.ts";
+import { give } from "../traveller.ts";
+import { TapEngine } from "../../../../src/backend/net/tap/driver.ts";
 
 const IFNAME = "obtap0";
 const HEADER_BYTES = 12;

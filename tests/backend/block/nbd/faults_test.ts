@@ -1,9 +1,12 @@
 import { assert, assertEquals } from "@std/assert";
-import { BlockOp, BlockRequest } from "../../../src/backend/block/contract.ts";
-import { Errno } from "../../../src/core/errno.ts";
-import { Access } from "../../../src/memory/guest_memory.ts";
-import { NBD, NbdRig } from "./nbd_rig.ts";
-import { pattern } from "./rig.ts";
+import {
+  BlockOp,
+  BlockRequest,
+} from "../../../../src/backend/block/contract.ts";
+import { Errno } from "../../../../src/core/errno.ts";
+import { Access } from "../../../../src/memory/guest_memory.ts";
+import { NBD, NbdRig } from "./rig.ts";
+import { pattern } from "../rig.ts";
 
 const GUARD = 0x77;
 /** Number of times faster timers run where a test waits for a timeout. */

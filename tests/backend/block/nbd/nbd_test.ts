@@ -1,10 +1,10 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { BlockOp } from "../../../src/backend/block/contract.ts";
-import { Errno } from "../../../src/core/errno.ts";
-import { openFds, sharedMappings } from "../../resources.ts";
-import { until } from "../../until.ts";
-import { EXPORT_BYTES, NBD, NbdRig, ServerThread } from "./nbd_rig.ts";
-import { Controller, Folder, Host, pattern } from "./rig.ts";
+import { BlockOp } from "../../../../src/backend/block/contract.ts";
+import { Errno } from "../../../../src/core/errno.ts";
+import { openFds, sharedMappings } from "../../../resources.ts";
+import { until } from "../../../until.ts";
+import { EXPORT_BYTES, NBD, NbdRig, ServerThread } from "./rig.ts";
+import { Controller, Folder, Host, pattern } from "../rig.ts";
 
 const CMD = { READ: 0, WRITE: 1, FLUSH: 3, TRIM: 4, WRITE_ZEROES: 6 } as const;
 const FLAG = { HAS: 1, RO: 2, FLUSH: 4, FUA: 8, TRIM: 32, ZEROES: 64 } as const;

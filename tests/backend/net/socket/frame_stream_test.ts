@@ -1,23 +1,23 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { Errno } from "../../../src/core/errno.ts";
+import { Errno } from "../../../../src/core/errno.ts";
 import {
   type Fd,
   MessageHeader,
   NativeBuffer,
   setNonblocking,
   socketPair,
-} from "../../../src/os/mod.ts";
-import { libc } from "../../../src/os/symbols.ts";
-import { Access } from "../../../src/memory/guest_memory.ts";
-import type { ScatterGather } from "../../../src/memory/scatter_gather.ts";
+} from "../../../../src/os/mod.ts";
+import { libc } from "../../../../src/os/symbols.ts";
+import { Access } from "../../../../src/memory/guest_memory.ts";
+import type { ScatterGather } from "../../../../src/memory/scatter_gather.ts";
 import {
   FrameStream,
   STREAM_FRAME_MAX,
-} from "../../../src/backend/net/socket/frame_stream.ts";
-import { heapGrowthPerOperation, openFds } from "../../resources.ts";
-import { Host } from "./card.ts";
-import { be32, bytes } from "./frames.ts";
+} from "../../../../src/backend/net/socket/frame_stream.ts";
+import { heapGrowthPerOperation, openFds } from "../../../resources.ts";
+import { Host } from "../card.ts";
+import { be32, bytes } from "../frames.ts";
 
 const RX = 1 << 18;
 

@@ -5,9 +5,9 @@
  * @module
  */
 
-import { Errno, ErrnoError } from "../../../src/core/errno.ts";
-import { type Fd, openFd } from "../../../src/os/mod.ts";
-import { startPeer } from "../../../src/backend/net/peer/process.ts";
+import { Errno, ErrnoError } from "../../../../src/core/errno.ts";
+import { type Fd, openFd } from "../../../../src/os/mod.ts";
+import { startPeer } from "../../../../src/backend/net/peer/process.ts";
 
 /** Takes all descriptors that are left. */
 function takeAll(): Fd[] {

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { ErrnoError } from "../../../src/core/errno.ts";
-import { NbdHandshake } from "../../../src/backend/block/nbd/handshake.ts";
+import { ErrnoError } from "../../../../src/core/errno.ts";
+import { NbdHandshake } from "../../../../src/backend/block/nbd/handshake.ts";
 
 /** Big-endian fields: pairs of a width in bytes and a value. */
 function bytes(...fields: readonly (readonly [number, number | bigint])[]) {

@@ -1,14 +1,14 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Errno } from "../../../src/core/errno.ts";
-import { bindUnixDatagram } from "../../../src/os/mod.ts";
-import { Access } from "../../../src/memory/guest_memory.ts";
-import type { NetBackend } from "../../../src/backend/net/contract.ts";
-import { openNetBackend } from "../../../src/backend/net/open.ts";
-import { NET_OPTIONS } from "../../../src/backend/net/options.ts";
-import { heapGrowthPerOperation, openFds } from "../../resources.ts";
-import { Card, Host } from "./card.ts";
-import { DGRAM, HostSocket } from "./sockets.ts";
-import type { OptionTexts } from "../../../src/core/options.ts";
+import { Errno } from "../../../../src/core/errno.ts";
+import { bindUnixDatagram } from "../../../../src/os/mod.ts";
+import { Access } from "../../../../src/memory/guest_memory.ts";
+import type { NetBackend } from "../../../../src/backend/net/contract.ts";
+import { openNetBackend } from "../../../../src/backend/net/open.ts";
+import { NET_OPTIONS } from "../../../../src/backend/net/options.ts";
+import { heapGrowthPerOperation, openFds } from "../../../resources.ts";
+import { Card, Host } from "../card.ts";
+import { DGRAM, HostSocket } from "../sockets.ts";
+import type { OptionTexts } from "../../../../src/core/options.ts";
 
 /** Seconds of looking for a datagram that was sent. */
 const TRIES_MAX = 10_000_000;
