@@ -107,7 +107,6 @@ export class NvmeController implements PciDevice {
   #resetAsked = false;
   /** Mistake of the driver that the controller cannot go on from. */
   #failure: string | null = null;
-  #warned = false;
 
   /** @param storage Namespaces, all ids different */
   constructor(
@@ -513,14 +512,10 @@ export class NvmeController implements PciDevice {
     } finally {
       this.#registers.setFatal();
     }
-    const { log } = this.#context;
-    const message =
-      `the driver cannot ${action} the controller: ${reason}; it must reset it`;
-    const properties = { event: "DEVICE_FAILED", reason };
-    // A hostile driver can fail and reset for ever; it shall not fill the disk.
-    if (this.#warned) log.debug(message, properties);
-    else log.warn(message, properties);
-    this.#warned = true;
+    this.#context.log.warn(
+      `the driver cannot ${action} the controller: ${reason}; it must reset it`,
+      { event: "DEVICE_FAILED", reason },
+    );
   }
 
   /** @throws {Error} When another thread may go on touching guest memory; the driver finds CSTS.RDY set as before */

@@ -525,13 +525,11 @@ export class VirtioSession implements VirtioTransport {
 
   fail(reason: string): void {
     if (this.#status.has(VIRTIO_CONFIG_S.NEEDS_RESET)) return;
-    const first = this.#queues.counters.failures++ === 0;
-    const message =
-      `The driver broke the rules and must reset the device: ${reason}`;
-    // A hostile driver can fail and reset for ever; it shall not fill the disk.
-    const properties = { event: "DEVICE_FAILED", reason };
-    if (first) this.#context.log.warn(message, properties);
-    else this.#context.log.debug(message, properties);
+    this.#queues.counters.failures++;
+    this.#context.log.warn(
+      `The driver broke the rules and must reset the device: ${reason}`,
+      { event: "DEVICE_FAILED", reason },
+    );
     this.#status.requireReset();
     this.#tell({ op: "halt" });
     if (this.#status.has(VIRTIO_CONFIG_S.DRIVER_OK)) this.#notifyConfig();
