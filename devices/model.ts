@@ -1,5 +1,5 @@
 /**
- * What a device model's module offers to whoever wants to run the device.
+ * Module of a device model, as whoever wants to run the device sees it.
  *
  * @module
  */
@@ -18,7 +18,7 @@ export interface ModelContext extends DeviceContext {
   readonly virtio: VirtioTransport;
 }
 
-/** What a device goes on from: the state of its predecessor, and what that had open. */
+/** State that a device goes on from: that of its predecessor, and what that had open. */
 export type SavedDevice = Saved<DeviceState>;
 
 /**

@@ -15,7 +15,7 @@ import {
 } from "../src/core/options.ts";
 import type { DeviceModel } from "./model.ts";
 
-/** What there is to say of a model. */
+/** Description of a model. */
 export type ModelText = Pick<DeviceModel, "name" | "help" | "options">;
 
 /** A built-in model that has not been loaded. */
@@ -59,7 +59,7 @@ export const builtinModels: ReadonlyMap<string, ModelEntry> = new Map(
   ] as readonly ModelEntry[]).map((entry) => [entry.name, entry]),
 );
 
-/** Whether the word names a file or URL and not a built-in model. */
+/** True if the word names a file or URL and not a built-in model. */
 export function isModelPath(reference: string): boolean {
   return reference.includes("/") || /\.[mc]?[jt]s$/.test(reference) ||
     /^[a-z][a-z0-9+.-]*:/i.test(reference);

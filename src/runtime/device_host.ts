@@ -48,13 +48,13 @@ interface HostState {
   /** Guest memory, whose files are `memory` of the bag. */
   readonly memory: MemoryState;
   /**
-   * What the model had of {@linkcode DeviceContext.createSharedMemory}, in that order. Number n is `shared.n` of the bag,
+   * Memory that the model had of {@linkcode DeviceContext.createSharedMemory}, in that order. Number n is `shared.n` of the bag,
    * unless it lies in the file of a BAR.
    */
   readonly shared: readonly MemoryLabel[];
   /** The device, and the client with everything it brought. */
   readonly transport: DeviceState;
-  /** What queue services have counted that have ended. */
+  /** Counts of queue services that have ended. */
   readonly counted: Readonly<Record<string, number>>;
 }
 
@@ -85,25 +85,25 @@ function parseHostState(bytes: Uint8Array, model: string): HostState {
   };
 }
 
-/** What to host. */
+/** Device to host. */
 export interface DeviceHostOptions {
   /** Unique in the process. */
   readonly id: string;
   readonly model: DeviceModel<unknown>;
-  /** What the model's `parse` returned. */
+  /** Result of the model's `parse`. */
   readonly options: unknown;
   readonly loop: EventLoop;
   readonly log: Log;
   /** A listening socket; stays the caller's. */
   readonly listener: number;
-  /** How long a client may take until a version is agreed, in milliseconds. */
+  /** Time a client may take until a version is agreed, in milliseconds. */
   readonly helloTimeoutMs?: number;
   /** Leave inaccessible pages where guest memory was, so that a stale use faults: for tests. */
   readonly poisonUnmapped?: boolean;
   /** Have every page of guest memory there when it is mapped. */
   readonly prealloc?: boolean;
   /**
-   * What {@linkcode DeviceHost.handOver} gave, on another thread or in another process: goes on from there. The bag stays
+   * Result of {@linkcode DeviceHost.handOver}, on another thread or in another process: goes on from there. The bag stays
    * the caller's, and when this fails all is there for another attempt.
    */
   readonly saved?: Saved<Uint8Array>;
@@ -114,7 +114,7 @@ export interface DeviceHostOptions {
   };
 }
 
-/** What to tell of a driver that uses memory it takes for ordinary memory, which the client did not share. */
+/** Text on a driver that uses memory it takes for ordinary memory, which the client did not share. */
 function unreachableText({ iova, lengthBytes }: DmaRange): string {
   return `the driver uses guest memory that is not shared with this process: ${
     formatSize(lengthBytes)
@@ -143,10 +143,10 @@ export class DeviceHost implements Disposable {
   readonly #transport: Transport;
   readonly #memory: DmaMemory;
   readonly #shared: NamedMemory[] = [];
-  /** Who is to be told what becomes of the start. */
+  /** Listeners that are told what becomes of the start. */
   readonly #starting: ((started: boolean) => void)[] = [];
   #threads: DeviceThreads | null = null;
-  /** What queue services have counted that have ended. */
+  /** Counts of queue services that have ended. */
   readonly #counted: Record<string, number>;
   #clientPid: number | null = null;
   #closed = false;
@@ -427,7 +427,7 @@ export class DeviceHost implements Disposable {
     };
   }
 
-  /** What the device and its server have counted. */
+  /** Counts of the device and its server. */
   metrics(): DeviceMetrics {
     return {
       id: this.id,

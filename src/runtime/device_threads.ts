@@ -25,7 +25,7 @@ import {
   type QueueWordsPlace,
 } from "./queue_words.ts";
 
-/** What the control thread tells a queue thread; each message is carried out before the next is. Plain data. */
+/** Message of the control thread to a queue thread; each is carried out before the next. Plain data. */
 export type QueueThreadMessage =
   | {
     readonly op: "open";
@@ -52,7 +52,7 @@ export type QueueThreadMessage =
   | { readonly op: "fence" }
   | { readonly op: "close" };
 
-/** Where memory is in this process. Plain data. */
+/** Place of memory in this process. Plain data. */
 export interface MemoryPlace {
   readonly hva: number;
   readonly lengthBytes: number;
@@ -66,20 +66,20 @@ export interface ThreadLine {
   readonly line: CallLine;
 }
 
-/** Which threads serve the queues of a device. Travels by postMessage. */
+/** Threads that serve the queues of a device. Travels by postMessage. */
 export interface QueuePlan {
   /** By group of queues, in turns: {@linkcode CONTROL_THREAD}, or n for the n-th of `threads`. */
   readonly turns: readonly number[];
   readonly threads: readonly ThreadLine[];
 }
 
-/** What {@linkcode DeviceThreads} are made with. */
+/** Parts of {@linkcode DeviceThreads}. */
 export interface DeviceThreadsParts {
   readonly memory: DmaMemory;
   readonly interrupts: PciInterrupts;
-  /** What the device had of {@linkcode DeviceContext.createSharedMemory}. */
+  /** Memory that the device had of {@linkcode DeviceContext.createSharedMemory}. */
   readonly sharedMemory: readonly MemoryPlace[];
-  /** What the client sends, which queue threads are to see. */
+  /** Writes of the client, which queue threads are to see. */
   readonly writes: SocketWrites;
   readonly calls: ThreadCalls;
   readonly plan: QueuePlan;
@@ -284,7 +284,7 @@ export class DeviceThreads implements QueueThreads, Disposable {
     this.#mapped.delete(iova);
   }
 
-  /** What is mapped, or accessible again, and not known to the others. */
+  /** Shows the others what is mapped, or accessible again, and not known to them. */
   #shareMissing(): void {
     const { memory } = this.#parts;
     if (this.#stopped || this.#mapped.size === memory.count) return;

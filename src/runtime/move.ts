@@ -17,7 +17,7 @@ import type { DeviceSpec } from "./iothread/messages.ts";
 /** A device on its way. */
 export interface Move {
   readonly device: DeviceSpec;
-  /** Whether the device logs at debug level. */
+  /** True if the device logs at debug level. */
   readonly debug: boolean;
   readonly from: IOThread;
   readonly to: IOThread;
@@ -28,9 +28,9 @@ export class DeviceLostError extends Error {
   override readonly name: string = "DeviceLostError";
 }
 
-/** How long requests in flight may take to end. */
+/** Time requests in flight may take to end. */
 const HOLD_TIMEOUT_MS = 5000;
-/** How long the loop runs, at least, before it is asked again what is in flight. */
+/** Time the loop runs, at least, before it is asked again what is in flight. */
 const HOLD_AGAIN_MS = 1;
 
 function messageOf(error: unknown): string {

@@ -52,7 +52,7 @@ function statOf(pid: number): Stat | null {
 }
 
 /**
- * Whether a process was started by another than its parent, which took it over when that had ended. Who is started is in
+ * True if a process was started by another than its parent, which took it over when that had ended. Who is started is in
  * the session of its parent, or makes one of its own.
  */
 function isAdopted(pid: number, { parent, session }: Stat): boolean {

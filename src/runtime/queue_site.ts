@@ -23,7 +23,7 @@ import { QueueInterrupts } from "./queue_words.ts";
 
 type OpenMessage = Extract<QueueThreadMessage, { op: "open" }>;
 
-/** What a {@linkcode QueueSite} is made with. */
+/** Parts of a {@linkcode QueueSite}. */
 export interface QueueSiteParts {
   readonly model: DeviceModel<unknown>;
   /** The model's options, checked. */

@@ -11,7 +11,7 @@ import { DIRECT_MODES, NO_DIRECT } from "../pci/interrupts.ts";
 import { SOCKET_WRITES_WORDS } from "../pci/socket_writes.ts";
 import { type Mailbox, nudge } from "./iothread/thread_calls.ts";
 
-/** Where the words are in this process, and how many of each kind. Plain data. */
+/** Place of the words in this process, and the number of each kind. Plain data. */
 export interface QueueWordsPlace {
   readonly hva: number;
   readonly vectors: number;
@@ -58,7 +58,7 @@ function take(words: Int32Array, word: number): boolean {
     Atomics.exchange(words, word, 0) !== 0;
 }
 
-/** What the control thread does about what queue threads want of it. */
+/** Reactions of the control thread to what queue threads want of it. */
 export interface QueueWordsListener {
   raise(vector: number): void;
   onLine(): void;
@@ -96,7 +96,7 @@ export class OwnQueueWords implements Disposable {
     }
   }
 
-  /** What queue threads want is void. */
+  /** Drops what queue threads want. */
   forget(): void {
     const { wanted, reported } = this.view;
     for (let word = 0; word < wanted.length; word++) take(wanted, word);

@@ -62,7 +62,7 @@ export interface RunDevice {
   readonly id: string;
   /** Name in the registry, or path or URL of a model's module. */
   readonly model: string;
-  /** What the model's `parse` returned. */
+  /** Result of the model's `parse`. */
   readonly options: unknown;
   /** The socket it listens on. */
   readonly endpoint: Endpoint;
@@ -72,25 +72,25 @@ export interface RunDevice {
 
 /** The threads of a process. */
 export interface ThreadOptions {
-  /** How many IOThreads serve devices, 1–64; 1 unless told. */
+  /** Number of IOThreads that serve devices, 1–64; 1 unless told. */
   readonly iothreads?: number;
   /** The CPUs that each of them may run on, one set for each; all that the process may use unless told. */
   readonly cpus?: readonly (readonly number[])[];
 }
 
-/** What to run. */
+/** Devices to run, and how. */
 export interface RunOptions {
   /** The devices; each has a socket of its own. */
   readonly devices: readonly RunDevice[];
   /** Longest polling before an IOThread sleeps, in microseconds; 0 never polls, Infinity never sleeps; 50 unless told. */
   readonly pollMaxUs?: number;
-  /** How long a client may take until a version is agreed, in milliseconds; 5000 unless told. */
+  /** Time a client may take until a version is agreed, in milliseconds; 5000 unless told. */
   readonly helloTimeoutMs?: number;
-  /** Whether guest memory is reserved when it is mapped, so that it cannot run out in use; not unless told. */
+  /** True if guest memory is reserved when it is mapped, so that it cannot run out in use; not unless told. */
   readonly prealloc?: boolean;
-  /** Where the control socket is made, if one is wanted. */
+  /** Path of the control socket; none without it. */
   readonly control?: SocketPath;
-  /** Where metrics are to be served, if at all. */
+  /** Endpoint of metrics; none without it. */
   readonly metrics?: MetricsEndpoint;
 }
 
@@ -125,7 +125,7 @@ interface Line {
   readonly control: Mailbox;
 }
 
-/** How long an IOThread may take for each step of its stop before it is ended by force. */
+/** Time an IOThread may take for each step of its stop before it is ended by force. */
 const STOP_TIMEOUT_MS = 5000;
 
 /** A process that serves devices. */
@@ -167,7 +167,7 @@ export class Outboard {
     });
   }
 
-  /** What has a name as an event is told to programs too. */
+  /** Logs a message, and tells programs too what has a name as an event. */
   #onLog({ level, device, message, properties }: LogNotice): void {
     createLog(device === "" ? undefined : device)[level](message, properties);
     const { event, ...data } = properties;
@@ -559,7 +559,7 @@ export class Outboard {
   }
 
   /**
-   * What the process, its IOThreads and its devices have counted. Costs each IOThread one turn of its loop; of one that
+   * Metrics of the process, its IOThreads and its devices. Costs each IOThread one turn of its loop; of one that
    * does not answer within 2 s there is nothing but that.
    */
   async metrics(): Promise<MetricsSnapshot> {

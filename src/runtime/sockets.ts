@@ -22,7 +22,7 @@ import {
   type SocketPath,
 } from "../os/socket/socket_file.ts";
 
-/** Where clients connect. */
+/** Place where clients connect. */
 export type Endpoint =
   | { readonly kind: "path" } & SocketPath
   | { readonly kind: "fd"; readonly fd: number };

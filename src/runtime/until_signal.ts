@@ -1,5 +1,5 @@
 /**
- * How a run ends: by a signal, or by the death of an IOThread.
+ * End of a run: by a signal, or by the death of an IOThread.
  *
  * @module
  */
@@ -16,7 +16,7 @@ const FORCING: Partial<Record<Deno.Signal, number>> = {
   SIGTERM: 15,
 };
 
-/** What a {@linkcode StopSignal} goes by. */
+/** Settings of a {@linkcode StopSignal}. */
 export interface StopSignalOptions {
   /** Milliseconds on a clock that never goes back. */
   readonly nowMs?: () => number;
@@ -33,7 +33,7 @@ export class StopSignal implements Disposable {
   readonly #heard = Promise.withResolvers<void>();
   readonly #nowMs: () => number;
   readonly #end: (status: number) => void;
-  /** What is heard, and what is done then. */
+  /** Signals that are heard, with their effect. */
   readonly #signals: ReadonlyMap<Deno.Signal, () => void> = new Map(
     ([
       "SIGINT",
@@ -43,7 +43,7 @@ export class StopSignal implements Disposable {
       .map((signal) => [signal, () => this.raise(signal)]),
   );
   #receivedMs = 0;
-  /** Whether one has come. */
+  /** True if one has come. */
   received = false;
 
   /** Hears signals from here on. */

@@ -17,12 +17,12 @@ import type { SocketWrites } from "../pci/socket_writes.ts";
 import type { VirtioDevice } from "../virtio/device.ts";
 
 /**
- * How long a client may take until it and the server have agreed on a version, in milliseconds, unless told: nobody else can
+ * Time a client may take until it and the server have agreed on a version, in milliseconds, unless told: nobody else can
  * use the device meanwhile.
  */
 export const HELLO_TIMEOUT_MS = 5000;
 
-/** What a transport works with. */
+/** Parts that a transport works with. */
 export interface TransportOptions {
   /** The loop that the device lives on. */
   readonly loop: EventLoop;
@@ -39,7 +39,7 @@ export interface TransportOptions {
   readonly onClient: (pid: number, reason?: string) => void;
   /** The device has asked for all memory that clients may map, and none of it is offered yet. */
   readonly onMemory: () => void;
-  /** What {@linkcode Transport.save} gave and {@linkcode Transport.handOver} put, to go on from there. */
+  /** State of {@linkcode Transport.save} and resources of {@linkcode Transport.handOver}, to go on from there. */
   readonly saved?: Saved<DeviceState>;
 }
 
@@ -52,13 +52,13 @@ export interface TransportOptions {
  * ```
  */
 export interface Transport {
-  /** What the model goes on from; undefined without a predecessor. */
+  /** State that the model goes on from; undefined without a predecessor. */
   readonly savedDevice: SavedDevice | undefined;
-  /** What a model is handed of it. */
+  /** Part of a model's context. */
   readonly context: Pick<ModelContext, "interrupts" | "posted" | "virtio">;
-  /** Where interrupts go, for other threads. */
+  /** Interrupts of the device, for other threads. */
   readonly interrupts: PciInterrupts;
-  /** What the client sends, for other threads. */
+  /** Writes of the client, for other threads. */
   readonly writes: SocketWrites;
   /**
    * Puts the device behind it. Called once, before anything else; the device is the transport's from here on.
@@ -83,7 +83,7 @@ export interface Transport {
   >;
   /** The client's process; null without a client. */
   readonly clientPid: number | null;
-  /** What was counted, over all clients. */
+  /** Counts over all clients. */
   counters(): Readonly<Record<string, number>>;
   /**
    * Has the device take no new requests; to be called again, turns of the loop later, until nothing is in flight.

@@ -24,7 +24,7 @@ import { PATIENCE_MS } from "../until.ts";
 export interface Order {
   readonly model: string;
   readonly options: OptionTexts;
-  /** Where it goes on from; null to begin. Its descriptors are `device`, the listening socket is `listener`. */
+  /** State it goes on from; null to begin. Its descriptors are `device`, the listening socket is `listener`. */
   readonly state: Uint8Array<ArrayBuffer> | null;
 }
 
@@ -104,7 +104,7 @@ export class DeviceProcess implements AsyncDisposable {
 
 /** A device that goes to and fro between two processes, whose client stays. */
 export class Traveller implements Disposable {
-  /** How often it went to the other process. */
+  /** Number of times it went to the other process. */
   moves = 0;
   readonly #processes: readonly [DeviceProcess, DeviceProcess];
   readonly #model: string;

@@ -17,7 +17,7 @@ const FORMATS = {
   split: PLAIN,
   packed: Features.of(VIRTIO_F.VERSION_1, VIRTIO_F.RING_PACKED),
 } as const;
-/** What the device must be allowed to do with each part. */
+/** Access to each part that the device must have. */
 const RIGHTS = {
   split: [Access.READ, Access.READ, Access.WRITE],
   packed: [Access.READ | Access.WRITE, Access.READ, Access.WRITE],

@@ -82,7 +82,7 @@ class Rig {
     return this.queues.handle({ op });
   }
 
-  /** How many chains the driver waits for. */
+  /** Number of chains the driver waits for. */
   get inFlight(): number {
     return this.queues.rings.reduce((sum, ring) => sum + ring.outstanding, 0);
   }

@@ -188,7 +188,7 @@ export class Engine {
   readonly #ring: Uint16Array;
   #first = 0;
   #end = 0;
-  /** Whose turn it is. */
+  /** Queue whose turn it is. */
   #turn = 0;
   /** Commands that a queue may have fetched before it is the next one's turn. */
   burst = 1;

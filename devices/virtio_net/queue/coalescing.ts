@@ -9,7 +9,7 @@ import type { BottomHalf, Loop, Timer } from "../../../src/loop/event_loop.ts";
 import type { Virtqueue } from "../../../src/virtio/queue/queue.ts";
 import { NetCounter } from "../counters.ts";
 
-/** When a queue's driver is to be told. */
+/** Limits at which a queue's driver is to be told. */
 export interface CoalescingLimits {
   /** After so many packets; 0 after each. */
   readonly maxPackets: number;

@@ -14,7 +14,7 @@ import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { GuestMemory } from "../../memory/guest_memory.ts";
 import type { ScatterGather } from "../../memory/scatter_gather.ts";
 
-/** What a request does. */
+/** Kinds of requests. */
 export const BlockOp = {
   /** Storage to memory. */
   READ: 0,
@@ -40,11 +40,11 @@ export type BlockOp = typeof BlockOp[keyof typeof BlockOp];
  * While it is in flight it belongs to the back end: the controller leaves every field alone.
  */
 export class BlockRequest {
-  /** What to do. */
+  /** Action on them. */
   op: BlockOp = BlockOp.FLUSH;
-  /** Where, in bytes from the start; a multiple of the logical block. */
+  /** First byte; a multiple of the logical block. */
   offset = 0;
-  /** How much, in bytes; a multiple of the logical block. Equals the length of `buffers` for READ and WRITE. */
+  /** Length in bytes; a multiple of the logical block. Equals the length of `buffers` for READ and WRITE. */
   lengthBytes = 0;
   /** WRITE and WRITE_ZEROES: durable before completion (FUA). */
   durable = false;
@@ -52,7 +52,7 @@ export class BlockRequest {
   mayUnmap = false;
   /** Guest memory to fill or to take from; the back end leaves the list as it is. */
   readonly buffers: ScatterGather;
-  /** Which of its controller's requests this is; the controller's to use. */
+  /** Number of the request; the controller's to use. */
   readonly tag: number;
   /** The back end's to use while the request is in flight. */
   slot = -1;
@@ -70,7 +70,7 @@ export class BlockRequest {
 /** {@linkcode BlockBackend.submit}'s answer for a request that is now in flight. */
 export const PENDING = 1;
 
-/** What a back end calls on its controller; on the controller's event loop. */
+/** Controller as its back end sees it; called on the controller's event loop. */
 export interface BlockClient {
   /**
    * A request that was {@linkcode PENDING} is done and is the controller's again. Requests finish in any order. Several
@@ -94,21 +94,21 @@ export interface BlockInfo {
   readonly physicalBlockBytes: number;
   /** Best size of a request; 0 when there is none. */
   readonly optimalBytes: number;
-  /** Whether every write fails with EROFS. */
+  /** True if every write fails with EROFS. */
   readonly readonly: boolean;
-  /** Whether completed writes may be lost by a power failure until a FLUSH. */
+  /** True if completed writes may be lost by a power failure until a FLUSH. */
   readonly volatileCache: boolean;
-  /** Whether DISCARD does anything; its unit in bytes, 0 when it does nothing. */
+  /** True if DISCARD does anything; its unit in bytes, 0 when it does nothing. */
   readonly discardGranularityBytes: number;
   /** Longest READ or WRITE in bytes; DISCARD and WRITE_ZEROES move no data and may be longer. */
   readonly maxTransferBytes: number;
 }
 
-/** What a back end is opened with. */
+/** Context that a back end is opened with. */
 export interface BlockContext {
   readonly loop: Loop;
   readonly log: Log;
-  /** Whose segments the requests hold (for back ends that must look at bytes). */
+  /** Memory of the segments in requests (for back ends that must look at bytes). */
   readonly memory: GuestMemory;
   /** Tells what becomes of the start; see DeviceContext.onStart. */
   onStart(tell: (started: boolean) => void): void;
@@ -146,7 +146,7 @@ export interface BlockBackend {
    * reported through {@linkcode BlockClient.onComplete} before this returns.
    */
   drain(): void;
-  /** How many requests {@linkcode drain} would wait for now. Absent for storage that takes them out of flight instead. */
+  /** Number of requests that {@linkcode drain} would wait for now. Absent for storage that takes them out of flight instead. */
   unfinished?(): number;
   /**
    * Sets the logical cache mode, as WCE does.
@@ -172,7 +172,7 @@ export interface BlockBackend {
   /** Counters by name, for metrics. */
   counters?(): Readonly<Record<string, number>>;
   /**
-   * What a back end of the same kind must know to go on. Called when nothing is in flight; changes nothing.
+   * Tells what a back end of the same kind must know to go on. Called when nothing is in flight; changes nothing.
    * Absent, as the next, for one that stays where it is.
    *
    * @throws {Error} While requests are in flight

@@ -1,5 +1,5 @@
 /**
- * What every kind of storage counts.
+ * Counters of every kind of storage.
  *
  * @module
  */

@@ -35,17 +35,17 @@ export type OpenBlock<O> = (
 export interface BlockDriver<O extends object> {
   /** Its options. One is called as the kind is, and chooses it. */
   readonly options: Options<O>;
-  /** What it counts. */
+  /** Counters of the kind. */
   readonly counters: CounterTable;
   /** Loads what opens it. */
   readonly load: () => Promise<OpenBlock<O>>;
   /** Looks at what the options name, and opens nothing. @throws {Error} For what cannot work, with the remedy */
   readonly check?: (options: O) => Promise<void>;
-  /** What the storage can be told by in every run; null when it does not outlive the process. */
+  /** Words that name the storage in every run; null when it does not outlive the process. */
   readonly identity: (options: O) => string | null;
 }
 
-/** What every kind of storage has. */
+/** Options of every kind of storage. */
 export const COMMON_FIELDS = {
   readonly: onOff("readonly", { help: "refuse every write", default: "off" }),
   logicalBlockBytes: oneOf("block-size", [512, 4096], {
@@ -62,13 +62,13 @@ export type CommonBlockOptions = {
   readonly [K in keyof typeof COMMON_FIELDS]: Infer<typeof COMMON_FIELDS[K]>;
 };
 
-/** What storage has that can give space back. */
+/** Options of storage that can give space back. */
 export const DISCARD = oneOf("discard", ["unmap", "ignore"], {
   help: "give space back that the guest says it does not need, or keep it",
   default: "unmap",
 });
 
-/** What storage has that others answer for. */
+/** Options of storage that others answer for. */
 export const TIMEOUT = integer("timeout", {
   syntax: "seconds",
   help: "fail requests that are not answered by then; 0 waits for ever",

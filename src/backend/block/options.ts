@@ -53,7 +53,7 @@ export const BLOCK_OPTIONS = oneOfKinds(
   "storage",
 );
 
-/** What holds a controller's blocks; plain data that can be sent to a Worker. */
+/** Storage of a controller's blocks; plain data that can be sent to a Worker. */
 export type BlockOptions = Infer<typeof BLOCK_OPTIONS>;
 
 /**
@@ -69,7 +69,7 @@ export function parseBlockOptions(reader: StateReader): BlockOptions {
   return reader.fields as unknown as BlockOptions;
 }
 
-/** How the kind of storage that was chosen declares itself. */
+/** Declaration of the kind of storage that was chosen. */
 export function blockDriver(options: BlockOptions): BlockDriver<BlockOptions> {
   return BLOCK_DRIVERS[options.kind] as unknown as BlockDriver<BlockOptions>;
 }

@@ -10,7 +10,7 @@ export class RequestQueue<T> {
   #head = 0;
   #length = 0;
 
-  /** How many wait. */
+  /** Number of those that wait. */
   get length(): number {
     return this.#length;
   }

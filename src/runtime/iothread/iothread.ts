@@ -17,10 +17,10 @@ export interface IOThreadListener {
   onSilence(silent: boolean): void;
 }
 
-/** What an IOThread says when it runs. */
+/** Message of an IOThread that runs. */
 type Ready = Extract<Notice, { kind: "ready" }>;
 
-/** How long a thread may take to answer a question. */
+/** Time a thread may take to answer a question. */
 const ANSWER_TIMEOUT_MS = 2000;
 
 /** Waits for a promise to settle; tells whether it has in time. */
@@ -52,11 +52,11 @@ export class IOThread {
   readonly #listener: IOThreadListener;
   readonly #pending = new Map<number, Pending>();
   readonly #ready = Promise.withResolvers<Ready>();
-  /** Why no request is taken any more. */
+  /** Reason why no request is taken any more. */
   #ended: Error | null = null;
   #nextId = 1;
   #silent = false;
-  /** Where other threads reach it, as long as there is something to close there. */
+  /** Address of the thread for others, as long as there is something to close there. */
   #mailbox: Mailbox | null = null;
 
   /** @param index Its number in the process, from 0; its thread is named after it */
@@ -80,7 +80,7 @@ export class IOThread {
     return (await this.#ready.promise).threadId;
   }
 
-  /** Where other threads reach it. */
+  /** Address of the thread for others. */
   async mailbox(): Promise<Mailbox> {
     return (await this.#ready.promise).mailbox;
   }
@@ -102,7 +102,7 @@ export class IOThread {
     return await promise as ReplyOf[R["kind"]];
   }
 
-  /** Whether it has not answered a question in time, and has not yet since. */
+  /** True if it has not answered a question in time, and has not yet since. */
   get silent(): boolean {
     return this.#silent;
   }

@@ -1,5 +1,5 @@
 /**
- * What the main thread and an IOThread say to each other. Everything here is structured-clone-able.
+ * Messages between the main thread and an IOThread. Everything here is structured-clone-able.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import type { CallLine, Mailbox } from "./thread_calls.ts";
 import type { ThreadMetrics } from "../metrics/metrics.ts";
 
 /**
- * How long a thread polls at most before it sleeps, in microseconds, unless told.
+ * Longest time that a thread polls before it sleeps, in microseconds, unless told.
  *
  * Measured: a register read of a client that sleeps takes 20 µs instead of 72 (`deno task bench region`), a guest under
  * TCG on two cores is as fast with it as without, within the noise (`guest-net`, `guest-disk`), and a quiet device costs
@@ -48,7 +48,7 @@ export type Request =
     readonly kind: "configure";
     /** Longest polling before the thread sleeps, in microseconds. */
     readonly pollMaxUs: number;
-    /** How long a client may take until a version is agreed, in milliseconds. */
+    /** Time a client may take until a version is agreed, in milliseconds. */
     readonly helloTimeoutMs: number;
     /** See {@linkcode DeviceHostOptions.prealloc}. */
     readonly prealloc: boolean;
@@ -59,7 +59,7 @@ export type Request =
     readonly kind: "serve";
     readonly device: DeviceSpec;
     readonly debug: boolean;
-    /** What it goes on from; when the request fails, for another attempt. */
+    /** State it goes on from; when the request fails, for another attempt. */
     readonly saved?: SavedHost;
     /** The threads that serve its queues with this one, each of which has joined. */
     readonly threads?: QueuePlan;
@@ -85,7 +85,7 @@ export type Request =
     readonly device: string;
     readonly threads?: QueuePlan;
   }
-  /** Which queues of a device stay together. */
+  /** Groups of a device's queues that stay together. */
   | { readonly kind: "queueGroups"; readonly device: string }
   | { readonly kind: "release"; readonly device: string }
   | { readonly kind: "handOver"; readonly device: string }
@@ -103,7 +103,7 @@ export type Request =
   | { readonly kind: "metrics" }
   | { readonly kind: "stop" };
 
-/** What a request is answered with. */
+/** Answers to requests. */
 export interface ReplyOf {
   configure: null;
   serve: null;
@@ -111,7 +111,7 @@ export interface ReplyOf {
   join: null;
   leave: null;
   prepare: null;
-  /** How many requests are in flight. */
+  /** Number of requests that are in flight. */
   hold: number;
   place: null;
   queueGroups: readonly number[];
@@ -135,9 +135,9 @@ export interface DeviceDescription {
   readonly clientPid: number | null;
   /** Commands and their help. */
   readonly commands: Readonly<Record<string, string>>;
-  /** What its vfio-user server has counted. */
+  /** Counts of its server. */
   readonly connection: Readonly<Record<string, number>>;
-  /** What it has counted itself. */
+  /** Counts of the model. */
   readonly counters: Readonly<Record<string, number>>;
 }
 
@@ -171,7 +171,7 @@ export type Notice =
     readonly wakeFd: number;
     /** The thread as the kernel knows it. */
     readonly threadId: number;
-    /** Where other threads reach it. */
+    /** Address of the thread for others. */
     readonly mailbox: Mailbox;
   }
   | { readonly kind: "reply"; readonly id: number; readonly value: unknown }

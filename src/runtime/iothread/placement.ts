@@ -1,5 +1,5 @@
 /**
- * Which IOThread a device lives on.
+ * Placement of devices on IOThreads.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { formatCpus } from "../../os/mod.ts";
 import { IOTHREADS_MAX } from "./bounds.ts";
 
-/** What is to be placed. */
+/** Device to be placed. */
 export interface Placeable {
   /** The device's name, for messages. */
   readonly id: string;
@@ -15,7 +15,7 @@ export interface Placeable {
   readonly iothreads?: readonly number[];
 }
 
-/** Where a device is: all there is of it but some queues, and each group of those, in turns. */
+/** Place of a device: of all there is of it but some queues, and of each group of those, in turns. */
 export interface Place {
   /** Number of the IOThread it lives on. */
   readonly iothread: number;
@@ -33,7 +33,7 @@ export function threadsOf(place: Place): readonly number[] {
   return [place.iothread, ...otherThreads(place)];
 }
 
-/** Whether two places are the same. */
+/** True if two places are the same. */
 export function isSamePlace(one: Place, other: Place): boolean {
   const groups = Math.max(one.queues.length, other.queues.length);
   const at = ({ queues }: Place, group: number) =>
@@ -46,7 +46,7 @@ export function isSamePlace(one: Place, other: Place): boolean {
 }
 
 /**
- * Where a device is when one of its queues, with those that stay with it, has moved.
+ * Place of a device after one of its queues, with those that stay with it, has moved.
  *
  * @param groups Of its queues by number, see {@linkcode PciDevice.queueGroups}; negative for those that stay with the
  * device
@@ -186,7 +186,7 @@ export function checkIOThreads(
 }
 
 /**
- * What is to be said of IOThreads that have fewer CPUs than they are.
+ * Text on IOThreads that have fewer CPUs than they are.
  *
  * @param cpus The CPUs of each
  * @returns One line; null when there are enough

@@ -19,7 +19,7 @@ const ENDS = "it would end every device of the process; throw an Error";
 
 type AnyFunction = (...args: unknown[]) => unknown;
 
-/** What is refused: what it is called, what holds it, and why and what to do. */
+/** Refused functions: name, owner, and why and what to do. */
 const REFUSED: readonly (readonly [string, object, string])[] = [
   ["setTimeout", globalThis, `${WAITS}; use context.loop.timer`],
   ["setInterval", globalThis, `${WAITS}; use context.loop.timer`],

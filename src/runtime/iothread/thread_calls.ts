@@ -13,7 +13,7 @@ import { alignUp, PAGE_SIZE } from "../../core/bits.ts";
 import { Mapping, signalEventFd, viewMemory } from "../../os/mod.ts";
 import { decodePlainData, encodePlainData } from "../../core/plain_data.ts";
 
-/** Where a thread can be reached; the same for all who call it. Travels by postMessage. */
+/** Address of a thread; the same for all who call it. Travels by postMessage. */
 export interface Mailbox {
   /** One 32-bit word, changed and notified whenever there is something for the thread to look at. */
   readonly word: SharedArrayBuffer;
@@ -32,24 +32,24 @@ const LINE = {
   ANSWERED: 1,
   /** {@linkcode OPEN}, or why nobody answers any more. */
   CLOSED: 2,
-  /** Whether the answer is the message of an error. */
+  /** True if the answer is the message of an error. */
   FAILED: 3,
-  /** Where the bytes of the call are, and how many. */
+  /** Address and length of the bytes of the call. */
   CALL_HVA_LOW: 4,
   CALL_HVA_HIGH: 5,
   CALL_LENGTH: 6,
-  /** Where the bytes of the answer are, and how many. */
+  /** Address and length of the bytes of the answer. */
   ANSWER_HVA_LOW: 7,
   ANSWER_HVA_HIGH: 8,
   ANSWER_LENGTH: 9,
-  /** How many bytes of memory the answer has there; 0 before the first, {@linkcode FREED} once it was freed. */
+  /** Number of bytes of memory the answer has there; 0 before the first, {@linkcode FREED} once it was freed. */
   ANSWER_ROOM: 10,
   SIZE: 11,
 } as const;
 
 const ANSWER_TIMEOUT_MS = 10_000;
 const WORD = 0;
-/** Whether calls are answered; after a call was given up it stays so, since what was done about it is not known. */
+/** True if calls are answered; after a call was given up it stays so, since what was done about it is not known. */
 const OPEN = 0;
 const ENDED = 1;
 const GIVEN_UP = 2;
@@ -159,9 +159,9 @@ export interface Caller extends Disposable {
    * @throws {Error} What the handler threw; or that the thread is gone or does not answer
    */
   call(message: unknown): unknown;
-  /** Whether a call was given up: the other thread may be in the midst of it, now or later; no other one is made. */
+  /** True if a call was given up: the other thread may be in the midst of it, now or later; no other one is made. */
   readonly lost: boolean;
-  /** Whether the other thread has ended, or at least its end of the line: it is in the midst of nothing. */
+  /** True if the other thread has ended, or at least its end of the line: it is in the midst of nothing. */
   readonly ended: boolean;
   /** Says that no more calls will come. */
   close(): void;
@@ -172,7 +172,7 @@ interface Served {
   readonly from: Mailbox;
   readonly handler: (message: unknown) => unknown;
   readonly answer: MessageBuffer;
-  /** Whether a call is being handled: while that waits for others, it must not be begun again. */
+  /** True if a call is being handled: while that waits for others, it must not be begun again. */
   busy: boolean;
 }
 
@@ -191,7 +191,7 @@ export class ThreadCalls implements Disposable {
     this.#watch = loop.watchEventFd(mailbox.eventFd, () => this.#look());
   }
 
-  /** Where this thread can be reached. */
+  /** Address of this thread. */
   get mailbox(): Mailbox {
     return this.#mailbox;
   }

@@ -83,7 +83,7 @@ const sites = new Map<string, Disposable>();
 const mailboxFd = createEventFd();
 const calls = new ThreadCalls(loop, createMailbox(mailboxFd.number));
 let helloTimeoutMs = HELLO_TIMEOUT_MS;
-/** How many messages were announced and not yet taken. */
+/** Number of messages that were announced and not yet taken. */
 let announced = 0;
 /** See {@linkcode DeviceHostOptions.prealloc}. */
 let prealloc = false;
@@ -265,7 +265,7 @@ async function nextRequest(): Promise<NumberedRequest> {
   return inbox.shift()!;
 }
 
-/** How long the loop runs at a time while a model is loaded. */
+/** Time the loop runs at a time while a model is loaded. */
 const SLICE_MS = 1;
 
 /** Loads a model; where devices are served already, they go on meanwhile. */

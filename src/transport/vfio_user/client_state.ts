@@ -1,5 +1,5 @@
 /**
- * What a server knows of its client, for its successor, while the client waits and notices nothing. Plain data; the
+ * State of a server and its client, for a successor, while the client waits and notices nothing. Plain data; the
  * descriptors are in a resource bag.
  *
  * @module
@@ -14,7 +14,7 @@ import type { Agreement } from "./version.ts";
 
 /** Descriptors received that no command has used yet. */
 export interface FdsState {
-  /** How many came; those taken since are not in the bag. */
+  /** Number of descriptors that came; those taken since are not in the bag. */
   readonly count: number;
   /** See {@linkcode FdList.truncated}. */
   readonly truncated: boolean;
@@ -30,9 +30,9 @@ export interface ConnectionState {
   readonly later: FdsState & { readonly at: number } | null;
   /** Bytes not sent yet. */
   readonly unsent: Uint8Array;
-  /** How many of them are left of a message of which a part is sent; 0 when they begin with a whole one. */
+  /** Number of bytes left of a message of which a part is sent; 0 when they begin with a whole one. */
   readonly sendLeft: number;
-  /** How many descriptors, `queued.i.j`, are to go with the messages at these offsets of the unsent bytes. */
+  /** Numbers of descriptors, `queued.i.j`, that go with the messages at these offsets of the unsent bytes. */
   readonly queuedFds: readonly {
     readonly at: number;
     readonly count: number;
@@ -49,7 +49,7 @@ export interface IrqsState {
 export interface RegionProgress {
   /** Bytes of a region access, or writes of several, that are done. */
   readonly done: number;
-  /** What was read. */
+  /** Bytes that were read. */
   readonly data: Uint8Array<ArrayBuffer> | null;
 }
 
@@ -59,12 +59,12 @@ export interface BellsState {
   readonly count: number;
 }
 
-/** What exists once a version is agreed. */
+/** Parts that exist once a version is agreed. */
 export interface CommandsState {
   readonly agreement: Agreement;
-  /** Whether the client has shown whether its main memory is shared. */
+  /** True if the client has shown whether its main memory is shared. */
   readonly sharedSeen: boolean;
-  /** How far the region access at hand has come. */
+  /** Progress of the region access at hand. */
   readonly progress: RegionProgress;
   readonly irqs: IrqsState;
   readonly doorbells: readonly BellsState[];
@@ -75,9 +75,9 @@ export interface SessionState {
   readonly connection: ConnectionState;
   /** Null before a version is agreed. */
   readonly commands: CommandsState | null;
-  /** Whether the client was warned about already. */
+  /** True if the client was warned about already. */
   readonly warned: boolean;
-  /** Whether a part of the first message of the connection is done. */
+  /** True if a part of the first message of the connection is done. */
   readonly underway: boolean;
 }
 
@@ -90,10 +90,10 @@ export interface ServerState {
   readonly client: {
     readonly pid: number;
     readonly session: SessionState;
-    /** Whether it was said that somebody else is waiting. */
+    /** True if it was said that somebody else is waiting. */
     readonly othersTold: boolean;
   } | null;
-  /** Whether it was said that nobody can be accepted. */
+  /** True if it was said that nobody can be accepted. */
   readonly acceptFailed: boolean;
 }
 

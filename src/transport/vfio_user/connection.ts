@@ -25,16 +25,16 @@ import {
 import { FdList } from "./fd_list.ts";
 import { SocketWrites } from "../../pci/socket_writes.ts";
 
-/** How many messages are handled before others on the loop have their turn. */
+/** Number of messages that are handled before others on the loop have their turn. */
 export const MESSAGES_PER_TURN = 64;
 
 /**
- * How many bytes are received and sent before others have their turn; the message that reaches it is the last. A
+ * Number of bytes that are received and sent before others have their turn; the message that reaches it is the last. A
  * large access to a register takes as many calls of the device model as it has words.
  */
 export const BYTES_PER_TURN = 65_536;
 
-/** How long messages are handled before others on the loop have their turn, in milliseconds; a step may take longer. */
+/** Time for which messages are handled before others on the loop have their turn, in milliseconds; a step may take longer. */
 const TURN_MS = 2;
 
 const HUNG_UP = "it closed the connection";
@@ -42,7 +42,7 @@ const HUNG_UP = "it closed the connection";
 /** The room to receive into beside the largest message, in bytes. */
 const RECEIVE_SLACK = 65_536;
 
-/** What becomes of a message. */
+/** Fate of a message. */
 export const Handled = {
   DONE: 0,
   /** It is given again in a later turn of the loop, before any other. */
@@ -53,7 +53,7 @@ export const Handled = {
 /** One of {@linkcode Handled}. */
 export type Handled = typeof Handled[keyof typeof Handled];
 
-/** What a connection tells its owner. */
+/** Owner of a connection, which is told of its events. */
 export interface ConnectionHandler {
   /**
    * A whole message is in {@linkcode Connection.incoming}, its descriptors in {@linkcode Connection.fds};
@@ -110,7 +110,7 @@ export class Connection {
   /** Unhandled bytes are from #start to #end. */
   #start = 0;
   #end = 0;
-  /** Whether whole messages may be among them. */
+  /** True if whole messages may be among them. */
   #backlog = false;
   /** Unsent bytes are from #sendStart to #sendEnd. */
   #sendStart = 0;
@@ -121,7 +121,7 @@ export class Connection {
   #turnBytes = 0;
   #turnEndsMs = 0;
   #running = false;
-  /** Whether the first message waits for {@linkcode Connection.resume}. */
+  /** True if the first message waits for {@linkcode Connection.resume}. */
   #waiting = false;
   #closeReason: string | null = null;
 
@@ -196,7 +196,7 @@ export class Connection {
     this.#again.schedule();
   }
 
-  /** What a connection that goes on with this socket must know. Only between two turns, and not on a closed connection. */
+  /** State that a connection that goes on with this socket must know. Only between two turns, and not on a closed connection. */
   save(bag: ResourceBag): ConnectionState {
     bag.put("socket", this.#fd.number);
     const laterAt = this.#laterAt - this.#start;
@@ -235,17 +235,17 @@ export class Connection {
     return this.#fds;
   }
 
-  /** Where to compose the next message in {@linkcode Connection.outgoing}; there is room for the largest. */
+  /** Offset of the next message in {@linkcode Connection.outgoing}; there is room for the largest. */
   get outAt(): number {
     return this.#sendEnd;
   }
 
-  /** Whether the connection has ended. */
+  /** True if the connection has ended. */
   get closed(): boolean {
     return this.#closeReason !== null;
   }
 
-  /** Whether the messages handled in this turn of the loop have taken their time. */
+  /** True if the messages handled in this turn of the loop have taken their time. */
   get turnOver(): boolean {
     return this.#loop.now() >= this.#turnEndsMs;
   }
@@ -270,7 +270,7 @@ export class Connection {
     if (at === this.#sendStart) this.#flush();
   }
 
-  /** What is done from here on counts as done in this turn of the loop. */
+  /** Begins a turn of the loop, whose work is bounded. */
   beginTurn(): void {
     this.#turnEndsMs = this.#loop.now() + TURN_MS;
   }
@@ -490,7 +490,7 @@ export class Connection {
     this.send(HEADER.SIZE);
   }
 
-  /** Whether the largest message fits behind what waits to be sent. */
+  /** True if the largest message fits behind what waits to be sent. */
   #hasRoom(): boolean {
     const capacity = this.#sendBuffer.lengthBytes;
     if (capacity - this.#sendEnd >= this.maxMessageBytes) return true;

@@ -1,5 +1,5 @@
 /**
- * What a server counts.
+ * Counters of a server.
  *
  * @module
  */
@@ -36,7 +36,7 @@ export const CONNECTION_COUNTERS = {
   )],
 } satisfies CounterTable;
 
-/** What a server has counted. */
+/** Counts of a server. */
 export type Counters = {
   -readonly [K in keyof typeof CONNECTION_COUNTERS]: number;
 };

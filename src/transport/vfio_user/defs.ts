@@ -76,7 +76,7 @@ export function commandName(command: number): string {
 // Header (section "Header").
 
 /**
- * What every message begins with.
+ * Fields that every message begins with.
  *
  * ```text
  * struct { u16 msg_id; u16 cmd; u32 msg_size (header included); u32 flags; u32 error_no }
@@ -205,7 +205,7 @@ export const VFIO_PCI_ROM_REGION_INDEX = 6;
 export const VFIO_PCI_CONFIG_REGION_INDEX = 7;
 /** Region index of the legacy VGA ranges. */
 export const VFIO_PCI_VGA_REGION_INDEX = 8;
-/** How many regions a PCI device has. */
+/** Number of regions a PCI device has. */
 export const VFIO_PCI_NUM_REGIONS = 9;
 
 /** Interrupt index of INTA#. */
@@ -218,7 +218,7 @@ export const VFIO_PCI_MSIX_IRQ_INDEX = 2;
 export const VFIO_PCI_ERR_IRQ_INDEX = 3;
 /** Interrupt index of the request to give the device back. */
 export const VFIO_PCI_REQ_IRQ_INDEX = 4;
-/** How many interrupt indices a PCI device has. */
+/** Number of interrupt indices a PCI device has. */
 export const VFIO_PCI_NUM_IRQS = 5;
 
 // DEVICE_GET_REGION_INFO.
@@ -250,7 +250,7 @@ export const VFIO_REGION_INFO_FLAG_MMAP = 1 << 2;
 export const VFIO_REGION_INFO_FLAG_CAPS = 1 << 3;
 
 /**
- * What every capability of a region info begins with.
+ * Fields that every capability of a region info begins with.
  *
  * ```text
  * struct { u16 id; u16 version; u32 next (from the start of the region info; 0 ends the list) }

@@ -68,7 +68,7 @@ function checkRange(iova: number, lengthBytes: number, offset: number): void {
   }
 }
 
-/** How many ranges are unmapped between two looks at the clock. */
+/** Number of ranges that are unmapped between two looks at the clock. */
 const UNMAP_STEP = 16;
 
 /**
@@ -93,7 +93,7 @@ export class DmaCommands {
   readonly #maxDmaMaps: number;
   readonly #onUnsharedMemory: () => void;
   readonly #log: Log;
-  /** Whether the log tells of memory that may end the process, and of such that may be cut. */
+  /** True if the log tells of memory that may end the process, and of such that may be cut. */
   #overcommitTold = false;
   #unsealedTold = false;
   #sharedSeen: boolean;
@@ -118,7 +118,7 @@ export class DmaCommands {
     this.#sharedSeen = sharedSeen;
   }
 
-  /** Whether the client has shown whether its main memory is shared. */
+  /** True if the client has shown whether its main memory is shared. */
   get sharedSeen(): boolean {
     return this.#sharedSeen;
   }
@@ -158,7 +158,7 @@ export class DmaCommands {
     return 0;
   }
 
-  /** What can be known of a file that was just mapped, once per client. */
+  /** Tells what can be known of a file that was just mapped, once per client. */
   #tellRisks(fd: number): void {
     if (!this.#unsealedTold && !isLengthSealed(fd)) {
       this.#unsealedTold = true;
@@ -180,7 +180,7 @@ export class DmaCommands {
     this.#onUnsharedMemory();
   }
 
-  /** Whether a DMA_UNMAP is of memory that unfinished requests use. */
+  /** True if a DMA_UNMAP is of memory that unfinished requests use. */
   mustSettle(request: Request, pci: PciFunction): boolean {
     if (request.lengthBytes < DMA_UNMAP.SIZE) return false;
     const { in: view, at } = request;

@@ -56,7 +56,7 @@ class Bell {
 interface Bells {
   /** Null for one that the device itself watches. */
   readonly fds: (Fd | null)[];
-  /** What the client is given. */
+  /** Descriptors that the client is given. */
   readonly numbers: number[];
   readonly watches: FdWatch[];
   /** Null for one that the device itself watches. */

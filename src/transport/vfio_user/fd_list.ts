@@ -11,10 +11,10 @@ import type { FdsState } from "./client_state.ts";
 export class FdList {
   readonly #fds = new Int32Array(SCM_MAX_FD);
   #count = 0;
-  /** Whether descriptors were lost on the way, because this process may open no more. */
+  /** True if descriptors were lost on the way, because this process may open no more. */
   truncated = false;
 
-  /** How many came; taken ones count. */
+  /** Number of descriptors that came; taken ones count. */
   get count(): number {
     return this.#count;
   }

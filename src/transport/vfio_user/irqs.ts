@@ -41,7 +41,7 @@ import {
 import { checkArgsz, invalid, type Request } from "./request.ts";
 
 const NO_FD = -1;
-/** How often an unmask eventfd may be readable and hold nothing before it is taken for something else. */
+/** Number of times an unmask eventfd may be readable and hold nothing before it is taken for something else. */
 const EMPTY_READS_MAX = 64;
 
 /** The vectors of one interrupt index. */
@@ -345,7 +345,7 @@ export class Irqs implements IrqSink {
     this.#interrupts.retry(index, vector, 1);
   }
 
-  /** Whether a change applies to its vector `i`: always, or where the byte for it is set. */
+  /** True if a change applies to its vector `i`: always, or where the byte for it is set. */
   #applies(request: Request, change: Change, i: number): boolean {
     return change.data === VFIO_IRQ_SET_DATA_NONE ||
       request.in.getUint8(request.at + IRQ_SET.DATA + i) !== 0;

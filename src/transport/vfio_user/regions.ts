@@ -37,7 +37,7 @@ const STEP_BYTES = 64;
 /** Writes of REGION_WRITE_MULTI that are done between two looks at the clock. */
 const STEP_WRITES = 16;
 
-/** How much of an access is done in a step: configuration space takes each in one piece, and is small. */
+/** Bytes of an access that are done in a step: configuration space takes each in one piece, and is small. */
 function stepBytes(region: number, offset: number, left: number): number {
   return region === VFIO_PCI_CONFIG_REGION_INDEX
     ? left
@@ -71,7 +71,7 @@ export class Regions {
     }
   }
 
-  /** How far the command at hand has come. */
+  /** Progress of the command at hand. */
   get progress(): RegionProgress {
     return { done: this.#done, data: this.#data };
   }
@@ -181,20 +181,20 @@ export class Regions {
     return REGION_ACCESS.SIZE + count;
   }
 
-  /** Whether a REGION_READ is done in one step, whatever comes of it. */
+  /** True if a REGION_READ is done in one step, whatever comes of it. */
   readsAtOnce({ in: view, at, lengthBytes }: Request): boolean {
     return lengthBytes < REGION_ACCESS.SIZE ||
       view.getUint32(at + REGION_ACCESS.COUNT, true) <= STEP_BYTES;
   }
 
-  /** Whether a message is a REGION_WRITE to a BAR. */
+  /** True if a message is a REGION_WRITE to a BAR. */
   isBarWrite(message: DataView): boolean {
     return message.getUint16(HEADER.CMD, true) === VFIO_USER_REGION_WRITE &&
       message.getUint32(HEADER.SIZE + REGION_ACCESS.REGION, true) !==
         VFIO_PCI_CONFIG_REGION_INDEX;
   }
 
-  /** Whether a REGION_WRITE ends requests that are in flight. */
+  /** True if a REGION_WRITE ends requests that are in flight. */
   mustSettle(request: Request): boolean {
     if (this.#check(request) < 0) return false;
     const { in: view, at } = request;
@@ -209,7 +209,7 @@ export class Regions {
       );
   }
 
-  /** Whether one of the writes of a REGION_WRITE_MULTI does. */
+  /** True if one of the writes of a REGION_WRITE_MULTI does. */
   mustSettleMulti(request: Request): boolean {
     const { in: view, at } = request;
     const end = at + request.lengthBytes;

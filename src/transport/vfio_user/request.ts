@@ -1,5 +1,5 @@
 /**
- * What a command handler is given, and how it answers.
+ * Request as a command handler sees it, and the means of answering.
  *
  * @module
  */
@@ -14,7 +14,7 @@ import type { FdList } from "./fd_list.ts";
  * control path throw {@linkcode ErrnoError}; those of the data path return −errno.
  */
 export interface Request {
-  /** Where the payload is. */
+  /** Payload of the request. */
   in: DataView<ArrayBuffer>;
   /** Offset of the payload. */
   at: number;
@@ -22,13 +22,13 @@ export interface Request {
   lengthBytes: number;
   /** Descriptors that came along; those not taken are closed afterwards. */
   fds: FdList;
-  /** Where the reply's payload goes. */
+  /** Payload of the reply. */
   readonly out: DataView<ArrayBuffer>;
   /** Offset of the reply's payload. */
   outAt: number;
   /** Descriptors to send with the reply; they stay the handler's, open until the connection ends. */
   outFds: readonly number[] | undefined;
-  /** Whether it is others' turn: a handler with more to do than a few steps then returns {@linkcode UNFINISHED}. */
+  /** True if it is others' turn: a handler with more to do than a few steps then returns {@linkcode UNFINISHED}. */
   isTurnOver(): boolean;
 }
 

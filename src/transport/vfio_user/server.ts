@@ -32,7 +32,7 @@ import type { ServerLimits } from "./version.ts";
 /** While somebody is served, the first who waits is worth a word. */
 const OTHERS = Epoll.IN | Epoll.ONESHOT;
 
-/** How long to leave waiting clients alone after accepting one has failed. */
+/** Time to leave waiting clients alone after accepting one has failed. */
 const ACCEPT_RETRY_MS = 100;
 
 const DEFAULT_LIMITS: ServerLimits = {
@@ -42,7 +42,7 @@ const DEFAULT_LIMITS: ServerLimits = {
   maxMsgFds: 16,
 };
 
-/** What a server works with. */
+/** Parts that a server works with. */
 export interface VfioUserServerOptions {
   /** The loop that the device lives on. */
   readonly loop: EventLoop;
@@ -56,11 +56,11 @@ export interface VfioUserServerOptions {
   readonly interrupts: PciInterrupts;
   /** Its guest memory, which clients fill. */
   readonly memory: DmaMemory;
-  /** How long a client may take until a version is agreed, in milliseconds; {@linkcode HELLO_TIMEOUT_MS} unless told. */
+  /** Time a client may take until a version is agreed, in milliseconds; {@linkcode HELLO_TIMEOUT_MS} unless told. */
   readonly helloTimeoutMs?: number;
   /** Counts what clients send, for the function; its own without it. */
   readonly writes?: SocketWrites;
-  /** What clients may ask for at most. */
+  /** Most that clients may ask for. */
   readonly limits?: Partial<ServerLimits>;
   /** A client maps its main memory without sharing it, so the device will not reach it; once a client at most. */
   readonly onUnsharedMemory?: () => void;
@@ -70,7 +70,7 @@ export interface VfioUserServerOptions {
     event: "connected" | "gone",
     reason?: string,
   ) => void;
-  /** What {@linkcode VfioUserServer.save} gave, to go on from there: with the same client, who is not announced again. */
+  /** Result of {@linkcode VfioUserServer.save}, to go on from there: with the same client, who is not announced again. */
   readonly saved?: Saved<ServerState>;
 }
 
@@ -92,7 +92,7 @@ export class VfioUserServer implements Disposable {
   readonly #counters = countersFrom(CONNECTION_COUNTERS);
   #session: Session | null = null;
   #clientPid = 0;
-  /** Whether it was said that another client is waiting: the watch of the listener, one-shot then, has fired. */
+  /** True if it was said that another client is waiting: the watch of the listener, one-shot then, has fired. */
   #othersTold = false;
   #watch: FdWatch | null = null;
   #retry: Timer | null = null;
@@ -148,12 +148,12 @@ export class VfioUserServer implements Disposable {
     return this.#session === null ? null : this.#clientPid;
   }
 
-  /** Whether a command of the client waits for requests in flight, so that the server cannot be saved. */
+  /** True if a command of the client waits for requests in flight, so that the server cannot be saved. */
   get waiting(): boolean {
     return this.#session?.waiting ?? false;
   }
 
-  /** What a server that goes on with client and files must know. Between two turns; {@linkcode leave} follows. */
+  /** State that a server that goes on with client and files must know. Between two turns; {@linkcode leave} follows. */
   save(bag: ResourceBag): ServerState {
     // Of a client that has gone there is nothing to tell.
     this.#session?.finish();
@@ -195,7 +195,7 @@ export class VfioUserServer implements Disposable {
     this.close();
   }
 
-  /** What was counted since the server was made, over all clients. */
+  /** Counts since the server was made, over all clients. */
   counters(): Readonly<Record<string, number>> {
     return { ...this.#counters };
   }
@@ -224,7 +224,7 @@ export class VfioUserServer implements Disposable {
     this.#serve(fd);
   }
 
-  /** Whoever waits goes on waiting, and so would the loop find it without end: it looks away for a while. */
+  /** Looks away for a while: whoever waits goes on waiting, and the loop would find it without end. */
   #onAcceptFailed(error: unknown): void {
     this.#watch?.setEvents(0);
     this.#retry?.arm(ACCEPT_RETRY_MS);

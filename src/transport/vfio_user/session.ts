@@ -52,11 +52,11 @@ import { checkArgsz, invalid, type Request, UNFINISHED } from "./request.ts";
 import { Settling } from "./settling.ts";
 import { type Agreement, negotiate, type ServerLimits } from "./version.ts";
 
-/** How long what a client left is unmapped before others on the loop have their turn, in milliseconds. */
+/** Time for which what a client left is unmapped before others on the loop have their turn, in milliseconds. */
 const FORGET_MS = 2;
 
 /**
- * How long a command may wait for requests in flight, in milliseconds: QEMU gives up on a reply after 5 s, in which its
+ * Time a command may wait for requests in flight, in milliseconds: QEMU gives up on a reply after 5 s, in which its
  * guest stands still.
  */
 const SETTLE_MS = 4000;
@@ -67,7 +67,7 @@ const MESSAGE_BYTES_MIN = 65_536;
 /** Of a command that is carried out later. */
 const NO_FDS = new FdList();
 
-/** What a session works with. */
+/** Parts that a session works with. */
 export interface SessionOptions {
   readonly loop: Loop;
   readonly log: Log;
@@ -78,7 +78,7 @@ export interface SessionOptions {
   readonly memory: DmaMemory;
   readonly files: RegionFiles;
   readonly limits: ServerLimits;
-  /** How long the client may take until a version is agreed, in milliseconds. */
+  /** Time the client may take until a version is agreed, in milliseconds. */
   readonly helloTimeoutMs: number;
   /** Counts what the client sends. */
   readonly writes: SocketWrites;
@@ -87,11 +87,11 @@ export interface SessionOptions {
   readonly onUnsharedMemory: () => void;
   /** The client has gone; everything it brought is gone too. */
   readonly onClose: (reason: string) => void;
-  /** What {@linkcode Session.save} gave of this socket, to go on from there. */
+  /** Result of {@linkcode Session.save} of this socket, to go on from there. */
   readonly saved?: Saved<SessionState>;
 }
 
-/** What exists once a version is agreed. */
+/** Parts that exist once a version is agreed. */
 interface Commands {
   readonly agreement: Agreement;
   readonly dma: DmaCommands;
@@ -126,12 +126,12 @@ export class Session implements ConnectionHandler {
   readonly #request: Request;
   readonly #counters: Counters;
   #commands: Commands | null = null;
-  /** Whether the command at hand failed by a fault of ours. */
+  /** True if the command at hand failed by a fault of ours. */
   #fault = false;
   #warned = false;
   /** Ends a client that agrees on no version: it keeps others from the device. */
   readonly #hello: Timer;
-  /** Whether a part of the command at hand is done. */
+  /** True if a part of the command at hand is done. */
   #underway = false;
   /** The command that waits for requests in flight, or is carried out after that: the whole message. */
   #deferred: DataView<ArrayBuffer> | null = null;
@@ -140,7 +140,7 @@ export class Session implements ConnectionHandler {
   readonly #deferredAgain: BottomHalf;
   /** Goes on with what is to be done after the client has gone. */
   readonly #forget: BottomHalf;
-  /** Why the client has gone, as long as something is to be done about it. */
+  /** Reason why the client has gone, as long as something is to be done about it. */
   #goneReason: string | null = null;
 
   /**
@@ -205,7 +205,7 @@ export class Session implements ConnectionHandler {
     this.#options.interrupts.connect(this.#commands.irqs);
   }
 
-  /** What a session that goes on with this client must know, but for its memory. The client notices nothing. */
+  /** State that a session that goes on with this client must know, but for its memory. The client notices nothing. */
   save(bag: ResourceBag): SessionState {
     const commands = this.#commands;
     return {
@@ -222,7 +222,7 @@ export class Session implements ConnectionHandler {
     };
   }
 
-  /** Whether a command waits for requests in flight, so that the session cannot be saved. */
+  /** True if a command waits for requests in flight, so that the session cannot be saved. */
   get waiting(): boolean {
     return this.#deferred !== null;
   }
@@ -295,13 +295,13 @@ export class Session implements ConnectionHandler {
     return true;
   }
 
-  /** Whether a command is handled before the deferred one. */
+  /** True if a command is handled before the deferred one. */
   #overtakes(command: number, request: Request): boolean {
     return command === VFIO_USER_REGION_READ && !this.#underway &&
       this.#commands!.regions.readsAtOnce(request);
   }
 
-  /** Whether a command is to wait for requests in flight. */
+  /** True if a command is to wait for requests in flight. */
   #mustSettle(command: number, request: Request): boolean {
     if (this.#commands === null || request.fds.truncated) return false;
     switch (command) {

@@ -7,7 +7,7 @@
 import type { Loop, Timer } from "../../loop/event_loop.ts";
 import type { PciFunction } from "../../pci/function.ts";
 
-/** How often is looked, in milliseconds. */
+/** Interval of the looks, in milliseconds. */
 const LOOK_MS = 1;
 
 /**
@@ -32,7 +32,7 @@ export class Settling {
     this.#timer = loop.timer(() => this.#look());
   }
 
-  /** Whether it holds the function. */
+  /** True if it holds the function. */
   get active(): boolean {
     return this.#active;
   }

@@ -72,14 +72,14 @@ function mapsMax(): number {
 }
 
 /**
- * How many mappings one client may have: the kernel gives a process so many (vm.max_map_count), and one client must
+ * Number of mappings one client may have: the kernel gives a process so many (vm.max_map_count), and one client must
  * not take them all.
  */
 function dmaMapsMax(): number {
   return Math.min(65_535, mapsMax() >> 2);
 }
 
-/** What exists once there is a device. */
+/** Parts that exist once there is a device. */
 interface Attached {
   readonly device: PciDevice;
   readonly pci: PciFunction;
@@ -93,7 +93,7 @@ class VfioUserTransport implements Transport {
   readonly savedDevice: SavedDevice | undefined;
   readonly #options: TransportOptions;
   readonly #virtio = new VirtioPort();
-  /** What it goes on from; null once it does, or without a predecessor. */
+  /** State it goes on from; null once it does, or without a predecessor. */
   #state: VfioUserState | null = null;
   #given: VirtioDevice | PciDevice | null = null;
   #attached: Attached | null = null;

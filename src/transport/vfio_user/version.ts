@@ -13,7 +13,7 @@ import {
 } from "./defs.ts";
 import { invalid } from "./request.ts";
 
-/** What this server takes at most. */
+/** Most that this server takes. */
 export interface ServerLimits {
   /** The most bytes one region access moves. */
   readonly maxDataXferSize: number;
@@ -23,7 +23,7 @@ export interface ServerLimits {
   readonly maxMsgFds: number;
 }
 
-/** What was agreed with a client. */
+/** Agreement with a client. */
 export interface Agreement {
   /** Minor version. */
   readonly minor: number;
@@ -33,10 +33,10 @@ export interface Agreement {
   readonly maxDataXferSize: number;
   /** The most ranges mapped at a time. */
   readonly maxDmaMaps: number;
-  /** Whether the client may send REGION_WRITE_MULTI. */
+  /** True if the client may send REGION_WRITE_MULTI. */
   readonly writeMultiple: boolean;
   /**
-   * Whether the client said nothing of capabilities. SPDK's host library is such a client: it wants one descriptor
+   * True if the client said nothing of capabilities. SPDK's host library is such a client: it wants one descriptor
    * a mappable area, whatever max_msg_fds says.
    */
   readonly silent: boolean;
@@ -98,7 +98,7 @@ function parseCapabilities(data: Uint8Array): Json {
 }
 
 /**
- * Whether the client looks like QEMU, by a capability that no other client proposes.
+ * True if the client looks like QEMU, by a capability that no other client proposes.
  *
  * QEMU 10.1 and 10.2 take `write_multiple: true` for a licence to queue every single message behind a bottom half,
  * and the proposals of all its versions are the same, so the good ones cannot be told from the bad ones. Writing
@@ -157,7 +157,7 @@ function agree(
   };
 }
 
-/** What the client is told: for each limit the lower of both sides. */
+/** Tells a client the agreement: for each limit the lower of both sides. */
 function describe(
   agreement: Agreement,
   limits: ServerLimits,
@@ -176,9 +176,9 @@ function describe(
   });
 }
 
-/** What came of a VERSION message. */
+/** Result of a VERSION message. */
 export interface Negotiation {
-  /** What holds from now on. */
+  /** Agreement from now on. */
   readonly agreement: Agreement;
   /** Payload of the reply. */
   readonly reply: Uint8Array;

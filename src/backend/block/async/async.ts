@@ -55,18 +55,18 @@ import {
   StoreCounter,
 } from "./driver.ts";
 
-/** How long it may take until a store is open or has said that it is not: its file has 30 s to load, and then 10 to open. */
+/** Time it may take until a store is open or has said that it is not: its file has 30 s to load, and then 10 to open. */
 const START_TIMEOUT_MS = 45_000;
-/** How long it may take until it is closed: less than an IOThread has for its stop. */
+/** Time it may take until it is closed: less than an IOThread has for its stop. */
 const CLOSE_TIMEOUT_MS = 4000;
-/** How often requests in flight are looked after. */
+/** Interval of the looks at requests in flight. */
 const TICK_MS = 250;
 const KIND = "backend";
 const FORM = blockForm(KIND);
 const { MAX_SAFE_INTEGER } = Number;
 const INDEX_MASK = SLOTS - 1;
 
-/** What a slot is used for. */
+/** Use of a slot. */
 const SlotState = {
   FREE: 0,
   /** By a request in flight. */
@@ -82,13 +82,13 @@ export const openAsync: OpenBlock<StoreBlockOptions> = (
   saved,
 ) => new AsyncBackend(options, context, saved);
 
-/** What the Worker is sent when it starts. */
+/** Message to the Worker when it starts. */
 export interface StoreStart {
   readonly linkHva: number;
   readonly options: StoreBlockOptions;
 }
 
-/** What the Worker says when the store is open. */
+/** Message of the Worker when the store is open. */
 export interface StoreOpened {
   /** For people. */
   readonly description: string;
@@ -106,7 +106,7 @@ export class AsyncBackend implements BlockBackend {
   readonly #words: Int32Array<ArrayBuffer>;
   /** A duplicate of the ring's eventfd; null for whoever has made that. */
   readonly #ownEventFd: Fd | null;
-  /** Whoever has made it can end it. */
+  /** Worker of the store, which whoever has made it can end. */
   readonly #worker: Worker | null;
   readonly #ticker: Timer;
   /** Ticks that a request may take; 0 for ever. */
@@ -133,9 +133,9 @@ export class AsyncBackend implements BlockBackend {
   #durable: boolean;
   #ended = false;
   #brokeRules = false;
-  /** Whether it counts as one that uses the link, as it does from its start until it hands over or is closed. */
+  /** True if it counts as one that uses the link, as it does from its start until it hands over or is closed. */
   #hasShare: boolean;
-  /** Whether it is one more when it starts, beside the one that has shared with it. */
+  /** True if it is one more when it starts, beside the one that has shared with it. */
   #joins: boolean;
   #client: BlockClient | null = null;
   #watch: FdWatch | null = null;
@@ -362,7 +362,7 @@ export class AsyncBackend implements BlockBackend {
     return true;
   }
 
-  /** Whether a write that was given up may be done beneath a request. */
+  /** True if a write that was given up may be done beneath a request. */
   #isOverlapped({ offset, lengthBytes }: BlockRequest): boolean {
     if (this.#abandonedWrites === 0) return false;
     for (let slot = 0; slot < SLOTS; slot++) {

@@ -31,7 +31,7 @@ export const STORE_COUNTERS = {
 /** Indices of {@linkcode STORE_COUNTERS}. */
 export const StoreCounter = indicesOf(STORE_COUNTERS);
 
-/** What the author's file declares, which nothing is known of before it is loaded. */
+/** Options that the author's file declares, of which nothing is known before it is loaded. */
 const OWN: Options<OptionTexts> = {
   rows: [],
   has: () => false,

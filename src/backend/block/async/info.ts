@@ -1,5 +1,5 @@
 /**
- * What a store means for a controller.
+ * A store as a controller sees it.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import type { Store } from "./store.ts";
 const PHYSICAL_DEFAULT_BYTES = 4096;
 
 /**
- * What an open store means for a controller.
+ * Properties of an open store for a controller.
  *
  * @throws {Error} When it is none that a controller can use
  */

@@ -33,7 +33,7 @@ export const SLOTS = 128;
 /** Longest READ and WRITE. */
 export const SLOT_BYTES = 256 * 1024;
 
-/** What has become of a store. */
+/** State of a store. */
 export const StoreState = {
   /** Its module is being loaded, or it is being opened. */
   OPENING: 0,
@@ -49,12 +49,12 @@ const LINK = {
   STATE: 0,
   /** Back ends that use it. */
   USERS: 1,
-  /** Whether the Worker waits for {@linkcode LINK.WORK_FD}. */
+  /** True if the Worker waits for {@linkcode LINK.WORK_FD}. */
   ASLEEP: 2,
   WORK_FD: 3,
   /** Of the Worker, as the kernel knows it; 0 before it runs. */
   THREAD_ID: 4,
-  /** Whether somebody has told people of the end. */
+  /** True if somebody has told people of the end. */
   END_TOLD: 5,
   /** Bytes of the line for the log; 0 when there is none. */
   LINE_LENGTH: 6,
@@ -81,12 +81,12 @@ export const RING = {
   DONE: 16,
   /** Counts those of them that the IOThread has taken. */
   TAKEN: 32,
-  /** Whether the IOThread wants its eventfd signalled when something is done. */
+  /** True if the IOThread wants its eventfd signalled when something is done. */
   WANTS_EVENT: 33,
   EVENT_FD: 34,
   /** Slots that the IOThread does not know to be done. */
   IN_USE: 35,
-  /** Whether no IOThread has it any more, and the next one may. */
+  /** True if no IOThread has it any more, and the next one may. */
   VACANT: 36,
   /** By index modulo {@linkcode SLOTS}: the slot that was submitted. */
   SUBMISSION: 48,
@@ -100,7 +100,7 @@ export const RING = {
 export const REQUEST = {
   /** A BlockOp. */
   OP: 0,
-  /** Whether it is to be durable when it is done. */
+  /** True if it is to be durable when it is done. */
   DURABLE: 1,
   OFFSET_LOW: 2,
   OFFSET_HIGH: 3,
@@ -112,7 +112,7 @@ export const REQUEST = {
 const DATA_AT = alignUp((RING.REQUEST + SLOTS * REQUEST.SIZE) * 4, PAGE_SIZE);
 const RING_BYTES = DATA_AT + SLOTS * SLOT_BYTES;
 
-/** Where a request's fields begin. */
+/** Index of the first field of a request. */
 export function requestAt(slot: number): number {
   return RING.REQUEST + slot * REQUEST.SIZE;
 }
@@ -130,7 +130,7 @@ export function putNumber(words: Int32Array, at: number, value: number): void {
 
 /** Requests of one IOThread. */
 export class Ring {
-  /** Where it is. */
+  /** Offset of the register. */
   readonly hva: number;
   /** See {@linkcode RING}. */
   readonly words: Int32Array<ArrayBuffer>;
@@ -159,7 +159,7 @@ export class Ring {
     if (inUse === 0) Atomics.store(this.words, RING.VACANT, 1);
   }
 
-  /** How many requests are done and not taken. */
+  /** Number of requests that are done and not taken. */
   get ready(): number {
     const { words } = this;
     return (Atomics.load(words, RING.DONE) - words[RING.TAKEN]!) | 0;
@@ -173,7 +173,7 @@ export class Ring {
   }
 }
 
-/** What a store says while it is open. */
+/** Messages of a store while it is open. */
 export interface StoreLine {
   readonly level: "debug" | "info" | "warn" | "error";
   readonly message: string;
@@ -181,7 +181,7 @@ export interface StoreLine {
 
 /** The store as its IOThreads and its Worker know it. */
 export class StoreLink {
-  /** Where it is. */
+  /** Offset of the register. */
   readonly hva: number;
   readonly #words: Int32Array<ArrayBuffer>;
   readonly #bytes: Uint8Array<ArrayBuffer>;
@@ -234,12 +234,12 @@ export class StoreLink {
     return ring;
   }
 
-  /** How many rings there are. */
+  /** Number of rings. */
   get ringCount(): number {
     return Atomics.load(this.#words, LINK.RINGS);
   }
 
-  /** Where a ring is. */
+  /** Address of a ring. */
   ringHva(i: number): number {
     return numberAt(this.#words, LINK.RING + 2 * i);
   }
@@ -254,7 +254,7 @@ export class StoreLink {
     return this.#words[LINK.WORK_FD]!;
   }
 
-  /** What was opened, or why it has ended. */
+  /** Result of opening, or the reason why it has ended. */
   get outcome(): unknown {
     const length = Atomics.load(this.#words, LINK.OUTCOME_LENGTH);
     return decodePlainData(
@@ -308,12 +308,12 @@ export class StoreLink {
     }
   }
 
-  /** Whether the caller is the first who learns of the end. */
+  /** True if the caller is the first who learns of the end. */
   claimEnd(): boolean {
     return Atomics.exchange(this.#words, LINK.END_TOLD, 1) === 0;
   }
 
-  /** Whether the thread of the Worker is gone. */
+  /** True if the thread of the Worker is gone. */
   get isDeserted(): boolean {
     const threadId = this.#words[LINK.THREAD_ID]!;
     return threadId !== 0 && !threadExists(threadId);
@@ -382,5 +382,5 @@ export class StoreLink {
   }
 }
 
-/** How long to wait before looking again whether a thread is gone, which nothing tells. */
+/** Time to wait before looking again whether a thread is gone, which nothing tells. */
 const LOOK_AGAIN_MS = 2;

@@ -135,7 +135,7 @@ const ACTIONS: readonly string[] = [
 class SlotServer {
   readonly #server: RingServer;
   readonly #index: number;
-  /** Where the request's fields begin. */
+  /** Index of the request's first field. */
   readonly #at: number;
   #data: Uint8Array<ArrayBuffer> = new Uint8Array(0);
   readonly #onDone = () => this.#server.answer(this.#index, 0);
@@ -192,7 +192,7 @@ class SlotServer {
     return this.#data = new Uint8Array(buffer, 0, length);
   }
 
-  /** What a write is to be followed by, as it was asked for. */
+  /** Follows a write with a flush, where that was asked for. */
   #durably(written: Promise<void> | void): Promise<void> | void {
     const { ring: { words }, store } = this.#server;
     if (

@@ -17,7 +17,7 @@ export interface StoreInfo {
   readonly physicalBlockBytes?: 512 | 4096;
   /** Best size of a request; none unless told. */
   readonly optimalBytes?: number;
-  /** Whether writes are refused; as they are without {@linkcode Store.write}. */
+  /** True if writes are refused; as they are without {@linkcode Store.write}. */
   readonly readonly?: boolean;
 }
 
@@ -56,16 +56,16 @@ export interface Store {
   close?(): Promise<void> | void;
 }
 
-/** What a store is opened with. */
+/** Context that a store is opened with. */
 export interface StoreContext {
   /** The log of the disk. */
   readonly log: Log;
-  /** Whether the disk is read-only, as `readonly=on` asks for. */
+  /** True if the disk is read-only, as `readonly=on` asks for. */
   readonly readonly: boolean;
 }
 
 /**
- * What the file exports as `store` or as its default.
+ * Export `store`, or the default, of the file.
  *
  * ```text
  *   IOThread: the disk ── requests, shared memory ──> Worker: open(options, context) → Store

@@ -39,7 +39,7 @@ const IDLE_TURNS_MIN = 4;
 const IDLE_TURNS_MAX = 64;
 /** Three times what falling asleep and being woken takes. */
 const SHORT_WAIT_MS = 0.06;
-/** How long opening may take. */
+/** Time opening may take. */
 const OPEN_TIMEOUT_MS = 10_000;
 /** So many places are told of. */
 const PLACES_MAX = 20;
@@ -47,7 +47,7 @@ const PLACES_MAX = 20;
 const LINES_MAX = 100;
 
 let link: StoreLink | null = null;
-/** What people know the store by. */
+/** Name by which people know the store. */
 let known = "the store";
 const lines: StoreLine[] = [];
 

@@ -23,11 +23,11 @@ import { LIST_WORDS, Place } from "./steps.ts";
 /** Copying more than this costs what waking a kernel thread does: let that copy, and the loop go on. */
 const SHORT_BYTES = 256 * 1024;
 
-/** What is tried at once. */
+/** Requests that are tried at once. */
 export const AtOncePolicy = {
   /** Nothing. */
   NEVER: 0,
-  /** What is likely to be in the page cache. */
+  /** Those that are likely to be in the page cache. */
   CACHED: 1,
   /** All but long transfers: the file is in memory. */
   SHORT: 2,
@@ -51,7 +51,7 @@ export class AtOnce implements Disposable {
   readonly #reads = new NowaitPredictor();
   readonly #writes = new NowaitPredictor();
   readonly #stalls = new StallGuard();
-  /** Whether the file system has no RWF_NOWAIT for writes: then whole pages are written at once while that is quick. */
+  /** True if the file system has no RWF_NOWAIT for writes: then whole pages are written at once while that is quick. */
   #timesWrites = false;
 
   /** @param counts By {@linkcode FileCounter} */
@@ -62,7 +62,7 @@ export class AtOnce implements Disposable {
     this.#place.set(Place.LIST, this.#storage.hva);
   }
 
-  /** Whether fdatasync may be called at once. */
+  /** True if fdatasync may be called at once. */
   get flushes(): boolean {
     return this.#policy >= AtOncePolicy.SHORT;
   }
@@ -171,7 +171,7 @@ export class NowaitPredictor {
   #skip = 0;
   #penalty = 0;
 
-  /** Whether to try now. */
+  /** True if to try now. */
   shouldTry(): boolean {
     if (!this.#supported) return false;
     if (this.#skip === 0) return true;
@@ -214,7 +214,7 @@ export class StallGuard {
   #penalty = 0;
   #quick = 0;
 
-  /** Whether to write at once. */
+  /** True if to write at once. */
   shouldTry(): boolean {
     if (this.#skip === 0) return true;
     this.#skip--;

@@ -97,9 +97,9 @@ class FileBackend implements BlockBackend {
   #durable = false;
   #inFlight = 0;
   #closed = false;
-  /** Whether another back end owns the lock. */
+  /** True if another back end owns the lock. */
   readonly #shared: boolean;
-  /** Whether the lock ends with this back end; that of another is left alone until this one has started in its place. */
+  /** True if the lock ends with this back end; that of another is left alone until this one has started in its place. */
   #isLockOurs: boolean;
 
   /**

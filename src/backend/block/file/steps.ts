@@ -12,7 +12,7 @@ import { ScatterGather } from "../../../memory/scatter_gather.ts";
 import { BlockOp, type BlockRequest } from "../contract.ts";
 import { SegmentCopy } from "../../../memory/segments.ts";
 
-/** What a step does. */
+/** Kinds of steps. */
 export const Step = {
   /** Transfers between {@linkcode FileSlot.list} and the file. */
   TRANSFER: 0,
@@ -45,16 +45,16 @@ const ZEROES_SEGMENTS = 16;
 const SEGMENTS = 1024;
 /** Words of the iovecs of the longest request. */
 export const LIST_WORDS = SEGMENTS * 4;
-/** What a slot needs for iovecs, in bytes: those of the list, and that of the aligned buffer. */
+/** Bytes that a slot needs for iovecs: those of the list, and that of the aligned buffer. */
 export const SLOT_LIST_BYTES = LIST_WORDS * 4 + 64;
-/** How often a step that was interrupted is tried again; a kernel that says so for ever must not spin the loop. */
+/** Number of times a step that was interrupted is tried again; a kernel that says so for ever must not spin the loop. */
 const RETRIES_MAX = 1000;
 
 /** Words of {@linkcode FileSlot.place}. */
 export const Place = {
-  /** Where in the file. */
+  /** First byte in the file. */
   OFFSET: 0,
-  /** How much is left. */
+  /** Bytes that are left. */
   LENGTH: 1,
   /** Address of the list's iovecs. */
   LIST: 2,
@@ -62,30 +62,30 @@ export const Place = {
   BOUNCE: 3,
 } as const;
 
-/** What is known of a file; learnt as it goes. */
+/** Properties of a file, learnt as it goes. */
 export interface FileTraits {
   readonly isDevice: boolean;
   /** Of memory, for O_DIRECT. */
   readonly memoryAlign: number;
   /** Of lengths, for O_DIRECT. */
   readonly lengthAlign: number;
-  /** Whether space may be given back. */
+  /** True if space may be given back. */
   readonly discard: boolean;
-  /** Whether holes can be punched. */
+  /** True if holes can be punched. */
   punchHole: boolean;
-  /** Whether ranges can be zeroed in place. */
+  /** True if ranges can be zeroed in place. */
   zeroRange: boolean;
-  /** Whether io_uring can discard on the device (Linux 6.12). */
+  /** True if io_uring can discard on the device (Linux 6.12). */
   discardCommand: boolean;
   /** Address of {@linkcode ZEROES_BYTES} zeroes. */
   readonly zeroes: number;
 }
 
-/** Where a slot has its memory. */
+/** Memory of a slot. */
 export interface SlotMemory {
-  /** What holds the slot's iovecs. */
+  /** Buffer with the slot's iovecs. */
   readonly lists: NativeBuffer;
-  /** Where in it; {@linkcode SLOT_LIST_BYTES} are the slot's. */
+  /** Offset in it; {@linkcode SLOT_LIST_BYTES} are the slot's. */
   readonly listOffset: number;
   /** Address of {@linkcode BOUNCE_BYTES} aligned bytes; 0 where nothing bounces. */
   readonly bounceHva: number;
@@ -111,11 +111,11 @@ export class FileSlot {
   readonly place = new Words(4);
   request: BlockRequest | null = null;
   step: Step = Step.SYNC;
-  /** Whether the step writes. */
+  /** True if the step writes. */
   writes = false;
   /** Of {@linkcode Step.FALLOCATE}. */
   mode = 0;
-  /** Whether writes are to be durable. */
+  /** True if writes are to be durable. */
   durable = false;
   readonly #traits: FileTraits;
   // Offset and bytes left: in a typed array, where no number is ever boxed.
@@ -232,7 +232,7 @@ export class FileSlot {
     }
   }
 
-  /** Whether the kernel takes the list as it is. */
+  /** True if the kernel takes the list as it is. */
   #isAligned(): boolean {
     const { memoryAlign, lengthAlign } = this.#traits;
     if (memoryAlign === 1) return true;
@@ -336,7 +336,7 @@ export class FileSlot {
   }
 }
 
-/** Whether the storage cannot do what was asked, as opposed to having failed. */
+/** True if the storage cannot do what was asked, as opposed to having failed. */
 export function isUnsupported(result: number): boolean {
   return result === -Errno.EOPNOTSUPP || result === -Errno.ENOSYS ||
     result === -Errno.ENOTTY;

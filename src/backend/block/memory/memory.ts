@@ -261,7 +261,7 @@ export class MemoryBackend implements BlockBackend {
   }
 }
 
-/** Whether the system gives huge pages to a memfd that asks; taken not to where that may not be read. */
+/** True if the system gives huge pages to a memfd that asks; taken not to where that may not be read. */
 function hasHugePages(): boolean {
   const path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
   const { state } = Deno.permissions.querySync({ name: "read", path });

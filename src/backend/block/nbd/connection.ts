@@ -238,7 +238,7 @@ function connectAny(target: NbdTarget): [Fd, NbdExport] {
 /** Outcome of a negotiation, as far as it is needed after it. */
 export type NbdAgreement = Pick<NbdExport, "flags" | "structuredReplies">;
 
-/** Whoever a link tells of what happens, and counts for. */
+/** Owner of a link, which is told of what happens and counts it. */
 export interface NbdLinkClient {
   readonly counters: Counters;
   /** The socket is ready, with bits of {@linkcode Epoll}. */

@@ -24,7 +24,7 @@ import {
   NBD_STRUCTURED_REPLY_MAGIC,
 } from "./protocol.ts";
 
-/** Whoever is told of the replies of a server. */
+/** Receiver of a server's replies. */
 export interface NbdReplySink {
   /** @param error NBD_ERROR_*, 0 for success */
   onReply(slot: NbdSlot, error: number): void;

@@ -30,7 +30,7 @@ export function swapPollBits(events: number): number {
 interface SlirpTimer {
   readonly id: number;
   readonly opaque: Deno.PointerValue;
-  /** When it is due on the clock. */
+  /** Time on the clock when it is due. */
   dueMs: number;
 }
 

@@ -14,7 +14,7 @@ import { SLIRP_POLL } from "../../../../src/backend/net/slirp/symbols.ts";
 
 const { IN, OUT, ERR, HUP } = SLIRP_POLL;
 
-/** What is asked for beside a card that has nothing. */
+/** Descriptors that are asked for beside a card that has nothing. */
 class Fixture implements Disposable {
   readonly poll = new SlirpPoll();
   readonly #card = createEventFd();
