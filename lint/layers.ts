@@ -70,7 +70,8 @@ export function importProblem(from: string, specifier: string): string | null {
   }`;
 }
 
-const importsPointDown: Deno.lint.Rule = {
+/** Reports imports that do not point downwards. */
+export const importsPointDown: Deno.lint.Rule = {
   create(context) {
     if (!context.filename.startsWith(ROOT)) return {};
     const from = context.filename.slice(ROOT.length);
@@ -95,11 +96,3 @@ const importsPointDown: Deno.lint.Rule = {
     };
   },
 };
-
-/** The plugin, for deno.json. */
-const plugin: Deno.lint.Plugin = {
-  name: "outboard",
-  rules: { "imports-point-down": importsPointDown },
-};
-
-export default plugin;

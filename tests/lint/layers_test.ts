@@ -1,5 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
-import plugin, { importProblem, LAYERS } from "../../lint/layers.ts";
+import { importProblem, LAYERS } from "../../lint/layers.ts";
+import plugin from "../../lint/mod.ts";
 
 Deno.test("importProblem lets imports point downwards and to the side", () => {
   for (
