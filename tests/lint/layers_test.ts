@@ -1,3 +1,4 @@
+import { posix } from "node:path";
 import { assert, assertEquals } from "@std/assert";
 import { importProblem, LAYERS } from "../../lint/layers.ts";
 import plugin from "../../lint/mod.ts";
@@ -54,3 +55,41 @@ Deno.test("the linter reports an import that points upwards, of every form", () 
     assertEquals(found.map(({ id }) => id), ["outboard/imports-point-down"]);
   }
 });
+
+Deno.test("imports go in no circle, types included", () => {
+  const root = `${import.meta.dirname}/../..`;
+  const imports = new Map<string, string[]>();
+  for (const path of sourcesOf(root)) {
+    const text = Deno.readTextFileSync(`${root}/${path}`);
+    const found = text.matchAll(
+      /^(?:import|export|\}) [^;"]*?from "(\.[^"]+)"/gm,
+    );
+    imports.set(
+      path,
+      [...found].map(([, to]) => posix.join(posix.dirname(path), to!)),
+    );
+  }
+  assert(imports.size > 200);
+  const done = new Set<string>();
+  const visit = (path: string, trail: readonly string[]) => {
+    assert(!trail.includes(path), [...trail, path].join(" → "));
+    if (done.has(path)) return;
+    for (const to of imports.get(path) ?? []) visit(to, [...trail, path]);
+    done.add(path);
+  };
+  for (const path of imports.keys()) visit(path, []);
+});
+
+/** Sources of the product, as paths in the checkout. */
+function* sourcesOf(root: string, folder?: string): Generator<string> {
+  if (folder === undefined) {
+    yield* sourcesOf(root, "src");
+    yield* sourcesOf(root, "devices");
+    return yield "mod.ts";
+  }
+  for (const { name, isDirectory } of Deno.readDirSync(`${root}/${folder}`)) {
+    const path = `${folder}/${name}`;
+    if (isDirectory) yield* sourcesOf(root, path);
+    else if (name.endsWith(".ts")) yield path;
+  }
+}

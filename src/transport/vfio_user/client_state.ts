@@ -10,15 +10,8 @@ import { SCM_MAX_FD } from "../../os/mod.ts";
 import { VFIO_PCI_NUM_REGIONS } from "./defs.ts";
 import { parseCounters } from "../../core/counters.ts";
 import { CONNECTION_COUNTERS } from "./counters.ts";
+import { type FdsState, parseFds } from "./fd_list.ts";
 import type { Agreement } from "./version.ts";
-
-/** Descriptors received that no command has used yet. */
-export interface FdsState {
-  /** Number of descriptors that came; those taken since are not in the bag. */
-  readonly count: number;
-  /** See {@linkcode FdList.truncated}. */
-  readonly truncated: boolean;
-}
 
 /** A {@linkcode Connection} between two messages, or in the middle of one. Its socket is `socket`. */
 export interface ConnectionState {
@@ -98,13 +91,6 @@ export interface ServerState {
 }
 
 const { MAX_SAFE_INTEGER } = Number;
-
-function parseFds(reader: StateReader): FdsState {
-  return {
-    count: reader.integer("count", SCM_MAX_FD),
-    truncated: reader.flag("truncated"),
-  };
-}
 
 function parseConnection(reader: StateReader): ConnectionState {
   const received = reader.bytes("received");

@@ -4,8 +4,24 @@
  * @module
  */
 
+import type { StateReader } from "../../core/state_reader.ts";
 import { closeFd, type ResourceBag, SCM_MAX_FD } from "../../os/mod.ts";
-import type { FdsState } from "./client_state.ts";
+
+/** Descriptors received that no command has used yet. */
+export interface FdsState {
+  /** Number of descriptors that came; those taken since are not in the bag. */
+  readonly count: number;
+  /** See {@linkcode FdList.truncated}. */
+  readonly truncated: boolean;
+}
+
+/** @throws {import("../../core/errno.ts").ErrnoError} EINVAL when there are more than can come */
+export function parseFds(reader: StateReader): FdsState {
+  return {
+    count: reader.integer("count", SCM_MAX_FD),
+    truncated: reader.flag("truncated"),
+  };
+}
 
 /** Descriptors of a message, each owned by the list until somebody takes it. */
 export class FdList {
