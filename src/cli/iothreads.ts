@@ -72,7 +72,7 @@ export const IOTHREADS_OPTION = option("--iothreads", {
   return { count, cpus };
 });
 
-/** A device's `iothread=`: `0`, or `0:1` for several, its home first. There may be fewer IOThreads than that. */
+/** A device's `iothread=`: `0`, or `0:1` for several, the one it lives on first. There may be fewer IOThreads than that. */
 export const IOTHREAD_OPTION = option("iothread", {
   syntax: "N[:N...]",
   help:
