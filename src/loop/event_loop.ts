@@ -6,6 +6,7 @@
  */
 
 import { BottomHalves } from "./bottom_halves.ts";
+import { Closing } from "./closing.ts";
 import { LoopCounter, type LoopCounters, LoopCounts } from "./counters.ts";
 import type {
   BottomHalf,
@@ -61,6 +62,7 @@ export class EventLoop implements Loop, Disposable {
   readonly #bottomHalves = new BottomHalves(this.#fail);
   readonly #polling = new Polling(this.#fail);
   readonly #pace = new Pace();
+  readonly #closing = new Closing(this.#fail);
   #wakeUps = 0;
   #returning = false;
 
@@ -109,6 +111,15 @@ export class EventLoop implements Loop, Disposable {
 
   poll(handler: () => boolean, hooks?: PollHooks): Poller {
     return this.#polling.add(handler, hooks);
+  }
+
+  beforeClose(begin: () => void): Disposable {
+    return this.#closing.add(begin);
+  }
+
+  /** Tells all who are to know that everything on the loop is about to be closed. */
+  beginClose(): void {
+    this.#closing.tell();
   }
 
   /**

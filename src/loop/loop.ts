@@ -88,4 +88,9 @@ export interface Loop {
    * @param hooks Told when the loop begins to poll and when it goes to sleep, so that what is polled need not notify
    */
   poll(handler: () => boolean, hooks?: PollHooks): Poller;
+  /**
+   * Registers what begins when all that is on the loop is about to be closed, before any of it is: what takes its time to
+   * close does so beside the rest.
+   */
+  beforeClose(begin: () => void): Disposable;
 }

@@ -142,6 +142,7 @@ export class Outboard {
   #control: ControlSocket | undefined;
   #metrics: MetricsServer | undefined;
   #stopping = false;
+  #stopFailed = false;
 
   /**
    * Starts the IOThreads at once: what the caller does meanwhile costs no start-up time.
@@ -169,6 +170,7 @@ export class Outboard {
 
   /** Logs a message, and tells programs too what has a name as an event. */
   #onLog({ level, device, message, properties }: LogNotice): void {
+    if (this.#stopping && level === "error") this.#stopFailed = true;
     createLog(device === "" ? undefined : device)[level](message, properties);
     const { event, ...data } = properties;
     if (typeof event !== "string") return;
@@ -576,9 +578,13 @@ export class Outboard {
     this.#log.info(`metrics on ${where}`, { metrics: where });
   }
 
-  /** Stops every device, closes and removes the sockets. */
-  async stop(): Promise<void> {
-    if (this.#stopping) return;
+  /**
+   * Stops every device, closes and removes the sockets.
+   *
+   * @returns Whether all came to their end by themselves, as far as is known, and nothing told of an error meanwhile
+   */
+  async stop(): Promise<boolean> {
+    if (this.#stopping) return !this.#stopFailed;
     this.#stopping = true;
     this.#control?.close();
     this.#metrics?.close();
@@ -590,14 +596,16 @@ export class Outboard {
     this.#lines.length = 0;
     for (const thread of this.#iothreads) thread.closeMailbox();
     this.removeSockets();
+    return !this.#stopFailed;
   }
 
   /** Has all threads do so, side by side; one that does not in time is ended, and refuses what comes next at once. */
   async #endAll(kind: "close" | "stop"): Promise<void> {
     await Promise.all(this.#iothreads.map(async (thread) => {
       if (await settles(thread.request({ kind }), STOP_TIMEOUT_MS)) return;
-      this.#log.warn(
-        `IOThread ${thread.index} did not stop in time and is ended`,
+      this.#stopFailed = true;
+      this.#log.error(
+        `IOThread ${thread.index} did not stop in time and is ended: what its devices have not written may be lost`,
       );
       thread.terminate();
     }));

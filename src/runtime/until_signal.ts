@@ -91,7 +91,7 @@ export class StopSignal implements Disposable {
  * Waits for a signal or the death of an IOThread, then stops.
  *
  * @param failed Rejects for any other reason to stop
- * @returns The exit status: 0 after a signal
+ * @returns The exit status: 0 after a signal, 1 when something had to be ended by force then or told of an error
  * @throws {Error} When an IOThread died; or what `failed` gave
  */
 export async function runUntilSignal(
@@ -101,8 +101,9 @@ export async function runUntilSignal(
 ): Promise<number> {
   try {
     await Promise.race([signal.heard, outboard.failed, failed]);
-    return 0;
-  } finally {
+  } catch (error) {
     await outboard.stop();
+    throw error;
   }
+  return await outboard.stop() ? 0 : 1;
 }

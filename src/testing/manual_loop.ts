@@ -14,6 +14,7 @@ import type {
   PollHooks,
   Timer,
 } from "../loop/event_loop.ts";
+import { Closing } from "../loop/closing.ts";
 import { Polling } from "../loop/polling.ts";
 
 interface Watched {
@@ -45,6 +46,9 @@ export class ManualLoop implements Loop {
   readonly #signalled: { fd: number; events: number }[] = [];
   readonly #timers = new Set<Armed>();
   readonly #polling = new Polling((error) => {
+    throw error;
+  });
+  readonly #closing = new Closing((error) => {
     throw error;
   });
   #scheduled = new Set<() => void>();
@@ -128,6 +132,15 @@ export class ManualLoop implements Loop {
 
   poll(handler: () => boolean, hooks?: PollHooks): Poller {
     return this.#polling.add(handler, hooks);
+  }
+
+  beforeClose(begin: () => void): Disposable {
+    return this.#closing.add(begin);
+  }
+
+  /** Tells all who are to know that everything on the loop is about to be closed. */
+  beginClose(): void {
+    this.#closing.tell();
   }
 
   /** Number of descriptors that are watched. */

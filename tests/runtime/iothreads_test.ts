@@ -174,7 +174,8 @@ Deno.test("an IOThread that does not answer is named, costs the others nothing, 
     const second = hang("second");
     second.work.catch(() => {});
     await second.working;
-    await child.stop();
+    child.signal("SIGTERM");
+    assertEquals(await child.exitCode(), 1);
     assertMatch(child.stderr, /IOThread 1 did not stop in time and is ended/);
     assert(!child.stderr.includes("IOThread 0 did not"), child.stderr);
     Deno.removeSync(`${folder}/second`);

@@ -87,3 +87,28 @@ Deno.test("a store that ends is told in one line and as an event, and takes no o
     Deno.removeSync(folder, { recursive: true });
   }
 });
+
+Deno.test("a stop closes every store beside those that never have closed, tells of those and has a status of its own", async () => {
+  const folder = Deno.makeTempDirSync();
+  try {
+    const closing = `backend=${STORES}/closing_store.ts`;
+    const saved = `${folder}/saved`;
+    const outboard = await startOutboard([
+      ...["--iothreads", "2"],
+      ...["--device", `nvme,iothread=0:1,${closing},ns2.${closing}`],
+      ...["--socket", `${folder}/a`],
+      ...["--device", `virtio-blk,iothread=0,${closing},path=${saved}`],
+      ...["--socket", `${folder}/b`],
+    ]);
+    outboard.signal("SIGTERM");
+    assertEquals(await outboard.exitCode(), 1);
+    assertEquals(Deno.statSync(saved).size, 4096);
+    const lines = outboard.stderr.split("\n")
+      .filter((it) => it.includes("has not closed within 4 s"));
+    assertEquals(lines.length, 2, outboard.stderr);
+    assertMatch(lines[0]!, /^nvme0: error: store closing has not closed/);
+    assert(!outboard.stderr.includes("did not stop"), outboard.stderr);
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});

@@ -167,6 +167,7 @@ function leave(id: string): null {
 }
 
 function closeDevices(): void {
+  loop.beginClose();
   for (const [id, host] of devices) {
     try {
       host.close();

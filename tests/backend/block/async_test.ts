@@ -303,7 +303,30 @@ Deno.test("AsyncBackend closes a store that does not return, and one with nothin
   // It is in the midst of it when it no longer wants to be woken.
   for (let i = 0; i < 10; i++) host.loop.turn(10);
   client.backend.close();
-  assertMatch(host.warnings.join(), /^store moody has not come to an end/);
+  assertMatch(host.warnings.join(), /^store moody has not closed within 4 s/);
+});
+
+Deno.test("AsyncBackend closes its store when the last thread is about to close, and answers nothing more", () => {
+  const hosts = [new Host(), new Host()] as const;
+  try {
+    const options = moody({ open: "once" });
+    const home = new Controller(hosts[0], options);
+    using shared = given(home, true);
+    const other = new Controller(hosts[1], options, shared);
+    hosts[0].loop.beginClose();
+    hosts[0].loop.beginClose();
+    assertEquals(other.read(0, BLOCK), new Uint8Array(BLOCK));
+    hosts[1].loop.beginClose();
+    const { tag } = submitAt(other, 0);
+    for (let i = 0; i < 20; i++) hosts[1].loop.turn(10);
+    assertEquals([other.results.has(tag), hosts[1].warnings], [false, []]);
+    other.backend.close();
+    assertEquals(other.results.get(tag), -Errno.ECANCELED);
+    home.backend.close();
+    assertMatch(hosts[0].warnings.join(), /it cannot be shut \(in close\)$/);
+  } finally {
+    for (const host of hosts) host[Symbol.dispose]();
+  }
 });
 
 for (

@@ -82,6 +82,7 @@ export class Traveller implements Disposable {
       bottomHalf: (callback) => context.loop.bottomHalf(callback),
       timer: (callback) => context.loop.timer(callback),
       poll: (handler) => context.loop.poll(handler),
+      beforeClose: (begin) => context.loop.beforeClose(begin),
     };
     let message = "";
     try {

@@ -84,6 +84,7 @@ function quietLoop(base: ManualLoop) {
     watchEventFd: (fd, handler) => base.watchEventFd(fd, handler),
     timer: (callback) => base.timer(callback),
     poll: (handler) => base.poll(handler),
+    beforeClose: (begin) => base.beforeClose(begin),
     bottomHalf(callback): BottomHalf {
       const half = { callback, scheduled: false };
       halves.push(half);

@@ -57,7 +57,7 @@ import {
 
 /** Time it may take until a store is open or has said that it is not: its file has 30 s to load, and then 10 to open. */
 const START_TIMEOUT_MS = 45_000;
-/** Time it may take until it is closed: less than an IOThread has for its stop. */
+/** Time it may take until it is closed, all stores of a thread at once; less than the thread has for its stop. */
 const CLOSE_TIMEOUT_MS = 4000;
 /** Interval of the looks at requests in flight. */
 const TICK_MS = 250;
@@ -137,6 +137,10 @@ export class AsyncBackend implements BlockBackend {
   #hasShare: boolean;
   /** True if it is one more when it starts, beside the one that has shared with it. */
   #joins: boolean;
+  /** Asks for nothing more when everything on the loop is about to be closed. */
+  readonly #beforeClose: Disposable;
+  /** Time until which the store is waited for when it closes; Infinity as long as it is asked for something. */
+  #closeByMs = Infinity;
   #client: BlockClient | null = null;
   #watch: FdWatch | null = null;
   #poller: Poller | null = null;
@@ -186,6 +190,7 @@ export class AsyncBackend implements BlockBackend {
     }
     this.#ownEventFd = saved?.bag.take(KIND) ?? null;
     this.#ticker = this.#loop.timer(() => this.#onTick());
+    this.#beforeClose = this.#loop.beforeClose(() => this.#retire());
   }
 
   start(client: BlockClient): void {
@@ -275,6 +280,8 @@ export class AsyncBackend implements BlockBackend {
   }
 
   close(): void {
+    this.#beforeClose[Symbol.dispose]();
+    this.#retire();
     if (this.#hasShare) this.drain();
     this.#watch?.close();
     this.#poller?.close();
@@ -285,12 +292,21 @@ export class AsyncBackend implements BlockBackend {
     if (!this.#hasShare) return;
     this.#hasShare = this.#joins = false;
     const onLine = (line: StoreLine) => this.#onLine(line);
-    if (!this.#link.leave(CLOSE_TIMEOUT_MS, onLine)) {
-      this.#log.warn(
-        `${this.description} has not come to an end of all that was asked of it, and keeps its memory`,
+    if (!this.#link.leave(this.#closeByMs, onLine)) {
+      this.#log.error(
+        `${this.description} has not closed within ${
+          CLOSE_TIMEOUT_MS / 1000
+        } s and is ended: what it has not written by now may be lost`,
       );
     }
     this.#worker?.terminate();
+  }
+
+  /** Has everything wait that is submitted from here on, until it is closed. */
+  #retire(): void {
+    if (!this.#hasShare || this.#closeByMs !== Infinity) return;
+    this.#closeByMs = performance.now() + CLOSE_TIMEOUT_MS;
+    this.#link.retire();
   }
 
   get #eventFd(): number {
@@ -341,7 +357,10 @@ export class AsyncBackend implements BlockBackend {
 
   /** Puts a request into a slot; false when that has to wait. */
   #begin(request: BlockRequest): boolean {
-    if (this.#freeCount === 0 || this.#isOverlapped(request)) return false;
+    if (
+      this.#freeCount === 0 || this.#closeByMs !== Infinity ||
+      this.#isOverlapped(request)
+    ) return false;
     const slot = this.#free[--this.#freeCount]!;
     request.slot = slot;
     this.#requests[slot] = request;
@@ -523,7 +542,7 @@ export class AsyncBackend implements BlockBackend {
     this.#ticking = false;
     this.#tick++;
     if (this.#used === 0 && this.#waiting.length === 0) return;
-    if (this.#ended) return;
+    if (this.#ended || this.#closeByMs !== Infinity) return;
     this.#startTicking();
     if (this.#link.isDeserted) {
       this.#link.end("its Worker is gone, and nobody has said why");
@@ -585,7 +604,8 @@ function openStore(options: StoreBlockOptions) {
   const why = isLate
     ? `it has not returned for ${START_TIMEOUT_MS / 1000} s`
     : link.outcome as string;
-  link.leave(isLate ? 0 : CLOSE_TIMEOUT_MS, () => {});
+  link.retire();
+  link.leave(isLate ? 0 : performance.now() + CLOSE_TIMEOUT_MS, () => {});
   worker.terminate();
   throw new Error(
     why.startsWith("Cannot ")

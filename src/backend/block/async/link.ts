@@ -61,6 +61,8 @@ const LINK = {
   /** Bytes of what was opened, or why it has ended. */
   OUTCOME_LENGTH: 7,
   RINGS: 8,
+  /** Back ends that may ask for something still. */
+  ASKING: 9,
   /** Address of each ring in two words, low and high. */
   RING: 16,
 } as const;
@@ -205,7 +207,7 @@ export class StoreLink {
     const memory = new Mapping({ lengthBytes: LINK_BYTES });
     const link = new StoreLink(memory.release());
     link.#words[LINK.WORK_FD] = workFd.release();
-    link.#words[LINK.USERS] = 1;
+    link.#words[LINK.USERS] = link.#words[LINK.ASKING] = 1;
     return link;
   }
 
@@ -265,6 +267,7 @@ export class StoreLink {
   /** Another back end uses it. */
   join(): void {
     Atomics.add(this.#words, LINK.USERS, 1);
+    Atomics.add(this.#words, LINK.ASKING, 1);
   }
 
   /** Wakes the Worker, if it waits. */
@@ -341,37 +344,43 @@ export class StoreLink {
     return decodePlainData(bytes) as StoreLine;
   }
 
-  /**
-   * A back end uses it no more. The last one closes the store, and waits until its Worker has ended.
-   *
-   * @param timeoutMs How long that may take
-   * @param onLine Told what the store says meanwhile
-   * @returns Whether it is closed, or others use it still; else the store may use the memory, which is then left to it
-   */
-  leave(timeoutMs: number, onLine: (line: StoreLine) => void): boolean {
+  /** A back end asks for nothing more. After the last one the store begins to close. */
+  retire(): void {
     const words = this.#words;
-    if (Atomics.sub(words, LINK.USERS, 1) > 1) return true;
+    if (Atomics.sub(words, LINK.ASKING, 1) > 1) return;
     const { OPENING, OPEN, CLOSING } = StoreState;
     Atomics.compareExchange(words, LINK.STATE, OPENING, CLOSING);
     Atomics.compareExchange(words, LINK.STATE, OPEN, CLOSING);
     signalEventFd(this.workFd);
+  }
+
+  /**
+   * A back end that has retired uses it no more. The last one waits until the Worker has ended. Memory that the store has
+   * been given to fill, and may fill yet, is left to it.
+   *
+   * @param deadlineMs Time until which it waits, as `performance.now()` tells
+   * @param onLine Told what the store says meanwhile
+   * @returns Whether the Worker has ended, or others use the store still
+   */
+  leave(deadlineMs: number, onLine: (line: StoreLine) => void): boolean {
+    const words = this.#words;
+    if (Atomics.sub(words, LINK.USERS, 1) > 1) return true;
     const rings = Array.from(
       { length: this.ringCount },
       (_, i) => new Ring(this.ringHva(i)),
     );
-    const deadline = performance.now() + timeoutMs;
     for (;;) {
       // In this order, the last line is not missed.
       const gone = this.isDeserted;
       const line = this.takeLine();
       if (line !== null) onLine(line);
       if (gone) break;
-      if (performance.now() > deadline) return false;
+      if (performance.now() > deadlineMs) return false;
       pollFd(rings[0]!.eventFd, Poll.IN, LOOK_AGAIN_MS);
       drainEventFd(rings[0]!.eventFd);
     }
     // A call that never came to an end may be with the system, which then fills the slot when there is no Worker any more.
-    if (rings.some(({ words }) => words[RING.IN_USE] !== 0)) return false;
+    if (rings.some(({ words }) => words[RING.IN_USE] !== 0)) return true;
     for (const { hva, eventFd } of rings) {
       closeFd(eventFd);
       new Mapping({ hva, lengthBytes: RING_BYTES }).close();

@@ -52,7 +52,7 @@ export interface Store {
   discard?(offset: number, lengthBytes: number): Promise<void> | void;
   /** Makes the range read as zeroes. Without it, zeroes are written. */
   writeZeroes?(offset: number, lengthBytes: number): Promise<void> | void;
-  /** Releases everything. Called once; no other call follows. */
+  /** Releases everything, within 4 s. Called once; no other call follows. */
   close?(): Promise<void> | void;
 }
 
