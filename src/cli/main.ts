@@ -22,6 +22,7 @@ import type { Outboard, RunDevice } from "../runtime/run.ts";
 import { messageForPeople } from "../runtime/control/suggestion.ts";
 import { loadStores } from "../backend/block/async/load.ts";
 import { moduleUrl } from "../core/author_module.ts";
+import { ModelError } from "../core/model_fault.ts";
 import { UnknownNameError } from "../core/unknown_name.ts";
 import {
   type Command,
@@ -268,6 +269,9 @@ export async function main(args: readonly string[]): Promise<number> {
     }
   } catch (error) {
     complain(await messageForPeople(error), args);
-    return error instanceof UsageError ? Exit.USAGE : Exit.FAILED;
+    // A file that breaks its contract does so each time.
+    return error instanceof UsageError || error instanceof ModelError
+      ? Exit.USAGE
+      : Exit.FAILED;
   }
 }

@@ -4,7 +4,7 @@
  * @module
  */
 
-/** A model does what its contract does not allow; the message names it. */
+/** A model or a store does what its contract does not allow; the message names it. */
 export class ModelError extends Error {
   override readonly name = "ModelError";
 }

@@ -14,6 +14,7 @@ import { threadCpus } from "../os/mod.ts";
 import { HELLO_TIMEOUT_MS } from "../transport/contract.ts";
 import type { Log } from "../core/log.ts";
 import type { CommandAnswer } from "../pci/device.ts";
+import { ModelError } from "../core/model_fault.ts";
 import { UnknownNameError } from "../core/unknown_name.ts";
 import { ControlSocket, type IOThreadDescription } from "./control/control.ts";
 import { IOThread, settles } from "./iothread/iothread.ts";
@@ -292,7 +293,9 @@ export class Outboard {
       });
     } catch (error) {
       await this.#leaveAll(device);
-      throw error;
+      if (!(error instanceof ModelError)) throw error;
+      // The same file may be behind several.
+      throw new ModelError(`${device.id}: ${error.message}`, { cause: error });
     }
   }
 

@@ -163,7 +163,8 @@ Deno.test("a model that fails as it is closed is one line with its file and line
     const outboard = await startOutboard([
       ...["--device", `${FILE},at=closing`, "--socket", socket],
     ]);
-    await outboard.stop();
+    outboard.signal("SIGTERM");
+    assertEquals(await outboard.exitCode(), 1);
     const place = at('new Error("cannot let go")');
     assert(
       outboard.stderr.startsWith(

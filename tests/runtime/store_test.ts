@@ -1,4 +1,10 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { DiskOp, VirtioBlkDriver } from "../../bench/disk_driver.ts";
 import { startOutboard, VirtioDriver } from "../../src/testing/mod.ts";
 import {
@@ -108,6 +114,29 @@ Deno.test("a stop closes every store beside those that never have closed, tells 
     assertEquals(lines.length, 2, outboard.stderr);
     assertMatch(lines[0]!, /^nvme0: error: store closing has not closed/);
     assert(!outboard.stderr.includes("did not stop"), outboard.stderr);
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
+Deno.test("a store that opens as none is a fault of its file, which is named with the device", async () => {
+  const folder = Deno.makeTempDirSync();
+  try {
+    const file = `${folder}/none.ts`;
+    Deno.writeTextFileSync(
+      file,
+      'export const store = { name: "none", open() {} };',
+    );
+    const error = await assertRejects(() =>
+      startOutboard([
+        ...["--device", "virtio-blk", "--socket", `${folder}/a`],
+        ...["--device", `nvme,ns2.backend=${file}`, "--socket", `${folder}/b`],
+      ]), Error);
+    assertStringIncludes(
+      error.message,
+      `outboard: nvme0: Cannot use ${file} as a store: in what its open() gives, \`read\` must be a function\n`,
+    );
+    assertMatch(error.message, /it ended with code 2/);
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }

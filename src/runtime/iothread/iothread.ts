@@ -4,6 +4,7 @@
  * @module
  */
 
+import { ModelError } from "../../core/model_fault.ts";
 import { closeFd, signalEventFd } from "../../os/mod.ts";
 import type { Notice, ReplyOf, Request } from "./messages.ts";
 import type { Mailbox } from "./thread_calls.ts";
@@ -88,7 +89,8 @@ export class IOThread {
   /**
    * Sends a request to the thread and waits for its answer. Requests are handled in the order they are made.
    *
-   * @throws {Error} With the message of whatever failed on the thread
+   * @throws {ModelError} When an author's file is at fault
+   * @throws {Error} With the message of whatever else failed on the thread
    */
   async request<R extends Request>(request: R): Promise<ReplyOf[R["kind"]]> {
     const { wakeFd } = await this.#ready.promise;
@@ -158,7 +160,10 @@ export class IOThread {
         const pending = this.#pending.get(notice.id);
         this.#pending.delete(notice.id);
         if (notice.kind === "reply") pending?.resolve(notice.value);
-        else pending?.reject(new Error(notice.message));
+        else {
+          const ErrorClass = notice.isModelError ? ModelError : Error;
+          pending?.reject(new ErrorClass(notice.message));
+        }
         return;
       }
       default:

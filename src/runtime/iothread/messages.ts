@@ -179,5 +179,7 @@ export type Notice =
     readonly kind: "failure";
     readonly id: number;
     readonly message: string;
+    /** True for a {@linkcode ModelError}. */
+    readonly isModelError: boolean;
   }
   | { readonly kind: "log" } & LogNotice;

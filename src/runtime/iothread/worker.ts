@@ -20,7 +20,11 @@ import {
   threadId,
 } from "../../os/mod.ts";
 import type { Log } from "../../core/log.ts";
-import { describeModel, modelFault } from "../../core/model_fault.ts";
+import {
+  describeModel,
+  ModelError,
+  modelFault,
+} from "../../core/model_fault.ts";
 import { HELLO_TIMEOUT_MS } from "../../transport/mod.ts";
 import { QueueSite } from "../queue_site.ts";
 import { DeviceHost } from "../device_host.ts";
@@ -105,6 +109,7 @@ function callModel<T>({ name }: DeviceModel, make: () => T): T {
   try {
     return withoutRuntime(make);
   } catch (error) {
+    if (error instanceof ModelError) throw error;
     const fault = modelFault(error, describeModel(name));
     throw fault === null ? error : new Error(fault, { cause: error });
   }
@@ -294,7 +299,10 @@ async function answer({ id, request }: NumberedRequest): Promise<void> {
     if (request.kind === "stop") loop.close();
     scope.postMessage({ kind: "reply", id, value });
   } catch (error) {
-    scope.postMessage({ kind: "failure", id, message: messageOf(error) });
+    const isModelError = error instanceof ModelError;
+    scope.postMessage({
+      ...{ kind: "failure", id, message: messageOf(error), isModelError },
+    });
   }
 }
 

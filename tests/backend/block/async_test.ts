@@ -333,7 +333,10 @@ for (
   const [own, message] of [
     [{ open: "badly" }, /: store moody, .*moody_store\.ts:\d+:\d+: the door/],
     [{ open: "exit" }, /it has called exit\(\)/],
-    [{ open: "empty" }, /`info\.sizeBytes` is 0/],
+    [
+      { open: "empty" },
+      /^Cannot use .*_store\.ts as a store: .*`info\.sizeBytes` is 0/,
+    ],
     [{ open: "wide" }, /^Cannot use open=wide/],
     [{ closed: "on" }, /^Cannot use option closed: store moody has open/],
   ] as const

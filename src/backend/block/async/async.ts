@@ -12,6 +12,7 @@
 import { Counters } from "../../../core/counters.ts";
 import { Errno } from "../../../core/errno.ts";
 import type { Log } from "../../../core/log.ts";
+import { ModelError } from "../../../core/model_fault.ts";
 import type { FdWatch, Loop, Poller, Timer } from "../../../loop/event_loop.ts";
 import {
   drainEventFd,
@@ -607,9 +608,7 @@ function openStore(options: StoreBlockOptions) {
   link.retire();
   link.leave(isLate ? 0 : performance.now() + CLOSE_TIMEOUT_MS, () => {});
   worker.terminate();
-  throw new Error(
-    why.startsWith("Cannot ")
-      ? why
-      : `Cannot open store ${options.reference}: ${why}`,
-  );
+  // An author's own words come with their place before them.
+  if (why.startsWith("Cannot ")) throw new ModelError(why);
+  throw new Error(`Cannot open store ${options.reference}: ${why}`);
 }

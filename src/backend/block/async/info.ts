@@ -4,9 +4,9 @@
  * @module
  */
 
+import type { StoreBlockOptions } from "./driver.ts";
 import type { Log } from "../../../core/log.ts";
 import type { BlockInfo } from "../contract.ts";
-import type { CommonBlockOptions } from "../driver.ts";
 import { SLOT_BYTES } from "./link.ts";
 import type { Store } from "./store.ts";
 
@@ -19,16 +19,18 @@ const PHYSICAL_DEFAULT_BYTES = 4096;
  */
 export function storeInfo(
   store: Store,
-  wanted: CommonBlockOptions,
+  wanted: StoreBlockOptions,
   log: Log,
 ): BlockInfo {
   const refuse = (why: string): never => {
-    throw new Error(`Cannot use what its open() gives: ${why}`);
+    throw new Error(
+      `Cannot use ${wanted.reference} as a store: in what its open() gives, ${why}`,
+    );
   };
   if (typeof store?.read !== "function") {
-    refuse("its `read` must be a function");
+    refuse("`read` must be a function");
   }
-  const info = store.info ?? refuse("it has no `info`");
+  const info = store.info ?? refuse("`info` must be an object");
   const isBlock = (bytes: unknown) => bytes === 512 || bytes === 4096;
   const {
     sizeBytes: length,
