@@ -89,6 +89,7 @@ export type {
   CommandAnswer,
   DeviceCommand,
   Doorbell,
+  LaterAnswer,
   MmapArea,
   PciDevice,
   PciSpec,

@@ -17,8 +17,19 @@ import { type Namespace, type NamespaceSet, NSID_MAX } from "./io/namespace.ts";
 /** Side of the controller that the commands see. */
 export interface NamespaceHost {
   readonly namespaces: NamespaceSet;
-  /** Opens storage as a namespace and tells the driver. @throws {Error} With the reason */
-  readonly add: (nsid: number, block: BlockOptions) => Namespace;
+  /**
+   * Opens storage as a namespace and tells the driver.
+   *
+   * @param tell Told of the outcome, at once or when it is open
+   * @throws {Error} With the reason, when that is known at once
+   */
+  readonly add: (
+    nsid: number,
+    block: BlockOptions,
+    tell: (outcome: Namespace | Error) => void,
+  ) => void;
+  /** Does something that no other thread may see the middle of. */
+  readonly whilePaused: <T>(action: () => T) => T;
   /** Takes a namespace away and tells the driver. */
   readonly remove: (ns: Namespace) => void;
 }
@@ -37,7 +48,7 @@ function describe(namespaces: readonly Namespace[]): CommandAnswer {
 
 /** The commands of a controller about its namespaces. */
 export function namespaceCommands(
-  { namespaces, add, remove }: NamespaceHost,
+  { namespaces, whilePaused, add, remove }: NamespaceHost,
 ): Record<string, DeviceCommand> {
   const find = (action: string, text: string): Namespace => {
     const ns = /^\d+$/.test(text) ? namespaces.get(Number(text)) : null;
@@ -68,10 +79,8 @@ export function namespaceCommands(
           ? find("resize", words[0]!)
           : namespaces.all[0]!;
         const [size = ""] = words.slice(-1);
-        resizeStorage(ns.backend, [
-          size,
-          ...args.filter((word) => word === SHRINK),
-        ]);
+        const shrink = args.filter((word) => word === SHRINK);
+        whilePaused(() => resizeStorage(ns.backend, [size, ...shrink]));
         return describe([ns]);
       },
     },
@@ -84,7 +93,9 @@ export function namespaceCommands(
         const nsid = Number(text);
         if (!/^\d+$/.test(text) || nsid < 1 || nsid > NSID_MAX) {
           throw new Error(
-            `Cannot add namespace ${text}: say add NSID OPTION=VALUE..., with a number from 1 to ${NSID_MAX}`,
+            `Cannot add ${
+              text === "" ? "a namespace" : `namespace ${text}`
+            }: say add NSID OPTION=VALUE..., with a number from 1 to ${NSID_MAX}`,
           );
         }
         if (namespaces.get(nsid) !== null) {
@@ -92,9 +103,14 @@ export function namespaceCommands(
             `Cannot add namespace ${nsid}: there is one, remove it first`,
           );
         }
-        return describe([
-          add(nsid, BLOCK_OPTIONS.parse(parseOptionParts(parts))),
-        ]);
+        const block = BLOCK_OPTIONS.parse(parseOptionParts(parts));
+        return (tell) =>
+          add(
+            nsid,
+            block,
+            (outcome) =>
+              tell(outcome instanceof Error ? outcome : describe([outcome])),
+          );
       },
     },
     remove: {
@@ -109,7 +125,7 @@ export function namespaceCommands(
           );
         }
         const ns = find("remove", args[0]!);
-        remove(ns);
+        whilePaused(() => remove(ns));
         return `namespace ${ns.nsid} is gone`;
       },
     },

@@ -4,9 +4,12 @@
  * @module
  */
 
-import type { NvmeOptions } from "./options.ts";
+import { MDTS_MAX, MDTS_MIN, type NvmeOptions } from "./options.ts";
 import type { BlockBackend } from "../../src/backend/block/contract.ts";
-import type { BlockOptions } from "../../src/backend/block/options.ts";
+import {
+  blockDriver,
+  type BlockOptions,
+} from "../../src/backend/block/options.ts";
 import { formatSize } from "../../src/core/size.ts";
 import { field } from "../../src/core/bits.ts";
 import type { BottomHalf } from "../../src/loop/event_loop.ts";
@@ -64,10 +67,14 @@ export interface NvmeControllerOptions extends
   readonly identity: ControllerIdentity;
   /** Opens storage for namespaces that are added at run time; without it there are none. */
   readonly open?: (block: BlockOptions) => BlockBackend;
+  /** Begins to open such that takes long; null for what opens at once. See `beginOpenBlockBackend`. */
+  readonly beginOpen?: (
+    block: BlockOptions,
+    tell: (outcome: BlockBackend | Error) => void,
+  ) => Disposable | null;
+  /** The most bytes of a command as a power of two of 4 KiB, unless a back end takes less; {@linkcode MDTS_MAX} unless told. */
+  readonly mdts?: number;
 }
-
-/** The most bytes of a command, unless a back end takes less. */
-const TRANSFER_MAX_BYTES = 1 << 20;
 
 /**
  * A controller: registers, the admin queue and all that its commands are about. I/O queues are served by the
@@ -99,6 +106,8 @@ export class NvmeController implements PciDevice {
   readonly #identify: Identify;
   readonly #admin: AdminCommands;
   readonly #maxTransferBytes: number;
+  /** Storage of namespaces to come. */
+  readonly #openings = new Set<Disposable>();
   readonly #work: BottomHalf;
   /** See {@linkcode QueueSettings.running}. */
   #running = false;
@@ -115,7 +124,7 @@ export class NvmeController implements PciDevice {
     storage: readonly NamespaceStorage[],
   ) {
     const { identity, queues: pairs, queueEntries, mapDoorbells } = options;
-    const mdts = transferShift(storage);
+    const mdts = transferShift(storage, options.mdts ?? MDTS_MAX);
     const vectors = interruptVectors(options);
     const maxTransferBytes = 2 ** (mdts + NVME_PAGE_SHIFT_MIN);
     const page = mapDoorbells
@@ -167,7 +176,12 @@ export class NvmeController implements PciDevice {
       events: this.#events,
       onFeatures: () => this.#configure(),
     });
-    this.commands = this.#makeCommands();
+    this.commands = namespaceCommands({
+      namespaces: queues.namespaces,
+      whilePaused: (action) => this.#whilePaused(action),
+      add: (nsid, block, tell) => this.#add(nsid, block, tell),
+      remove: (ns) => this.#removeNamespace(ns),
+    });
     for (const each of storage) queues.addNamespace(each);
     this.#configure();
   }
@@ -332,6 +346,8 @@ export class NvmeController implements PciDevice {
 
   close(): void {
     this.#running = false;
+    for (const opening of this.#openings) opening[Symbol.dispose]();
+    this.#openings.clear();
     this.#table.close();
     this.#queues.close();
     // Whatever closing reported.
@@ -621,20 +637,6 @@ export class NvmeController implements PciDevice {
     );
   }
 
-  #makeCommands(): Record<string, DeviceCommand> {
-    const commands = namespaceCommands({
-      namespaces: this.#queues.namespaces,
-      add: (nsid, block) => this.#addNamespace(nsid, block),
-      remove: (ns) => this.#removeNamespace(ns),
-    });
-    return Object.fromEntries(
-      Object.entries(commands).map(([name, command]) => [name, {
-        help: command.help,
-        run: (args) => this.#whilePaused(() => command.run(args)),
-      }]),
-    );
-  }
-
   /** Does something that no other thread may see the middle of. */
   #whilePaused<T>(action: () => T): T {
     try {
@@ -649,13 +651,40 @@ export class NvmeController implements PciDevice {
     }
   }
 
-  /** @throws {Error} With the reason; nothing is changed then */
-  #addNamespace(nsid: number, block: BlockOptions): Namespace {
-    const { open } = this.#options;
+  /** @throws {Error} With the reason; nothing is changed then, and nobody told */
+  #add(
+    nsid: number,
+    block: BlockOptions,
+    tell: (outcome: Namespace | Error) => void,
+  ): void {
+    const { open, beginOpen } = this.#options;
     if (open === undefined) {
       throw new Error("Cannot add a namespace: this model opens no storage");
     }
-    const backend = open(block);
+    this.#checkTransfer(
+      `namespace ${nsid}`,
+      blockDriver(block).maxTransferBytes ?? Infinity,
+    );
+    const finish = (backend: BlockBackend) =>
+      this.#whilePaused(() => this.#addNamespace(nsid, block, backend));
+    const opening = beginOpen?.(block, (outcome) => {
+      this.#openings.delete(opening!);
+      try {
+        tell(outcome instanceof Error ? outcome : finish(outcome));
+      } catch (error) {
+        tell(error as Error);
+      }
+    }) ?? null;
+    if (opening === null) tell(finish(open(block)));
+    else this.#openings.add(opening);
+  }
+
+  /** @throws {Error} With the reason; nothing is changed then, and the storage closed */
+  #addNamespace(
+    nsid: number,
+    block: BlockOptions,
+    backend: BlockBackend,
+  ): Namespace {
     try {
       this.#admit(backend);
     } catch (error) {
@@ -678,6 +707,22 @@ export class NvmeController implements PciDevice {
     return ns;
   }
 
+  /** @throws {Error} When the driver may ask for more at a time */
+  #checkTransfer(what: string, maxBytes: number): void {
+    if (maxBytes >= this.#maxTransferBytes) return;
+    const shift = Math.floor(Math.log2(maxBytes)) - NVME_PAGE_SHIFT_MIN;
+    const remedy = shift < MDTS_MIN
+      ? ""
+      : `; start the device with mdts=${shift} for that`;
+    throw new Error(
+      `Cannot add ${what}: its storage takes ${
+        formatSize(maxBytes)
+      } at a time, and the driver was told ${
+        formatSize(this.#maxTransferBytes)
+      }${remedy}`,
+    );
+  }
+
   /**
    * Makes storage of a namespace that comes late do what the driver was told of all of them.
    *
@@ -685,15 +730,7 @@ export class NvmeController implements PciDevice {
    */
   #admit(backend: BlockBackend): void {
     const { description, info } = backend;
-    if (info.maxTransferBytes < this.#maxTransferBytes) {
-      throw new Error(
-        `Cannot add ${description}: it takes ${
-          formatSize(info.maxTransferBytes)
-        } at a time, and the driver was told ${
-          formatSize(this.#maxTransferBytes)
-        }`,
-      );
-    }
+    this.#checkTransfer(description, info.maxTransferBytes);
     if (this.#table.isShared && backend.share === undefined) {
       throw new Error(
         `Cannot add ${description}: it is served by one IOThread, and this controller by several`,
@@ -728,10 +765,13 @@ function shareOf(
 }
 
 /** MDTS: what every back end takes in one request, as a power of two of 4 KiB. */
-function transferShift(storage: readonly NamespaceStorage[]): number {
+function transferShift(
+  storage: readonly NamespaceStorage[],
+  wanted: number,
+): number {
   const most = Math.min(
-    TRANSFER_MAX_BYTES,
     ...storage.map(({ backend }) => backend.info.maxTransferBytes),
   );
-  return Math.max(Math.floor(Math.log2(most)) - NVME_PAGE_SHIFT_MIN, 1);
+  const taken = Math.floor(Math.log2(most)) - NVME_PAGE_SHIFT_MIN;
+  return Math.max(Math.min(taken, wanted), MDTS_MIN);
 }

@@ -19,7 +19,10 @@
  * @module
  */
 
-import { openBlockBackend } from "../../src/backend/block/open.ts";
+import {
+  beginOpenBlockBackend,
+  openBlockBackend,
+} from "../../src/backend/block/open.ts";
 import { blockDriver } from "../../src/backend/block/options.ts";
 import type { Log } from "../../src/core/log.ts";
 import type { DeviceContext } from "../../src/pci/context.ts";
@@ -72,6 +75,7 @@ function create(
       ...options,
       identity: { serial, model, firmware, subnqn },
       open: (block) => openBlockBackend(block, context),
+      beginOpen: (block, tell) => beginOpenBlockBackend(block, context, tell),
     }, storage);
     if (saved === undefined) announce(context.log, serial, storage);
     return device;

@@ -20,6 +20,10 @@ import {
 } from "../../src/core/options.ts";
 import { NSID_MAX } from "./io/namespace.ts";
 
+/** Bounds of MDTS, which is a power of two of 4 KiB. */
+export const MDTS_MIN = 1;
+export const MDTS_MAX = 8;
+
 /** A namespace as asked for. */
 export interface NamespaceOptions {
   readonly nsid: number;
@@ -67,6 +71,15 @@ export const NVME_OPTIONS = options({
     min: 2,
     max: 4096,
     default: "1024",
+  }),
+  mdts: integer("mdts", {
+    syntax: "power",
+    help:
+      "most data of a command, 4K times two to this power, or what the storage takes " +
+      "if that is less; a store that is to be added at run time needs 6",
+    min: MDTS_MIN,
+    max: MDTS_MAX,
+    default: String(MDTS_MAX),
   }),
   msix: onOff("msix", {
     help:

@@ -239,6 +239,14 @@ export interface CommandAnswer {
   readonly data: unknown;
 }
 
+/**
+ * Answer to a command that takes more than a turn of the loop. It is called once, at once, with whom to tell when it is
+ * there; it may throw as the command may.
+ */
+export type LaterAnswer = (
+  tell: (outcome: string | CommandAnswer | Error) => void,
+) => void;
+
 /** A run-time command of a device. */
 export interface DeviceCommand {
   /** One line for help. */
@@ -246,8 +254,8 @@ export interface DeviceCommand {
   /**
    * Does it.
    *
-   * @returns What to tell; programs are given a text alone as `{ text }`
+   * @returns Text or data to tell; programs are given a text alone as `{ text }`
    * @throws {Error} With a message for the person
    */
-  run(args: readonly string[]): string | CommandAnswer;
+  run(args: readonly string[]): string | CommandAnswer | LaterAnswer;
 }

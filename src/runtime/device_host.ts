@@ -123,6 +123,11 @@ function unreachableText({ iova, lengthBytes }: DmaRange): string {
   }; if it is a DIMM, give its memory-backend-memfd or -file share=on (what fails next is not the driver's doing)`;
 }
 
+function answerOf(text: string): CommandAnswer {
+  const lines = text.split("\n").filter((line) => line !== "").join("\n");
+  return { text: lines, data: { text: lines } };
+}
+
 interface NamedMemory {
   readonly name: string;
   readonly memory: MemfdMemory;
@@ -391,9 +396,14 @@ export class DeviceHost implements Disposable {
   /**
    * Runs one of the device's commands.
    *
+   * @param tell Told of the answer, at once or in a later turn of the loop; of none when the device is closed before
    * @throws {Error} With a message for the person who asked
    */
-  command(name: string, args: readonly string[]): CommandAnswer {
+  command(
+    name: string,
+    args: readonly string[],
+    tell: (outcome: CommandAnswer | Error) => void,
+  ): void {
     const commands = this.#transport.device.commands ?? {};
     if (!Object.hasOwn(commands, name)) {
       const known = Object.keys(commands).join(", ") || "none";
@@ -402,9 +412,10 @@ export class DeviceHost implements Disposable {
       );
     }
     const answer = commands[name]!.run(args);
-    if (typeof answer !== "string") return answer;
-    const text = answer.split("\n").filter((line) => line !== "").join("\n");
-    return { text, data: { text } };
+    const tellAnswer = (outcome: string | CommandAnswer | Error) =>
+      tell(typeof outcome === "string" ? answerOf(outcome) : outcome);
+    if (typeof answer === "function") answer(tellAnswer);
+    else tellAnswer(answer);
   }
 
   /** The device as seen from outside. */

@@ -13,12 +13,21 @@ import {
 } from "../../src/transport/vfio_user/client/mod.ts";
 import { MOODS, MOODS_AT } from "../backend/block/fixtures/moody_store.ts";
 import { connectClient } from "../transport/vfio_user/remote.ts";
+import { controlLine } from "../guest/control_line.ts";
 import { until } from "../until.ts";
 
 const STORES = new URL("../backend/block/fixtures", import.meta.url).pathname;
 const BLOCK = 4096;
 const OK = 0;
 const IOERR = 1;
+
+function exists(path: string): boolean {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
+}
 
 /** A driver on a socket, one request at a time. */
 class Disk implements Disposable {
@@ -137,6 +146,33 @@ Deno.test("a store that opens as none is a fault of its file, which is named wit
       `outboard: nvme0: Cannot use ${file} as a store: in what its open() gives, \`read\` must be a function\n`,
     );
     assertMatch(error.message, /it ended with code 2/);
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
+Deno.test("a thread serves on while a store opens that is added at run time", async () => {
+  const folder = Deno.makeTempDirSync();
+  try {
+    const control = `${folder}/control`;
+    const file = `${STORES}/gated_store.ts`;
+    await using _ = await startOutboard([
+      ...["--control", control],
+      ...["--device", "nvme,mdts=6", "--socket", `${folder}/a`],
+      ...["--device", "virtio-blk,memory=1M", "--socket", `${folder}/b`],
+    ]);
+    let answered = false;
+    const gate = `${folder}/gate`;
+    const adding = controlLine(
+      control,
+      `nvme0 add 2 backend=${file},gate=${gate}`,
+    )
+      .finally(() => answered = true);
+    await until("begin", () => exists(`${gate}.waits`));
+    using disk = new Disk(`${folder}/b`);
+    assertEquals([await disk.read(0), answered], [OK, false]);
+    Deno.writeTextFileSync(gate, "");
+    assertEquals(await adding, ["namespace 2 has 1M, on store gated"]);
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }

@@ -31,6 +31,18 @@ export type OpenBlock<O> = (
   saved?: Saved<unknown>,
 ) => BlockBackend;
 
+/**
+ * Begins to open storage, while the loop goes on.
+ *
+ * @param tell Told in a later turn of the loop
+ * @returns Gives up, until it was told
+ */
+export type BeginOpenBlock<O> = (
+  options: O,
+  context: BlockContext,
+  tell: (outcome: BlockBackend | Error) => void,
+) => Disposable;
+
 /** A kind of storage. */
 export interface BlockDriver<O extends object> {
   /** Its options. One is called as the kind is, and chooses it. */
@@ -39,6 +51,10 @@ export interface BlockDriver<O extends object> {
   readonly counters: CounterTable;
   /** Loads what opens it. */
   readonly load: () => Promise<OpenBlock<O>>;
+  /** Loads the same for a loop that serves others, for a kind that may take seconds to open. */
+  readonly loadBegin?: () => Promise<BeginOpenBlock<O>>;
+  /** The least of `maxTransferBytes` that any has, where that is known before it is open. */
+  readonly maxTransferBytes?: number;
   /** Looks at what the options name, and opens nothing. @throws {Error} For what cannot work, with the remedy */
   readonly check?: (options: O) => Promise<void>;
   /** Words that name the storage in every run; null when it does not outlive the process. */

@@ -191,7 +191,9 @@ function stop(): void {
   logLimit.flush();
 }
 
-async function handleRequest(request: Request): Promise<unknown> {
+async function handleRequest(
+  request: Exclude<Request, { kind: "command" }>,
+): Promise<unknown> {
   switch (request.kind) {
     case "serve":
       return await serve(request);
@@ -206,7 +208,10 @@ async function handleRequest(request: Request): Promise<unknown> {
 }
 
 function handleAtOnce(
-  request: Exclude<Request, { kind: "serve" | "join" | "prepare" }>,
+  request: Exclude<
+    Request,
+    { kind: "serve" | "join" | "prepare" | "command" }
+  >,
 ): unknown {
   switch (request.kind) {
     case "configure":
@@ -237,8 +242,6 @@ function handleAtOnce(
     case "discard":
       ResourceBag.of(request.saved.fds)[Symbol.dispose]();
       return null;
-    case "command":
-      return hostOf(request.device).command(request.name, request.args);
     case "metrics":
       return {
         loop: loop.counters(),
@@ -295,15 +298,32 @@ async function loadWhileServing(reference: string): Promise<DeviceModel> {
 
 async function answer({ id, request }: NumberedRequest): Promise<void> {
   try {
+    if (request.kind === "command") {
+      const { device, name, args } = request;
+      return withoutRuntime(() =>
+        hostOf(device).command(
+          ...[name, args] as const,
+          (outcome) =>
+            outcome instanceof Error ? fail(id, outcome) : reply(id, outcome),
+        )
+      );
+    }
     const value = await handleRequest(request);
     if (request.kind === "stop") loop.close();
-    scope.postMessage({ kind: "reply", id, value });
+    reply(id, value);
   } catch (error) {
-    const isModelError = error instanceof ModelError;
-    scope.postMessage({
-      ...{ kind: "failure", id, message: messageOf(error), isModelError },
-    });
+    fail(id, error);
   }
+}
+
+function reply(id: number, value: unknown): void {
+  scope.postMessage({ kind: "reply", id, value });
+}
+
+function fail(id: number, error: unknown): void {
+  const message = messageOf(error);
+  const isModelError = error instanceof ModelError;
+  scope.postMessage({ kind: "failure", id, message, isModelError });
 }
 
 async function main(): Promise<void> {

@@ -17,7 +17,7 @@ import { isPowerOfTwo } from "../../core/bits.ts";
 import type { DeviceState } from "../../core/state_form.ts";
 import type { ResourceBag } from "../../os/resource_bag.ts";
 import type { DeviceContext } from "../../pci/context.ts";
-import type { CommandAnswer, DeviceCommand } from "../../pci/device.ts";
+import type { DeviceCommand } from "../../pci/device.ts";
 import type { QueueThreads } from "../../pci/queue_threads.ts";
 import { VIRTIO_CONFIG_S } from "../defs.ts";
 import type { VirtioDevice, VirtioTransport } from "../device.ts";
@@ -494,7 +494,7 @@ export class VirtioSession implements VirtioTransport {
   command(
     command: DeviceCommand,
     args: readonly string[],
-  ): string | CommandAnswer {
+  ): ReturnType<DeviceCommand["run"]> {
     const run = () => command.run(args);
     if (this.#remote === null) return run();
     return this.#remote.whilePaused(run, !this.stopped);

@@ -1,4 +1,7 @@
-import { STORE_COUNTERS } from "../../../src/backend/block/async/driver.ts";
+import {
+  SLOT_BYTES,
+  STORE_COUNTERS,
+} from "../../../src/backend/block/async/driver.ts";
 import { Counters } from "../../../src/core/counters.ts";
 import {
   assert,
@@ -11,7 +14,6 @@ import {
   requestAt,
   RING,
   type Ring,
-  SLOT_BYTES,
   SLOTS,
   StoreLink,
 } from "../../../src/backend/block/async/link.ts";

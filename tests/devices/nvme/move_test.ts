@@ -8,6 +8,7 @@ import { Folder } from "../../backend/block/rig.ts";
 import { Moving, throughRing } from "../../backend/block/moving.ts";
 import { ServerThread } from "../../backend/block/nbd/rig.ts";
 import { openFds, sharedMappings } from "../../resources.ts";
+import { textOf } from "../command_text.ts";
 import { NaiveDriver, type Pair } from "./naive_driver.ts";
 import { PIECE, seededRandom, Workload } from "./workload.ts";
 
@@ -223,7 +224,7 @@ Deno.test("an NVMe controller takes along the namespaces that came, and not thos
     const { driver, moving } = rig;
     const pair = driver.createPair(1, 16);
     const run = (name: string, ...words: string[]) => {
-      moving.current.commands![name]!.run(words);
+      textOf(moving.current.commands![name], ...words);
       moving.settle();
     };
     const read = (nsid: number) =>

@@ -1,7 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import type { BlockInfo } from "../../../src/backend/block/contract.ts";
 import type { BlockOptions } from "../../../src/backend/block/options.ts";
-import { textOf } from "../command_text.ts";
+import { textOf, textOfAnswer } from "../command_text.ts";
 import { ThreadsRig } from "./threads_rig.ts";
 import type { Pair, Sqe } from "./naive_driver.ts";
 import { RamDisk } from "./ram_disk.ts";
@@ -225,7 +225,7 @@ Deno.test("a namespace that comes late has its writes durable where the driver d
 Deno.test("the commands about namespaces say what is wrong, and change nothing then", () => {
   using rig = new LateRig({}, { maxTransferBytes: 4096 });
   const cases: [line: string, message: string][] = [
-    ["add", "say add NSID OPTION=VALUE"],
+    ["add", "Cannot add a namespace: say add NSID OPTION=VALUE"],
     ["add 0 memory=1M", "a number from 1 to 32"],
     ["add 33 memory=1M", "a number from 1 to 32"],
     ["add two memory=1M", "a number from 1 to 32"],
@@ -233,7 +233,10 @@ Deno.test("the commands about namespaces say what is wrong, and change nothing t
     ["add 2 nonsense=1", "nonsense"],
     ["add 2 memory=1M memory=2M", "memory 2 times"],
     ["add 2 memory=1000", "a multiple of the block"],
-    ["add 2 memory=1M", "it takes 4K at a time, and the driver was told 1M"],
+    [
+      "add 2 memory=1M",
+      "ram disk: its storage takes 4K at a time, and the driver was told 1M",
+    ],
     ["remove", "say remove NSID"],
     ["remove 1 2", "say remove NSID"],
     [
@@ -255,9 +258,83 @@ Deno.test("the commands about namespaces say what is wrong, and change nothing t
   assertEquals(rig.driver.logPage(4, 4096).getUint32(0, true), 0);
   using fixed = new Rig();
   assertThrows(
-    () => fixed.device.commands["add"]!.run(["2", "memory=1M"]),
+    () => textOf(fixed.device.commands["add"], "2", "memory=1M"),
     Error,
     "this model opens no storage",
+  );
+});
+
+Deno.test("a namespace whose storage takes long to open is there when it is open", () => {
+  const openings: {
+    tell: (outcome: RamDisk | Error) => void;
+    givenUp: boolean;
+  }[] = [];
+  const said: string[] = [];
+  using rig = new LateRig({
+    controller: {
+      mdts: 6,
+      beginOpen: (block, tell) => {
+        if (block.kind === "memory") return null;
+        const opening = { tell, givenUp: false };
+        openings.push(opening);
+        return {
+          [Symbol.dispose]: () => {
+            opening.givenUp = true;
+          },
+        };
+      },
+    },
+  });
+  assertEquals(rig.driver.identify(1).getUint8(77), 6);
+  const add = (nsid: string) => {
+    const answer = rig.device.commands["add"]!.run([nsid, "backend=./a.ts"]);
+    if (typeof answer !== "function") throw new Error("it is there at once");
+    answer((outcome) =>
+      said.push(
+        outcome instanceof Error ? outcome.message : textOfAnswer(outcome),
+      )
+    );
+  };
+  const disk = (info: Partial<BlockInfo> = {}) =>
+    new RamDisk(rig.memory, 65536, info);
+  add("2");
+  assertEquals(
+    rig.command("add 3 memory=64K"),
+    "namespace 3 has 64K, on ram disk",
+  );
+  assertEquals([rig.list(2), said], [[1, 3], []]);
+  openings[0]!.tell(disk());
+  assertEquals(rig.list(2), [1, 2, 3]);
+  add("4");
+  openings[1]!.tell(new Error("the door is stuck"));
+  add("4");
+  const small = disk({ maxTransferBytes: 4096 });
+  openings[2]!.tell(small);
+  assertEquals([rig.list(2), small.closed], [[1, 2, 3], 1]);
+  assertEquals(said, [
+    "namespace 2 has 64K, on ram disk",
+    "the door is stuck",
+    "Cannot add ram disk: its storage takes 4K at a time, and the driver was told 256K",
+  ]);
+  add("4");
+  rig.device.close();
+  assertEquals(openings.map(({ givenUp }) => givenUp), [
+    ...[false, false, false, true],
+  ]);
+});
+
+Deno.test("storage that takes less at a time than the driver was told is not opened, and the remedy named", () => {
+  using rig = new LateRig({
+    controller: {
+      beginOpen: () => {
+        throw new Error("it was opened");
+      },
+    },
+  });
+  assertThrows(
+    () => rig.command("add 2 backend=./a.ts"),
+    Error,
+    "Cannot add namespace 2: its storage takes 256K at a time, and the driver was told 1M; start the device with mdts=6 for that",
   );
 });
 
@@ -266,7 +343,7 @@ Deno.test("namespaces come and go on all threads of a controller", () => {
   const { driver } = rig;
   const pairs = [1, 2, 3].map((qid) => driver.createPair(qid, 16));
   const command = (name: string, ...words: string[]) => {
-    const reply = rig.device.commands[name]!.run(words);
+    const reply = textOf(rig.device.commands[name], ...words);
     rig.settle();
     return reply;
   };

@@ -40,6 +40,7 @@ Deno.test("NVME_OPTIONS.parse takes one namespace at top level", () => {
     firmware: "2",
     queues: "3",
     "queue-size": "4096",
+    mdts: "6",
     msix: "off",
     doorbells: "mmap",
   });
@@ -49,6 +50,7 @@ Deno.test("NVME_OPTIONS.parse takes one namespace at top level", () => {
     firmware: "2",
     queues: 3,
     queueEntries: 4096,
+    mdts: 6,
     msix: false,
     mapDoorbells: true,
   });

@@ -211,7 +211,7 @@ Deno.test("every thread goes on after a command of a person that not all of them
   const pairs = [1, 2, 3].map((qid) => driver.createPair(qid));
   for (const op of ["stop", "configure"]) {
     rig.other.broken = op;
-    const resize = () => rig.device.commands["resize"]!.run([]);
+    const resize = () => rig.device.commands["resize"]!.run(["1M"]);
     assertThrows(resize, Error, `broken at ${op}`);
     rig.other.broken = null;
     for (const pair of pairs) assertEquals(driver.run(FLUSH, pair).status, 0);

@@ -31,7 +31,7 @@ import {
   type BlockRequest,
   PENDING,
 } from "../contract.ts";
-import type { OpenBlock } from "../driver.ts";
+import type { BeginOpenBlock, OpenBlock } from "../driver.ts";
 import type { DeviceState } from "../../../core/state_form.ts";
 import { blockForm, readInfo, refuseInFlight } from "../state.ts";
 import { RequestQueue } from "../request_queue.ts";
@@ -43,7 +43,6 @@ import {
   requestAt,
   RING,
   Ring,
-  SLOT_BYTES,
   SLOTS,
   type StoreLine,
   StoreLink,
@@ -51,6 +50,7 @@ import {
 } from "./link.ts";
 import { countRequest } from "../counters.ts";
 import {
+  SLOT_BYTES,
   STORE_COUNTERS,
   type StoreBlockOptions,
   StoreCounter,
@@ -81,7 +81,7 @@ export const openAsync: OpenBlock<StoreBlockOptions> = (
   options,
   context,
   saved,
-) => new AsyncBackend(options, context, saved);
+) => new AsyncBackend(options, context, saved ?? openStore(options));
 
 /** Message to the Worker when it starts. */
 export interface StoreStart {
@@ -94,6 +94,12 @@ export interface StoreOpened {
   /** For people. */
   readonly description: string;
   readonly info: BlockInfo;
+}
+
+/** A store that is open, and by whom. */
+interface OpenStore {
+  readonly opening: StoreOpening;
+  readonly opened: StoreOpened;
 }
 
 /** A store, served by a Worker that has a runtime. */
@@ -147,25 +153,27 @@ export class AsyncBackend implements BlockBackend {
   #poller: Poller | null = null;
 
   /**
-   * Opens the store, blocking until it is open; or goes on with what another thread gave.
+   * Begins with a store that is open, or goes on with what another thread gave.
    *
-   * @throws {Error} With one line that says what is wrong, and the remedy
+   * @throws {Error} When that is in another process, or makes no sense
    */
   constructor(
     options: StoreBlockOptions,
     context: BlockContext,
-    saved?: Saved<unknown>,
+    from: OpenStore | Saved<unknown>,
   ) {
+    const open = "opening" in from ? from : null;
+    const saved = "opening" in from ? null : from;
     this.#loop = context.loop;
     this.#log = context.log;
     this.#timeoutMs = options.timeoutMs;
     this.#timeoutTicks = Math.ceil(options.timeoutMs / TICK_MS);
     const state = saved && FORM.read(saved.state);
-    if (state === undefined) {
-      const { worker, link, ring, opened } = openStore(options);
-      this.#worker = worker;
-      this.#link = link;
-      this.#ring = ring;
+    if (state === null) {
+      const { opening, opened } = open!;
+      this.#worker = opening.worker;
+      this.#link = opening.link;
+      this.#ring = opening.ring;
       ({ description: this.description, info: this.info } = opened);
     } else {
       // Addresses of another process would be anything here.
@@ -179,7 +187,7 @@ export class AsyncBackend implements BlockBackend {
       this.info = readInfo(state.value("info"));
       this.#counts.restore(state.value("counters"));
     }
-    this.#hasShare = saved === undefined;
+    this.#hasShare = saved === null;
     this.#joins = state?.flag("shared") ?? false;
     this.#durable = state?.flag("durable") ?? false;
     this.#words = this.#ring.words;
@@ -578,37 +586,99 @@ export class AsyncBackend implements BlockBackend {
   }
 }
 
-/** Starts a Worker, and waits until it has opened the store. */
-function openStore(options: StoreBlockOptions) {
-  const link = StoreLink.make();
-  const ring = link.takeRing();
+/** A store that a Worker opens. */
+class StoreOpening {
+  readonly link = StoreLink.make();
+  readonly ring = this.link.takeRing();
   // From a Worker, as IOThreads are, that takes Deno 2.9 a second: but it needs nobody else, at whatever time.
-  const worker = new Worker(
+  readonly worker = new Worker(
     new URL("./worker.ts", import.meta.url).href,
     { type: "module", name: "store" },
   );
-  // It says in the link why it ends, and needs no one else to end for it.
-  worker.onerror = (event) => event.preventDefault();
-  const start: StoreStart = { linkHva: link.hva, options };
-  worker.postMessage(start);
-  const deadline = performance.now() + START_TIMEOUT_MS;
-  while (link.state === StoreState.OPENING) {
-    const left = deadline - performance.now();
-    if (left <= 0) break;
-    pollFd(ring.eventFd, Poll.IN, left);
-    drainEventFd(ring.eventFd);
+  readonly #reference: string;
+  readonly #deadlineMs = performance.now() + START_TIMEOUT_MS;
+
+  /** Starts the Worker. */
+  constructor(options: StoreBlockOptions) {
+    this.#reference = options.reference;
+    // It says in the link why it ends, and needs no one else to end for it.
+    this.worker.onerror = (event) => event.preventDefault();
+    const start: StoreStart = { linkHva: this.link.hva, options };
+    this.worker.postMessage(start);
   }
-  if (link.state === StoreState.OPEN) {
-    return { worker, link, ring, opened: link.outcome as StoreOpened };
+
+  /** Time that is left, in milliseconds; not positive when it is over. */
+  get leftMs(): number {
+    return this.#deadlineMs - performance.now();
   }
-  const isLate = link.state === StoreState.OPENING;
-  const why = isLate
-    ? `it has not returned for ${START_TIMEOUT_MS / 1000} s`
-    : link.outcome as string;
-  link.retire();
-  link.leave(isLate ? 0 : performance.now() + CLOSE_TIMEOUT_MS, () => {});
-  worker.terminate();
-  // An author's own words come with their place before them.
-  if (why.startsWith("Cannot ")) throw new ModelError(why);
-  throw new Error(`Cannot open store ${options.reference}: ${why}`);
+
+  /** The end of the opening; null while it is not known. @throws {Error} With one line, and the remedy */
+  look(): StoreOpened | null {
+    const { link } = this;
+    const { state } = link;
+    if (state === StoreState.OPEN) return link.outcome as StoreOpened;
+    const isLate = state === StoreState.OPENING;
+    if (isLate && this.leftMs > 0) return null;
+    const why = isLate
+      ? `it has not returned for ${START_TIMEOUT_MS / 1000} s`
+      : link.outcome as string;
+    this.giveUp(isLate ? 0 : CLOSE_TIMEOUT_MS);
+    // An author's own words come with their place before them.
+    if (why.startsWith("Cannot ")) throw new ModelError(why);
+    throw new Error(`Cannot open store ${this.#reference}: ${why}`);
+  }
+
+  /** @param timeoutMs Time that it has to end by itself */
+  giveUp(timeoutMs: number): void {
+    this.link.retire();
+    this.link.leave(performance.now() + timeoutMs, () => {});
+    this.worker.terminate();
+  }
 }
+
+/** Waits, blocking, until a store is open. */
+function openStore(options: StoreBlockOptions): OpenStore {
+  const opening = new StoreOpening(options);
+  for (;;) {
+    const opened = opening.look();
+    if (opened !== null) return { opening, opened };
+    pollFd(opening.ring.eventFd, Poll.IN, Math.max(opening.leftMs, 0));
+    drainEventFd(opening.ring.eventFd);
+  }
+}
+
+/** Opens a store while the loop goes on. */
+export const beginOpenAsync: BeginOpenBlock<StoreBlockOptions> = (
+  options,
+  context,
+  tell,
+) => {
+  const { loop } = context;
+  const opening = new StoreOpening(options);
+  const end = () => {
+    watch.close();
+    timer.close();
+  };
+  const look = () => {
+    let outcome: BlockBackend | Error;
+    try {
+      const opened = opening.look();
+      if (opened === null) return;
+      end();
+      outcome = new AsyncBackend(options, context, { opening, opened });
+    } catch (error) {
+      end();
+      outcome = error as Error;
+    }
+    tell(outcome);
+  };
+  const watch = loop.watchEventFd(opening.ring.eventFd, look);
+  const timer = loop.timer(look);
+  timer.arm(opening.leftMs + 1);
+  return {
+    [Symbol.dispose]: () => {
+      end();
+      opening.giveUp(0);
+    },
+  };
+};

@@ -20,6 +20,9 @@ import {
   TIMEOUT,
 } from "../driver.ts";
 
+/** Longest READ and WRITE. */
+export const SLOT_BYTES = 256 * 1024;
+
 /** Counters of such a back end. */
 export const STORE_COUNTERS = {
   ...BLOCK_COUNTERS,
@@ -61,6 +64,8 @@ export const BACKEND: BlockDriver<StoreBlockOptions> = {
   options: OPTIONS,
   counters: STORE_COUNTERS,
   load: async () => (await import("./async.ts")).openAsync,
+  loadBegin: async () => (await import("./async.ts")).beginOpenAsync,
+  maxTransferBytes: SLOT_BYTES,
   check: async ({ reference, own }) => {
     const { loadStore, parseStoreOptions } = await import("./load.ts");
     parseStoreOptions(await loadStore(reference), own);

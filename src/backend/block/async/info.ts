@@ -4,10 +4,9 @@
  * @module
  */
 
-import type { StoreBlockOptions } from "./driver.ts";
+import { SLOT_BYTES, type StoreBlockOptions } from "./driver.ts";
 import type { Log } from "../../../core/log.ts";
 import type { BlockInfo } from "../contract.ts";
-import { SLOT_BYTES } from "./link.ts";
 import type { Store } from "./store.ts";
 
 const PHYSICAL_DEFAULT_BYTES = 4096;

@@ -15,6 +15,7 @@
  */
 
 import { alignUp, PAGE_SIZE } from "../../../core/bits.ts";
+import { SLOT_BYTES } from "./driver.ts";
 import { decodePlainData, encodePlainData } from "../../../core/plain_data.ts";
 import {
   closeFd,
@@ -30,8 +31,6 @@ import {
 
 /** Requests of one IOThread in flight at once; a power of two. */
 export const SLOTS = 128;
-/** Longest READ and WRITE. */
-export const SLOT_BYTES = 256 * 1024;
 
 /** State of a store. */
 export const StoreState = {

@@ -13,10 +13,10 @@ import {
   requestAt,
   RING,
   Ring,
-  SLOT_BYTES,
   SLOTS,
   type StoreLink,
 } from "./link.ts";
+import { SLOT_BYTES } from "./driver.ts";
 import type { Store } from "./store.ts";
 
 const INDEX_MASK = SLOTS - 1;
