@@ -113,7 +113,7 @@ Deno.test("placeWithQueue moves the group of a queue, and nothing else", () => {
   for (
     const [queue, reason] of [
       [6, "it stays with the device, move d as a whole"],
-      [7, "it has queues 0 to 6"],
+      [7, "queues that can be moved are 0 to 5"],
     ] as const
   ) {
     assertThrows(

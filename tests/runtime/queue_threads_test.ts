@@ -266,7 +266,7 @@ for (const bells of ["message", "ioeventfd"] as const) {
         await assertRejects(
           () => ask("move virtio-blk0.4 1"),
           Error,
-          "Cannot move queue 4 of virtio-blk0: it has queues 0 to 3",
+          "Cannot move queue 4 of virtio-blk0: queues that can be moved are 0 to 3",
         );
         const counters = countersOf(await ask("counters virtio-blk0"));
         assertEquals(counters.reads, 7 * 3 * QUEUES);

@@ -64,10 +64,11 @@ export function placeWithQueue(
   if (count === 0) return { iothread, queues: [iothread] };
   const group = groups[queue];
   if (group === undefined) {
+    const movable = [...groups.keys()].filter((i) => groups[i]! >= 0);
     throw new Error(
-      `Cannot move queue ${queue} of ${id}: it has queues 0 to ${
-        groups.length - 1
-      }`,
+      `Cannot move queue ${queue} of ${id}: queues that can be moved are ${
+        movable[0]
+      } to ${movable.at(-1)}`,
     );
   }
   if (group < 0) {

@@ -264,6 +264,29 @@ Deno.test("AsyncBackend serves on, request by request, when every slot is held b
   assertMatch(host.warnings[0]!, /^store moody has not answered for 1 s/);
 });
 
+for (const timeout of ["0", "2"]) {
+  Deno.test(`AsyncBackend tells once that only requests which were given up hold others up: timeout=${timeout}`, () => {
+    using host = new Host();
+    host.speed = 100;
+    using client = new Controller(host, moody({ timeout }));
+    for (let i = 0; i < SLOTS; i++) submitAt(client, at("never"));
+    client.backend.drain();
+    assertEquals(host.warnings, []);
+    for (let i = 0; i < 2; i++) {
+      submitAt(client, 0);
+      client.turnUntil(() => host.warnings.length > 0);
+      for (let j = 0; j < 30; j++) host.loop.turn(5);
+      client.backend.drain();
+    }
+    assertMatch(
+      host.warnings[0]!,
+      /^store moody has not ended 128 requests that a guest gave up, .*; what is asked .* restart this process/,
+    );
+    const others = host.warnings.slice(1);
+    assert(others.every((it) => it.includes("not answered for 2 s")));
+  });
+}
+
 for (
   const [mood, told] of [
     ["exit", "it has called exit()"],

@@ -62,6 +62,10 @@ const START_TIMEOUT_MS = 45_000;
 const CLOSE_TIMEOUT_MS = 4000;
 /** Interval of the looks at requests in flight. */
 const TICK_MS = 250;
+/** Time that requests wait for nothing but such as were given up, until that is told. */
+const HELD_UP_MS = 5000;
+const REMEDY =
+  "to open it anew restart this process, or remove and add the namespace of an NVMe controller";
 const KIND = "backend";
 const FORM = blockForm(KIND);
 const { MAX_SAFE_INTEGER } = Number;
@@ -132,6 +136,7 @@ export class AsyncBackend implements BlockBackend {
   readonly #copy = new SegmentCopy();
   #freeCount = 0;
   #submitted: number;
+  #abandoned = 0;
   #abandonedWrites = 0;
   /** The tick at which something that waited was begun last. */
   #begunAt = 0;
@@ -140,6 +145,7 @@ export class AsyncBackend implements BlockBackend {
   #durable: boolean;
   #ended = false;
   #brokeRules = false;
+  #toldHeldUp = false;
   /** True if it counts as one that uses the link, as it does from its start until it hands over or is closed. */
   #hasShare: boolean;
   /** True if it is one more when it starts, beside the one that has shared with it. */
@@ -411,9 +417,10 @@ export class AsyncBackend implements BlockBackend {
   }
 
   #release(slot: number): void {
-    if (
-      this.#states[slot] === SlotState.ABANDONED && this.#writes(slot)
-    ) this.#abandonedWrites--;
+    if (this.#states[slot] === SlotState.ABANDONED) {
+      this.#abandoned--;
+      if (this.#writes(slot)) this.#abandonedWrites--;
+    }
     this.#states[slot] = SlotState.FREE;
     this.#requests[slot] = null;
     this.#free[this.#freeCount++] = slot;
@@ -421,6 +428,7 @@ export class AsyncBackend implements BlockBackend {
 
   #abandon(slot: number): void {
     this.#states[slot] = SlotState.ABANDONED;
+    this.#abandoned++;
     if (this.#writes(slot)) this.#abandonedWrites++;
   }
 
@@ -530,7 +538,7 @@ export class AsyncBackend implements BlockBackend {
     this.#ended = true;
     if (this.#link.claimEnd()) {
       this.#log.error(
-        `${this.description} has ended: ${this.#link.outcome}; the disk fails whatever is asked of it until it is opened anew`,
+        `${this.description} has ended: ${this.#link.outcome}; the disk fails whatever is asked of it; ${REMEDY}`,
         { event: "STORE_ENDED", reason: this.#link.outcome },
       );
     }
@@ -555,8 +563,24 @@ export class AsyncBackend implements BlockBackend {
     this.#startTicking();
     if (this.#link.isDeserted) {
       this.#link.end("its Worker is gone, and nobody has said why");
-      this.#onEnded();
-    } else if (this.#timeoutTicks > 0) this.#giveUpLate();
+      return this.#onEnded();
+    }
+    this.#tellIfHeldUp();
+    if (this.#timeoutTicks > 0) this.#giveUpLate();
+  }
+
+  /** Tells once of requests that wait and find no place, or none to write to, until the store ends what was given up. */
+  #tellIfHeldUp(): void {
+    const sinceMs = (this.#tick - this.#begunAt) * TICK_MS;
+    if (
+      this.#toldHeldUp || this.#waiting.length === 0 ||
+      this.#abandoned < this.#used ||
+      sinceMs < Math.min(HELD_UP_MS, this.#timeoutMs || HELD_UP_MS)
+    ) return;
+    this.#toldHeldUp = true;
+    this.#log.warn(
+      `${this.description} has not ended ${this.#abandoned} requests that a guest gave up, by a reset or after timeout=; what is asked of the disk now waits for them. If the store ends none, ${REMEDY}`,
+    );
   }
 
   #giveUpLate(): void {
