@@ -283,3 +283,18 @@ Deno.test("EventLoop counts polling that found something and polling that did no
   assertEquals([pollHits, pollMisses], [1, 1]);
   assert(pollRounds > 5);
 });
+
+Deno.test("EventLoop tells all who are to know before it is closed, though one throws", () => {
+  const errors: unknown[] = [];
+  using loop = new EventLoop({ onError: (error) => errors.push(error) });
+  const told: number[] = [];
+  const failure = new Error("it cannot begin");
+  const gone = loop.beforeClose(() => told.push(0));
+  loop.beforeClose(() => {
+    throw failure;
+  });
+  loop.beforeClose(() => told.push(1));
+  gone[Symbol.dispose]();
+  loop.beginClose();
+  assertEquals([told, errors], [[1], [failure]]);
+});

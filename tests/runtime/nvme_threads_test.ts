@@ -377,7 +377,7 @@ for (
           return done() > before + 200;
         }, "commands");
       }
-      await assertRejects(() => ask("move nvme0.7 1"), Error, "0 to 6");
+      await assertRejects(() => ask("move nvme0.7 1"), Error, "1 to 6");
       await assertRejects(() => ask("move nvme0.0 1"), Error, "as a whole");
       verifyAll(nvme, loads);
       const counters = countersOf(await ask("counters nvme0"));
