@@ -421,7 +421,7 @@ Deno.test("VirtioPci device configuration ends where it ends", () => {
   assertEquals(driver.r16(DEVICE + 4), 0xabcd);
 });
 
-Deno.test("VirtioPci needs a reset after the driver broke a rule, says so once, and touches nothing", () => {
+Deno.test("VirtioPci needs a reset after the driver broke a rule, says so, and touches nothing", () => {
   const driver = new PciDriver();
   const { interrupts, loop, log } = driver.context;
   for (let round = 0; round < 3; round++) {
@@ -440,8 +440,11 @@ Deno.test("VirtioPci needs a reset after the driver broke a rule, says so once, 
     assertEquals(interrupts.take(), []);
     assertEquals(driver.pci.counters().failures, round + 1);
   }
-  assertEquals(log.at("warn").length, 1);
-  assert(/must reset the device: queue 0: .*2\.7\.6/.test(log.at("warn")[0]!));
+  // Once each time, however often it goes on; the log's limit is what bounds their number.
+  assertEquals(log.at("warn").length, 3);
+  for (const line of log.at("warn")) {
+    assert(/must reset the device: queue 0: .*2\.7\.6/.test(line));
+  }
   const [ring] = driver.start();
   ring!.add([IN, OUT]);
   driver.kick(0);
