@@ -5,7 +5,7 @@
  */
 
 import type { ServedDevice } from "../runtime/run.ts";
-import { DEFAULT_TRANSPORT } from "../transport/mod.ts";
+import { DEFAULT_DESCRIPTION } from "../transport/description.ts";
 
 /**
  * A path that is good in any folder. That of a socket that was handed over may mean nothing here, when it was bound
@@ -27,10 +27,10 @@ export function readyText(devices: readonly ServedDevice[]): string {
   const paths = devices.flatMap((device) =>
     device.path === null ? [] : [absolutePath(device.path)]
   );
-  return [...at, "", ...DEFAULT_TRANSPORT.describe(paths), ""].join("\n");
+  return [...at, "", ...DEFAULT_DESCRIPTION.describe(paths), ""].join("\n");
 }
 
 /** As {@linkcode readyText}, of a device whose socket has a name: QEMU's argument, for logs that programs read. */
 export function qemuArgument(path: string): string {
-  return DEFAULT_TRANSPORT.qemuArgument(absolutePath(path));
+  return DEFAULT_DESCRIPTION.qemuArgument(absolutePath(path));
 }

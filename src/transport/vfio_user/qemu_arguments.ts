@@ -4,6 +4,8 @@
  * @module
  */
 
+import type { TransportDescription } from "../contract.ts";
+
 /** A word that a POSIX shell takes as one, whatever is in it. */
 function shellQuote(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word)
@@ -12,7 +14,7 @@ function shellQuote(word: string): string {
 }
 
 /** The arguments of one device for QEMU's command line, ready for a shell. */
-export function qemuDeviceArguments(path: string): string {
+function qemuDeviceArguments(path: string): string {
   const device = {
     driver: "vfio-user-pci",
     socket: { type: "unix", path },
@@ -21,11 +23,11 @@ export function qemuDeviceArguments(path: string): string {
 }
 
 /** QEMU's arguments that share guest memory with us, for a guest of 1 GiB. */
-export const QEMU_MEMORY_ARGUMENTS =
+const QEMU_MEMORY_ARGUMENTS =
   "-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem";
 
 /** Lines for people: the arguments of devices on these sockets, ready for a shell. */
-export function describeForQemu(paths: readonly string[]): readonly string[] {
+function describeForQemu(paths: readonly string[]): readonly string[] {
   const lines = paths.map(qemuDeviceArguments);
   return [
     `Arguments for QEMU 10.1 or newer${
@@ -34,3 +36,10 @@ export function describeForQemu(paths: readonly string[]): readonly string[] {
     `  ${[QEMU_MEMORY_ARGUMENTS, ...lines].join(" \\\n  ")}`,
   ];
 }
+
+/** vfio-user (QEMU's docs/interop/vfio-user), for people. */
+export const vfioUserDescription: TransportDescription = {
+  name: "vfio-user",
+  qemuArgument: qemuDeviceArguments,
+  describe: describeForQemu,
+};

@@ -29,7 +29,6 @@ import type {
 } from "../contract.ts";
 import { modelState, offerVirtioDevice } from "../virtio_pci/virtio_pci.ts";
 import { parseServerState, type ServerState } from "./client_state.ts";
-import { describeForQemu, qemuDeviceArguments } from "./qemu_arguments.ts";
 import { VfioUserServer } from "./server.ts";
 
 const UNSHARED_ADVICE =
@@ -216,8 +215,5 @@ class VfioUserTransport implements Transport {
 
 /** vfio-user (QEMU's docs/interop/vfio-user). */
 export const vfioUser: TransportKind = {
-  name: "vfio-user",
   open: (options) => new VfioUserTransport(options),
-  qemuArgument: qemuDeviceArguments,
-  describe: describeForQemu,
 };

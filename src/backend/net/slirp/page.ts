@@ -8,7 +8,7 @@
  * @module
  */
 
-import { SlirpCounter } from "../user/driver.ts";
+import { SlirpCounter } from "./counters.ts";
 import { createMemfd, type Fd, Mapping, sealLength } from "../../../os/mod.ts";
 
 const PAGE_BYTES = 4096;

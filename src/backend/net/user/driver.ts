@@ -5,7 +5,7 @@
  */
 
 import { type CounterTable, indicesOf } from "../../../core/counters.ts";
-import { BACKEND_ERRORS, BACKEND_STATE } from "../../../core/families.ts";
+import { BACKEND_ERRORS } from "../../../core/families.ts";
 import {
   type Infer,
   list,
@@ -17,6 +17,7 @@ import {
 } from "../../../core/options.ts";
 import { PEER_COUNTERS, RX_DROPPED } from "../counters.ts";
 import type { NetDriver } from "../driver.ts";
+import { SLIRP_COUNTERS } from "../slirp/counters.ts";
 import { formatIpv4, inNetwork, netmask, parseIpv4 } from "../frame/ipv4.ts";
 
 // Host parts of the default addresses, as QEMU has them: in a larger network they are x.y.2.2 and so on.
@@ -199,20 +200,6 @@ export const GATEWAY_COUNTERS = {
 
 /** Indices of {@linkcode GATEWAY_COUNTERS}. */
 export const GatewayCounter = indicesOf(GATEWAY_COUNTERS);
-
-/** Counters of libslirp's process; their indices are words of the page that it shares. */
-export const SLIRP_COUNTERS = {
-  ...RX_DROPPED,
-  /** Mistakes of the guest. */
-  guestErrors: [BACKEND_ERRORS, { kind: "guest" }],
-  /** Descriptors that could not be watched. */
-  pollErrors: [BACKEND_ERRORS, { kind: "poll" }],
-  /** Descriptors that are watched now. */
-  sockets: [BACKEND_STATE, { name: "sockets" }],
-} satisfies CounterTable;
-
-/** Indices of {@linkcode SLIRP_COUNTERS}. */
-export const SlirpCounter = indicesOf(SLIRP_COUNTERS);
 
 /** User-mode networking. IPv4 addresses are numbers in host order. */
 export type UserNetOptions = Infer<typeof OPTIONS>;
