@@ -52,11 +52,6 @@ export class StateReader {
     return value;
   }
 
-  /** A number from 0 on, or null. */
-  numberOrNull(name: string): number | null {
-    return this.value(name) === null ? null : this.number(name);
-  }
-
   /** A truth value. */
   flag(name: string): boolean {
     const value = this.value(name);

@@ -120,8 +120,6 @@ export interface TransportKind {
 
 /** A way to reach devices, as people are told of it: apart from the way itself, which has much more to load. */
 export interface TransportDescription {
-  /** Its name, as in the title of its specification. */
-  readonly name: string;
   /** The argument by which QEMU reaches a device, ready for a shell. @param path Of its socket */
   qemuArgument(path: string): string;
   /**

@@ -39,7 +39,6 @@ function describeForQemu(paths: readonly string[]): readonly string[] {
 
 /** vfio-user (QEMU's docs/interop/vfio-user), for people. */
 export const vfioUserDescription: TransportDescription = {
-  name: "vfio-user",
   qemuArgument: qemuDeviceArguments,
   describe: describeForQemu,
 };

@@ -23,7 +23,7 @@ const INDEX_MASK = SLOTS - 1;
 const ERRNOS: ReadonlySet<number> = new Set(Object.values(Errno));
 
 /** The error number that an author's error carries, by name or as a number; EIO for one that carries none. */
-export function errnoOf(error: unknown): number | null {
+function errnoOf(error: unknown): number | null {
   const { code, errno } = (error ?? {}) as Record<string, unknown>;
   if (typeof code === "string" && Object.hasOwn(Errno, code)) {
     return Errno[code as keyof typeof Errno];

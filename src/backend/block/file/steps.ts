@@ -337,7 +337,7 @@ export class FileSlot {
 }
 
 /** True if the storage cannot do what was asked, as opposed to having failed. */
-export function isUnsupported(result: number): boolean {
+function isUnsupported(result: number): boolean {
   return result === -Errno.EOPNOTSUPP || result === -Errno.ENOSYS ||
     result === -Errno.ENOTTY;
 }

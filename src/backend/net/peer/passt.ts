@@ -19,7 +19,7 @@ const PASST_KIND = "passt";
 /** A passt that does not like its options or its host says so and ends within this time, unless the machine is busy. */
 const START_MS = 200;
 /** The environment variable that names the passt to start, where the option does not. */
-export const PASST_VARIABLE = "OUTBOARD_PASST";
+const PASST_VARIABLE = "OUTBOARD_PASST";
 
 /**
  * Starts passt.
@@ -73,7 +73,7 @@ function isProgram(path: string): boolean {
  *
  * @throws {ErrnoError} ENOENT, with the remedy
  */
-export function findPasst(program: string | null): string {
+function findPasst(program: string | null): string {
   const name = program ?? environmentVariable(PASST_VARIABLE) ?? "passt";
   const candidates = name.includes("/")
     ? [name]

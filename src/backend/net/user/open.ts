@@ -23,7 +23,7 @@ import type { UserNetOptions } from "./driver.ts";
  * The environment variable that names the libslirp to load, as a file or a name for the dynamic linker. `none` loads
  * none and takes the built-in gateway.
  */
-export const LIBSLIRP_VARIABLE = "OUTBOARD_LIBSLIRP";
+const LIBSLIRP_VARIABLE = "OUTBOARD_LIBSLIRP";
 
 /** Opens user-mode networking. */
 export const openUser: OpenNet<UserNetOptions> = (options, context, saved) => {
